@@ -1,0 +1,33 @@
+"""Coupled end-to-end transfer learning with Generalized Fisher Information, for Avalanche."""
+
+from avalanche_cetl.encoders import Encoder, ModuleEncoder, TimmEncoder
+from avalanche_cetl.information import (
+    Quantile,
+    dwa_penalty,
+    fisher_information,
+    generalized_fisher,
+    relative_fisher,
+)
+from avalanche_cetl.models import CICNN, CoupledModel, ReversedDecoder, as_target
+from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
+from avalanche_cetl.training import CETLPlugin, CETLStrategy, GFISettings
+
+__all__ = [
+    "CICNN",
+    "CETLPlugin",
+    "CETLStrategy",
+    "CoupledModel",
+    "Encoder",
+    "GFISettings",
+    "ModuleEncoder",
+    "Quantile",
+    "ReversedDecoder",
+    "TimmEncoder",
+    "adaptation_benchmark",
+    "as_target",
+    "dwa_penalty",
+    "fisher_information",
+    "generalized_fisher",
+    "relative_fisher",
+    "transfer_benchmark",
+]

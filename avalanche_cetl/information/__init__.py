@@ -1,0 +1,22 @@
+"""Fisher information, relative Fisher information and their gate: mathematics only."""
+
+from avalanche_cetl.information.fisher import fisher_information
+from avalanche_cetl.information.generalized import (
+    Quantile,
+    dwa_penalty,
+    generalized_fisher,
+    normalize_importance,
+    shared_weights,
+)
+from avalanche_cetl.information.relative import fisher_and_relative, relative_fisher
+
+__all__ = [
+    "Quantile",
+    "dwa_penalty",
+    "fisher_and_relative",
+    "fisher_information",
+    "generalized_fisher",
+    "normalize_importance",
+    "relative_fisher",
+    "shared_weights",
+]

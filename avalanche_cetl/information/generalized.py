@@ -1,0 +1,163 @@
+"""Generalized Fisher Information (eq. 10) and the Dynamic Weight Allocation penalty (eq. 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """A threshold on relative Fisher information that is a quantile of its own values.
+
+    ``Quantile(0.8)`` shares the 20 % of weights with the largest RF, whatever the estimator.
+
+    :param q: in [0, 1].
+    :raises ValueError: when q is outside.
+    """
+
+    q: float
+
+    def __post_init__(self) -> None:
+        check_unit_interval("Quantile", self.q)
+
+    def of(self, relative: Mapping[str, Tensor]) -> float:
+        """Give the q-quantile (higher value) of all weights' RF."""
+        values = torch.cat([value.flatten().float() for value in relative.values()])
+        k = min(values.numel(), int(self.q * values.numel()) + 1)
+        return float(values.kthvalue(k).values)
+
+
+def check_unit_interval(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless the value is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} has to be a number in [0, 1].")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is outside [0, 1].")
+
+
+def check_threshold(threshold: object) -> None:
+    """Raise TypeError or ValueError unless the threshold is a number in [0, 1] or a Quantile."""
+    if not isinstance(threshold, Quantile):
+        check_unit_interval("threshold", threshold)
+
+
+def shared_weights(
+    relative: Mapping[str, Tensor], threshold: float | Quantile = 0.5
+) -> dict[str, Tensor]:
+    """Tell which weights two tasks may share: those with ``RF >= threshold``.
+
+    :param relative: relative Fisher information, values in [0, 1].
+    :param threshold: the paper's u, in [0, 1], or a :class:`Quantile` of the values given.
+    :return: bool tensors of the same shapes.
+    """
+    check_threshold(threshold)
+    u = threshold.of(relative) if isinstance(threshold, Quantile) else threshold
+    return {name: value >= u for name, value in relative.items()}
+
+
+def generalized_fisher(
+    fisher: Mapping[str, Tensor],
+    relative: Mapping[str, Tensor],
+    *,
+    threshold: float | Quantile = 0.5,
+    probability: float = 0.9,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Generalized Fisher Information, the random gate of eq. 10.
+
+    A weight that the tasks share (``RF >= u``) keeps its Fisher information with
+    probability p and gets 0 otherwise; a private one (``RF < u``) keeps it with
+    probability ``1 - p``. Drawn weight by weight.
+
+    :param fisher: Fisher information of the task to keep, values >= 0.
+    :param relative: relative Fisher information, same names and shapes, in [0, 1].
+    :param threshold: u, in [0, 1] (the paper: 0.5), or a :class:`Quantile` over all weights.
+    :param probability: p, in [0, 1] (the paper: 0.9).
+    :param generator: CPU generator; the draw happens on the CPU, so that a seed gives the
+        same gate on every device.
+    :return: dict keyed as ``fisher``: each entry is either the Fisher value or 0.
+    :raises ValueError: when names or shapes differ, or u or p is outside [0, 1].
+
+    >>> f, rf = {"w": torch.tensor([2.0, 3.0])}, {"w": torch.tensor([0.9, 0.1])}
+    >>> generalized_fisher(f, rf, threshold=0.5, probability=1.0)
+    {'w': tensor([2., 0.])}
+    """
+    check_unit_interval("probability", probability)
+    _check_same("fisher", fisher, "relative", relative)
+    shared = shared_weights(relative, threshold)
+    result = {}
+    for name, value in fisher.items():
+        draw = torch.rand(value.shape, generator=generator).to(value.device)
+        # `draw < p` is certain for p = 1, impossible for p = 0: the draw is in [0, 1).
+        keep = torch.where(shared[name], draw < probability, draw >= probability)
+        result[name] = torch.where(keep, value, torch.zeros_like(value))
+    return result
+
+
+def normalize_importance(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rescale importances to mean 1 over their non-zero entries, all parameters together.
+
+    The scale of Fisher information depends on network and loss; this takes it out of the
+    penalty's strength. All zeros stay zeros.
+
+    :param importance: values >= 0.
+    :return: new tensors with the same names and shapes.
+    """
+    total = sum(float(value.sum(dtype=torch.float64)) for value in importance.values())
+    count = sum(int(value.count_nonzero()) for value in importance.values())
+    scale = count / total if total > 0 else 0.0
+    return {name: value * scale for name, value in importance.items()}
+
+
+def dwa_penalty(
+    params: Mapping[str, Tensor],
+    anchors: Mapping[str, Tensor],
+    importance: Mapping[str, Tensor],
+    lam: float,
+) -> Tensor:
+    """Dynamic Weight Allocation, eq. 11: ``sum_i lam/2 GFI_i (theta_i - theta*_i)^2``.
+
+    A sum over all weights named in ``importance``, not a mean.
+
+    :param params: current parameters; names that ``importance`` lacks are free.
+    :param anchors: the parameters theta* to stay near.
+    :param importance: GFI, values >= 0.
+    :param lam: the strength lambda, >= 0.
+    :return: a scalar tensor, differentiable with respect to ``params``.
+    :raises ValueError: when a name is missing or shapes differ.
+
+    >>> one = {"w": torch.ones(3)}
+    >>> dwa_penalty({"w": torch.full((3,), 3.0)}, one, one, lam=0.5)
+    tensor(3.)
+    """
+    if not importance:
+        return torch.zeros(())
+    terms = []
+    for name, weight in importance.items():
+        if name not in params or name not in anchors:
+            raise ValueError(f"importance has {name!r}, which params or anchors lack.")
+        parameter, anchor = params[name], anchors[name]
+        if not parameter.shape == anchor.shape == weight.shape:
+            raise ValueError(
+                f"{name!r}: shapes differ: parameter {tuple(parameter.shape)}, "
+                f"anchor {tuple(anchor.shape)}, importance {tuple(weight.shape)}."
+            )
+        terms.append((weight * (parameter - anchor).square()).sum())
+    return torch.stack(terms).sum() * (lam / 2)
+
+
+def _check_same(
+    name_a: str, a: Mapping[str, Tensor], name_b: str, b: Mapping[str, Tensor]
+) -> None:
+    if a.keys() != b.keys():
+        raise ValueError(f"{name_a} and {name_b} name different parameters: {a.keys() ^ b.keys()}.")
+    for name in a:
+        if a[name].shape != b[name].shape:
+            raise ValueError(
+                f"{name!r}: {name_a} has shape {tuple(a[name].shape)}, "
+                f"{name_b} {tuple(b[name].shape)}."
+            )

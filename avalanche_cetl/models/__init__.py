@@ -1,0 +1,7 @@
+"""Torch modules: the coupled network, decoders and target networks."""
+
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.models.decoders import ReversedDecoder
+from avalanche_cetl.models.targets import CICNN, Target, as_target
+
+__all__ = ["CICNN", "CoupledModel", "ReversedDecoder", "Target", "as_target"]

@@ -1,0 +1,265 @@
+"""The coupled network of Fig. 1: source S, shared decoder T1 and target T2 in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.information.fisher import evaluation_mode
+from avalanche_cetl.models.decoders import ReversedDecoder
+from avalanche_cetl.models.targets import Target, as_target
+
+
+class Standardize(nn.Module):
+    """Standardise features with the mean and deviation of the target training data.
+
+    The statistics are buffers, so a checkpoint keeps them. Until they are fitted the layer
+    changes nothing.
+
+    :param dim: number of features.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Take mean and standard deviation from features ``(N, dim)``; constants keep 1.
+
+        :raises ValueError: for a wrong width, no rows, or values that are not finite.
+        """
+        if features.dim() != 2 or features.shape[1] != len(self.mean) or not len(features):
+            raise ValueError(
+                f"expected source features (N, {len(self.mean)}), got {tuple(features.shape)}."
+            )
+        if not torch.isfinite(features).all():
+            raise ValueError("the source network gave features that are not finite.")
+        std = features.std(0, correction=0)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0))
+        self.fitted.fill_(True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give standardised features."""
+        return (features.to(self.mean.dtype) - self.mean) / self.std
+
+
+class Outputs(NamedTuple):
+    """What one forward pass of the coupled network gives; None where it was not asked for."""
+
+    source_reconstruction: Tensor | None
+    target_reconstruction: Tensor | None
+    logits: Tensor | None
+
+
+class CoupledModel(nn.Module):
+    """S, T1 and T2 as one module; its forward pass is T2's, so it is a classifier to Avalanche.
+
+    S is frozen: it stays in eval mode whatever ``train()`` says, its parameters require no
+    gradient, and the state dict leaves it out. T1 consists of the decoder and one linear
+    adapter per encoder; T2's adapter is the identity when the widths agree.
+
+    :param source: a frozen :class:`~avalanche_cetl.encoders.Encoder`, e.g. ``TimmEncoder`` or
+        ``ModuleEncoder``; None for a model without source network (no L_rs).
+    :param decoder: T1: maps codes ``(N, decoder.code_dim)`` to images; see
+        :class:`ReversedDecoder`. A module without ``code_dim`` reads T2's width.
+    :param target: T2: any classifier that :func:`as_target` takes.
+    :param input_shape: ``(C, H, W)``; default: the decoder's.
+    :raises TypeError: when ``source`` is no encoder.
+    :raises ValueError: when the source has trainable parameters, or shapes do not match.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module | None,
+        decoder: nn.Module,
+        target: nn.Module,
+        input_shape: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        if source is not None and not (isinstance(source, nn.Module) and hasattr(source, "dim")):
+            raise TypeError(
+                f"source has to be an encoder, got {type(source).__name__}; wrap a module as "
+                "ModuleEncoder(module), or use TimmEncoder(name)."
+            )
+        if source is not None:
+            trainable = [name for name, p in source.named_parameters() if p.requires_grad]
+            if trainable:
+                raise ValueError(
+                    f"the source network is frozen in CETL, but {len(trainable)} of its "
+                    f"parameters require gradients ({trainable[0]}, ...); call "
+                    "source.requires_grad_(False)."
+                )
+        shape = input_shape if input_shape is not None else getattr(decoder, "input_shape", None)
+        if shape is None:
+            raise ValueError("give input_shape=(C, H, W): the decoder does not tell it.")
+        self.input_shape = tuple(int(size) for size in shape)
+        self.target: Target = as_target(target)
+        self.code_dim, self.num_classes = self.target.measure(self.input_shape)
+        width = getattr(decoder, "code_dim", self.code_dim)
+        self.decoder = decoder
+        self.target_adapter = _adapter(self.code_dim, width)
+        self.source_adapter: nn.Module | None = None
+        self.source = source
+        if source is not None:
+            source.eval()
+            self.source_adapter = nn.Sequential(Standardize(source.dim), nn.Linear(source.dim, width))
+            nn.init.kaiming_normal_(self.source_adapter[1].weight, nonlinearity="linear")
+            nn.init.zeros_(self.source_adapter[1].bias)
+        self.register_load_state_dict_post_hook(_forgive_source)
+        self._check_shapes()
+
+    @classmethod
+    def build(
+        cls,
+        source: nn.Module | None,
+        target: nn.Module | str,
+        input_shape: Sequence[int],
+        *,
+        code: str | None = None,
+        unpool: str = "nearest",
+    ) -> CoupledModel:
+        """Make the reversed decoder and the adapters by tracing, and couple everything.
+
+        :param source: the frozen encoder S, or None.
+        :param target: T2: a classifier, or a timm model's name.
+        :param input_shape: shape of T2's input, ``(C, H, W)``.
+        :param code: T2's code layer, see :func:`as_target`.
+        :param unpool: ``"nearest"`` or ``"zeros"``.
+        :return: the model, on the CPU.
+        """
+        wrapped = as_target(target, code)
+        return cls(source, ReversedDecoder(wrapped, input_shape, unpool), wrapped)
+
+    def _check_shapes(self) -> None:
+        like = next(self.target.parameters())
+        with evaluation_mode(self), torch.no_grad():
+            images = self.reconstruct_target(torch.zeros(2, *self.input_shape).to(like))
+        if tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"the decoder writes {tuple(images.shape[1:])}, but the input's shape is "
+                f"{self.input_shape}."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give T2's class logits ``(N, num_classes)``."""
+        return self.target(x)
+
+    def reconstruct_source(self, x: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
+        """Give T1(S(x)), shape ``(N, *input_shape)``, from images or from S's features.
+
+        :param x: images ``(N, C, H, W)``; read only when ``features`` is None.
+        :param features: S's raw (not standardised) features ``(N, source.dim)``.
+        :raises ValueError: without source network, or when neither is given.
+        """
+        if self.source is None or self.source_adapter is None:
+            raise ValueError("this model has no source network, so there is no T1(S(x)).")
+        if features is None:
+            if x is None:
+                raise ValueError("give images x or source features=.")
+            features = self.source(x)
+        return self.decoder(self.source_adapter(features))
+
+    def reconstruct_target(self, x: Tensor) -> Tensor:
+        """Give T1(T2(x)), shape ``(N, *input_shape)``."""
+        return self.decode_target(x)[0]
+
+    def decode_target(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give T1(T2(x)) and T2's logits from one pass through T2."""
+        code, logits = self.target.encode(x)
+        return self.decoder(self.target_adapter(code)), logits
+
+    @torch.no_grad()
+    def fit_source_statistics(self, features: Tensor) -> None:
+        """Fit the standardisation of S's features on the target training data's features."""
+        if self.source_adapter is None:
+            raise ValueError("this model has no source network.")
+        standardize = self.source_adapter[0]  # type: ignore[index]
+        standardize.fit(features)
+
+    @property
+    def source_statistics_fitted(self) -> bool:
+        """Whether S's features are standardised already (True without source network)."""
+        return self.source_adapter is None or bool(self.source_adapter[0].fitted)  # type: ignore[index]
+
+    def decoder_parameters(self) -> dict[str, nn.Parameter]:
+        """T1's parameters (decoder and adapters), keyed as ``named_parameters()``."""
+        prefixes = ("decoder.", "source_adapter.", "target_adapter.")
+        return {n: p for n, p in self.named_parameters() if n.startswith(prefixes)}
+
+    def target_parameters(self) -> dict[str, nn.Parameter]:
+        """T2's parameters, keyed as ``named_parameters()``."""
+        return {n: p for n, p in self.named_parameters() if n.startswith("target.")}
+
+    def train(self, mode: bool = True) -> CoupledModel:
+        """Set the mode of T1 and T2; S stays in eval mode."""
+        super().train(mode)
+        if self.source is not None:
+            self.source.eval()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As in every module, without S's weights."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        state = super().state_dict(*args, **kwargs)
+        for name in [name for name in state if name.startswith(f"{prefix}source.")]:
+            del state[name]
+        return state
+
+
+def _forgive_source(module: nn.Module, incompatible: Any) -> None:
+    # Runs for the module itself and, in a larger model, with that model's list of names.
+    missing = incompatible.missing_keys
+    own = [name for name, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()]
+    source = [name for name in own if name.startswith("source.")]
+    missing[:] = [name for name in missing if not any(name.endswith(s) for s in source)]
+
+
+def _adapter(width: int, wanted: int) -> nn.Module:
+    if width == wanted:
+        return nn.Identity()
+    layer = nn.Linear(width, wanted)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class TargetTasks(nn.Module):
+    """A view of T1 and T2 for importance passes: ``(features, x) -> Outputs``.
+
+    Shares the coupled model's parameters under the same names and leaves S out, so that
+    its gradients are those of the coupled model.
+
+    :param model: the coupled model.
+    :param outputs: which outputs to compute, of ``source``, ``target`` and ``logits``.
+    """
+
+    def __init__(self, model: CoupledModel, outputs: Sequence[str] = ("source", "target", "logits")):
+        super().__init__()
+        self.decoder = model.decoder
+        self.source_adapter = model.source_adapter
+        self.target_adapter = model.target_adapter
+        self.target = model.target
+        self.outputs = tuple(outputs)
+
+    def forward(self, features: Tensor, x: Tensor) -> Outputs:
+        """Give reconstructions and logits of images ``(N, C, H, W)`` with S's raw features."""
+        source = target = logits = None
+        if "source" in self.outputs:
+            source = self.decoder(self.source_adapter(features))  # type: ignore[misc]
+        if "target" in self.outputs:
+            code, logits = self.target.encode(x)
+            target = self.decoder(self.target_adapter(code))
+        elif "logits" in self.outputs:
+            logits = self.target(x)
+        return Outputs(source, target, logits)

@@ -1,0 +1,292 @@
+"""The shared decoder T1: the target network with its layers reversed (section 4.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from avalanche_cetl.information.fisher import evaluation_mode
+from avalanche_cetl.models.targets import Target, as_target, init_he
+
+_POOLS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+)
+_TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d}
+
+
+class Unpool(nn.Module):
+    """Undo a pooling: spread a small map ``(N, C, *small)`` over a larger one.
+
+    Pooling switches do not exist for a code that comes from another network, so positions
+    are fixed: ``"nearest"`` repeats each value over its cell, ``"zeros"`` (bed of nails)
+    puts it in the cell's first pixel and zeros elsewhere.
+
+    :param size: spatial size of the output, one or two numbers.
+    :param mode: ``"nearest"`` or ``"zeros"``.
+    """
+
+    nails: Tensor | None
+
+    def __init__(self, size: Sequence[int], mode: str = "nearest"):
+        super().__init__()
+        if mode not in ("nearest", "zeros"):
+            raise ValueError(f"unpool={mode!r} is not known. Allowed: 'nearest', 'zeros'.")
+        self.size = tuple(size)
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give maps of the wanted size."""
+        spread = F.interpolate(x, size=self.size, mode="nearest")
+        if self.mode == "nearest":
+            return spread
+        for axis, (small, large) in enumerate(zip(x.shape[2:], self.size, strict=True)):
+            cell = torch.arange(large, device=x.device) * small // large
+            first = torch.ones_like(cell, dtype=torch.bool)
+            first[1:] = cell[1:] != cell[:-1]
+            shape = [1] * spread.dim()
+            shape[axis + 2] = large
+            spread = spread * first.view(shape).to(spread.dtype)
+        return spread
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"size={self.size}, mode={self.mode!r}"
+
+
+class Fit(nn.Module):
+    """Crop or zero-pad the far edges of maps to an exact spatial size."""
+
+    def __init__(self, size: Sequence[int]):
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give maps ``(N, C, *size)``."""
+        for axis, large in enumerate(self.size, start=2):
+            x = x.narrow(axis, 0, min(large, x.shape[axis]))
+        missing = [large - small for large, small in zip(self.size, x.shape[2:], strict=True)]
+        if any(missing):
+            x = F.pad(x, [side for gap in reversed(missing) for side in (0, gap)])
+        return x
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"size={self.size}"
+
+
+class ReversedDecoder(nn.Module):
+    """T1: reads a code of the target's width, writes an image of exactly the input's shape.
+
+    A target whose layers follow one another is traced and reversed layer by layer: linear
+    to linear, convolution to transposed convolution (each with the number of kernels of its
+    counterpart), pooling to unpooling, flatten to unflatten, rectifiers between. A pooling
+    down to one pixel has kept no position, so its reverse is a linear layer. A target with
+    branches (ResNet, timm models) gets a decoder laid out from the shapes of its feature
+    maps instead: a linear layer to the smallest map, then unpooling and a 3x3 transposed
+    convolution per resolution. Normalisation and dropout have no reverse. The output is
+    linear (no squashing); weights start as He et al. 2015, the last layer at a tenth of it.
+
+    :param target: the target network T2; any module that :func:`as_target` takes.
+    :param input_shape: shape of one input, ``(C, H, W)`` (or ``(D,)`` for vectors).
+    :param unpool: ``"nearest"`` or ``"zeros"``, see :class:`Unpool`.
+    :ivar code_dim: width of the code it reads.
+    :ivar mirrored: True when the target was reversed layer by layer.
+    :raises ValueError: when the target does not take ``input_shape``.
+    """
+
+    def __init__(
+        self,
+        target: Target | nn.Module | str,
+        input_shape: Sequence[int],
+        unpool: str = "nearest",
+    ):
+        super().__init__()
+        target = as_target(target)
+        self.input_shape = tuple(int(size) for size in input_shape)
+        self.code_dim, _ = target.measure(self.input_shape)
+        with evaluation_mode(target), torch.no_grad():
+            chain = trace_chain(target, self.input_shape)
+            if chain is not None:
+                layers = _reverse_chain(chain, self.input_shape, unpool)
+            else:
+                layers = _from_shapes(target, self.code_dim, self.input_shape, unpool)
+        self.mirrored = chain is not None
+        self.layers = nn.Sequential(*layers)
+        init_he(self.layers)
+        last = [m for m in self.layers if isinstance(m, nn.Linear) or hasattr(m, "output_padding")]
+        with torch.no_grad():
+            # A first reconstruction near zero: otherwise the first steps only shrink it.
+            last[-1].weight.mul_(0.1)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Give reconstructions ``(N, *input_shape)`` of codes ``(N, code_dim)``."""
+        if code.dim() != 2 or code.shape[1] != self.code_dim:
+            raise ValueError(f"expected codes (N, {self.code_dim}), got {tuple(code.shape)}.")
+        return self.layers(code)
+
+
+# One traced layer: the module, and the shapes (without batch) of what it reads and writes.
+_Step = tuple[nn.Module | None, tuple[int, ...], tuple[int, ...]]
+
+
+def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | None:
+    """Trace the target from input to code, if its layers follow one another.
+
+    :return: the layers in order, or None when it branches, cannot be traced, or has a layer
+        that has no reverse here.
+    """
+    try:
+        graph = fx.symbolic_trace(target.module)
+        example = torch.zeros(1, *input_shape).to(next(target.parameters()))
+        ShapeProp(graph).propagate(example)
+    except Exception:  # whatever a foreign forward() raises under symbolic tracing
+        return None
+    modules = dict(graph.named_modules())
+    steps: list[_Step] = []
+    previous = next(iter(graph.graph.nodes))
+    classifier = target._classifier() if target.code is None else None
+    for node in list(graph.graph.nodes)[1:]:
+        if node.op == "output":
+            return None  # the code was never met
+        if node.all_input_nodes != [previous] or "tensor_meta" not in node.meta:
+            return None
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if classifier is not None and node.op == "call_module":
+            # symbolic_trace copies nothing: leaf modules are the target's own.
+            if module is classifier:
+                return steps
+        read = tuple(previous.meta["tensor_meta"].shape[1:])
+        written = tuple(node.meta["tensor_meta"].shape[1:])
+        if not _reversible(module, read, written):
+            return None
+        steps.append((module, read, written))
+        if target.code is not None and node.target == target.code:
+            return steps
+        previous = node
+    return None
+
+
+def _reversible(module: nn.Module | None, read: Sequence[int], written: Sequence[int]) -> bool:
+    if isinstance(module, nn.Linear):
+        return len(read) == 1
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, *_POOLS)):
+        return True
+    if read == written:  # activations, normalisation, dropout: nothing to undo
+        return True
+    return len(written) == 1 and torch.Size(read).numel() == written[0]  # flatten
+
+
+def _reverse_chain(chain: list[_Step], image: tuple[int, ...], unpool: str) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    code_shape = chain[-1][2] if chain else image
+    if len(code_shape) > 1:
+        layers.append(nn.Unflatten(1, code_shape))
+    for module, read, written in reversed(chain):
+        if isinstance(module, nn.Linear):
+            layers += [nn.Linear(module.out_features, module.in_features), nn.ReLU()]
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            layers += [_transpose(module, read), Fit(read[1:]), nn.ReLU()]
+        elif isinstance(module, _POOLS):
+            if all(size == 1 for size in written[1:]) and torch.Size(read[1:]).numel() > 4:
+                numel = torch.Size(read).numel()
+                layers += [nn.Flatten(), nn.Linear(written[0], numel), nn.ReLU()]
+                layers.append(nn.Unflatten(1, read))
+            else:
+                layers.append(Unpool(read[1:], unpool))
+        elif read != written:
+            layers.append(nn.Unflatten(1, read))
+    while layers and isinstance(layers[-1], nn.ReLU):
+        layers.pop()
+    if not any(isinstance(layer, nn.Linear) or hasattr(layer, "stride") for layer in layers):
+        # A target without a hidden layer: its code is the input itself.
+        numel = torch.Size(image).numel()
+        layers = [nn.Linear(numel, numel), nn.Unflatten(1, image)]
+    return layers
+
+
+def _transpose(layer: nn.Conv1d | nn.Conv2d, read: tuple[int, ...]) -> nn.Module:
+    """Reverse a convolution: output sizes that its stride had rounded away come back."""
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if layer.padding == "same":
+        padding = [span // 2 for span in spans]
+    elif layer.padding == "valid":
+        padding = [0 for _ in spans]
+    else:
+        padding = [int(pad) for pad in layer.padding]
+    extra = [
+        (size + 2 * pad - span - 1) % step
+        for size, pad, span, step in zip(read[1:], padding, spans, layer.stride, strict=True)
+    ]
+    kind = nn.ConvTranspose2d if isinstance(layer, nn.Conv2d) else nn.ConvTranspose1d
+    return kind(
+        layer.out_channels,
+        layer.in_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        stride=layer.stride,  # type: ignore[arg-type]
+        padding=tuple(padding),  # type: ignore[arg-type]
+        output_padding=tuple(extra),  # type: ignore[arg-type]
+        groups=layer.groups,
+        dilation=layer.dilation,  # type: ignore[arg-type]
+    )
+
+
+def _from_shapes(
+    target: Target, code_dim: int, image: tuple[int, ...], unpool: str
+) -> list[nn.Module]:
+    """Lay a decoder out from the target's feature maps, one step per resolution."""
+    if len(image) != 3:
+        numel = torch.Size(image).numel()
+        hidden = max(code_dim, min(4 * code_dim, numel))
+        layers = [nn.Linear(code_dim, hidden), nn.ReLU(), nn.Linear(hidden, numel)]
+        return [*layers, nn.Unflatten(1, image)] if len(image) > 1 else layers
+    maps = _feature_maps(target, image)
+    channels, height, width = maps[-1]
+    layers = [nn.Linear(code_dim, channels * height * width), nn.ReLU()]
+    layers.append(nn.Unflatten(1, (channels, height, width)))
+    for out_channels, height, width in reversed(maps[:-1]):
+        layers.append(Unpool((height, width), unpool))
+        layers += [nn.ConvTranspose2d(channels, out_channels, 3, padding=1), nn.ReLU()]
+        channels = out_channels
+    layers.append(nn.ConvTranspose2d(channels, image[0], 3, padding=1))
+    return layers
+
+
+def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Give the last map's shape at each resolution from the input's down to at least 4 pixels.
+
+    Factors above 2 between resolutions (patch embeddings) are bridged by halving.
+    """
+    last: dict[tuple[int, int], int] = {}
+
+    def note(_module: nn.Module, _args: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) >= 2:
+            last[(output.shape[2], output.shape[3])] = output.shape[1]
+
+    handles = [m.register_forward_hook(note) for m in target.modules() if not any(m.children())]
+    try:
+        target.encode(torch.zeros(1, *image).to(next(target.parameters())))
+    finally:
+        for handle in handles:
+            handle.remove()
+    _, height, width = image
+    smallest = min(last, default=(max(1, height // 8), max(1, width // 8)))
+    channels = last.get(smallest, 64)
+    maps = []
+    while (height, width) != smallest and min(height, width) > 1:
+        # Channels of the map traced nearest to this size; at the image itself, the shallowest.
+        near = min(last, key=lambda s, h=height: abs(s[0] - h), default=smallest)
+        maps.append((last.get((height, width), max(16, last.get(near, channels) // 2)), height, width))
+        height = max(smallest[0], -(-height // 2))
+        width = max(smallest[1], -(-width // 2))
+    return [*maps, (channels, *smallest)]

@@ -1,0 +1,232 @@
+"""Target networks T2: the paper's CI-CNN, and any classifier as a target.
+
+A target gives two things for an image: its *code* (the last hidden layer, which the shared
+decoder reads) and its class logits. :func:`as_target` finds the code in any classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.information.fisher import evaluation_mode
+
+
+def init_he(module: nn.Module) -> nn.Module:
+    """Initialise convolutions and linear layers for rectifiers (He et al. 2015), biases at 0.
+
+    Fan-in scaling with gain sqrt(2); transposed convolutions by their effective fan-in.
+    Returns the module, changed in place.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            kernel = layer.weight[0, 0].numel()
+            stride = 1
+            for step in layer.stride:
+                stride *= step
+            fan_in = layer.in_channels / layer.groups * kernel / stride
+            nn.init.normal_(layer.weight, std=(2 / max(fan_in, 1)) ** 0.5)
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return module
+
+
+class CICNN(nn.Module):
+    """CI-CNN, the reduced AlexNet of section 4.1.1.
+
+    Five 3x3 convolutions and three fully connected layers; 96, 256, 384, 384, 256 kernels
+    and 4096, 4096 units of AlexNet become 32, 96, 128, 128, 96 and 1024, 1024 (between 1/2
+    and 1/4), max pooling after convolutions 1, 2 and 5 as in AlexNet. For images of 64
+    pixels and more the first convolution has stride 2. 3.0 M parameters at 32x32.
+
+    :param num_classes: number of classes, >= 1.
+    :param input_shape: ``(C, H, W)``, C 1 or more, H and W from 8 (the paper: 28 to 96).
+    :param width: factor on all kernel counts, > 0; at least 1 kernel a layer is kept.
+    :param dropout: probability before the two hidden fully connected layers, in [0, 1).
+    :raises ValueError: for sizes outside these ranges.
+
+    >>> CICNN(10, (3, 32, 32), width=0.25)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        input_shape: Sequence[int] = (3, 32, 32),
+        width: float = 1.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        channels, height, rows = check_image_shape(input_shape)
+        if min(height, rows) < 8:
+            raise ValueError(f"input_shape={tuple(input_shape)}: CICNN needs at least 8x8 pixels.")
+        if num_classes < 1 or width <= 0 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"num_classes={num_classes} has to be >= 1, width={width} > 0, "
+                f"dropout={dropout} in [0, 1)."
+            )
+        c1, c2, c3, c4, c5 = (max(1, round(k * width)) for k in (32, 96, 128, 128, 96))
+        hidden = max(1, round(1024 * width))
+        stride = 2 if min(height, rows) >= 64 else 1
+        self.num_classes = num_classes
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, c1, 3, stride=stride, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(c1, c2, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(c2, c3, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(c3, c4, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(c4, c5, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+        height, rows = (-(-size // stride) // 8 for size in (height, rows))
+        self.hidden = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(c5 * height * rows, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(hidden, num_classes)
+        init_he(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Give the code, ``(N, 1024 * width)``: the last hidden layer after its rectifier."""
+        return self.hidden(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give class logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        return self.head(self.forward_features(x))
+
+
+def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Give ``(C, H, W)`` as ints, or raise ValueError."""
+    shape = tuple(int(size) for size in input_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"input_shape={tuple(input_shape)} has to be (channels, height, width).")
+    return shape  # type: ignore[return-value]
+
+
+class Target(nn.Module):
+    """Any classifier as the target network T2; made by :func:`as_target`.
+
+    :ivar module: the classifier itself.
+    :ivar code: name of the layer whose output is the code; None for "what the classifier's
+        last linear layer reads".
+    """
+
+    def __init__(self, module: nn.Module, code: str | None = None):
+        super().__init__()
+        self.module = module
+        self.code = code
+        layers = dict(module.named_modules())
+        if code is not None and (code not in layers or not code):
+            raise ValueError(
+                f"code={code!r} names no layer of the target; it has "
+                f"{[name for name in layers if name]}."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the classifier's logits."""
+        return self.module(x)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the code, flattened to ``(N, D)``, and the logits, from one forward pass."""
+        with self._capture() as captured:
+            logits = self.module(x)
+        if not captured:
+            raise ValueError(
+                f"the target's code layer {self.code or 'before its last linear layer'!r} did "
+                "not run in its forward pass; name another one with as_target(module, code=...)."
+            )
+        return captured[-1].flatten(1), logits
+
+    @contextmanager
+    def _capture(self) -> Iterator[list[Tensor]]:
+        # The hook lives for one forward pass, so that copies of the module (deepcopy, pickle)
+        # never carry a hook that writes into this one.
+        captured: list[Tensor] = []
+        if self.code is not None:
+            layer = self.module.get_submodule(self.code)
+            handle = layer.register_forward_hook(lambda _m, _i, output: captured.append(output))
+        else:
+            layer = self._classifier()
+            handle = layer.register_forward_pre_hook(lambda _m, args: captured.append(args[0]))
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+    def _classifier(self) -> nn.Linear:
+        linear = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
+        if not linear:
+            raise ValueError(
+                "the target has no linear layer, so its code cannot be found; name the layer "
+                "that gives it with as_target(module, code='layer.name')."
+            )
+        return linear[-1]
+
+    def measure(self, input_shape: Sequence[int]) -> tuple[int, int]:
+        """Give the code's width and the number of classes, from one traced forward pass.
+
+        :raises ValueError: when the target does not take ``input_shape``.
+        """
+        example = torch.zeros(1, *input_shape, device=_device(self), dtype=_dtype(self))
+        with evaluation_mode(self), torch.no_grad():
+            try:
+                code, logits = self.encode(example)
+            except RuntimeError as problem:
+                raise ValueError(
+                    f"the target network cannot read input_shape={tuple(input_shape)}: {problem}"
+                ) from problem
+        return code.shape[1], logits.shape[-1]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((t.device for t in module.parameters()), torch.device("cpu"))
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((t.dtype for t in module.parameters()), torch.float32)
+
+
+def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments: Any) -> Target:
+    """Make any classifier a target network T2.
+
+    :param module: a module that gives class logits, or the name of a timm model (made with
+        ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``).
+    :param code: name of the layer whose output is the code; default: the input of the last
+        linear layer, i.e. the last hidden layer. Maps are flattened to one vector an image.
+    :return: the module wrapped; a :class:`Target` is given back as it is.
+    :raises ValueError: when there is no such layer.
+    :raises TypeError: when the argument is no module.
+
+    >>> as_target(CICNN(10, (1, 28, 28), width=0.25)).measure((1, 28, 28))
+    (256, 10)
+    """
+    if isinstance(module, str):
+        import timm
+
+        module = timm.create_model(module, **timm_arguments)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"a target has to be a torch module or a timm name, got {type(module)}.")
+    if isinstance(module, Target):
+        if code is not None and code != module.code:
+            raise ValueError(f"this target's code is already {module.code!r}; got code={code!r}.")
+        return module
+    return Target(module, code)

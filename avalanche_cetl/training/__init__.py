@@ -1,0 +1,7 @@
+"""What runs inside Avalanche's training loop."""
+
+from avalanche_cetl.training.checks import NonFiniteLossError
+from avalanche_cetl.training.settings import GFISettings, Variant
+from avalanche_cetl.training.strategy import CETLPlugin, CETLStrategy, Stage
+
+__all__ = ["CETLPlugin", "CETLStrategy", "GFISettings", "NonFiniteLossError", "Stage", "Variant"]

@@ -1,0 +1,123 @@
+"""Bad arguments and bad data, found before they train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.data import UNLABELLED, Rows
+from avalanche_cetl.training.settings import GFISettings, Variant
+
+
+class NonFiniteLossError(ValueError):
+    """A training loss became NaN or infinite; the message names loss, stage and epoch."""
+
+
+class LabelledRows(nn.Module):
+    """A criterion that leaves unlabelled rows (label -1) out of the mean.
+
+    Plugins hand whole data sets to ``strategy._criterion`` (EWC's importances do), so the
+    data rule has to hold there too. Without any labelled row the loss is 0.
+
+    :param criterion: ``(outputs, labels) -> scalar``.
+    """
+
+    def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Give the criterion over the labelled rows."""
+        if labels.is_floating_point() or bool((labels >= 0).all()):
+            return self.criterion(outputs, labels)
+        known = labels >= 0
+        if not known.any():
+            return outputs.sum() * 0
+        return self.criterion(outputs[known], labels[known])
+
+
+def check_arguments(
+    model: Any,
+    variant: Variant,
+    gfi: Any,
+    loss_weights: Sequence[float],
+    dwa_lambda: float,
+    alternate: str,
+    warmup_epochs: int,
+    input_noise: float,
+) -> None:
+    """Raise TypeError or ValueError with what was given, what is allowed and the remedy."""
+    if not isinstance(model, CoupledModel):
+        raise TypeError(
+            f"CETLStrategy needs a CoupledModel, got {type(model).__name__}; make one with "
+            "CoupledModel.build(source, target, input_shape=(C, H, W))."
+        )
+    if not isinstance(gfi, GFISettings):
+        raise TypeError(f"gfi has to be GFISettings(...), got {type(gfi).__name__}.")
+    if len(loss_weights) != 3 or not all(math.isfinite(w) and w >= 0 for w in loss_weights):
+        raise ValueError(
+            f"loss_weights={loss_weights!r}: three finite weights >= 0 of L_rs, L_c, L_rt."
+        )
+    if not math.isfinite(dwa_lambda) or dwa_lambda < 0:
+        raise ValueError(f"dwa_lambda={dwa_lambda} has to be finite and >= 0.")
+    if alternate not in ("epoch", "iteration"):
+        raise ValueError(f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'.")
+    if warmup_epochs < 0 or (
+        warmup_epochs == 0 and variant.needs_warmup and model.source is not None
+    ):
+        raise ValueError(
+            f"warmup_epochs={warmup_epochs}: has to be >= 0, and >= 1 for variant "
+            f"{variant.value!r}, which trains T1 on L_rs in the warm-up alone."
+        )
+    if not 0 <= input_noise < 1:
+        raise ValueError(f"input_noise={input_noise} is outside [0, 1).")
+
+
+@torch.no_grad()
+def check_experience(model: CoupledModel, rows: Rows, experience: int) -> None:
+    """Raise ValueError when an experience lacks what training needs, and say what.
+
+    Shapes and labels are read from the first row and from the ``targets`` attribute.
+    """
+    if not len(rows.labelled):
+        raise ValueError(
+            f"experience {experience} has no labelled row (all labels are {UNLABELLED}), so there "
+            "is nothing to classify: give labels_per_class or labelled_fraction, or labelled "
+            "source rows (adaptation_benchmark)."
+        )
+    if not len(rows.target):
+        raise ValueError(
+            f"experience {experience} has no row of domain 0 (target), so there is nothing to "
+            "reconstruct: domain_labels has to be 0 for target rows, 1 for source rows."
+        )
+    labels = {int(label) for label in rows.target.targets} | {
+        int(label) for label in rows.labelled.targets
+    }
+    if min(labels) < UNLABELLED:
+        raise ValueError(
+            f"experience {experience} has the label {min(labels)}; allowed are {UNLABELLED} "
+            "(unlabelled) and class indices from 0."
+        )
+    for name, dataset in (("target", rows.target), ("labelled", rows.labelled)):
+        shape = tuple(torch.as_tensor(dataset[0][0]).shape)
+        if shape != model.input_shape:
+            raise ValueError(
+                f"experience {experience}: {name} images have shape {shape}, but the model was "
+                f"built for {model.input_shape}; resize them in the benchmark's transforms, or "
+                "build the model with that input_shape."
+            )
+
+
+def check_classes(rows: Rows, classes: int, experience: int) -> None:
+    """Raise ValueError when a label has no output of the (adapted) network."""
+    highest = max(int(label) for label in rows.labelled.targets)
+    if highest >= classes:
+        raise ValueError(
+            f"experience {experience} has the label {highest}, but the target network has "
+            f"{classes} outputs (classes 0 to {classes - 1}); give it more, or remap the labels."
+        )

@@ -1,0 +1,162 @@
+"""Measure GFI1, GFI2 and GFI3 of Algorithm 1 on the coupled model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from avalanche_cetl.information.fisher import (
+    Loss,
+    evaluation_mode,
+    fisher_information,
+    negative_log_likelihood,
+    sample_targets,
+)
+from avalanche_cetl.information.generalized import (
+    dwa_penalty,
+    generalized_fisher,
+    normalize_importance,
+    shared_weights,
+)
+from avalanche_cetl.information.relative import fisher_and_relative
+from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks
+from avalanche_cetl.training.settings import GFISettings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Whose weights, which task to keep, and its partner for relative Fisher information."""
+
+    name: str
+    weights: Literal["decoder", "target"]
+    keep: str
+    partner: str
+
+
+#: The table of Algorithm 1: outputs are named as :class:`TargetTasks` names them.
+PAIRS = {
+    "GFI1": Pair("GFI1", "decoder", keep="source", partner="target"),
+    "GFI2": Pair("GFI2", "decoder", keep="target", partner="source"),
+    "GFI3": Pair("GFI3", "target", keep="target", partner="logits"),
+}
+
+
+@dataclass
+class Importance:
+    """One measured importance: GFI (or plain Fisher) and the theta* it was measured at.
+
+    :ivar values: importance of every weight, >= 0, keyed as ``model.named_parameters()``.
+    :ivar anchors: the weights theta*.
+    :ivar shared: per parameter, the share in [0, 1] of its weights with RF >= u.
+    :ivar kept: per parameter, the share in [0, 1] of its weights with importance > 0.
+    :ivar sizes: per parameter, its number of weights.
+    """
+
+    values: dict[str, Tensor]
+    anchors: dict[str, Tensor]
+    shared: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def penalty(self, model: CoupledModel, lam: float) -> Tensor:
+        """DWA (eq. 11) at the model's current weights."""
+        return dwa_penalty(dict(model.named_parameters()), self.anchors, self.values, lam)
+
+
+def measure(
+    model: CoupledModel,
+    pair: Pair,
+    images: Tensor,
+    labels: Tensor,
+    settings: GFISettings,
+    importance: Literal["fisher", "gfi"],
+    generator: torch.Generator,
+) -> Importance:
+    """Measure one importance of Algorithm 1 at the model's current weights.
+
+    :param images: target images ``(N, C, H, W)`` on the model's device.
+    :param labels: their labels ``(N,)``, -1 where unknown; read only by the empirical Fisher
+        of L_c, which draws the unknown ones from the model.
+    :param importance: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it.
+    :param generator: CPU generator of drawn targets and of the gate.
+    """
+    params = model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
+    params = {name: p for name, p in params.items() if p.requires_grad}
+    tasks = TargetTasks(model, (pair.keep, pair.partner) if importance == "gfi" else (pair.keep,))
+    with torch.no_grad(), evaluation_mode(model):
+        features = model.source(images) if model.source is not None else images.flatten(1)
+        goals = _goals(model, features, images, labels, settings.fisher, generator)
+    names = (pair.keep, pair.partner)
+    if importance == "fisher":
+        fisher = fisher_information(
+            tasks, (features, images), _loss_of(pair.keep), params, targets=goals[pair.keep]
+        )
+        values = fisher
+        shared: dict[str, float] = {}
+    else:
+        fisher, relative = fisher_and_relative(
+            tasks,
+            (features, images),
+            (_loss_of(names[0]), _loss_of(names[1])),
+            params,
+            targets=(goals[names[0]], goals[names[1]]),
+            estimator=settings.estimator,
+            normalize_samples=settings.normalize_samples,
+        )
+        values = generalized_fisher(
+            fisher,
+            relative,
+            threshold=settings.threshold,
+            probability=settings.probability,
+            generator=generator,
+        )
+        shared = {
+            name: float(mask.float().mean())
+            for name, mask in shared_weights(relative, settings.threshold).items()
+        }
+    if settings.normalize:
+        values = normalize_importance(values)
+    return Importance(
+        values=values,
+        anchors={name: params[name].detach().clone() for name in values},
+        shared=shared,
+        kept={name: float((value > 0).float().mean()) for name, value in values.items()},
+        sizes={name: value.numel() for name, value in values.items()},
+    )
+
+
+def _loss_of(output: str) -> Loss:
+    """Negative log likelihood of one of the coupled model's outputs."""
+    if output == "logits":
+        nll = negative_log_likelihood("categorical")
+        return lambda outputs, targets: nll(outputs.logits, targets)
+    nll = negative_log_likelihood("gaussian")
+    index = Outputs._fields.index(f"{output}_reconstruction")
+    return lambda outputs, targets: nll(outputs[index], targets)
+
+
+def _goals(
+    model: CoupledModel,
+    features: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    fisher: str,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """What each output's likelihood is taken at, by the kind of Fisher information."""
+    reconstructed, logits = model.decode_target(images)
+    drawn = sample_targets(logits, "categorical", generator)
+    source = (
+        model.reconstruct_source(features=features) if model.source is not None else images
+    )
+    if fisher == "empirical":
+        known = torch.where(labels >= 0, labels, drawn)
+        return {"source": images, "target": source, "logits": known}
+    return {
+        "source": sample_targets(source, "gaussian", generator),
+        "target": sample_targets(reconstructed, "gaussian", generator),
+        "logits": drawn,
+    }

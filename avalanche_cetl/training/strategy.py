@@ -1,0 +1,523 @@
+"""CETLStrategy: Algorithm 1 inside Avalanche's training loop."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from itertools import chain
+from typing import Any
+
+import torch
+from avalanche.core import BasePlugin, SupervisedPlugin
+from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.utils import trigger_plugins
+from torch import Tensor, nn
+from torch.nn import CrossEntropyLoss
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.checks import (
+    LabelledRows,
+    NonFiniteLossError,
+    check_arguments,
+    check_classes,
+    check_experience,
+)
+from avalanche_cetl.training.data import Rows, split_rows
+from avalanche_cetl.training.importance import PAIRS, Importance, measure
+from avalanche_cetl.training.optimizers import StageOptimizer
+from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
+
+
+class Stage(Enum):
+    """The stages of Algorithm 1, and the single step that ``joint`` and ``two_step`` take."""
+
+    SOURCE = "stage 1"  #: T1 learns L_rs
+    COUPLED = "stage 2"  #: T1 and T2 learn L_rt
+    CLASSIFY = "stage 3"  #: T2 learns L_c
+    MERGED = "merged"  #: several losses in one step
+
+
+class CETLPlugin(SupervisedPlugin):
+    """Base class of plugins that also listen to the stages of a round.
+
+    Both callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage
+    is one pass over its data, with ``"iteration"`` one mini-batch.
+    """
+
+    def before_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
+        """Call before each stage."""
+
+    def after_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
+        """Call after each stage."""
+
+
+class CETLStrategy(SupervisedTemplate):
+    """Coupled end-to-end transfer learning (Chen, Zhang, Dong; CVPR 2018), Algorithm 1.
+
+    One training epoch is one round: stage 1 trains T1 on ``L_rs = mean |T1(S(x)) - x|^2``
+    with DWA2, stage 2 trains T1 and T2 on ``L_rt = mean |T1(T2(x)) - T1(S(x))|^2`` with
+    DWA1 on T1, stage 3 trains T2 on the criterion with DWA3. Means are over batch and
+    pixels. Reconstruction reads the rows of domain 0 (all rows where the data set has no
+    ``domain_labels``), classification the rows with a label >= 0. Without a source network
+    (``CoupledModel(None, ...)``) stage 1 falls away and stage 2 reconstructs x itself, which
+    is DRCN.
+
+    Stage 3 is Avalanche's ordinary training loop, with all its callbacks: stock plugins,
+    loggers and minibatch metrics see it alone. Stage 2 fires ``before_backward`` as well, so
+    that penalties (EWC, LwF, SI) hold T2 there too. :class:`CETLPlugin` adds
+    ``before_stage`` and ``after_stage``.
+
+    :param model: the coupled network.
+    :param optimizer: an ordinary optimiser over ``model.parameters()``. Stage 3 uses it;
+        stages 1 and 2 get their own of the same class and settings, so moments do not mix,
+        and a scheduler on this one moves all.
+    :param criterion: L_c, ``(logits, labels) -> scalar``; unlabelled rows never reach it.
+    :param variant: ``"gfi"`` (default), ``"f" "u" "e" "fi" "joint" "two_step"``: see
+        :class:`Variant`.
+    :param loss_weights: lambda_1, lambda_2, lambda_3 of eq. 6: weights of L_rs, L_c, L_rt,
+        in every variant; eq. 3's lambda is ``l2 / (l2 + l3)``.
+    :param dwa_lambda: lambda of eq. 11, >= 0. With ``GFISettings(normalize=True)`` it counts
+        against importances of mean 1.
+    :param gfi: see :class:`GFISettings`.
+    :param alternate: ``"epoch"``: each stage passes over all its data in turn;
+        ``"iteration"``: the stages take turns at every mini-batch (shorter sets start again).
+    :param warmup_epochs: epochs of stage 1 before the first round of the first experience;
+        default 0, but 10 for the variants that train T1 there alone.
+    :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
+        the goal T1(S(x)) stays that of the clean image. The paper has none.
+    :param train_mb_size: mini-batch size in all stages.
+    :param train_epochs: number of rounds.
+    :param eval_mb_size: mini-batch size in evaluation.
+    :param device: where to train.
+    :param plugins: Avalanche plugins that ride along.
+    :param evaluator: as in every Avalanche strategy.
+    :param eval_every: as in every Avalanche strategy; counts rounds.
+    :param peval_mode: ``"epoch"`` or ``"iteration"`` (of stage 3).
+    :ivar importance: the latest GFI1 to GFI3, by name.
+    :ivar round_losses: mean L_rs, L_rt, L_c and DWA1 to DWA3 of the current round, by name.
+    :raises TypeError: when the model is no CoupledModel.
+    :raises ValueError: for arguments out of range; in training for data without labelled
+        rows, rows of domain 0, or with the wrong shape or labels; and
+        :class:`NonFiniteLossError` when a loss is not finite.
+    """
+
+    PLUGIN_CLASS = CETLPlugin
+
+    def __init__(
+        self,
+        *,
+        model: CoupledModel,
+        optimizer: Optimizer,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        variant: str | Variant = "gfi",
+        loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        dwa_lambda: float = 1e-3,
+        gfi: GFISettings | None = None,
+        alternate: str = "epoch",
+        warmup_epochs: int | None = None,
+        input_noise: float = 0.0,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[BasePlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+    ):
+        self.variant = parse_variant(variant)
+        self.plan = self.variant.plan
+        if warmup_epochs is None:
+            warmup_epochs = 10 if self.variant.needs_warmup else 0
+        self.gfi = GFISettings() if gfi is None else gfi
+        check_arguments(
+            model, self.variant, self.gfi, loss_weights, dwa_lambda, alternate, warmup_epochs,
+            input_noise,
+        )
+        self.loss_weights = dict(zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True))
+        self.dwa_lambda = float(dwa_lambda)
+        self.alternate = alternate
+        self.warmup_epochs = warmup_epochs
+        self.input_noise = float(input_noise)
+        self.stage = Stage.CLASSIFY
+        self.importance: dict[str, Importance] = {}
+        self._round = _Means()
+        self._generator = torch.Generator().manual_seed(self.gfi.seed)
+        self._noise = torch.Generator().manual_seed(self.gfi.seed + 1)
+        self._warm = False
+        criterion = CrossEntropyLoss() if criterion is None else criterion
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion if isinstance(criterion, BasePlugin) else LabelledRows(criterion),
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=list(plugins) if plugins is not None else None,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+        )
+        self._source_optimizer = StageOptimizer(optimizer)
+        self._coupled_optimizer = StageOptimizer(optimizer)
+        self._rows: Rows | None = None
+        self._target_loader: Iterable[Any] = []
+
+    @property
+    def round_losses(self) -> dict[str, float]:
+        """Mean losses and penalties of the current (or last) round, by name."""
+        return self._round.result()
+
+    # ------------------------------------------------------------------ set-up per experience
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
+        super().train_dataset_adaptation(**kwargs)
+        self._rows = split_rows(self.adapted_dataset)
+        check_experience(self.model, self._rows, self.experience.current_experience)
+        self.adapted_dataset = self._rows.labelled
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Make stage 3's loader (Avalanche's own) and that of stages 1 and 2."""
+        assert self._rows is not None
+        labelled, self.adapted_dataset = self.adapted_dataset, self._rows.target
+        super().make_train_dataloader(**kwargs)
+        self._target_loader = self.dataloader
+        self.adapted_dataset = labelled
+        super().make_train_dataloader(**kwargs)
+
+    def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
+        """Cover the trainable parameters, S's never; the stages' optimisers follow."""
+        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimized_param_id = update_optimizer(
+            self.optimizer,
+            trainable,
+            self.optimized_param_id,
+            reset_state=reset_optimizer_state,
+            remove_params=kwargs.get("remove_params", False),
+            verbose=kwargs.get("verbose_optimizer", False),
+        )
+        decoder = [p for p in self.model.decoder_parameters().values() if p.requires_grad]
+        target = [p for p in self.model.target_parameters().values() if p.requires_grad]
+        self._source_optimizer.prepare(decoder)
+        self._coupled_optimizer.prepare(
+            chain(decoder, target) if self.plan.decoder_in_stage2 else target
+        )
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        # A stop asked for in the last epoch would otherwise silence the next experience.
+        self._stop_training = False
+        super()._before_training_exp(**kwargs)
+        assert self._rows is not None
+        _, classes = self.model.target.measure(self.model.input_shape)
+        check_classes(self._rows, classes, self.experience.current_experience)
+        if not self.model.source_statistics_fitted:
+            self._fit_source_statistics()
+
+    def _train_cleanup(self) -> None:
+        super()._train_cleanup()
+        self._rows = None
+        self._target_loader = []
+
+    @torch.no_grad()
+    def _fit_source_statistics(self) -> None:
+        features = []
+        for batch in self._target_loader:
+            x = self._checked_images(batch[0].to(self.device))
+            features.append(self.model.source(x).float())
+        self.model.fit_source_statistics(torch.cat(features))
+
+    # ------------------------------------------------------------------ one round
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Run one round: the stages of Algorithm 1, or the variant's merged steps."""
+        if not self._warm:
+            for _ in range(self.warmup_epochs if self.model.source is not None else 0):
+                self._round = _Means()
+                self._pass(Stage.SOURCE, **kwargs)
+            self._warm = True
+        self._round = _Means()
+        if self.plan.merged is not None:
+            with self._running(Stage.MERGED, **kwargs):
+                for target, self.mbatch in self._paired_batches():
+                    if self._stop_training:
+                        return
+                    self._merged_iteration(target, **kwargs)
+        elif self.alternate == "epoch":
+            self._round_by_epochs(**kwargs)
+        else:
+            self._round_by_iterations(**kwargs)
+
+    def _round_by_epochs(self, **kwargs: Any) -> None:
+        if self._trains_source_stage:
+            self._pass(Stage.SOURCE, **kwargs)
+            self._refresh("GFI1")
+        self._pass(Stage.COUPLED, **kwargs)
+        self._refresh("GFI2", "GFI3")
+        with self._running(Stage.CLASSIFY, **kwargs):
+            for self.mbatch in self.dataloader:
+                if self._stop_training:
+                    return
+                self._classification_iteration(**kwargs)
+
+    def _round_by_iterations(self, **kwargs: Any) -> None:
+        for target, labelled in self._paired_batches():
+            if self._stop_training:
+                return
+            if self._trains_source_stage:
+                with self._running(Stage.SOURCE, **kwargs):
+                    self._source_step(target)
+            with self._running(Stage.COUPLED, **kwargs):
+                self._coupled_step(target, **kwargs)
+            with self._running(Stage.CLASSIFY, **kwargs):
+                self.mbatch = labelled
+                self._classification_iteration(**kwargs)
+        self._refresh("GFI1", "GFI2", "GFI3")
+
+    @property
+    def _trains_source_stage(self) -> bool:
+        return self.plan.stage1_in_rounds and self.model.source is not None
+
+    def _pass(self, stage: Stage, **kwargs: Any) -> None:
+        """One pass of stage 1 or 2 over the rows of domain 0."""
+        with self._running(stage, **kwargs):
+            for batch in self._target_loader:
+                if self._stop_training:
+                    return
+                batch = [part.to(self.device, non_blocking=True) for part in batch]
+                if stage is Stage.SOURCE:
+                    self._source_step(batch)
+                else:
+                    self._coupled_step(batch, **kwargs)
+
+    @contextmanager
+    def _running(self, stage: Stage, **kwargs: Any) -> Iterator[None]:
+        self.stage = stage
+        trigger_plugins(self, "before_stage", **kwargs)
+        yield
+        trigger_plugins(self, "after_stage", **kwargs)
+
+    def _paired_batches(self) -> Iterator[tuple[list[Tensor], Any]]:
+        """Target batches beside labelled ones, for as long as the longer of the two lasts."""
+        loaders = (self._target_loader, self.dataloader)
+        steps = max(len(loader) for loader in loaders)  # type: ignore[arg-type]
+        for target, labelled in zip(*(_cycle(loader, steps) for loader in loaders), strict=True):
+            yield [part.to(self.device, non_blocking=True) for part in target], labelled
+
+    # ------------------------------------------------------------------ one step of a stage
+
+    def _source_step(self, batch: list[Tensor]) -> None:
+        x = batch[0]
+        self.optimizer.zero_grad()
+        with _lone_sample(self.model, len(x)):
+            loss = F.mse_loss(self.model.reconstruct_source(x), x)
+        self._note("L_rs", loss, len(x), x)
+        self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
+        self.loss.backward()
+        self._source_optimizer.step()
+
+    def _coupled_step(self, batch: list[Tensor], **kwargs: Any) -> None:
+        self.mbatch = batch
+        x = self.mb_x
+        self.optimizer.zero_grad()
+        loss, self.mb_output = self._coupled_loss(x)
+        self.loss = self._make_empty_loss()
+        self.loss += self.loss_weights["L_rt"] * loss + self._penalty("GFI1", "DWA1", len(x))
+        self._before_backward(**kwargs)
+        self._check_finite("loss of stage 2 with penalties", self.loss, x)
+        self.loss.backward()
+        self._coupled_optimizer.step()
+
+    def _coupled_loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """L_rt and T2's logits; the goal T1(S(x)) is that of the clean image, detached."""
+        with torch.no_grad():
+            goal = self.model.reconstruct_source(x) if self.model.source is not None else x
+        seen = x
+        if self.input_noise > 0:
+            keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
+            seen = x * (keep.to(x.device) >= self.input_noise)
+        with _lone_sample(self.model, len(x)):
+            reconstruction, logits = self.model.decode_target(seen)
+        loss = F.mse_loss(reconstruction, goal)
+        self._note("L_rt", loss, len(x), x)
+        return loss, logits
+
+    def _classification_iteration(self, **kwargs: Any) -> None:
+        """Avalanche's training iteration, with DWA3 in the loss."""
+
+        def extra() -> Tensor:
+            return self._penalty("GFI3", "DWA3", len(self.mb_x))
+
+        self._iteration(self.optimizer_step, extra, **kwargs)
+
+    def _merged_iteration(self, target: list[Tensor], **kwargs: Any) -> None:
+        """One step on a weighted sum of losses: eq. 6 (joint), or eq. 3 (two_step)."""
+        assert self.plan.merged is not None
+
+        def extra() -> Tensor:
+            x = target[0]
+            total, _ = self._coupled_loss(x)
+            total = self._share("L_rt") * total
+            if "L_rs" in self.plan.merged and self.model.source is not None:
+                with _lone_sample(self.model, len(x)):
+                    loss = F.mse_loss(self.model.reconstruct_source(x), x)
+                self._note("L_rs", loss, len(x), x)
+                total = total + self._share("L_rs") * loss
+            return total
+
+        step = self.optimizer_step if self.plan.decoder_in_stage2 else self._step_target_only
+        self._iteration(step, extra, **kwargs)
+
+    def _step_target_only(self) -> None:
+        for parameter in self.model.decoder_parameters().values():
+            parameter.grad = None
+        self.optimizer_step()
+
+    def _iteration(
+        self, step: Callable[[], Any], extra: Callable[[], Tensor], **kwargs: Any
+    ) -> None:
+        self._unpack_minibatch()
+        self._before_training_iteration(**kwargs)
+        self.optimizer.zero_grad()
+        self.loss = self._make_empty_loss()
+        self._before_forward(**kwargs)
+        with _lone_sample(self.model, len(self.mb_x)):
+            self.mb_output = self.forward()
+        self._after_forward(**kwargs)
+        loss = self.criterion()
+        self._note("L_c", loss, len(self.mb_x), self.mb_x)
+        self.loss += self._share("L_c") * loss + extra()
+        self._before_backward(**kwargs)
+        self._check_finite(f"loss of {self.stage.value} with penalties", self.loss, self.mb_x)
+        self.backward()
+        self._after_backward(**kwargs)
+        self._before_update(**kwargs)
+        step()
+        self._after_update(**kwargs)
+        self._after_training_iteration(**kwargs)
+
+    def _share(self, name: str) -> float:
+        """Weight of a loss: lambda_i; in eq. 3 those of L_c and L_rt sum to one."""
+        weight = self.loss_weights[name]
+        if self.variant is Variant.TWO_STEP:
+            weight /= self.loss_weights["L_c"] + self.loss_weights["L_rt"]
+        return weight
+
+    # ------------------------------------------------------------------ GFI and DWA
+
+    def _penalty(self, importance: str, name: str, rows: int) -> Tensor:
+        """DWA with the latest importance of that name; 0 before there is one."""
+        if importance not in self.importance:
+            return torch.zeros((), device=self.device)
+        penalty = self.importance[importance].penalty(self.model, self.dwa_lambda)
+        self._round.add(name, float(penalty), rows)
+        return penalty
+
+    def _refresh(self, *names: str) -> None:
+        """Measure importances at the weights as they are now, theta*."""
+        if self.plan.importance is None or self.dwa_lambda == 0 or self._stop_training:
+            return
+        if self.clock.train_exp_epochs % self.gfi.refresh_every != 0 and all(
+            name in self.importance for name in names
+        ):
+            return
+        if self.model.source is None:
+            # Without S there is no L_rs: T1 has one task only, and nothing to allocate.
+            names = tuple(name for name in names if name == "GFI3")
+        for name in names:
+            images, labels = self._importance_sample()
+            self.importance[name] = measure(
+                self.model,
+                PAIRS[name],
+                images,
+                labels,
+                self.gfi,
+                self.plan.importance,
+                self._generator,
+            )
+
+    def _importance_sample(self) -> tuple[Tensor, Tensor]:
+        """Draw target images, without training augmentation, and their labels (-1: unknown)."""
+        assert self._rows is not None
+        dataset = self._rows.target.eval()
+        count = min(self.gfi.samples, len(dataset))
+        chosen = torch.randperm(len(dataset), generator=self._generator)[:count].tolist()
+        rows = [dataset[i] for i in chosen]
+        images = torch.stack([torch.as_tensor(row[0]) for row in rows]).to(self.device)
+        labels = torch.tensor([int(row[1]) for row in rows], device=self.device)
+        return self._checked_images(images), labels
+
+    # ------------------------------------------------------------------ what must not pass
+
+    def _note(self, name: str, loss: Tensor, rows: int, x: Tensor) -> None:
+        self._check_finite(name, loss, x)
+        self._round.add(name, float(loss.detach()), rows)
+
+    def _check_finite(self, name: str, loss: Tensor, x: Tensor) -> None:
+        if torch.isfinite(loss).all():
+            return
+        self._checked_images(x)
+        raise NonFiniteLossError(
+            f"{name} became {float(loss.detach().sum())} in {self.stage.value}, epoch "
+            f"{self.clock.train_exp_epochs}, experience {self.clock.train_exp_counter}. "
+            "The images are finite: lower the learning rate or dwa_lambda, or normalise the input."
+        )
+
+    def _checked_images(self, x: Tensor) -> Tensor:
+        if not torch.isfinite(x).all():
+            rows = (~torch.isfinite(x)).flatten(1).any(1).sum()
+            raise ValueError(
+                f"{int(rows)} of {len(x)} images of a mini-batch hold NaN or infinity "
+                f"(experience {self.clock.train_exp_counter}, epoch "
+                f"{self.clock.train_exp_epochs}); clean the data set or its transform."
+            )
+        return x
+
+
+class _Means:
+    """Running means of named scalars, weighted by rows."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._rows: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, value: float, rows: int) -> None:
+        self._sums[name] += value * rows
+        self._rows[name] += rows
+
+    def result(self) -> dict[str, float]:
+        return {name: self._sums[name] / self._rows[name] for name in self._sums}
+
+
+@contextmanager
+def _lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
+    """BatchNorm has no batch statistics of a single row: use the running ones for it."""
+    norms = []
+    if rows == 1:
+        norms = [
+            m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+        ]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def _cycle(loader: Iterable[Any], steps: int) -> Iterator[Any]:
+    done = 0
+    while done < steps:
+        for batch in loader:
+            yield batch
+            done += 1
+            if done == steps:
+                return
