@@ -1,6 +1,7 @@
 """Coupled end-to-end transfer learning with Generalized Fisher Information, for Avalanche."""
 
 from avalanche_cetl.encoders import Encoder, ModuleEncoder, TimmEncoder
+from avalanche_cetl.evaluation import cetl_metrics, gfi_metrics
 from avalanche_cetl.information import (
     Quantile,
     dwa_penalty,
@@ -25,9 +26,11 @@ __all__ = [
     "TimmEncoder",
     "adaptation_benchmark",
     "as_target",
+    "cetl_metrics",
     "dwa_penalty",
     "fisher_information",
     "generalized_fisher",
+    "gfi_metrics",
     "relative_fisher",
     "transfer_benchmark",
 ]

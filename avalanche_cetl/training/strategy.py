@@ -446,13 +446,25 @@ class CETLStrategy(SupervisedTemplate):
     def _importance_sample(self) -> tuple[Tensor, Tensor]:
         """Draw target images, without training augmentation, and their labels (-1: unknown)."""
         assert self._rows is not None
+        total = len(self._rows.target)
+        chosen = torch.randperm(total, generator=self._generator)[: self.gfi.samples]
+        return self._target_rows(chosen.tolist())
+
+    def _target_rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        assert self._rows is not None, "target images are there during training only"
         dataset = self._rows.target.eval()
-        count = min(self.gfi.samples, len(dataset))
-        chosen = torch.randperm(len(dataset), generator=self._generator)[:count].tolist()
-        rows = [dataset[i] for i in chosen]
+        rows = [dataset[i] for i in indices]
         images = torch.stack([torch.as_tensor(row[0]) for row in rows]).to(self.device)
         labels = torch.tensor([int(row[1]) for row in rows], device=self.device)
         return self._checked_images(images), labels
+
+    def target_images(self, count: int) -> Tensor:
+        """Give the first target images of the experience in training, ``(count, C, H, W)``.
+
+        Without training augmentation; fewer where the experience has fewer.
+        """
+        assert self._rows is not None, "target images are there during training only"
+        return self._target_rows(range(min(count, len(self._rows.target))))[0]
 
     # ------------------------------------------------------------------ what must not pass
 

@@ -1,0 +1,6 @@
+"""Metrics and plots."""
+
+from avalanche_cetl.evaluation.metrics import cetl_metrics, gfi_metrics
+from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
+
+__all__ = ["cetl_metrics", "gfi_metrics", "plot_curves", "plot_reconstructions"]

@@ -1,0 +1,185 @@
+"""CETL's losses, penalties, weight shares and pictures as Avalanche metrics."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from avalanche.evaluation.metric_definitions import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue, TensorImage
+from avalanche.evaluation.metric_utils import get_metric_name
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from avalanche_cetl.information.fisher import evaluation_mode
+
+if TYPE_CHECKING:
+    from avalanche_cetl.models import CoupledModel
+    from avalanche_cetl.training import CETLStrategy
+
+LOSSES = ("L_rs", "L_rt", "L_c")
+PENALTIES = ("DWA1", "DWA2", "DWA3")
+
+
+class RoundMean(PluginMetric[float]):
+    """The mean of one loss or penalty over a round, emitted at its end.
+
+    Says nothing in rounds in which the quantity did not occur.
+
+    :param quantity: ``"L_rs"``, ``"L_rt"``, ``"L_c"`` (unweighted, means over batch and
+        pixels) or ``"DWA1"`` to ``"DWA3"`` (eq. 11, lambda included).
+    """
+
+    def __init__(self, quantity: str):
+        super().__init__()
+        self.quantity = quantity
+        self._value: float | None = None
+
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:  # type: ignore[override]
+        """Emit the round's mean, at the strategy's epoch count."""
+        self._value = strategy.round_losses.get(self.quantity)
+        if self._value is None:
+            return []
+        return [_value(self, strategy, str(self), self._value)]
+
+    def result(self) -> float | None:
+        """Give the last round's mean."""
+        return self._value
+
+    def reset(self) -> None:
+        """Forget it."""
+        self._value = None
+
+    def __str__(self) -> str:
+        return self.quantity
+
+
+class WeightShares(PluginMetric[dict[str, float]]):
+    """The share of weights that two tasks share (RF >= u), layer by layer and overall.
+
+    Emitted at the end of each round as ``Shared_GFI1`` (all weights), ``Private_GFI1`` (one
+    minus it) and ``Shared_GFI1/layer``, likewise for GFI2 and GFI3. Values in [0, 1].
+    Nothing is emitted for variants that measure no relative Fisher information.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, float] = {}
+
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:  # type: ignore[override]
+        """Emit the shares of the latest measurement."""
+        self._values = {}
+        for name, importance in strategy.importance.items():
+            if not importance.shared:
+                continue
+            counts: dict[str, float] = defaultdict(float)
+            sizes: dict[str, int] = defaultdict(int)
+            for parameter, share in importance.shared.items():
+                layer = parameter.rpartition(".")[0]
+                counts[layer] += share * importance.sizes[parameter]
+                sizes[layer] += importance.sizes[parameter]
+            overall = sum(counts.values()) / sum(sizes.values())
+            self._values[f"Shared_{name}"] = overall
+            self._values[f"Private_{name}"] = 1 - overall
+            for layer in counts:
+                self._values[f"Shared_{name}/{layer}"] = counts[layer] / sizes[layer]
+        return [_value(self, strategy, name, value) for name, value in self._values.items()]
+
+    def result(self) -> dict[str, float]:
+        """Give the last shares, by name."""
+        return self._values
+
+    def reset(self) -> None:
+        """Forget them."""
+        self._values = {}
+
+    def __str__(self) -> str:
+        return "Shared"
+
+
+class ReconstructionImages(PluginMetric[Any]):
+    """A picture with rows x, T1(S(x)) and T1(T2(x)), emitted after a round.
+
+    :param count: number of images, >= 1.
+    :param every: rounds between two pictures, >= 1.
+    :param images: the images ``(N, C, H, W)`` to show; default: the first target images of
+        the current experience.
+    """
+
+    def __init__(self, count: int = 8, every: int = 1, images: Tensor | None = None):
+        super().__init__()
+        if count < 1 or every < 1:
+            raise ValueError(f"count={count} and every={every} have to be >= 1.")
+        self.count, self.every, self.images = count, every, images
+        self._grid: Tensor | None = None
+        self._rounds = 0
+
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:  # type: ignore[override]
+        """Emit the picture."""
+        self._rounds += 1
+        if (self._rounds - 1) % self.every:
+            return []
+        images = self.images if self.images is not None else strategy.target_images(self.count)
+        rows = reconstruction_rows(strategy.model, images[: self.count].to(strategy.device))
+        self._grid = image_grid(rows)
+        return [_value(self, strategy, str(self), TensorImage(self._grid))]
+
+    def result(self) -> Tensor | None:
+        """Give the last picture, ``(3, H, W)`` in [0, 1]."""
+        return self._grid
+
+    def reset(self) -> None:
+        """Forget it."""
+        self._grid = None
+
+    def __str__(self) -> str:
+        return "Reconstructions"
+
+
+@torch.no_grad()
+def reconstruction_rows(model: CoupledModel, images: Tensor) -> dict[str, Tensor]:
+    """Give x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode."""
+    with evaluation_mode(model):
+        rows = {"x": images}
+        if model.source is not None:
+            rows["T1(S(x))"] = model.reconstruct_source(images)
+        rows["T1(T2(x))"] = model.reconstruct_target(images)
+    return rows
+
+
+def image_grid(rows: dict[str, Tensor]) -> Tensor:
+    """Lay rows of images out as one picture ``(3, H, W)``, scaled by the range of x to [0, 1]."""
+    reference = rows["x"]
+    low, high = float(reference.min()), float(reference.max())
+    images = torch.cat([row.float().cpu() for row in rows.values()])
+    images = ((images - low) / max(high - low, 1e-12)).clamp(0, 1)
+    return make_grid(images, nrow=len(reference), padding=1, pad_value=0.5)
+
+
+def _value(origin: Any, strategy: CETLStrategy, name: str, value: Any) -> MetricValue:
+    full = get_metric_name(name, strategy, add_experience=False, add_task=False)
+    return MetricValue(origin, full, value, strategy.clock.train_iterations)
+
+
+def cetl_metrics(
+    *, losses: bool = True, dwa: bool = True, images: int = 0, every: int = 1
+) -> list[PluginMetric]:
+    """Give the metrics of CETL's training, for an ``EvaluationPlugin``.
+
+    :param losses: L_rs, L_rt and L_c per round.
+    :param dwa: DWA1 to DWA3 per round.
+    :param images: number of images in the picture of reconstructions; 0: no picture.
+    :param every: rounds between two pictures.
+    :return: a list of plugin metrics; they need :class:`CETLStrategy`.
+    """
+    metrics: list[PluginMetric] = [RoundMean(name) for name in LOSSES if losses]
+    metrics += [RoundMean(name) for name in PENALTIES if dwa]
+    if images:
+        metrics.append(ReconstructionImages(images, every))
+    return metrics
+
+
+def gfi_metrics() -> list[PluginMetric]:
+    """Give the metric of shared and private weights per layer (eq. 10); see WeightShares."""
+    return [WeightShares()]

@@ -1,0 +1,90 @@
+"""Fig. 2's curves and pictures of reconstructions, drawn with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from avalanche_cetl.evaluation.metrics import reconstruction_rows
+from avalanche_cetl.models import CoupledModel
+
+# Okabe and Ito's palette: told apart with any kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
+    """Draw losses (left, log scale) and DWA penalties (right) against rounds, as Fig. 2 does.
+
+    Penalties are divided by their maximum, as in the paper, so that their shapes compare;
+    the legend names the maximum.
+
+    :param history: per quantity (``L_c``, ``L_rs``, ``L_rt``, ``DWA1`` ...) its value in each
+        round, NaN where it did not occur.
+    :param path: where the PNG goes.
+    :return: the path.
+    """
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = ("-", "--", "-.")
+    for panel, prefix in ((left, "L_"), (right, "DWA")):
+        names = sorted(name for name in history if name.startswith(prefix))
+        for i, name in enumerate(names):
+            values = torch.tensor(list(history[name]), dtype=torch.float64)
+            rounds = torch.arange(1, len(values) + 1)
+            label = name
+            if prefix == "DWA":
+                top = float(values.nan_to_num().max())
+                values = values / top if top > 0 else values
+                label = f"{name} (max {top:.2g})"
+            panel.plot(
+                rounds,
+                values,
+                styles[i % 3],
+                marker="." if len(values) < 30 else None,
+                color=_COLOURS[i % len(_COLOURS)],
+                label=label,
+            )
+        panel.set_xlabel("round")
+        if names:
+            panel.legend(frameon=False)
+        panel.spines[["top", "right"]].set_visible(False)
+    left.set_yscale("log")
+    left.set_ylabel("loss, mean over a round")
+    right.set_ylabel("DWA / its maximum")
+    right.set_ylim(-0.03, 1.08)
+    if not any(name.startswith("DWA") for name in history):
+        right.set_axis_off()
+    figure.savefig(path, dpi=130)
+    return Path(path)
+
+
+def plot_reconstructions(
+    model: CoupledModel, images: Tensor, path: str | Path, title: str = ""
+) -> Path:
+    """Draw rows x, T1(S(x)) and T1(T2(x)) of some images.
+
+    :param model: the coupled model; used in eval mode.
+    :param images: ``(N, C, H, W)`` on the model's device.
+    :param path: where the PNG goes.
+    :param title: written above the picture.
+    :return: the path.
+    """
+    rows = reconstruction_rows(model, images)
+    low, high = float(images.min()), float(images.max())
+    figure = Figure(figsize=(0.72 * len(images) + 1.2, 0.78 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(images), squeeze=False)
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, row, strict=True):
+            shown = ((image.cpu().float() - low) / max(high - low, 1e-12)).clamp(0, 1)
+            axis.imshow(shown.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    return Path(path)

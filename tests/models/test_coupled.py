@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder, ReversedDecoder, as_target
+from avalanche_cetl.models.coupled import TargetTasks
+
+SHAPE = (1, 12, 12)
+
+
+def _source(**arguments):
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(100, 3)
+    )
+    return ModuleEncoder(net, input_shape=SHAPE, **arguments)
+
+
+def _model():
+    return CoupledModel.build(_source(), CICNN(3, SHAPE, width=0.1), SHAPE)
+
+
+def test_forward_is_the_targets_classifier():
+    model = _model().eval()
+    x = torch.rand(4, *SHAPE)
+    torch.testing.assert_close(model(x), model.target(x))
+    reconstruction, logits = model.decode_target(x)
+    torch.testing.assert_close(logits, model(x))
+    torch.testing.assert_close(reconstruction, model.reconstruct_target(x))
+    assert model.reconstruct_source(x).shape == reconstruction.shape == x.shape
+
+
+def test_features_and_images_give_the_same_reconstruction():
+    model = _model().eval()
+    x = torch.rand(4, *SHAPE)
+    torch.testing.assert_close(
+        model.reconstruct_source(x), model.reconstruct_source(features=model.source(x))
+    )
+
+
+def test_train_never_reaches_the_source():
+    model = _model()
+    before = copy.deepcopy(model.source.state_dict())
+    model.train()
+    assert model.target.training and model.decoder.training
+    assert not any(m.training for m in model.source.modules())
+    model.reconstruct_source(torch.rand(8, *SHAPE)).sum().backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.source.parameters())
+    for name, value in model.source.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_state_dict_leaves_the_source_out_and_loads_back_strictly():
+    model, other = _model(), _model()
+    model.fit_source_statistics(torch.randn(20, 100))
+    state = model.state_dict()
+    assert not any(name.startswith("source.") for name in state)
+    other.load_state_dict(state)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert other.source_statistics_fitted
+    incomplete = {k: v for k, v in state.items() if k != "target.module.head.bias"}
+    with pytest.raises(RuntimeError, match="head.bias"):
+        other.load_state_dict(incomplete)
+
+
+def test_state_dict_as_a_part_of_a_larger_module():
+    outer = nn.ModuleDict({"coupled": _model()})
+    state = outer.state_dict()
+    assert state and not any(".source." in name for name in state)
+    outer.load_state_dict(state)
+
+
+def test_parameters_split_into_decoder_and_target():
+    model = _model()
+    both = {**model.decoder_parameters(), **model.target_parameters()}
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert both.keys() == trainable
+    assert not model.decoder_parameters().keys() & model.target_parameters().keys()
+
+
+def test_features_are_standardised():
+    model = _model()
+    features = torch.randn(200, 100) * 7 + 3
+    features[:, 0] = 5.0
+    model.fit_source_statistics(features)
+    standard = model.source_adapter[0](features)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(100), atol=1e-5, rtol=0)
+    torch.testing.assert_close(standard[:, 1:].std(0, correction=0), torch.ones(99))
+    assert standard[:, 0].abs().max() < 1e-5
+
+
+def test_widths_that_differ_get_an_adapter():
+    target = as_target(CICNN(3, SHAPE, width=0.1))
+    decoder = ReversedDecoder(CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = CoupledModel(_source(), decoder, target)
+    assert isinstance(model.target_adapter, nn.Linear)
+    assert "target_adapter.weight" in model.decoder_parameters()
+    assert isinstance(_model().target_adapter, nn.Identity)
+
+
+def test_without_a_source_network():
+    model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
+    assert model.reconstruct_target(torch.rand(2, *SHAPE)).shape == (2, *SHAPE)
+    with pytest.raises(ValueError, match="no source"):
+        model.reconstruct_source(torch.rand(2, *SHAPE))
+
+
+def test_the_view_for_importance_shares_names_and_parameters():
+    model = _model().eval()
+    view = TargetTasks(model)
+    names = dict(view.named_parameters())
+    for name, parameter in {**model.decoder_parameters(), **model.target_parameters()}.items():
+        assert names[name] is parameter
+    x = torch.rand(3, *SHAPE)
+    outputs = view(model.source(x), x)
+    torch.testing.assert_close(outputs.source_reconstruction, model.reconstruct_source(x))
+    torch.testing.assert_close(outputs.target_reconstruction, model.reconstruct_target(x))
+    torch.testing.assert_close(outputs.logits, model(x))
+
+
+def test_timm_name_as_target():
+    model = CoupledModel.build(None, "resnet10t", (3, 32, 32))
+    assert model.reconstruct_target(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+
+
+def test_bad_arguments():
+    target = CICNN(3, SHAPE, width=0.1)
+    with pytest.raises(TypeError, match="ModuleEncoder"):
+        CoupledModel.build(nn.Linear(2, 2), target, SHAPE)
+    trainable = _source().requires_grad_(True)
+    with pytest.raises(ValueError, match="frozen"):
+        CoupledModel.build(trainable, target, SHAPE)
+    with pytest.raises(ValueError, match="cannot read"):
+        CoupledModel.build(_source(), target, (3, 12, 12))
+    with pytest.raises(ValueError, match="decoder writes"):
+        CoupledModel(_source(), nn.Linear(102, 7), target, input_shape=SHAPE)
+    with pytest.raises(ValueError, match="input_shape"):
+        CoupledModel(_source(), nn.Linear(102, 7), target)

@@ -1,0 +1,178 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from avalanche_cetl import CICNN, ReversedDecoder
+from avalanche_cetl.models.decoders import Unpool
+
+
+def _strange(shape):
+    """Strides, dilation, groups, 'same' padding, average pooling, odd kernels."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 6, 5, stride=2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding="same", groups=2),
+        nn.GELU(),
+        nn.AvgPool2d(3, stride=2),
+        nn.Conv2d(6, 4, 2, dilation=2, padding="valid"),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(9),
+        nn.ReLU(),
+        nn.Linear(9, 3),
+    )
+
+
+def _global(shape):
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 6, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
+def _functional(shape):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(shape[0], 4, 3)
+            self.hidden = nn.LazyLinear(7)
+            self.head = nn.Linear(7, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.conv(x))
+            x = torch.max_pool2d(x, 2).flatten(1)
+            return self.head(torch.relu(self.hidden(x)))
+
+    return Net()
+
+
+TARGETS = {
+    "cicnn": lambda shape: CICNN(3, shape, width=0.1),
+    "strange": _strange,
+    "global pool": _global,
+    "resnet": lambda shape: timm.create_model("resnet10t", in_chans=shape[0], num_classes=3),
+}
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 33), (1, 29, 43), (2, 64, 40)]
+
+
+@pytest.mark.parametrize("unpool", ["nearest", "zeros"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_reconstruction_has_exactly_the_inputs_shape(name, shape, unpool):
+    target = TARGETS[name](shape)
+    with torch.no_grad():
+        target(torch.zeros(2, *shape))
+    decoder = ReversedDecoder(target, shape, unpool=unpool)
+    assert decoder.mirrored == (name != "resnet")
+    assert decoder(torch.randn(2, decoder.code_dim)).shape == (2, *shape)
+
+
+def test_seven_by_seven():
+    target = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2)
+    )
+    decoder = ReversedDecoder(target, (1, 7, 7))
+    assert decoder.mirrored and decoder(torch.randn(1, 18)).shape == (1, 1, 7, 7)
+
+
+def test_layers_are_the_targets_in_reverse_with_the_same_kernel_counts():
+    target = CICNN(10, (3, 32, 32), width=0.5)
+    decoder = ReversedDecoder(target, (3, 32, 32))
+    forward = [
+        (m.in_channels, m.out_channels) for m in target.modules() if isinstance(m, nn.Conv2d)
+    ]
+    back = [
+        (m.out_channels, m.in_channels)
+        for m in decoder.modules()
+        if isinstance(m, nn.ConvTranspose2d)
+    ]
+    assert back == forward[::-1]
+    linear = [
+        (m.in_features, m.out_features) for m in target.modules() if isinstance(m, nn.Linear)
+    ]
+    reverse = [
+        (m.out_features, m.in_features) for m in decoder.modules() if isinstance(m, nn.Linear)
+    ]
+    assert reverse == linear[:2][::-1]
+    assert sum(isinstance(m, Unpool) for m in decoder.modules()) == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)),
+        nn.Linear(6, 4),
+        nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, 4)),
+    ],
+)
+def test_vector_inputs(target):
+    decoder = ReversedDecoder(target, (6,))
+    assert decoder(torch.randn(3, decoder.code_dim)).shape == (3, 6)
+
+
+def test_vision_transformers_get_a_decoder_from_their_feature_maps():
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
+    decoder = ReversedDecoder(vit, (3, 32, 32))
+    assert not decoder.mirrored
+    assert decoder(torch.randn(2, 192)).shape == (2, 3, 32, 32)
+
+
+def test_a_target_with_dynamic_control_flow_falls_back():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3, stride=2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            if x.mean() > 100:
+                x = x - 100
+            return self.head(self.conv(x).mean((2, 3)))
+
+    decoder = ReversedDecoder(Dynamic(), (1, 12, 12))
+    assert not decoder.mirrored and decoder(torch.randn(2, 4)).shape == (2, 1, 12, 12)
+
+
+def test_functional_layers_without_a_reverse_fall_back():
+    target = _functional((1, 12, 12))
+    target(torch.zeros(1, 1, 12, 12))
+    decoder = ReversedDecoder(target, (1, 12, 12))
+    assert not decoder.mirrored and decoder(torch.randn(2, 7)).shape == (2, 1, 12, 12)
+
+
+def test_a_decoder_learns_an_image():
+    torch.manual_seed(0)
+    decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16))
+    image, code = torch.zeros(1, 1, 16, 16), torch.randn(1, decoder.code_dim)
+    image[0, 0, 4:10, 6:] = 1
+    assert decoder(code).std() < 1
+    optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
+    losses = []
+    for _ in range(150):
+        loss = (decoder(code) - image).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * image.var()
+
+
+def test_nails_stand_in_the_first_pixel_of_each_cell():
+    small = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    nearest = Unpool((4, 5), "nearest")(small)[0, 0]
+    zeros = Unpool((4, 5), "zeros")(small)[0, 0]
+    assert nearest[0].tolist() == [1, 1, 1, 2, 2]
+    assert zeros[0].tolist() == [1, 0, 0, 2, 0] and zeros[1].sum() == 0
+    assert zeros.sum() == small.sum()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="nearest"):
+        ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16), unpool="magic")
+    decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16))
+    with pytest.raises(ValueError, match="codes"):
+        decoder(torch.zeros(2, 3))

@@ -1,0 +1,108 @@
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from avalanche_cetl import CICNN, as_target
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (33, 47), (96, 96), (8, 8)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cicnn_takes_the_sizes_it_promises(size, channels):
+    model = CICNN(7, (channels, *size), width=0.1)
+    assert model(torch.zeros(2, channels, *size)).shape == (2, 7)
+
+
+def test_cicnn_has_the_papers_layers():
+    model = CICNN(10, (3, 32, 32))
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert len(convolutions) == 5 and len(linear) == 3
+    assert all(c.kernel_size == (3, 3) for c in convolutions)
+    for layer, alexnet in zip(convolutions, (96, 256, 384, 384, 256), strict=True):
+        assert alexnet / 4 <= layer.out_channels <= alexnet / 2
+    for layer in linear[:2]:
+        assert 4096 / 4 <= layer.out_features <= 4096 / 2
+    # "less than 10% parameters of AlexNet", which has 61 M
+    assert sum(p.numel() for p in CICNN(10, (3, 96, 96)).parameters()) < 6.1e6
+
+
+def test_cicnn_starts_with_activations_of_even_size():
+    torch.manual_seed(0)
+    model = CICNN(10, (3, 32, 32), width=0.5)
+    x = torch.randn(64, 3, 32, 32)
+    sizes = []
+    for layer in [*model.features, *model.hidden]:
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
+            sizes.append(x.square().mean().item())
+    assert all(0.2 < size < 20 for size in sizes)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"input_shape": (3, 4, 4)},
+        {"input_shape": (3, 32)},
+        {"width": 0},
+        {"num_classes": 0},
+        {"dropout": 1.0},
+    ],
+)
+def test_cicnn_rejects_bad_arguments(arguments):
+    with pytest.raises(ValueError):
+        CICNN(**arguments)
+
+
+def test_the_code_is_what_the_last_linear_layer_reads():
+    net = CICNN(4, (1, 8, 8), width=0.1).eval()
+    target = as_target(net)
+    x = torch.rand(3, 1, 8, 8)
+    code, logits = target.encode(x)
+    torch.testing.assert_close(code, net.forward_features(x))
+    torch.testing.assert_close(logits, net(x))
+    torch.testing.assert_close(target(x), net(x))
+
+
+def test_a_named_code_layer():
+    net = CICNN(4, (1, 8, 8), width=0.1).eval()
+    code, _ = as_target(net, code="features.5").encode(torch.rand(2, 1, 8, 8))
+    assert code.shape == (2, 10 * 2 * 2)
+
+
+def test_copies_do_not_write_into_the_original():
+    target = as_target(CICNN(4, (1, 8, 8), width=0.1))
+    twin = copy.deepcopy(target)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    x = torch.rand(2, 1, 8, 8)
+    assert twin.encode(x)[0].abs().sum() == 0 and target.encode(x)[0].abs().sum() > 0
+
+
+def test_timm_models_and_names():
+    target = as_target("resnet10t", num_classes=5)
+    assert target.measure((3, 64, 64)) == (512, 5)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
+    assert as_target(vit).measure((3, 32, 32)) == (192, 3)
+
+
+def test_wrapping_twice_changes_nothing():
+    target = as_target(CICNN(4, (1, 8, 8), width=0.1))
+    assert as_target(target) is target
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: as_target(CICNN(), code="nowhere"), ValueError),
+        (lambda: as_target(42), TypeError),
+        (lambda: as_target(nn.Conv2d(1, 1, 1)).encode(torch.zeros(1, 1, 2, 2)), ValueError),
+        (lambda: as_target(CICNN()).measure((1, 28, 28)), ValueError),
+    ],
+)
+def test_bad_targets(make, error):
+    with pytest.raises(error):
+        make()

@@ -1,0 +1,217 @@
+import gc
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from torchvision.transforms.functional import to_pil_image
+
+from avalanche_cetl import adaptation_benchmark, transfer_benchmark
+from avalanche_cetl.scenarios.images import LabelledImages, choose_labelled, read_images
+
+
+def _labels(stream):
+    return [int(t) for t in stream[0].dataset.targets]
+
+
+def test_transfer_streams_and_counts(digits):
+    train, test, other = digits(60), digits(30, seed=1), digits(24, seed=2)
+    benchmark = transfer_benchmark(
+        train, test, source_train=other, source_test=other, labels_per_class=4, seed=3
+    )
+    assert list(benchmark.streams) == ["train", "test", "labelled", "source", "source_test"]
+    labels = _labels(benchmark.train_stream)
+    assert len(labels) == 60 and labels.count(-1) == 48
+    assert [labels.count(c) for c in range(3)] == [4, 4, 4]
+    assert _labels(benchmark.test_stream) == test[1].tolist()
+    labelled = benchmark.labelled_stream[0].dataset
+    assert len(labelled) == 12 and -1 not in list(labelled.targets)
+    experience = benchmark.train_stream[0]
+    assert set(experience.dataset.domain_labels) == {0}
+    assert set(benchmark.source_stream[0].dataset.domain_labels) == {1}
+    assert experience.classes_in_this_experience == {0, 1, 2}
+    assert experience.task_labels == [0]
+
+
+def test_kept_labels_are_right_and_seeded(digits):
+    images, labels = digits(60)
+    rows = [
+        _labels(transfer_benchmark((images, labels), (images, labels), labels_per_class=4, seed=s).train_stream)
+        for s in (0, 0, 1)
+    ]
+    assert rows[0] == rows[1] != rows[2]
+    assert all(kept in (-1, true) for kept, true in zip(rows[0], labels.tolist(), strict=True))
+
+
+def test_fraction_is_stratified():
+    targets = [0] * 50 + [1] * 10 + [2] * 2
+    chosen = choose_labelled(targets, None, 0.2, seed=0)
+    assert [sum(targets[i] == c for i in chosen) for c in range(3)] == [10, 2, 1]
+
+
+def _reachable(root, seen=None):
+    """Everything that a Python object refers to, however deep."""
+    seen = {} if seen is None else seen
+    stack = [root]
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen or isinstance(thing, type) or callable(thing) and not hasattr(thing, "__dict__"):
+            continue
+        seen[id(thing)] = thing
+        if type(thing).__name__ in ("module", "function", "builtin_function_or_method", "frame"):
+            continue
+        stack.extend(gc.get_referents(thing))
+    return list(seen.values())
+
+
+def _holds_the_labels(root, labels):
+    wanted = labels.tolist()
+    for thing in _reachable(root):
+        if isinstance(thing, torch.Tensor) and thing.shape == labels.shape:
+            if not thing.is_floating_point() and torch.equal(thing.long(), labels):
+                return True
+        if isinstance(thing, np.ndarray) and thing.shape == tuple(labels.shape):
+            if np.array_equal(thing, labels.numpy()):
+                return True
+        if isinstance(thing, list | tuple) and len(thing) == len(wanted):
+            if all(isinstance(v, int) for v in thing) and list(thing) == wanted:
+                return True
+    return False
+
+
+class _Folder:
+    """A data set that keeps its labels in an attribute, as torchvision's do."""
+
+    def __init__(self, images, labels):
+        self.data = [to_pil_image(image) for image in images]
+        self.targets = labels.clone()
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        return self.data[i], int(self.targets[i])
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "map-style"])
+def test_hidden_labels_are_absent_from_the_training_stream(digits, kind):
+    images, labels = digits(120)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    images, labels = images[order], labels[order]
+    data = {
+        "tensors": lambda: (images, labels),
+        "arrays": lambda: (images.numpy(), labels.numpy()),
+        "map-style": lambda: _Folder(images, labels),
+    }[kind]()
+    assert _holds_the_labels(data, labels), "the search itself has to find them"
+    test = digits(30, seed=5)
+    for benchmark in (
+        transfer_benchmark(data, test, labels_per_class=2),
+        adaptation_benchmark(digits(33, seed=4), data, test),
+    ):
+        dataset = benchmark.train_stream[0].dataset
+        assert not _holds_the_labels(dataset, labels)
+        assert [dataset[i][1] for i in range(120)] == [int(t) for t in dataset.targets][:120]
+        assert sum(dataset[i][1] >= 0 for i in range(120)) in (0, 6)
+
+
+def test_adaptation_streams(digits):
+    source, target, test = digits(45, seed=1), digits(60), digits(30, seed=2)
+    benchmark = adaptation_benchmark(source, target, test, source_test=digits(9, seed=3))
+    assert list(benchmark.streams) == ["train", "test", "source", "source_test"]
+    dataset = benchmark.train_stream[0].dataset
+    domains = [int(d) for d in dataset.domain_labels]
+    assert domains == [0] * 60 + [1] * 45
+    assert _labels(benchmark.train_stream) == [-1] * 60 + source[1].tolist()
+    torch.testing.assert_close(dataset[61][0], source[0][1])
+
+
+def test_adaptation_with_labels_and_test_images(digits):
+    test = digits(30, seed=2)
+    benchmark = adaptation_benchmark(
+        digits(45, seed=1), digits(60), test, labels_per_class=2, transductive=True
+    )
+    labels = _labels(benchmark.train_stream)
+    assert len(labels) == 60 + 30 + 45
+    assert sum(label >= 0 for label in labels[:60]) == 6
+    assert labels[60:90] == [-1] * 30
+    assert len(benchmark.labelled_stream[0].dataset) == 6
+
+
+def test_class_subsets_are_remapped(digits):
+    benchmark = adaptation_benchmark(digits(45), digits(60), digits(30), classes=[2, 0])
+    assert set(_labels(benchmark.test_stream)) == {0, 1}
+    assert len(benchmark.test_stream[0].dataset) == 20
+    with pytest.raises(ValueError, match="do not occur"):
+        adaptation_benchmark(digits(45), digits(60), digits(30), classes=[0, 8])
+
+
+def test_transforms_apply_in_their_own_mode(digits):
+    benchmark = transfer_benchmark(
+        digits(12), digits(12), train_transform=lambda x: x + 10, eval_transform=lambda x: x - 10
+    )
+    dataset = benchmark.train_stream[0].dataset
+    assert dataset.train()[0][0].min() >= 10 and dataset.eval()[0][0].max() <= 0
+
+
+def test_avalanche_datasets_are_read_too(digits):
+    inner = transfer_benchmark(digits(12), digits(12)).train_stream[0].dataset
+    assert len(transfer_benchmark(inner, inner).train_stream[0].dataset) == 12
+
+
+def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
+    images = np.full((4, 6, 5, 3), 255, dtype=np.uint8)
+    read = read_images((images, [0, 1, 0, 1]))
+    assert read.images.shape == (4, 3, 6, 5) and read.images.max() == 1
+    assert read_images((np.zeros((4, 6, 5), np.uint8), [0] * 4)).images.shape == (4, 1, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda d: transfer_benchmark(d, d, labels_per_class=2, labelled_fraction=0.5), ValueError),
+        (lambda d: transfer_benchmark(d, d, labels_per_class=1000), ValueError),
+        (lambda d: transfer_benchmark(d, d, labelled_fraction=1.5), ValueError),
+        (lambda d: transfer_benchmark(42, d), TypeError),
+        (lambda d: transfer_benchmark((torch.zeros(0, 1, 8, 8), []), d), ValueError),
+        (lambda d: transfer_benchmark((d[0], d[1][:-1]), d), ValueError),
+        (lambda d: transfer_benchmark((d[0], d[1] - 1), d), ValueError),
+        (lambda d: transfer_benchmark((torch.zeros(3, 2), [0, 1, 2]), d), ValueError),
+        (lambda d: adaptation_benchmark((torch.zeros(3, 1, 9, 9), [0, 1, 2]), d, d), ValueError),
+    ],
+)
+def test_bad_arguments(digits, make, error):
+    with pytest.raises(error):
+        make(digits(12))
+
+
+def test_naive_ewc_and_lwf_run_on_the_same_object(digits):
+    from avalanche.training.supervised import EWC, LwF, Naive
+
+    benchmark = transfer_benchmark(
+        digits(24), digits(24), source_train=digits(24, seed=1), labels_per_class=4
+    )
+    for kind, extra in ((Naive, {}), (EWC, {"ewc_lambda": 1.0}), (LwF, {"alpha": 1.0, "temperature": 2.0})):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        strategy = kind(
+            model=model,
+            optimizer=optimizer,
+            criterion=torch.nn.CrossEntropyLoss(),
+            train_mb_size=8,
+            evaluator=None,
+            **extra,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            strategy.train(benchmark.source_stream)
+            before = [p.clone() for p in model.parameters()]
+            strategy.train(benchmark.labelled_stream)
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_labelled_images_from_a_dataset_of_tensors(digits):
+    images, labels = digits(12)
+    read = read_images(TensorDataset(images, labels))
+    assert isinstance(read, LabelledImages) and read.images.shape == images.shape
