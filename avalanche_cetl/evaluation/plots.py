@@ -75,7 +75,9 @@ def plot_reconstructions(
     """
     rows = reconstruction_rows(model, images)
     low, high = float(images.min()), float(images.max())
-    figure = Figure(figsize=(0.72 * len(images) + 1.2, 0.78 * len(rows) + 0.4), layout="constrained")
+    figure = Figure(
+        figsize=(0.72 * len(images) + 1.2, 0.78 * len(rows) + 0.4), layout="constrained"
+    )
     axes = figure.subplots(len(rows), len(images), squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, row, strict=True):

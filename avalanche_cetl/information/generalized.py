@@ -150,9 +150,7 @@ def dwa_penalty(
     return torch.stack(terms).sum() * (lam / 2)
 
 
-def _check_same(
-    name_a: str, a: Mapping[str, Tensor], name_b: str, b: Mapping[str, Tensor]
-) -> None:
+def _check_same(name_a: str, a: Mapping[str, Tensor], name_b: str, b: Mapping[str, Tensor]) -> None:
     if a.keys() != b.keys():
         raise ValueError(f"{name_a} and {name_b} name different parameters: {a.keys() ^ b.keys()}.")
     for name in a:

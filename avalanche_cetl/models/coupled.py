@@ -113,7 +113,9 @@ class CoupledModel(nn.Module):
         self.source = source
         if source is not None:
             source.eval()
-            self.source_adapter = nn.Sequential(Standardize(source.dim), nn.Linear(source.dim, width))
+            self.source_adapter = nn.Sequential(
+                Standardize(source.dim), nn.Linear(source.dim, width)
+            )
             nn.init.kaiming_normal_(self.source_adapter[1].weight, nonlinearity="linear")
             nn.init.zeros_(self.source_adapter[1].bias)
         self.register_load_state_dict_post_hook(_forgive_source)
@@ -155,7 +157,9 @@ class CoupledModel(nn.Module):
         """Give T2's class logits ``(N, num_classes)``."""
         return self.target(x)
 
-    def reconstruct_source(self, x: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
+    def reconstruct_source(
+        self, x: Tensor | None = None, *, features: Tensor | None = None
+    ) -> Tensor:
         """Give T1(S(x)), shape ``(N, *input_shape)``, from images or from S's features.
 
         :param x: images ``(N, C, H, W)``; read only when ``features`` is None.
@@ -244,7 +248,9 @@ class TargetTasks(nn.Module):
     :param outputs: which outputs to compute, of ``source``, ``target`` and ``logits``.
     """
 
-    def __init__(self, model: CoupledModel, outputs: Sequence[str] = ("source", "target", "logits")):
+    def __init__(
+        self, model: CoupledModel, outputs: Sequence[str] = ("source", "target", "logits")
+    ):
         super().__init__()
         self.decoder = model.decoder
         self.source_adapter = model.source_adapter

@@ -286,7 +286,9 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
     while (height, width) != smallest and min(height, width) > 1:
         # Channels of the map traced nearest to this size; at the image itself, the shallowest.
         near = min(last, key=lambda s, h=height: abs(s[0] - h), default=smallest)
-        maps.append((last.get((height, width), max(16, last.get(near, channels) // 2)), height, width))
+        maps.append(
+            (last.get((height, width), max(16, last.get(near, channels) // 2)), height, width)
+        )
         height = max(smallest[0], -(-height // 2))
         width = max(smallest[1], -(-width // 2))
     return [*maps, (channels, *smallest)]

@@ -120,7 +120,9 @@ def adaptation_benchmark(
     if keep:
         streams["labelled"] = _dataset(target.select(keep), 0, transforms)
     streams |= _source_streams(
-        source, _subset(_read(source_test, transforms), classes) if source_test else None, transforms
+        source,
+        _subset(_read(source_test, transforms), classes) if source_test else None,
+        transforms,
     )
     return _benchmark(streams)
 
@@ -186,8 +188,8 @@ def _benchmark(streams: dict[str, Any]) -> CLScenario:
     for stream in benchmark.streams.values():
         for experience in stream:
             # -1 says that a label is unknown; it is no class.
-            experience.classes_in_this_experience = (
-                experience.classes_in_this_experience - {UNLABELLED}
-            )
+            experience.classes_in_this_experience = experience.classes_in_this_experience - {
+                UNLABELLED
+            }
             experience.classes_seen_so_far = experience.classes_seen_so_far - {UNLABELLED}
     return benchmark

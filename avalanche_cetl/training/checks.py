@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.data import UNLABELLED, Rows
@@ -43,11 +44,13 @@ class LabelledRows(nn.Module):
 
 def check_arguments(
     model: Any,
+    optimizer: Optimizer,
     variant: Variant,
     gfi: Any,
     loss_weights: Sequence[float],
     dwa_lambda: float,
     alternate: str,
+    stage_epochs: Sequence[int],
     warmup_epochs: int,
     input_noise: float,
 ) -> None:
@@ -56,6 +59,14 @@ def check_arguments(
         raise TypeError(
             f"CETLStrategy needs a CoupledModel, got {type(model).__name__}; make one with "
             "CoupledModel.build(source, target, input_shape=(C, H, W))."
+        )
+    covered = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
+    if missing and len(optimizer.param_groups) > 1:
+        raise ValueError(
+            f"the optimizer has {len(optimizer.param_groups)} parameter groups, but none holds "
+            f"{missing[0]!r} ({len(missing)} parameters in all); put model.decoder_parameters() "
+            "and model.target_parameters() into groups."
         )
     if not isinstance(gfi, GFISettings):
         raise TypeError(f"gfi has to be GFISettings(...), got {type(gfi).__name__}.")
@@ -67,6 +78,12 @@ def check_arguments(
         raise ValueError(f"dwa_lambda={dwa_lambda} has to be finite and >= 0.")
     if alternate not in ("epoch", "iteration"):
         raise ValueError(f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'.")
+    if len(stage_epochs) != 3 or not all(isinstance(n, int) and n >= 1 for n in stage_epochs):
+        raise ValueError(f"stage_epochs={stage_epochs!r}: three whole numbers >= 1, one a stage.")
+    if alternate == "iteration" and tuple(stage_epochs) != (1, 1, 1):
+        raise ValueError(
+            "stage_epochs goes with alternate='epoch'; with 'iteration' stages share steps."
+        )
     if warmup_epochs < 0 or (
         warmup_epochs == 0 and variant.needs_warmup and model.source is not None
     ):

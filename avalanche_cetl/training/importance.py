@@ -149,9 +149,7 @@ def _goals(
     """What each output's likelihood is taken at, by the kind of Fisher information."""
     reconstructed, logits = model.decode_target(images)
     drawn = sample_targets(logits, "categorical", generator)
-    source = (
-        model.reconstruct_source(features=features) if model.source is not None else images
-    )
+    source = model.reconstruct_source(features=features) if model.source is not None else images
     if fisher == "empirical":
         known = torch.where(labels >= 0, labels, drawn)
         return {"source": images, "target": source, "logits": known}

@@ -87,6 +87,8 @@ class CETLStrategy(SupervisedTemplate):
     :param gfi: see :class:`GFISettings`.
     :param alternate: ``"epoch"``: each stage passes over all its data in turn;
         ``"iteration"``: the stages take turns at every mini-batch (shorter sets start again).
+    :param stage_epochs: passes over their data that stages 1, 2 and 3 make in a round, each
+        >= 1; with ``alternate="epoch"`` only. The paper does not say; default 1 each.
     :param warmup_epochs: epochs of stage 1 before the first round of the first experience;
         default 0, but 10 for the variants that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
@@ -120,6 +122,7 @@ class CETLStrategy(SupervisedTemplate):
         dwa_lambda: float = 1e-3,
         gfi: GFISettings | None = None,
         alternate: str = "epoch",
+        stage_epochs: Sequence[int] = (1, 1, 1),
         warmup_epochs: int | None = None,
         input_noise: float = 0.0,
         train_mb_size: int = 1,
@@ -137,12 +140,23 @@ class CETLStrategy(SupervisedTemplate):
             warmup_epochs = 10 if self.variant.needs_warmup else 0
         self.gfi = GFISettings() if gfi is None else gfi
         check_arguments(
-            model, self.variant, self.gfi, loss_weights, dwa_lambda, alternate, warmup_epochs,
+            model,
+            optimizer,
+            self.variant,
+            self.gfi,
+            loss_weights,
+            dwa_lambda,
+            alternate,
+            stage_epochs,
+            warmup_epochs,
             input_noise,
         )
-        self.loss_weights = dict(zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True))
+        self.loss_weights = dict(
+            zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
+        )
         self.dwa_lambda = float(dwa_lambda)
         self.alternate = alternate
+        self.stage_epochs = tuple(stage_epochs)
         self.warmup_epochs = warmup_epochs
         self.input_noise = float(input_noise)
         self.stage = Stage.CLASSIFY
@@ -239,9 +253,8 @@ class CETLStrategy(SupervisedTemplate):
     def training_epoch(self, **kwargs: Any) -> None:
         """Run one round: the stages of Algorithm 1, or the variant's merged steps."""
         if not self._warm:
-            for _ in range(self.warmup_epochs if self.model.source is not None else 0):
-                self._round = _Means()
-                self._pass(Stage.SOURCE, **kwargs)
+            if self.model.source is not None and self.warmup_epochs:
+                self._pass(Stage.SOURCE, self.warmup_epochs, **kwargs)
             self._warm = True
         self._round = _Means()
         if self.plan.merged is not None:
@@ -257,12 +270,12 @@ class CETLStrategy(SupervisedTemplate):
 
     def _round_by_epochs(self, **kwargs: Any) -> None:
         if self._trains_source_stage:
-            self._pass(Stage.SOURCE, **kwargs)
+            self._pass(Stage.SOURCE, self.stage_epochs[0], **kwargs)
             self._refresh("GFI1")
-        self._pass(Stage.COUPLED, **kwargs)
+        self._pass(Stage.COUPLED, self.stage_epochs[1], **kwargs)
         self._refresh("GFI2", "GFI3")
         with self._running(Stage.CLASSIFY, **kwargs):
-            for self.mbatch in self.dataloader:
+            for self.mbatch in _repeat(self.dataloader, self.stage_epochs[2]):
                 if self._stop_training:
                     return
                 self._classification_iteration(**kwargs)
@@ -285,10 +298,10 @@ class CETLStrategy(SupervisedTemplate):
     def _trains_source_stage(self) -> bool:
         return self.plan.stage1_in_rounds and self.model.source is not None
 
-    def _pass(self, stage: Stage, **kwargs: Any) -> None:
-        """One pass of stage 1 or 2 over the rows of domain 0."""
+    def _pass(self, stage: Stage, passes: int, **kwargs: Any) -> None:
+        """Run stage 1 or 2: some passes over the rows of domain 0."""
         with self._running(stage, **kwargs):
-            for batch in self._target_loader:
+            for batch in _repeat(self._target_loader, passes):
                 if self._stop_training:
                     return
                 batch = [part.to(self.device, non_blocking=True) for part in batch]
@@ -514,7 +527,9 @@ def _lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
     norms = []
     if rows == 1:
         norms = [
-            m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+            m
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
         ]
     for norm in norms:
         norm.eval()
@@ -523,6 +538,10 @@ def _lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
+
+
+def _repeat(loader: Iterable[Any], passes: int) -> Iterator[Any]:
+    return chain.from_iterable(loader for _ in range(passes))
 
 
 def _cycle(loader: Iterable[Any], steps: int) -> Iterator[Any]:

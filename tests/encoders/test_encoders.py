@@ -102,7 +102,9 @@ def test_timm_preprocessing_is_timms_own():
     assert encoder.dim == encoder.module.head_hidden_size
 
 
-@pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k"]
+)
 def test_timm_families_grey_images_and_normalised_input(name):
     encoder = TimmEncoder(name, pretrained=False)
     grey = torch.rand(2, 1, 28, 28)
@@ -120,9 +122,13 @@ def test_timm_weights_from_a_file(tmp_path):
     torch.manual_seed(1)
     model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    encoder = TimmEncoder("test_resnet.r160_in1k", weights=tmp_path / "w.safetensors", image_size=64)
+    encoder = TimmEncoder(
+        "test_resnet.r160_in1k", weights=tmp_path / "w.safetensors", image_size=64
+    )
     x = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(encoder.encode(x), model.eval().forward_head(model.forward_features(x), pre_logits=True))
+    torch.testing.assert_close(
+        encoder.encode(x), model.eval().forward_head(model.forward_features(x), pre_logits=True)
+    )
 
 
 def test_a_failed_download_says_both_remedies(monkeypatch):

@@ -60,7 +60,12 @@ class _InPlace(nn.Module):
 
 CASES = {
     "linear": (lambda: nn.Linear(5, 3), (5,), "categorical", 3),
-    "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), (5,), "categorical", 3),
+    "mlp": (
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)),
+        (5,),
+        "categorical",
+        3,
+    ),
     "no bias": (lambda: nn.Linear(5, 3, bias=False), (5,), "categorical", 3),
     "conv": (_conv, (2, 5, 5), "categorical", 4),
     "tied and residual": (_Tied, (5,), "categorical", 3),
@@ -77,9 +82,7 @@ def _make(name, n):
     model = build().double()
     x = torch.randn(n, *shape, dtype=torch.float64)
     with torch.no_grad():
-        targets = (
-            torch.randint(classes, (n,)) if classes else torch.randn_like(model.eval()(x))
-        )
+        targets = torch.randint(classes, (n,)) if classes else torch.randn_like(model.eval()(x))
     return model.train(), x, targets, likelihood
 
 
@@ -228,7 +231,10 @@ def test_relative_fisher_of_a_model_equals_estimator_on_naive_values(estimator, 
     model.eval()
     values = []
     for losses in (F.cross_entropy(model(x), labels, reduction="none"), _second(model(x), weights)):
-        rows = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for loss in losses]
+        rows = [
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            for loss in losses
+        ]
         values.append([torch.stack(p).flatten(1) ** 2 for p in zip(*rows, strict=True)])
     if normalize_samples:
         for task in values:

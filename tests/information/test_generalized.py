@@ -110,7 +110,8 @@ def test_penalty_equals_eq_11_and_its_gradient():
     importance, _ = _pair()
     anchors = {k: torch.randn(v.shape, generator=g).double() for k, v in importance.items()}
     params = {
-        k: torch.randn(v.shape, generator=g).double().requires_grad_() for k, v in importance.items()
+        k: torch.randn(v.shape, generator=g).double().requires_grad_()
+        for k, v in importance.items()
     }
     params["free"] = torch.ones(3, requires_grad=True)
     penalty = dwa_penalty(params, anchors, importance, lam=0.3)

@@ -59,7 +59,9 @@ def test_equals_a_naive_computation_weight_by_weight(name, n):
     a, b = _pair(n)
     found = ESTIMATORS[name](a, b)
     for i in range(a.shape[1]):
-        assert math.isclose(float(found[i]), NAIVE[name](a[:, i].numpy(), b[:, i].numpy()), abs_tol=1e-9)
+        assert math.isclose(
+            float(found[i]), NAIVE[name](a[:, i].numpy(), b[:, i].numpy()), abs_tol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -69,7 +71,9 @@ def test_ties_are_handled_as_scipy_and_scikit_learn_do(name):
     b[b < 0.3] = 0.0
     found = ESTIMATORS[name](a, b)
     for i in range(a.shape[1]):
-        assert math.isclose(float(found[i]), NAIVE[name](a[:, i].numpy(), b[:, i].numpy()), abs_tol=1e-9)
+        assert math.isclose(
+            float(found[i]), NAIVE[name](a[:, i].numpy(), b[:, i].numpy()), abs_tol=1e-9
+        )
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.6, 0.9])

@@ -92,9 +92,7 @@ def test_layers_are_the_targets_in_reverse_with_the_same_kernel_counts():
         if isinstance(m, nn.ConvTranspose2d)
     ]
     assert back == forward[::-1]
-    linear = [
-        (m.in_features, m.out_features) for m in target.modules() if isinstance(m, nn.Linear)
-    ]
+    linear = [(m.in_features, m.out_features) for m in target.modules() if isinstance(m, nn.Linear)]
     reverse = [
         (m.out_features, m.in_features) for m in decoder.modules() if isinstance(m, nn.Linear)
     ]

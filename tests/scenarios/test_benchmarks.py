@@ -37,7 +37,11 @@ def test_transfer_streams_and_counts(digits):
 def test_kept_labels_are_right_and_seeded(digits):
     images, labels = digits(60)
     rows = [
-        _labels(transfer_benchmark((images, labels), (images, labels), labels_per_class=4, seed=s).train_stream)
+        _labels(
+            transfer_benchmark(
+                (images, labels), (images, labels), labels_per_class=4, seed=s
+            ).train_stream
+        )
         for s in (0, 0, 1)
     ]
     assert rows[0] == rows[1] != rows[2]
@@ -56,7 +60,12 @@ def _reachable(root, seen=None):
     stack = [root]
     while stack:
         thing = stack.pop()
-        if id(thing) in seen or isinstance(thing, type) or callable(thing) and not hasattr(thing, "__dict__"):
+        if (
+            id(thing) in seen
+            or isinstance(thing, type)
+            or (callable(thing)
+            and not hasattr(thing, "__dict__"))
+        ):
             continue
         seen[id(thing)] = thing
         if type(thing).__name__ in ("module", "function", "builtin_function_or_method", "frame"):
@@ -192,7 +201,11 @@ def test_naive_ewc_and_lwf_run_on_the_same_object(digits):
     benchmark = transfer_benchmark(
         digits(24), digits(24), source_train=digits(24, seed=1), labels_per_class=4
     )
-    for kind, extra in ((Naive, {}), (EWC, {"ewc_lambda": 1.0}), (LwF, {"alpha": 1.0, "temperature": 2.0})):
+    for kind, extra in (
+        (Naive, {}),
+        (EWC, {"ewc_lambda": 1.0}),
+        (LwF, {"alpha": 1.0, "temperature": 2.0}),
+    ):
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         strategy = kind(

@@ -174,7 +174,13 @@ def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer):
                 watch[strategy.stage] = snapshot(model)
 
         s = strategy(
-            model, variant="gfi", dwa_lambda=lam, gfi=settings, warmup_epochs=5, plugins=[Watch()], lr=1e-3
+            model,
+            variant="gfi",
+            dwa_lambda=lam,
+            gfi=settings,
+            warmup_epochs=5,
+            plugins=[Watch()],
+            lr=1e-3,
         )
         s.train(transfer.train_stream)
         distances.append(
@@ -231,9 +237,16 @@ def test_rounds_are_epochs_for_clock_evaluation_and_schedulers(transfer):
         def after_eval(self, strategy, *args, **kwargs):
             evaluations.append(strategy.clock.train_exp_epochs)
 
-    scheduler = LRSchedulerPlugin(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), reset_lr=False)
+    scheduler = LRSchedulerPlugin(
+        torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), reset_lr=False
+    )
     s = strategy(
-        model, optimizer=optimizer, train_epochs=3, eval_every=1, plugins=[scheduler, Watch()], variant="e"
+        model,
+        optimizer=optimizer,
+        train_epochs=3,
+        eval_every=1,
+        plugins=[scheduler, Watch()],
+        variant="e",
     )
     s.train(transfer.train_stream, eval_streams=[transfer.test_stream])
     assert s.clock.train_exp_epochs == 3
@@ -246,6 +259,18 @@ def test_rounds_are_epochs_for_clock_evaluation_and_schedulers(transfer):
     ]
     assert rates[0] == pytest.approx(0.0125)
     assert rates[1] == rates[2] == pytest.approx(0.025)  # as of its last step
+
+
+def test_stages_make_the_passes_they_are_told(transfer):
+    steps = {stage: 0 for stage in Stage}
+
+    class Watch(SupervisedPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            steps[strategy.stage] += 1
+
+    s = strategy(variant="e", stage_epochs=(1, 2, 3), plugins=[Watch()])
+    s.train(transfer.train_stream)
+    assert steps[Stage.COUPLED] == 2 * 4 and steps[Stage.CLASSIFY] == 3 * 1
 
 
 def test_stages_have_their_own_moments(transfer):
@@ -300,10 +325,16 @@ PLUGINS = {
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_stock_plugins_ride_along_over_several_experiences(digits, name):
-    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+    from avalanche.benchmarks import (
+        benchmark_from_datasets,
+        with_classes_timeline,
+        with_task_labels,
+    )
 
     sets = [
-        transfer_benchmark(digits(40, seed=i), digits(20), labels_per_class=4).train_stream[0].dataset
+        transfer_benchmark(digits(40, seed=i), digits(20), labels_per_class=4)
+        .train_stream[0]
+        .dataset
         for i in range(3)
     ]
     benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(train=sets)))
@@ -338,8 +369,12 @@ def test_early_stopping_counts_rounds(transfer):
     from avalanche.evaluation.metrics import accuracy_metrics
 
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True))
-    stop = EarlyStoppingPlugin(patience=1, val_stream_name="test_stream", metric_name="Top1_Acc_Stream")
-    s = strategy(lr=0.0, train_epochs=9, eval_every=1, evaluator=evaluator, plugins=[stop], variant="e")
+    stop = EarlyStoppingPlugin(
+        patience=1, val_stream_name="test_stream", metric_name="Top1_Acc_Stream"
+    )
+    s = strategy(
+        lr=0.0, train_epochs=9, eval_every=1, evaluator=evaluator, plugins=[stop], variant="e"
+    )
     s.train(transfer.train_stream, eval_streams=[transfer.test_stream])
     assert 1 <= s.clock.train_exp_epochs < 9
 
@@ -375,7 +410,9 @@ def test_a_script_with_naive_needs_no_other_change(digits):
         benchmark = benchmark_from_datasets(
             train=[as_classification_dataset(data)], test=[as_classification_dataset(data)]
         )
-        evaluator = EvaluationPlugin(accuracy_metrics(epoch=True, stream=True), loss_metrics(minibatch=True))
+        evaluator = EvaluationPlugin(
+            accuracy_metrics(epoch=True, stream=True), loss_metrics(minibatch=True)
+        )
         s = kind(
             model=model,
             optimizer=torch.optim.Adam(model.parameters(), 1e-2),
@@ -444,6 +481,8 @@ def test_no_target_rows_say_what_is_missing(adaptation):
         ({"warmup_epochs": -1}, ValueError, "warmup"),
         ({"warmup_epochs": 0, "variant": "f"}, ValueError, "warmup"),
         ({"input_noise": 1.0}, ValueError, "input_noise"),
+        ({"stage_epochs": (1, 0, 1)}, ValueError, "stage_epochs"),
+        ({"stage_epochs": (1, 1, 2), "alternate": "iteration"}, ValueError, "epoch"),
         ({"gfi": {"samples": 3}}, TypeError, "GFISettings"),
         ({"model": nn.Linear(2, 2)}, TypeError, "CoupledModel"),
     ],
@@ -451,6 +490,22 @@ def test_no_target_rows_say_what_is_missing(adaptation):
 def test_bad_arguments_say_what_is_allowed(arguments, error, message):
     with pytest.raises(error, match=message):
         strategy(**arguments)
+
+
+def test_an_optimizer_whose_groups_leave_parameters_out_is_named():
+    model = coupled()
+    first, *rest = model.target_parameters().values()
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": rest}], lr=0.1)
+    with pytest.raises(ValueError, match="decoder_parameters"):
+        strategy(model, optimizer=optimizer)
+
+
+def test_an_optimizer_of_one_group_gets_the_decoder_added(transfer):
+    model = coupled()
+    optimizer = torch.optim.SGD(model.target.parameters(), lr=0.1)
+    before = snapshot(model)
+    strategy(model, optimizer=optimizer, variant="e").train(transfer.train_stream)
+    assert any(name.startswith("decoder.") for name in moved(model, before))
 
 
 @pytest.mark.parametrize(
@@ -521,7 +576,9 @@ def test_the_same_seed_gives_the_same_weights(transfer, alternate):
     for _ in range(2):
         model = coupled()
         torch.manual_seed(7)
-        strategy(model, alternate=alternate, input_noise=0.3, train_epochs=2).train(transfer.train_stream)
+        strategy(model, alternate=alternate, input_noise=0.3, train_epochs=2).train(
+            transfer.train_stream
+        )
         results.append(snapshot(model))
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
 

@@ -1,0 +1,308 @@
+"""The methods that the demo compares: same target network, same labels, same passes."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.supervised import EWC, LwF, Naive
+from torch import Tensor, nn
+
+from avalanche_cetl.demo.digits import CLASSES, SHAPE, Digits, Split
+from avalanche_cetl.encoders import ModuleEncoder
+from avalanche_cetl.models import CICNN, CoupledModel
+from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
+from avalanche_cetl.training import CETLStrategy, GFISettings
+
+LABELS_PER_CLASS = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a demo run depends on, apart from the seed.
+
+    Chosen on seeds from 100 and the validation part of the target's training rows.
+    """
+
+    width: float = 0.25
+    learning_rate: float = 1e-3
+    batch: int = 32
+    source_epochs: int = 8
+    warmup_epochs: int = 15
+    rounds: int = 20
+    adaptation_rounds: int = 6
+    dwa_lambda: float = 1.0
+    input_noise: float = 0.0
+    ewc_lambda: float = 100.0
+    lwf_alpha: float = 1.0
+    lwf_temperature: float = 2.0
+    gfi: GFISettings = field(default_factory=lambda: GFISettings(samples=64))
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """A small form of the same run: shows that it works, not how well."""
+        return cls(source_epochs=3, warmup_epochs=3, rounds=3, adaptation_rounds=1)
+
+
+@dataclass
+class Result:
+    """One row of the table.
+
+    :ivar target_accuracy: on the target's test images, in percent.
+    :ivar source_accuracy: of the same network on the source's test images, in percent.
+    :ivar trainable: number of trainable parameters.
+    :ivar seconds: training time.
+    :ivar source_error: MSE of T1(S(x)) on target test images over their pixel variance.
+    :ivar target_error: the same for T1(T2(x)) against x.
+    :ivar history: per quantity its mean in each round.
+    """
+
+    method: str
+    target_accuracy: float
+    source_accuracy: float
+    trainable: int
+    seconds: float
+    source_error: float | None = None
+    target_error: float | None = None
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give plain numbers and strings, for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Top-1 accuracy in percent, in eval mode."""
+    network.eval()
+    return 100 * float((network(split.images).argmax(1) == split.labels).float().mean())
+
+
+class Progress(SupervisedPlugin):
+    """Tell a callback about every training epoch (round)."""
+
+    def __init__(self, tick: Callable[[], Any]):
+        super().__init__()
+        self.tick = tick
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Count one."""
+        self.tick()
+
+
+class _History(SupervisedPlugin):
+    """Collect the round means of CETL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds: list[dict[str, float]] = []
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.rounds.append(strategy.round_losses)
+
+    def table(self) -> dict[str, list[float]]:
+        names = sorted({name for row in self.rounds for name in row})
+        return {name: [row.get(name, float("nan")) for row in self.rounds] for name in names}
+
+
+class Comparison:
+    """All methods of the demo on one pair of sets, for one seed.
+
+    :param digits: the data.
+    :param seed: of labels kept, initial weights, mini-batches and the GFI gate.
+    :param settings: see :class:`Settings`.
+    :param tick: called once per epoch or round, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        digits: Digits,
+        seed: int,
+        settings: Settings,
+        tick: Callable[[], Any] = lambda: None,
+    ):
+        self.digits, self.seed, self.settings, self.tick = digits, seed, settings, tick
+        self.few = transfer_benchmark(
+            digits.target_train.pair(),
+            digits.target_test.pair(),
+            source_train=digits.source_train.pair(),
+            source_test=digits.source_test.pair(),
+            labels_per_class=LABELS_PER_CLASS,
+            seed=seed,
+        )
+        self.unsupervised = adaptation_benchmark(
+            digits.source_train.pair(),
+            digits.target_train.pair(),
+            digits.target_test.pair(),
+            source_test=digits.source_test.pair(),
+            seed=seed,
+        )
+        self.source = self._network()
+        self.models: dict[str, CoupledModel] = {}
+
+    # ------------------------------------------------------------------ passes over the data
+
+    @property
+    def labelled_epochs(self) -> int:
+        """Passes over the few labels that CETL's rounds make: one mini-batch a step."""
+        labels = len(self.few.labelled_stream[0].dataset)
+        steps = _batches(len(self.digits.target_train), self.settings.batch)
+        return self.settings.rounds * steps // _batches(labels, self.settings.batch)
+
+    def total_ticks(self) -> int:
+        """Number of ticks of a whole run."""
+        s = self.settings
+        fine_tuning = 4 * self.labelled_epochs
+        cetl = 3 * (s.rounds + s.adaptation_rounds)
+        return s.source_epochs + fine_tuning + cetl + s.adaptation_rounds
+
+    # ------------------------------------------------------------------ methods
+
+    def train_source(self) -> Result:
+        """Train S on the source set."""
+        seconds = self._fit(self.source, self.few.source_stream, self.settings.source_epochs)
+        return self._result("S on its own (no target label)", self.source, seconds)
+
+    def linear_probe(self) -> Result:
+        """Logistic regression on S's frozen features of the labelled images."""
+        from sklearn.linear_model import LogisticRegression
+
+        encoder = self._encoder()
+        start = time.perf_counter()
+        images, labels = _rows(self.few.labelled_stream)
+        probe = LogisticRegression(max_iter=2000).fit(encoder(images).numpy(), labels.numpy())
+        seconds = time.perf_counter() - start
+        scores = [
+            100 * float(probe.score(encoder(split.images).numpy(), split.labels.numpy()))
+            for split in (self.digits.target_test, self.digits.source_test)
+        ]
+        return Result("linear probe on S", *scores, probe.coef_.size + CLASSES, seconds)
+
+    def target_alone(self) -> Result:
+        """The target network on the few labels, without any help."""
+        network = self._network()
+        seconds = self._fit(network, self.few.labelled_stream, self.labelled_epochs)
+        return self._result("target network alone", network, seconds)
+
+    def fine_tuning(self, name: str) -> Result:
+        """S trained on with the few labels: Naive, or Avalanche's EWC or LwF as shipped."""
+        s = self.settings
+        network = copy.deepcopy(self.source)
+        kinds: dict[str, tuple[type, dict[str, float]]] = {
+            "Naive": (Naive, {}),
+            "EWC": (EWC, {"ewc_lambda": s.ewc_lambda}),
+            "LwF": (LwF, {"alpha": s.lwf_alpha, "temperature": s.lwf_temperature}),
+        }
+        kind, extra = kinds[name]
+        strategy = self._strategy(kind, network, **extra)
+        if name != "Naive":
+            # S has learnt the source set already: no epochs, only the method's bookkeeping.
+            strategy.train_epochs = 0
+            _train(strategy, self.few.source_stream)
+        strategy.train_epochs = self.labelled_epochs
+        seconds = _train(strategy, self.few.labelled_stream)
+        return self._result(f"{name}, fine-tuning S", network, seconds)
+
+    def cetl(self, variant: str) -> Result:
+        """CETL with few labels: reconstruction on all target images, labels of some."""
+        return self._cetl(variant, self.few, self.settings.rounds, f"CETL {variant}")
+
+    def source_only(self) -> Result:
+        """The target network trained on source images alone, as often as CETL sees them."""
+        network = self._network()
+        seconds = self._fit(
+            network, self.unsupervised.source_stream, self.settings.adaptation_rounds
+        )
+        return self._result("source only", network, seconds)
+
+    def cetl_unsupervised(self, variant: str) -> Result:
+        """CETL without target labels: stage 3 reads source images."""
+        name = f"CETL {variant}, unsupervised"
+        return self._cetl(variant, self.unsupervised, self.settings.adaptation_rounds, name)
+
+    # ------------------------------------------------------------------ shared pieces
+
+    def _cetl(self, variant: str, benchmark: Any, rounds: int, name: str) -> Result:
+        s = self.settings
+        target = self._network()
+        model = CoupledModel.build(self._encoder(), target, SHAPE)
+        history = _History()
+        strategy = CETLStrategy(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), s.learning_rate),
+            variant=variant,
+            dwa_lambda=s.dwa_lambda,
+            gfi=s.gfi,
+            alternate="iteration",
+            warmup_epochs=s.warmup_epochs,
+            input_noise=s.input_noise,
+            train_mb_size=s.batch,
+            train_epochs=rounds,
+            plugins=[history, Progress(self.tick)],
+            evaluator=None,
+        )
+        seconds = _train(strategy, benchmark.train_stream)
+        self.models[name] = model
+        result = self._result(name, target, seconds, model)
+        result.history = history.table()
+        images = self.digits.target_test.images
+        model.eval()
+        with torch.no_grad():
+            variance = images.var()
+            source = (model.reconstruct_source(images) - images).square().mean()
+            own = (model.reconstruct_target(images) - images).square().mean()
+        result.source_error, result.target_error = float(source / variance), float(own / variance)
+        return result
+
+    def _result(
+        self, name: str, network: nn.Module, seconds: float, whole: nn.Module | None = None
+    ) -> Result:
+        trainable = sum(p.numel() for p in (whole or network).parameters() if p.requires_grad)
+        scores = [accuracy(network, s) for s in (self.digits.target_test, self.digits.source_test)]
+        return Result(name, *scores, trainable, seconds)
+
+    def _network(self) -> CICNN:
+        torch.manual_seed(self.seed)
+        return CICNN(CLASSES, SHAPE, width=self.settings.width)
+
+    def _encoder(self) -> ModuleEncoder:
+        return ModuleEncoder(self.source, input_shape=SHAPE)
+
+    def _strategy(self, kind: type, network: nn.Module, **extra: Any) -> Any:
+        return kind(
+            model=network,
+            optimizer=torch.optim.Adam(network.parameters(), self.settings.learning_rate),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=self.settings.batch,
+            plugins=[Progress(self.tick)],
+            evaluator=None,
+            **extra,
+        )
+
+    def _fit(self, network: nn.Module, stream: Any, epochs: int) -> float:
+        strategy = self._strategy(Naive, network)
+        strategy.train_epochs = epochs
+        return _train(strategy, stream)
+
+
+def _train(strategy: Any, stream: Any) -> float:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strategy.train(stream)
+    return time.perf_counter() - start
+
+
+def _batches(rows: int, size: int) -> int:
+    return -(-rows // size)
+
+
+def _rows(stream: Any) -> tuple[Tensor, Tensor]:
+    rows = [stream[0].dataset[i] for i in range(len(stream[0].dataset))]
+    return torch.stack([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
