@@ -178,11 +178,11 @@ class Comparison:
         images, labels = _rows(self.few.labelled_stream)
         probe = LogisticRegression(max_iter=2000).fit(encoder(images).numpy(), labels.numpy())
         seconds = time.perf_counter() - start
-        scores = [
+        target, source = (
             100 * float(probe.score(encoder(split.images).numpy(), split.labels.numpy()))
             for split in (self.digits.target_test, self.digits.source_test)
-        ]
-        return Result("linear probe on S", *scores, probe.coef_.size + CLASSES, seconds)
+        )
+        return Result("linear probe on S", target, source, probe.coef_.size + CLASSES, seconds)
 
     def target_alone(self) -> Result:
         """The target network on the few labels, without any help."""
@@ -264,8 +264,9 @@ class Comparison:
         self, name: str, network: nn.Module, seconds: float, whole: nn.Module | None = None
     ) -> Result:
         trainable = sum(p.numel() for p in (whole or network).parameters() if p.requires_grad)
-        scores = [accuracy(network, s) for s in (self.digits.target_test, self.digits.source_test)]
-        return Result(name, *scores, trainable, seconds)
+        target = accuracy(network, self.digits.target_test)
+        source = accuracy(network, self.digits.source_test)
+        return Result(name, target, source, trainable, seconds)
 
     def _network(self) -> CICNN:
         torch.manual_seed(self.seed)

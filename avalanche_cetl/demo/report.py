@@ -54,7 +54,8 @@ network has learnt of it, through the same decoder.</p>
 """
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>CETL on two digit sets</title><style>{_STYLE}</style></head><body>{body}</body></html>"
+        f"<title>CETL on two digit sets</title><style>{_STYLE}</style></head>"
+        f"<body>{body}</body></html>"
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -146,11 +146,8 @@ def table_lines(results: dict[str, Any]) -> list[str]:
     data = results["data"]
     head = f"{'':30}{'target acc.':>12}{'source acc.':>12}{'trainable':>12}{'seconds':>9}"
     lines = []
-    blocks = {
-        f"{data['labels_per_class']} labels a class, {data['target_train']} target images": "few_labels",
-        "no target label": "unsupervised",
-    }
-    for title, block in blocks.items():
+    few = f"{data['labels_per_class']} labels a class, {data['target_train']} target images"
+    for title, block in ((few, "few_labels"), ("no target label", "unsupervised")):
         lines += ["", title, head]
         for row in results[block]:
             lines.append(
@@ -160,7 +157,7 @@ def table_lines(results: dict[str, Any]) -> list[str]:
     best = results["few_labels"][-1]
     lines += [
         "",
-        "CETL gfi, few labels: error of T1(S(x)) on held-out target images is "
-        f"{best['source_error']:.2f} of the pixel variance, of T1(T2(x)) {best['target_error']:.2f}",
+        "CETL gfi, few labels, held-out target images, error over pixel variance: "
+        f"T1(S(x)) {best['source_error']:.2f}, T1(T2(x)) {best['target_error']:.2f}",
     ]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,6 +38,10 @@ class TimmEncoder(Encoder):
     :ivar num_classes: the model's classes, None when it has no classifier.
     :raises ValueError: for an unknown name, missing weights or a failed download.
     """
+
+    module: Any
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class RoundMean(PluginMetric[float]):
         self.quantity = quantity
         self._value: float | None = None
 
-    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:  # type: ignore[override]
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
         """Emit the round's mean, at the strategy's epoch count."""
         self._value = strategy.round_losses.get(self.quantity)
         if self._value is None:
@@ -67,7 +67,7 @@ class WeightShares(PluginMetric[dict[str, float]]):
         super().__init__()
         self._values: dict[str, float] = {}
 
-    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:  # type: ignore[override]
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
         """Emit the shares of the latest measurement."""
         self._values = {}
         for name, importance in strategy.importance.items():
@@ -115,7 +115,7 @@ class ReconstructionImages(PluginMetric[Any]):
         self._grid: Tensor | None = None
         self._rounds = 0
 
-    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:  # type: ignore[override]
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
         """Emit the picture."""
         self._rounds += 1
         if (self._rounds - 1) % self.every:

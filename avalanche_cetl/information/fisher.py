@@ -117,7 +117,7 @@ def select_params(
     :param params: names (or a mapping keyed by names) out of ``model.named_parameters()``.
     :raises ValueError: when a name is unknown or nothing is left to measure.
     """
-    named = dict(model.named_parameters())
+    named: dict[str, Tensor] = dict(model.named_parameters())
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
@@ -134,7 +134,8 @@ def select_params(
 
 def resolve_loss(
     loss: Loss | LossName,
-    outputs: Tensor,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
     targets: Any,
     likelihood: str,
     generator: torch.Generator | None,
@@ -143,6 +144,8 @@ def resolve_loss(
     if callable(loss):
         return loss, targets
     if loss == "sampled":
+        with torch.no_grad():
+            outputs = model(*inputs)
         return negative_log_likelihood(likelihood), sample_targets(outputs, likelihood, generator)
     if loss == "empirical":
         if targets is None:
@@ -194,7 +197,7 @@ def per_sample_gradients(
         samples = tuple(part[rows] for part in parts)
         chunk = []
         for loss, targets in losses:
-            wanted = _map_tensors(targets, lambda t, rows=rows: t[rows])
+            wanted = _select(targets, rows)
 
             def one(sample: Any, target: Any, loss: Loss = loss) -> dict[str, Tensor]:
                 return grad(sample_loss)(chosen, loss, sample, target)
@@ -211,6 +214,10 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tuple(_map_tensors(part, function) for part in value)
 
 
+def _select(value: Any, rows: int | slice) -> Any:
+    return _map_tensors(value, lambda t: t[rows])
+
+
 def _over_samples(one: Callable[..., dict[str, Tensor]], samples: Any, targets: Any) -> Any:
     """Vectorise over samples; a model with an operation vmap cannot batch gets a plain loop."""
     in_dims = (0, None if targets is None else 0)
@@ -220,9 +227,7 @@ def _over_samples(one: Callable[..., dict[str, Tensor]], samples: Any, targets: 
         logger.debug("per-sample gradients fall back to a loop: %s", problem)
     rows = []
     for i in range(len(samples[0])):
-        sample = _map_tensors(samples, lambda t, i=i: t[i])
-        target = _map_tensors(targets, lambda t, i=i: t[i])
-        rows.append(one(sample, target))
+        rows.append(one(_select(samples, i), _select(targets, i)))
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -267,11 +272,7 @@ def fisher_information(
     parts = as_tuple(inputs)
     chosen = select_params(model, params)
     with evaluation_mode(model):
-        outputs = None
-        if not callable(loss):
-            with torch.no_grad():
-                outputs = model(*parts)
-        pair = resolve_loss(loss, outputs, targets, likelihood, generator)
+        pair = resolve_loss(loss, model, parts, targets, likelihood, generator)
         sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in chosen.items()}
         for (gradients,) in per_sample_gradients(
             model, parts, [pair], chosen, chunk_bytes=chunk_bytes

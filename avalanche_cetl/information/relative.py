@@ -259,7 +259,8 @@ def _sample_norms(
     norms: list[list[Tensor]] = [[] for _ in pairs]
     for chunk in per_sample_gradients(model, parts, pairs, chosen, chunk_bytes=chunk_bytes):
         for task, gradients in zip(norms, chunk, strict=True):
-            task.append(sum(g.flatten(1).square().sum(1, keepdim=True) for g in gradients.values()))
+            squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
+            task.append(torch.stack(squares).sum(0).unsqueeze(1))
     tiny = torch.finfo(norms[0][0].dtype).tiny
     return [torch.cat(task).clamp_min(tiny) for task in norms]
 

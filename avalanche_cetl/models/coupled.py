@@ -113,11 +113,8 @@ class CoupledModel(nn.Module):
         self.source = source
         if source is not None:
             source.eval()
-            self.source_adapter = nn.Sequential(
-                Standardize(source.dim), nn.Linear(source.dim, width)
-            )
-            nn.init.kaiming_normal_(self.source_adapter[1].weight, nonlinearity="linear")
-            nn.init.zeros_(self.source_adapter[1].bias)
+            dim = int(source.dim)  # type: ignore[arg-type]
+            self.source_adapter = nn.Sequential(Standardize(dim), _linear(dim, width))
         self.register_load_state_dict_post_hook(_forgive_source)
         self._check_shapes()
 
@@ -232,6 +229,10 @@ def _forgive_source(module: nn.Module, incompatible: Any) -> None:
 def _adapter(width: int, wanted: int) -> nn.Module:
     if width == wanted:
         return nn.Identity()
+    return _linear(width, wanted)
+
+
+def _linear(width: int, wanted: int) -> nn.Linear:
     layer = nn.Linear(width, wanted)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     nn.init.zeros_(layer.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -127,7 +128,7 @@ class ReversedDecoder(nn.Module):
         last = [m for m in self.layers if isinstance(m, nn.Linear) or hasattr(m, "output_padding")]
         with torch.no_grad():
             # A first reconstruction near zero: otherwise the first steps only shrink it.
-            last[-1].weight.mul_(0.1)
+            last[-1].get_parameter("weight").mul_(0.1)
 
     def forward(self, code: Tensor) -> Tensor:
         """Give reconstructions ``(N, *input_shape)`` of codes ``(N, code_dim)``."""
@@ -162,10 +163,8 @@ def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | Non
         if node.all_input_nodes != [previous] or "tensor_meta" not in node.meta:
             return None
         module = modules.get(node.target) if node.op == "call_module" else None
-        if classifier is not None and node.op == "call_module":
-            # symbolic_trace copies nothing: leaf modules are the target's own.
-            if module is classifier:
-                return steps
+        if classifier is not None and module is classifier:  # tracing copies no leaf module
+            return steps
         read = tuple(previous.meta["tensor_meta"].shape[1:])
         written = tuple(node.meta["tensor_meta"].shape[1:])
         if not _reversible(module, read, written):
@@ -262,6 +261,10 @@ def _from_shapes(
     return layers
 
 
+def _distance(height: int, size: tuple[int, int]) -> int:
+    return abs(size[0] - height)
+
+
 def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Give the last map's shape at each resolution from the input's down to at least 4 pixels.
 
@@ -285,7 +288,7 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
     maps = []
     while (height, width) != smallest and min(height, width) > 1:
         # Channels of the map traced nearest to this size; at the image itself, the shallowest.
-        near = min(last, key=lambda s, h=height: abs(s[0] - h), default=smallest)
+        near = min(last, key=partial(_distance, height), default=smallest)
         maps.append(
             (last.get((height, width), max(16, last.get(near, channels) // 2)), height, width)
         )

@@ -119,7 +119,7 @@ def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     shape = tuple(int(size) for size in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} has to be (channels, height, width).")
-    return shape  # type: ignore[return-value]
+    return shape
 
 
 class Target(nn.Module):

@@ -80,7 +80,7 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
     """
     if isinstance(data, LabelledImages):
         return data
-    if isinstance(data, tuple | list) and len(data) == 2 and not hasattr(data[0], "__call__"):
+    if isinstance(data, tuple | list) and len(data) == 2 and not callable(data[0]):
         images: Tensor | list[Any] = _stack(data[0])
         targets = [_class_index(label) for label in data[1]]
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):

@@ -111,6 +111,9 @@ class CETLStrategy(SupervisedTemplate):
 
     PLUGIN_CLASS = CETLPlugin
 
+    adapted_dataset: Any
+    optimized_param_id: Any
+
     def __init__(
         self,
         *,
@@ -259,9 +262,10 @@ class CETLStrategy(SupervisedTemplate):
         self._round = _Means()
         if self.plan.merged is not None:
             with self._running(Stage.MERGED, **kwargs):
-                for target, self.mbatch in self._paired_batches():
+                for target, labelled in self._paired_batches():
                     if self._stop_training:
                         return
+                    self.mbatch = labelled
                     self._merged_iteration(target, **kwargs)
         elif self.alternate == "epoch":
             self._round_by_epochs(**kwargs)
@@ -275,9 +279,10 @@ class CETLStrategy(SupervisedTemplate):
         self._pass(Stage.COUPLED, self.stage_epochs[1], **kwargs)
         self._refresh("GFI2", "GFI3")
         with self._running(Stage.CLASSIFY, **kwargs):
-            for self.mbatch in _repeat(self.dataloader, self.stage_epochs[2]):
+            for batch in _repeat(self.dataloader, self.stage_epochs[2]):
                 if self._stop_training:
                     return
+                self.mbatch = batch
                 self._classification_iteration(**kwargs)
 
     def _round_by_iterations(self, **kwargs: Any) -> None:
@@ -372,13 +377,13 @@ class CETLStrategy(SupervisedTemplate):
 
     def _merged_iteration(self, target: list[Tensor], **kwargs: Any) -> None:
         """One step on a weighted sum of losses: eq. 6 (joint), or eq. 3 (two_step)."""
-        assert self.plan.merged is not None
+        with_source = "L_rs" in (self.plan.merged or ()) and self.model.source is not None
 
         def extra() -> Tensor:
             x = target[0]
             total, _ = self._coupled_loss(x)
             total = self._share("L_rt") * total
-            if "L_rs" in self.plan.merged and self.model.source is not None:
+            if with_source:
                 with _lone_sample(self.model, len(x)):
                     loss = F.mse_loss(self.model.reconstruct_source(x), x)
                 self._note("L_rs", loss, len(x), x)

@@ -138,7 +138,7 @@ def test_a_failed_download_says_both_remedies(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(module.timm, "create_model", fail)
-    with pytest.raises(ValueError, match="weights=.*\n?.*pretrained=False"):
+    with pytest.raises(ValueError, match=r"weights=.*\n?.*pretrained=False"):
         TimmEncoder("resnet10t")
 
 

@@ -61,7 +61,7 @@ def test_state_dict_leaves_the_source_out_and_loads_back_strictly():
         assert torch.equal(value, state[name])
     assert other.source_statistics_fitted
     incomplete = {k: v for k, v in state.items() if k != "target.module.head.bias"}
-    with pytest.raises(RuntimeError, match="head.bias"):
+    with pytest.raises(RuntimeError, match=r"head\.bias"):
         other.load_state_dict(incomplete)
 
 

@@ -63,8 +63,7 @@ def _reachable(root, seen=None):
         if (
             id(thing) in seen
             or isinstance(thing, type)
-            or (callable(thing)
-            and not hasattr(thing, "__dict__"))
+            or (callable(thing) and not hasattr(thing, "__dict__"))
         ):
             continue
         seen[id(thing)] = thing
@@ -77,14 +76,12 @@ def _reachable(root, seen=None):
 def _holds_the_labels(root, labels):
     wanted = labels.tolist()
     for thing in _reachable(root):
-        if isinstance(thing, torch.Tensor) and thing.shape == labels.shape:
-            if not thing.is_floating_point() and torch.equal(thing.long(), labels):
+        if isinstance(thing, torch.Tensor | np.ndarray):
+            if tuple(thing.shape) == tuple(labels.shape) and np.array_equal(thing, labels):
                 return True
-        if isinstance(thing, np.ndarray) and thing.shape == tuple(labels.shape):
-            if np.array_equal(thing, labels.numpy()):
-                return True
-        if isinstance(thing, list | tuple) and len(thing) == len(wanted):
-            if all(isinstance(v, int) for v in thing) and list(thing) == wanted:
+        elif isinstance(thing, list | tuple) and len(thing) == len(wanted):
+            numbers = all(isinstance(v, int) for v in thing)
+            if numbers and list(thing) == wanted:
                 return True
     return False
 

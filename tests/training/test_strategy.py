@@ -533,7 +533,7 @@ def test_wrong_image_shape_is_named(digits):
 def test_labels_outside_the_classes_are_named(digits):
     images, labels = digits(12)
     benchmark = transfer_benchmark((images, labels + 2), digits(6))
-    with pytest.raises(ValueError, match="label 4.*3 outputs"):
+    with pytest.raises(ValueError, match=r"label 4.*3 outputs"):
         strategy().train(benchmark.train_stream)
 
 
