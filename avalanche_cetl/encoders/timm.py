@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.encoders.base import Denormalize, Encoder, match_channels
+from avalanche_cetl.encoders.packaged import load_packaged
 
 _INTERPOLATIONS = {"bilinear", "bicubic", "nearest"}
 
@@ -28,7 +29,9 @@ class TimmEncoder(Encoder):
     :param name: a name of ``timm.list_models()``.
     :param pretrained: download the weights that timm names. Needs a network.
     :param weights: a local ``.safetensors`` or ``.pth`` file instead, with timm's own keys
-        (``.pth`` is read with ``weights_only=True``: plain tensors, no code).
+        (``.pth`` is read with ``weights_only=True``: plain tensors, no code). Or
+        ``"package"``: ImageNet weights of ``tf_efficientnet_lite0``, ``1`` or ``2`` out of
+        the packages that the extra ``offline`` installs.
     :param image_size: side in pixels to resize to; default: the model's own. Smaller is
         faster; models with a fixed token grid take only their own.
     :param input_mean: per-channel mean that the benchmark's transform subtracted, so that it
@@ -57,19 +60,23 @@ class TimmEncoder(Encoder):
         self.name = name
         if not timm.is_model(name):
             raise ValueError(f"{name!r} is no timm model; see timm.list_models('*{name[:6]}*').")
-        if weights is not None and not Path(weights).is_file():
+        packaged = weights == "package"
+        if weights is not None and not packaged and not Path(weights).is_file():
             raise ValueError(f"weights={str(weights)!r}: there is no such file.")
         try:
             self.module = timm.create_model(
                 name,
                 pretrained=pretrained and weights is None,
-                checkpoint_path=str(weights) if weights is not None else "",
+                checkpoint_path=str(weights) if weights is not None and not packaged else "",
             )
+            if packaged:
+                load_packaged(self.module, name)
         except (OSError, RuntimeError) as problem:
             raise ValueError(
                 f"the weights of {name!r} could not be loaded: {problem}\n"
                 "Remedies: download them where there is a network and give the file as "
-                "weights='file.safetensors', or use pretrained=False for random weights."
+                "weights='file.safetensors', or take a model whose weights are in a package "
+                "(weights='package'), or pretrained=False for random weights."
             ) from problem
         config = resolve_data_config({}, model=self.module)
         channels, height, width = config["input_size"]

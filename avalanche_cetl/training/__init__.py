@@ -2,6 +2,7 @@
 
 from avalanche_cetl.training.checks import NonFiniteLossError
 from avalanche_cetl.training.settings import GFISettings, Variant
-from avalanche_cetl.training.strategy import CETLPlugin, CETLStrategy, Stage
+from avalanche_cetl.training.stages import CETLPlugin, Stage
+from avalanche_cetl.training.strategy import CETLStrategy
 
 __all__ = ["CETLPlugin", "CETLStrategy", "GFISettings", "NonFiniteLossError", "Stage", "Variant"]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from itertools import chain
 from typing import Any
 
 import torch
-from avalanche.core import BasePlugin, SupervisedPlugin
+from avalanche.core import BasePlugin
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import trigger_plugins
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -32,29 +30,14 @@ from avalanche_cetl.training.data import Rows, split_rows
 from avalanche_cetl.training.importance import PAIRS, Importance, measure
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
-
-
-class Stage(Enum):
-    """The stages of Algorithm 1, and the single step that ``joint`` and ``two_step`` take."""
-
-    SOURCE = "stage 1"  #: T1 learns L_rs
-    COUPLED = "stage 2"  #: T1 and T2 learn L_rt
-    CLASSIFY = "stage 3"  #: T2 learns L_c
-    MERGED = "merged"  #: several losses in one step
-
-
-class CETLPlugin(SupervisedPlugin):
-    """Base class of plugins that also listen to the stages of a round.
-
-    Both callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage
-    is one pass over its data, with ``"iteration"`` one mini-batch.
-    """
-
-    def before_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
-        """Call before each stage."""
-
-    def after_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
-        """Call after each stage."""
+from avalanche_cetl.training.stages import (
+    CETLPlugin,
+    Means,
+    Stage,
+    cycle,
+    lone_sample,
+    repeat,
+)
 
 
 class CETLStrategy(SupervisedTemplate):
@@ -164,7 +147,7 @@ class CETLStrategy(SupervisedTemplate):
         self.input_noise = float(input_noise)
         self.stage = Stage.CLASSIFY
         self.importance: dict[str, Importance] = {}
-        self._round = _Means()
+        self._round = Means()
         self._generator = torch.Generator().manual_seed(self.gfi.seed)
         self._noise = torch.Generator().manual_seed(self.gfi.seed + 1)
         self._warm = False
@@ -259,7 +242,7 @@ class CETLStrategy(SupervisedTemplate):
             if self.model.source is not None and self.warmup_epochs:
                 self._pass(Stage.SOURCE, self.warmup_epochs, **kwargs)
             self._warm = True
-        self._round = _Means()
+        self._round = Means()
         if self.plan.merged is not None:
             with self._running(Stage.MERGED, **kwargs):
                 for target, labelled in self._paired_batches():
@@ -279,7 +262,7 @@ class CETLStrategy(SupervisedTemplate):
         self._pass(Stage.COUPLED, self.stage_epochs[1], **kwargs)
         self._refresh("GFI2", "GFI3")
         with self._running(Stage.CLASSIFY, **kwargs):
-            for batch in _repeat(self.dataloader, self.stage_epochs[2]):
+            for batch in repeat(self.dataloader, self.stage_epochs[2]):
                 if self._stop_training:
                     return
                 self.mbatch = batch
@@ -306,7 +289,7 @@ class CETLStrategy(SupervisedTemplate):
     def _pass(self, stage: Stage, passes: int, **kwargs: Any) -> None:
         """Run stage 1 or 2: some passes over the rows of domain 0."""
         with self._running(stage, **kwargs):
-            for batch in _repeat(self._target_loader, passes):
+            for batch in repeat(self._target_loader, passes):
                 if self._stop_training:
                     return
                 batch = [part.to(self.device, non_blocking=True) for part in batch]
@@ -326,7 +309,7 @@ class CETLStrategy(SupervisedTemplate):
         """Target batches beside labelled ones, for as long as the longer of the two lasts."""
         loaders = (self._target_loader, self.dataloader)
         steps = max(len(loader) for loader in loaders)  # type: ignore[arg-type]
-        for target, labelled in zip(*(_cycle(loader, steps) for loader in loaders), strict=True):
+        for target, labelled in zip(*(cycle(loader, steps) for loader in loaders), strict=True):
             yield [part.to(self.device, non_blocking=True) for part in target], labelled
 
     # ------------------------------------------------------------------ one step of a stage
@@ -334,7 +317,7 @@ class CETLStrategy(SupervisedTemplate):
     def _source_step(self, batch: list[Tensor]) -> None:
         x = batch[0]
         self.optimizer.zero_grad()
-        with _lone_sample(self.model, len(x)):
+        with lone_sample(self.model, len(x)):
             loss = F.mse_loss(self.model.reconstruct_source(x), x)
         self._note("L_rs", loss, len(x), x)
         self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
@@ -361,7 +344,7 @@ class CETLStrategy(SupervisedTemplate):
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
             seen = x * (keep.to(x.device) >= self.input_noise)
-        with _lone_sample(self.model, len(x)):
+        with lone_sample(self.model, len(x)):
             reconstruction, logits = self.model.decode_target(seen)
         loss = F.mse_loss(reconstruction, goal)
         self._note("L_rt", loss, len(x), x)
@@ -384,7 +367,7 @@ class CETLStrategy(SupervisedTemplate):
             total, _ = self._coupled_loss(x)
             total = self._share("L_rt") * total
             if with_source:
-                with _lone_sample(self.model, len(x)):
+                with lone_sample(self.model, len(x)):
                     loss = F.mse_loss(self.model.reconstruct_source(x), x)
                 self._note("L_rs", loss, len(x), x)
                 total = total + self._share("L_rs") * loss
@@ -406,7 +389,7 @@ class CETLStrategy(SupervisedTemplate):
         self.optimizer.zero_grad()
         self.loss = self._make_empty_loss()
         self._before_forward(**kwargs)
-        with _lone_sample(self.model, len(self.mb_x)):
+        with lone_sample(self.model, len(self.mb_x)):
             self.mb_output = self.forward()
         self._after_forward(**kwargs)
         loss = self.criterion()
@@ -509,51 +492,3 @@ class CETLStrategy(SupervisedTemplate):
                 f"{self.clock.train_exp_epochs}); clean the data set or its transform."
             )
         return x
-
-
-class _Means:
-    """Running means of named scalars, weighted by rows."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._rows: dict[str, int] = defaultdict(int)
-
-    def add(self, name: str, value: float, rows: int) -> None:
-        self._sums[name] += value * rows
-        self._rows[name] += rows
-
-    def result(self) -> dict[str, float]:
-        return {name: self._sums[name] / self._rows[name] for name in self._sums}
-
-
-@contextmanager
-def _lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
-    """BatchNorm has no batch statistics of a single row: use the running ones for it."""
-    norms = []
-    if rows == 1:
-        norms = [
-            m
-            for m in model.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
-        ]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()
-
-
-def _repeat(loader: Iterable[Any], passes: int) -> Iterator[Any]:
-    return chain.from_iterable(loader for _ in range(passes))
-
-
-def _cycle(loader: Iterable[Any], steps: int) -> Iterator[Any]:
-    done = 0
-    while done < steps:
-        for batch in loader:
-            yield batch
-            done += 1
-            if done == steps:
-                return

@@ -1,0 +1,91 @@
+"""The stages of a round, what listens to them, and small tools of their loops."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from avalanche.core import SupervisedPlugin
+from torch import nn
+
+if TYPE_CHECKING:
+    from avalanche_cetl.training.strategy import CETLStrategy
+
+
+class Stage(Enum):
+    """The stages of Algorithm 1, and the single step that ``joint`` and ``two_step`` take."""
+
+    SOURCE = "stage 1"  #: T1 learns L_rs
+    COUPLED = "stage 2"  #: T1 and T2 learn L_rt
+    CLASSIFY = "stage 3"  #: T2 learns L_c
+    MERGED = "merged"  #: several losses in one step
+
+
+class CETLPlugin(SupervisedPlugin):
+    """Base class of plugins that also listen to the stages of a round.
+
+    Both callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage
+    is one pass over its data, with ``"iteration"`` one mini-batch.
+    """
+
+    def before_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
+        """Call before each stage."""
+
+    def after_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
+        """Call after each stage."""
+
+
+class Means:
+    """Running means of named scalars, weighted by rows."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._rows: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, value: float, rows: int) -> None:
+        """Take one mean over so many rows in."""
+        self._sums[name] += value * rows
+        self._rows[name] += rows
+
+    def result(self) -> dict[str, float]:
+        """Give the means so far."""
+        return {name: self._sums[name] / self._rows[name] for name in self._sums}
+
+
+@contextmanager
+def lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
+    """BatchNorm has no batch statistics of a single row: use the running ones for it."""
+    norms = []
+    if rows == 1:
+        norms = [
+            m
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+        ]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def repeat(loader: Iterable[Any], passes: int) -> Iterator[Any]:
+    """Give the loader's batches, so many passes in a row."""
+    return chain.from_iterable(loader for _ in range(passes))
+
+
+def cycle(loader: Iterable[Any], steps: int) -> Iterator[Any]:
+    """Give so many batches, starting the loader again when it ends."""
+    done = 0
+    while done < steps:
+        for batch in loader:
+            yield batch
+            done += 1
+            if done == steps:
+                return

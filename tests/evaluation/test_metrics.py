@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from avalanche.evaluation.metric_results import TensorImage
+from avalanche.logging import TextLogger
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    GFISettings,
+    ModuleEncoder,
+    cetl_metrics,
+    gfi_metrics,
+    transfer_benchmark,
+)
+from avalanche_cetl.evaluation import plot_curves, plot_reconstructions
+from avalanche_cetl.evaluation.metrics import ReconstructionImages, image_grid
+
+SHAPE = (1, 8, 8)
+
+
+def _train(digits, metrics, rounds=2, variant="gfi", loggers=()):
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
+    model = CoupledModel.build(
+        ModuleEncoder(source, input_shape=SHAPE), CICNN(3, SHAPE, width=0.05), SHAPE
+    )
+    evaluator = EvaluationPlugin(metrics, loggers=list(loggers), collect_all=True)
+    strategy = CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        variant=variant,
+        train_mb_size=16,
+        train_epochs=rounds,
+        gfi=GFISettings(samples=8),
+        evaluator=evaluator,
+    )
+    benchmark = transfer_benchmark(digits(40), digits(10), labels_per_class=4)
+    strategy.train(benchmark.train_stream)
+    return strategy, evaluator.get_all_metrics()
+
+
+def test_losses_and_penalties_are_emitted_once_a_round(digits):
+    strategy, metrics = _train(digits, cetl_metrics())
+    for name in ("L_rs", "L_rt", "L_c", "DWA1", "DWA2", "DWA3"):
+        (values,) = (v for k, (_, v) in metrics.items() if k.startswith(name + "/"))
+        assert len(values) == (1 if name == "DWA2" else 2)
+        assert all(math.isfinite(v) and v >= 0 for v in values)
+        assert values[-1] == strategy.round_losses[name]
+
+
+def test_variant_e_has_no_penalties_and_no_shares(digits):
+    _, metrics = _train(digits, [*cetl_metrics(), *gfi_metrics()], variant="e")
+    assert not any(k.startswith(("DWA", "Shared")) for k in metrics)
+
+
+def test_shares_per_layer_average_to_the_whole(digits):
+    strategy, metrics = _train(digits, gfi_metrics())
+    last = {k.split("/train_phase")[0]: v[-1] for k, (_, v) in metrics.items()}
+    for name, importance in strategy.importance.items():
+        assert last[f"Shared_{name}"] + last[f"Private_{name}"] == pytest.approx(1)
+        layers = {k: v for k, v in last.items() if k.startswith(f"Shared_{name}/")}
+        assert {k.split("/")[1] for k in layers} == {n.rpartition(".")[0] for n in importance.sizes}
+        assert min(layers.values()) <= last[f"Shared_{name}"] <= max(layers.values())
+
+
+def test_pictures_have_three_rows(digits):
+    _, metrics = _train(digits, cetl_metrics(losses=False, dwa=False, images=5, every=2), rounds=3)
+    ((_, pictures),) = metrics.values()
+    assert len(pictures) == 2 and all(isinstance(p, TensorImage) for p in pictures)
+    assert pictures[0].image.shape == (3, 3 * 9 + 1, 5 * 9 + 1)
+
+
+def test_tensorboard_shows_losses_and_pictures(digits, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    from avalanche.logging import TensorboardLogger
+
+    logger = TensorboardLogger(tmp_path)
+    _train(digits, cetl_metrics(images=3), loggers=[logger])
+    logger.writer.flush()
+    found = event_accumulator.EventAccumulator(str(tmp_path))
+    found.Reload()
+    tags = found.Tags()
+    assert any(tag.startswith("L_rs/") for tag in tags["scalars"])
+    assert any(tag.startswith("Reconstructions/") for tag in tags["images"])
+
+
+def test_the_text_logger_prints_them(digits, tmp_path):
+    with open(tmp_path / "log.txt", "w") as file:
+        _train(digits, [*cetl_metrics(), *gfi_metrics()], loggers=[TextLogger(file)])
+    text = (tmp_path / "log.txt").read_text()
+    assert "L_rt/" in text and "Shared_GFI1/" in text
+
+
+def test_a_grid_is_scaled_by_the_range_of_x():
+    x = torch.zeros(1, 1, 2, 2)
+    x[0, 0, 0, 0] = 2.0
+    grid = image_grid({"x": x, "T1(T2(x))": x * 5})
+    assert grid.min() == 0 and grid.max() == 1
+
+
+def test_plots_are_written(digits, tmp_path):
+    strategy, _ = _train(digits, [])
+    curves = plot_curves(
+        {"L_c": [1.0, 0.5], "DWA1": [0.0, 3.0], "DWA2": [math.nan, 1.0]}, tmp_path / "c.png"
+    )
+    pictures = plot_reconstructions(strategy.model, torch.rand(4, *SHAPE), tmp_path / "r.png", "t")
+    for path in (curves, pictures, plot_curves({"L_c": [1.0]}, tmp_path / "d.png")):
+        assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError):
+        ReconstructionImages(count=0)

@@ -1,0 +1,55 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import avalanche_cetl
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_public_names_exist_and_are_documented():
+    for name in avalanche_cetl.__all__:
+        assert getattr(avalanche_cetl, name).__doc__, name
+    assert avalanche_cetl.__all__ == sorted(avalanche_cetl.__all__)
+
+
+def test_importing_needs_neither_onnxruntime_nor_mlxtend():
+    code = "import sys, avalanche_cetl\nassert not {'onnxruntime', 'mlxtend'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_lower_layers_do_not_import_avalanche():
+    code = (
+        "import sys\n"
+        "sys.modules['avalanche'] = None\n"
+        "import importlib.util\n"
+        "package = importlib.util.find_spec('avalanche_cetl')\n"
+        "module = type(sys)('avalanche_cetl')\n"
+        "module.__path__ = list(package.submodule_search_locations)\n"
+        "sys.modules['avalanche_cetl'] = module\n"
+        "import avalanche_cetl.information, avalanche_cetl.models, avalanche_cetl.encoders\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_the_readmes_script_runs_as_it_stands(capsys):
+    script = re.search(r"<!-- script -->\n```python\n(.*?)```", README.read_text(), re.S)[1]
+    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    exec(compile(script, "README.md", "exec"), {})
+    assert "Top1_Acc_Stream/eval_phase/test_stream" in capsys.readouterr().out
+
+
+def test_docstring_examples():
+    import doctest
+    import importlib
+    import pkgutil
+
+    ran = 0
+    for module in pkgutil.walk_packages(avalanche_cetl.__path__, "avalanche_cetl."):
+        if module.name.endswith("__main__"):
+            continue
+        result = doctest.testmod(importlib.import_module(module.name))
+        assert result.failed == 0, module.name
+        ran += result.attempted
+    assert ran >= 5
