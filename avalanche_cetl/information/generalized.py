@@ -13,7 +13,8 @@ from torch import Tensor
 class Quantile:
     """A threshold on relative Fisher information that is a quantile of its own values.
 
-    ``Quantile(0.8)`` shares the 20 % of weights with the largest RF, whatever the estimator.
+    ``Quantile(0.8)`` shares the 20 % of weights with the largest RF, whatever the estimator,
+    but never a weight whose RF is 0 (dead units, weights that only one task uses).
 
     :param q: in [0, 1].
     :raises ValueError: when q is outside.
@@ -28,7 +29,7 @@ class Quantile:
         """Give the q-quantile (higher value) of all weights' RF."""
         values = torch.cat([value.flatten().float() for value in relative.values()])
         k = min(values.numel(), int(self.q * values.numel()) + 1)
-        return float(values.kthvalue(k).values)
+        return max(float(values.kthvalue(k).values), torch.finfo(torch.float32).tiny)
 
 
 def check_unit_interval(name: str, value: object) -> None:

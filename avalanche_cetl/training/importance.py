@@ -153,8 +153,8 @@ def _goals(
     if fisher == "empirical":
         known = torch.where(labels >= 0, labels, drawn)
         return {"source": images, "target": source, "logits": known}
-    return {
-        "source": sample_targets(source, "gaussian", generator),
-        "target": sample_targets(reconstructed, "gaussian", generator),
-        "logits": drawn,
-    }
+    # Both reconstructions are of the same image: one noise for both. Independent draws would
+    # make the two Fisher values of a weight differ by chance alone, and RF would shrink to
+    # nothing however much the tasks share.
+    noise = sample_targets(torch.zeros_like(images), "gaussian", generator)
+    return {"source": source + noise, "target": reconstructed + noise, "logits": drawn}
