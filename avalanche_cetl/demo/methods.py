@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.supervised import EWC, LwF, Naive
 from torch import Tensor, nn
+from torchvision.transforms.v2 import RandomAffine
 
 from avalanche_cetl.demo.digits import CLASSES, SHAPE, Digits, Split
 from avalanche_cetl.encoders import ModuleEncoder
@@ -30,15 +32,18 @@ class Settings:
     Chosen on seeds from 100 and the validation part of the target's training rows.
     """
 
+    source_width: float = 0.5
+    source_epochs: int = 20
     width: float = 0.25
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    decoder_learning_rate: float = 3e-4
+    fine_tuning_rate: float = 1e-3
     batch: int = 32
-    source_epochs: int = 8
-    warmup_epochs: int = 15
-    rounds: int = 20
+    warmup_epochs: int = 25
+    rounds: int = 18
     adaptation_rounds: int = 6
-    dwa_lambda: float = 1.0
-    input_noise: float = 0.0
+    dwa_lambda: float = 0.1
+    match_hidden: float = 0.3
     ewc_lambda: float = 100.0
     lwf_alpha: float = 1.0
     lwf_temperature: float = 2.0
@@ -47,7 +52,7 @@ class Settings:
     @classmethod
     def quick(cls) -> Settings:
         """A small form of the same run: shows that it works, not how well."""
-        return cls(source_epochs=3, warmup_epochs=3, rounds=3, adaptation_rounds=1)
+        return cls(source_epochs=4, warmup_epochs=4, rounds=3, adaptation_rounds=1)
 
 
 @dataclass
@@ -143,7 +148,7 @@ class Comparison:
             source_test=digits.source_test.pair(),
             seed=seed,
         )
-        self.source = self._network()
+        self.source = self._network(settings.source_width)
         self.models: dict[str, CoupledModel] = {}
 
     # ------------------------------------------------------------------ passes over the data
@@ -165,8 +170,22 @@ class Comparison:
     # ------------------------------------------------------------------ methods
 
     def train_source(self) -> Result:
-        """Train S on the source set."""
-        seconds = self._fit(self.source, self.few.source_stream, self.settings.source_epochs)
+        """Train S on the source set, with rotations, shifts and scales.
+
+        It stands for a network that somebody else has pre-trained well; nothing else is
+        augmented.
+        """
+        benchmark = transfer_benchmark(
+            self.digits.source_train.pair(),
+            self.digits.source_test.pair(),
+            train_transform=RandomAffine(15, translate=(0.1, 0.1), scale=(0.85, 1.15)),
+        )
+        epochs, rate = self.settings.source_epochs, self.settings.fine_tuning_rate
+        strategy = self._strategy(Naive, self.source, rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(strategy.optimizer, epochs)
+        strategy.plugins.append(LRSchedulerPlugin(schedule))
+        strategy.train_epochs = epochs
+        seconds = _train(strategy, benchmark.train_stream)
         return self._result("S on its own (no target label)", self.source, seconds)
 
     def linear_probe(self) -> Result:
@@ -200,7 +219,7 @@ class Comparison:
             "LwF": (LwF, {"alpha": s.lwf_alpha, "temperature": s.lwf_temperature}),
         }
         kind, extra = kinds[name]
-        strategy = self._strategy(kind, network, **extra)
+        strategy = self._strategy(kind, network, s.fine_tuning_rate, **extra)
         if name != "Naive":
             # S has learnt the source set already: no epochs, only the method's bookkeeping.
             strategy.train_epochs = 0
@@ -232,16 +251,20 @@ class Comparison:
         s = self.settings
         target = self._network()
         model = CoupledModel.build(self._encoder(), target, SHAPE)
+        groups: list[dict[str, Any]] = [
+            {"params": list(model.decoder_parameters().values()), "lr": s.decoder_learning_rate},
+            {"params": list(model.target_parameters().values())},
+        ]
         history = _History()
         strategy = CETLStrategy(
             model=model,
-            optimizer=torch.optim.Adam(model.parameters(), s.learning_rate),
+            optimizer=torch.optim.Adam(groups, s.learning_rate),
             variant=variant,
             dwa_lambda=s.dwa_lambda,
             gfi=s.gfi,
             alternate="iteration",
             warmup_epochs=s.warmup_epochs,
-            input_noise=s.input_noise,
+            match_hidden=s.match_hidden,
             train_mb_size=s.batch,
             train_epochs=rounds,
             plugins=[history, Progress(self.tick)],
@@ -268,17 +291,17 @@ class Comparison:
         source = accuracy(network, self.digits.source_test)
         return Result(name, target, source, trainable, seconds)
 
-    def _network(self) -> CICNN:
+    def _network(self, width: float | None = None) -> CICNN:
         torch.manual_seed(self.seed)
-        return CICNN(CLASSES, SHAPE, width=self.settings.width)
+        return CICNN(CLASSES, SHAPE, width=width or self.settings.width)
 
     def _encoder(self) -> ModuleEncoder:
         return ModuleEncoder(self.source, input_shape=SHAPE)
 
-    def _strategy(self, kind: type, network: nn.Module, **extra: Any) -> Any:
+    def _strategy(self, kind: type, network: nn.Module, rate: float, **extra: Any) -> Any:
         return kind(
             model=network,
-            optimizer=torch.optim.Adam(network.parameters(), self.settings.learning_rate),
+            optimizer=torch.optim.Adam(network.parameters(), rate),
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=self.settings.batch,
             plugins=[Progress(self.tick)],
@@ -287,7 +310,7 @@ class Comparison:
         )
 
     def _fit(self, network: nn.Module, stream: Any, epochs: int) -> float:
-        strategy = self._strategy(Naive, network)
+        strategy = self._strategy(Naive, network, self.settings.learning_rate)
         strategy.train_epochs = epochs
         return _train(strategy, stream)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from avalanche_cetl.models import CoupledModel
     from avalanche_cetl.training import CETLStrategy
 
-LOSSES = ("L_rs", "L_rt", "L_c")
+LOSSES = ("L_rs", "L_rt", "L_hint", "L_c")
 PENALTIES = ("DWA1", "DWA2", "DWA3")
 
 
@@ -28,7 +28,8 @@ class RoundMean(PluginMetric[float]):
     Says nothing in rounds in which the quantity did not occur.
 
     :param quantity: ``"L_rs"``, ``"L_rt"``, ``"L_c"`` (unweighted, means over batch and
-        pixels) or ``"DWA1"`` to ``"DWA3"`` (eq. 11, lambda included).
+        pixels), ``"L_hint"`` (with ``match_hidden`` only), or ``"DWA1"`` to
+        ``"DWA3"`` (eq. 11, lambda included).
     """
 
     def __init__(self, quantity: str):
@@ -167,7 +168,7 @@ def cetl_metrics(
 ) -> list[PluginMetric]:
     """Give the metrics of CETL's training, for an ``EvaluationPlugin``.
 
-    :param losses: L_rs, L_rt and L_c per round.
+    :param losses: L_rs, L_rt, L_c and, with ``match_hidden``, L_hint per round.
     :param dwa: DWA1 to DWA3 per round.
     :param images: number of images in the picture of reconstructions; 0: no picture.
     :param every: rounds between two pictures.

@@ -163,13 +163,22 @@ class CoupledModel(nn.Module):
         :param features: S's raw (not standardised) features ``(N, source.dim)``.
         :raises ValueError: without source network, or when neither is given.
         """
+        return self.decoder(self.source_code(x, features=features))
+
+    def source_code(self, x: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
+        """Give S's code as T1 reads it, ``(N, D)``: standardised and adapted."""
         if self.source is None or self.source_adapter is None:
             raise ValueError("this model has no source network, so there is no T1(S(x)).")
         if features is None:
             if x is None:
                 raise ValueError("give images x or source features=.")
             features = self.source(x)
-        return self.decoder(self.source_adapter(features))
+        return self.source_adapter(features)
+
+    def target_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass."""
+        code, logits = self.target.encode(x)
+        return self.target_adapter(code), logits
 
     def reconstruct_target(self, x: Tensor) -> Tensor:
         """Give T1(T2(x)), shape ``(N, *input_shape)``."""
@@ -177,8 +186,8 @@ class CoupledModel(nn.Module):
 
     def decode_target(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give T1(T2(x)) and T2's logits from one pass through T2."""
-        code, logits = self.target.encode(x)
-        return self.decoder(self.target_adapter(code)), logits
+        code, logits = self.target_code(x)
+        return self.decoder(code), logits
 
     @torch.no_grad()
     def fit_source_statistics(self, features: Tensor) -> None:

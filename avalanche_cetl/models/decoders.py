@@ -132,9 +132,19 @@ class ReversedDecoder(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Give reconstructions ``(N, *input_shape)`` of codes ``(N, code_dim)``."""
+        return self.forward_hidden(code)[0]
+
+    def forward_hidden(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Give reconstructions, and the hidden layers' outputs (after each rectifier)."""
         if code.dim() != 2 or code.shape[1] != self.code_dim:
             raise ValueError(f"expected codes (N, {self.code_dim}), got {tuple(code.shape)}.")
-        return self.layers(code)
+        hidden = []
+        x = code
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                hidden.append(x)
+        return x, hidden
 
 
 # One traced layer: the module, and the shapes (without batch) of what it reads and writes.

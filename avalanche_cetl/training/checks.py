@@ -53,6 +53,7 @@ def check_arguments(
     stage_epochs: Sequence[int],
     warmup_epochs: int,
     input_noise: float,
+    match_hidden: float,
 ) -> None:
     """Raise TypeError or ValueError with what was given, what is allowed and the remedy."""
     if not isinstance(model, CoupledModel):
@@ -93,6 +94,13 @@ def check_arguments(
         )
     if not 0 <= input_noise < 1:
         raise ValueError(f"input_noise={input_noise} is outside [0, 1).")
+    if not math.isfinite(match_hidden) or match_hidden < 0:
+        raise ValueError(f"match_hidden={match_hidden} has to be finite and >= 0.")
+    if match_hidden > 0 and not hasattr(model.decoder, "forward_hidden"):
+        raise ValueError(
+            f"match_hidden={match_hidden} needs a decoder with forward_hidden(code), such as "
+            f"ReversedDecoder; got {type(model.decoder).__name__}."
+        )
 
 
 @torch.no_grad()

@@ -76,6 +76,10 @@ class CETLStrategy(SupervisedTemplate):
         default 0, but 10 for the variants that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
         the goal T1(S(x)) stays that of the clean image. The paper has none.
+    :param match_hidden: weight, >= 0, of a further term in stage 2: T1's hidden layers, read
+        from T2's code, shall be as they are when read from S's (squared error over their mean
+        square, mean over T1's hidden layers), as FitNets does with hints. Needs a decoder with
+        ``forward_hidden``. The paper matches the output alone, which is 0, the default.
     :param train_mb_size: mini-batch size in all stages.
     :param train_epochs: number of rounds.
     :param eval_mb_size: mini-batch size in evaluation.
@@ -111,6 +115,7 @@ class CETLStrategy(SupervisedTemplate):
         stage_epochs: Sequence[int] = (1, 1, 1),
         warmup_epochs: int | None = None,
         input_noise: float = 0.0,
+        match_hidden: float = 0.0,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -136,6 +141,7 @@ class CETLStrategy(SupervisedTemplate):
             stage_epochs,
             warmup_epochs,
             input_noise,
+            match_hidden,
         )
         self.loss_weights = dict(
             zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
@@ -145,6 +151,7 @@ class CETLStrategy(SupervisedTemplate):
         self.stage_epochs = tuple(stage_epochs)
         self.warmup_epochs = warmup_epochs
         self.input_noise = float(input_noise)
+        self.match_hidden = float(match_hidden)
         self.stage = Stage.CLASSIFY
         self.importance: dict[str, Importance] = {}
         self._round = Means()
@@ -338,16 +345,29 @@ class CETLStrategy(SupervisedTemplate):
 
     def _coupled_loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """L_rt and T2's logits; the goal T1(S(x)) is that of the clean image, detached."""
+        matched = self.match_hidden > 0 and self.model.source is not None
+        hidden_goals: list[Tensor] = []
         with torch.no_grad():
-            goal = self.model.reconstruct_source(x) if self.model.source is not None else x
+            if matched:
+                goal, hidden_goals = self.model.decoder.forward_hidden(self.model.source_code(x))
+            else:
+                goal = self.model.reconstruct_source(x) if self.model.source is not None else x
         seen = x
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
             seen = x * (keep.to(x.device) >= self.input_noise)
         with lone_sample(self.model, len(x)):
-            reconstruction, logits = self.model.decode_target(seen)
+            code, logits = self.model.target_code(seen)
+            if matched:
+                reconstruction, hidden = self.model.decoder.forward_hidden(code)
+            else:
+                reconstruction, hidden = self.model.decoder(code), []
         loss = F.mse_loss(reconstruction, goal)
         self._note("L_rt", loss, len(x), x)
+        if hidden:
+            hint = _hidden_mismatch(hidden, hidden_goals)
+            self._note("L_hint", hint, len(x), x)
+            loss = loss + self.match_hidden * hint
         return loss, logits
 
     def _classification_iteration(self, **kwargs: Any) -> None:
@@ -492,3 +512,12 @@ class CETLStrategy(SupervisedTemplate):
                 f"{self.clock.train_exp_epochs}); clean the data set or its transform."
             )
         return x
+
+
+def _hidden_mismatch(hidden: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
+    """Mean over layers of squared error over the goal's mean square."""
+    errors = [
+        F.mse_loss(mine, goal) / goal.square().mean().clamp_min(1e-8)
+        for mine, goal in zip(hidden, goals, strict=True)
+    ]
+    return torch.stack(errors).mean()

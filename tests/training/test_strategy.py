@@ -481,6 +481,7 @@ def test_no_target_rows_say_what_is_missing(adaptation):
         ({"warmup_epochs": -1}, ValueError, "warmup"),
         ({"warmup_epochs": 0, "variant": "f"}, ValueError, "warmup"),
         ({"input_noise": 1.0}, ValueError, "input_noise"),
+        ({"match_hidden": -1.0}, ValueError, "match_hidden"),
         ({"stage_epochs": (1, 0, 1)}, ValueError, "stage_epochs"),
         ({"stage_epochs": (1, 1, 2), "alternate": "iteration"}, ValueError, "epoch"),
         ({"gfi": {"samples": 3}}, TypeError, "GFISettings"),
@@ -581,6 +582,22 @@ def test_the_same_seed_gives_the_same_weights(transfer, alternate):
         )
         results.append(snapshot(model))
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+
+
+def test_matching_hidden_layers_brings_them_together(transfer):
+    x = torch.stack([row[0] for row in transfer.test_stream[0].dataset])
+    distances = []
+    for weight in (0.0, 1.0):
+        model = coupled(target=CICNN(3, SHAPE, width=0.2))
+        s = strategy(model, variant="f", warmup_epochs=10, train_epochs=8, match_hidden=weight)
+        s.train(transfer.train_stream)
+        assert ("L_hint" in s.round_losses) == (weight > 0)
+        model.eval()
+        with torch.no_grad():
+            goal = model.decoder.forward_hidden(model.source_code(x))[1][0]
+            mine = model.decoder.forward_hidden(model.target_code(x)[0])[1][0]
+        distances.append(float((mine - goal).square().mean() / goal.square().mean()))
+    assert distances[1] < distances[0]
 
 
 def test_noise_hides_pixels_from_the_target_only(transfer):
