@@ -39,15 +39,15 @@ class Settings:
     decoder_learning_rate: float = 3e-4
     fine_tuning_rate: float = 1e-3
     batch: int = 32
-    warmup_epochs: int = 25
-    rounds: int = 18
-    adaptation_rounds: int = 6
+    warmup_epochs: int = 20
+    rounds: int = 15
+    adaptation_rounds: int = 4
     dwa_lambda: float = 0.1
     match_hidden: float = 0.3
     ewc_lambda: float = 100.0
     lwf_alpha: float = 1.0
     lwf_temperature: float = 2.0
-    gfi: GFISettings = field(default_factory=lambda: GFISettings(samples=64))
+    gfi: GFISettings = field(default_factory=lambda: GFISettings(samples=48))
 
     @classmethod
     def quick(cls) -> Settings:

@@ -34,7 +34,11 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Take mean and standard deviation from features ``(N, dim)``; constants keep 1.
+        """Take mean and standard deviation from features ``(N, dim)``.
+
+        A feature that hardly ever fires has a tiny deviation, and would be blown up without
+        bound on an image where it does: no deviation counts as less than a tenth of the root
+        mean square of all.
 
         :raises ValueError: for a wrong width, no rows, or values that are not finite.
         """
@@ -46,7 +50,8 @@ class Standardize(nn.Module):
             raise ValueError("the source network gave features that are not finite.")
         std = features.std(0, correction=0)
         self.mean.copy_(features.mean(0))
-        self.std.copy_(torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, 1.0))
+        floor = 0.1 * std.square().mean().sqrt()
+        self.std.copy_(std.clamp_min(floor) if floor > 0 else torch.ones_like(std))
         self.fitted.fill_(True)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -91,6 +91,17 @@ def test_features_are_standardised():
     assert standard[:, 0].abs().max() < 1e-5
 
 
+def test_features_that_hardly_ever_fire_are_not_blown_up():
+    model = _model()
+    features = torch.randn(200, 100)
+    features[:, 0] = 0.0
+    features[7, 0] = 1e-3
+    model.fit_source_statistics(features)
+    unseen = torch.zeros(1, 100)
+    unseen[0, 0] = 1.0
+    assert model.source_adapter[0](unseen).abs().max() < 20
+
+
 def test_widths_that_differ_get_an_adapter():
     target = as_target(CICNN(3, SHAPE, width=0.1))
     decoder = ReversedDecoder(CICNN(3, SHAPE, width=0.05), SHAPE)
