@@ -42,7 +42,7 @@ class Settings:
     warmup_epochs: int = 20
     rounds: int = 15
     adaptation_rounds: int = 4
-    dwa_lambda: float = 0.1
+    dwa_lambda: float = 0.5
     match_hidden: float = 0.3
     ewc_lambda: float = 100.0
     lwf_alpha: float = 1.0
