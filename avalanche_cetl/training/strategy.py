@@ -438,7 +438,7 @@ class CETLStrategy(SupervisedTemplate):
         if importance not in self.importance:
             return torch.zeros((), device=self.device)
         penalty = self.importance[importance].penalty(self.model, self.dwa_lambda)
-        self._round.add(name, float(penalty), rows)
+        self._round.add(name, float(penalty.detach()), rows)
         return penalty
 
     def _refresh(self, *names: str) -> None:
