@@ -6,11 +6,13 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from avalanche_cetl.demo.digits import Digits, load_digits_pair
@@ -47,7 +49,10 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings or (Settings.quick() if quick else Settings())
     start = time.perf_counter()
-    with tqdm(desc="loading digits", unit="epoch", dynamic_ncols=True) as bar:
+    with (
+        one_thread(),
+        tqdm(desc="loading digits", unit="epoch", dynamic_ncols=True) as bar,
+    ):
         comparison = Comparison(digits or load_digits_pair(), seed, settings, bar.update)
         bar.total = comparison.total_ticks()
         few = list(_rows(bar, few_label_jobs(comparison)))
@@ -80,6 +85,17 @@ def run_demo(
         show(line)
     show(f"\nwritten to {folder}: results.json, curves.png, reconstructions.png, report.html")
     return results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: networks this small only wait for each other on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 Job = tuple[str, Callable[[], Result]]
