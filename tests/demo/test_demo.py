@@ -52,7 +52,7 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
         width=0.1,
         source_epochs=1,
         warmup_epochs=1,
-        rounds=1,
+        rounds=2,
         adaptation_rounds=1,
         gfi=GFISettings(samples=8),
     )
