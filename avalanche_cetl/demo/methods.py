@@ -33,21 +33,21 @@ class Settings:
     """
 
     source_width: float = 0.5
-    source_epochs: int = 20
+    source_epochs: int = 15
     width: float = 0.25
     learning_rate: float = 2e-3
     decoder_learning_rate: float = 3e-4
     fine_tuning_rate: float = 1e-3
     batch: int = 32
     warmup_epochs: int = 20
-    rounds: int = 15
-    adaptation_rounds: int = 4
+    rounds: int = 12
+    adaptation_rounds: int = 3
     dwa_lambda: float = 0.5
     match_hidden: float = 0.3
     ewc_lambda: float = 100.0
     lwf_alpha: float = 1.0
     lwf_temperature: float = 2.0
-    gfi: GFISettings = field(default_factory=lambda: GFISettings(samples=48))
+    gfi: GFISettings = field(default_factory=lambda: GFISettings(samples=32))
 
     @classmethod
     def quick(cls) -> Settings:

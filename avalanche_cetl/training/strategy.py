@@ -158,6 +158,7 @@ class CETLStrategy(SupervisedTemplate):
         self._generator = torch.Generator().manual_seed(self.gfi.seed)
         self._noise = torch.Generator().manual_seed(self.gfi.seed + 1)
         self._warm = False
+        self._seen: tuple[Tensor, Tensor] | None = None
         criterion = CrossEntropyLoss() if criterion is None else criterion
         super().__init__(
             model=model,
@@ -231,6 +232,7 @@ class CETLStrategy(SupervisedTemplate):
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._rows = None
+        self._seen = None
         self._target_loader = []
 
     @torch.no_grad()
@@ -325,11 +327,21 @@ class CETLStrategy(SupervisedTemplate):
         x = batch[0]
         self.optimizer.zero_grad()
         with lone_sample(self.model, len(x)):
-            loss = F.mse_loss(self.model.reconstruct_source(x), x)
+            loss = F.mse_loss(self._reconstruct_source(x), x)
         self._note("L_rs", loss, len(x), x)
         self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
         self.loss.backward()
         self._source_optimizer.step()
+
+    def _source_features(self, x: Tensor) -> Tensor:
+        """S's features of a mini-batch: run once, though several stages read them."""
+        assert self.model.source is not None
+        if self._seen is None or self._seen[0] is not x:
+            self._seen = (x, self.model.source(x))
+        return self._seen[1]
+
+    def _reconstruct_source(self, x: Tensor) -> Tensor:
+        return self.model.reconstruct_source(features=self._source_features(x))
 
     def _coupled_step(self, batch: list[Tensor], **kwargs: Any) -> None:
         self.mbatch = batch
@@ -349,9 +361,10 @@ class CETLStrategy(SupervisedTemplate):
         hidden_goals: list[Tensor] = []
         with torch.no_grad():
             if matched:
-                goal, hidden_goals = self.model.decoder.forward_hidden(self.model.source_code(x))
+                code = self.model.source_code(features=self._source_features(x))
+                goal, hidden_goals = self.model.decoder.forward_hidden(code)
             else:
-                goal = self.model.reconstruct_source(x) if self.model.source is not None else x
+                goal = self._reconstruct_source(x) if self.model.source is not None else x
         seen = x
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
@@ -388,7 +401,7 @@ class CETLStrategy(SupervisedTemplate):
             total = self._share("L_rt") * total
             if with_source:
                 with lone_sample(self.model, len(x)):
-                    loss = F.mse_loss(self.model.reconstruct_source(x), x)
+                    loss = F.mse_loss(self._reconstruct_source(x), x)
                 self._note("L_rs", loss, len(x), x)
                 total = total + self._share("L_rs") * loss
             return total

@@ -600,6 +600,15 @@ def test_matching_hidden_layers_brings_them_together(transfer):
     assert distances[1] < distances[0]
 
 
+def test_the_source_runs_once_for_a_batch_that_two_stages_read(transfer):
+    model = coupled()
+    calls = []
+    model.source.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
+    s = strategy(model, variant="e", warmup_epochs=0, alternate="iteration")
+    s.train(transfer.train_stream)
+    assert sum(calls) == 2 * 60  # once for the feature statistics, once in training
+
+
 def test_noise_hides_pixels_from_the_target_only(transfer):
     model = coupled()
     seen = []
