@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 
@@ -21,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.seed < 0:
         parser.error(f"--seed {chosen.seed}: has to be 0 or more")
 
-    from avalanche_cetl.demo.run import run_demo
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that Avalanche imports, about each other
+        from avalanche_cetl.demo.run import run_demo
 
     try:
         run_demo(out=chosen.out, seed=chosen.seed, quick=chosen.quick)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -317,9 +316,7 @@ class Comparison:
 
 def _train(strategy: Any, stream: Any) -> float:
     start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        strategy.train(stream)
+    strategy.train(stream)
     return time.perf_counter() - start
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,9 +51,11 @@ def run_demo(
     settings = settings or (Settings.quick() if quick else Settings())
     start = time.perf_counter()
     with (
+        warnings.catch_warnings(),
         one_thread(),
         tqdm(desc="loading digits", unit="epoch", dynamic_ncols=True) as bar,
     ):
+        warnings.filterwarnings("ignore", module="avalanche")  # would break into the bar
         comparison = Comparison(digits or load_digits_pair(), seed, settings, bar.update)
         bar.total = comparison.total_ticks()
         few = list(_rows(bar, few_label_jobs(comparison)))
