@@ -61,7 +61,7 @@ class Result:
     :ivar target_accuracy: on the target's test images, in percent.
     :ivar source_accuracy: of the same network on the source's test images, in percent.
     :ivar trainable: number of trainable parameters.
-    :ivar seconds: training time.
+    :ivar seconds: training time; for CETL with the warm-up, which all variants share.
     :ivar source_error: MSE of T1(S(x)) on target test images over their pixel variance.
     :ivar target_error: the same for T1(T2(x)) against x.
     :ivar history: per quantity its mean in each round.
@@ -149,6 +149,7 @@ class Comparison:
         )
         self.source = self._network(settings.source_width)
         self.models: dict[str, CoupledModel] = {}
+        self._warm: tuple[CoupledModel, float] | None = None
 
     # ------------------------------------------------------------------ passes over the data
 
@@ -247,31 +248,15 @@ class Comparison:
     # ------------------------------------------------------------------ shared pieces
 
     def _cetl(self, variant: str, benchmark: Any, rounds: int, name: str) -> Result:
-        s = self.settings
-        target = self._network()
-        model = CoupledModel.build(self._encoder(), target, SHAPE)
-        groups: list[dict[str, Any]] = [
-            {"params": list(model.decoder_parameters().values()), "lr": s.decoder_learning_rate},
-            {"params": list(model.target_parameters().values())},
-        ]
+        warm, warming = self._warmed_up()
+        model = copy.deepcopy(warm)
         history = _History()
-        strategy = CETLStrategy(
-            model=model,
-            optimizer=torch.optim.Adam(groups, s.learning_rate),
-            variant=variant,
-            dwa_lambda=s.dwa_lambda,
-            gfi=s.gfi,
-            alternate="iteration",
-            warmup_epochs=s.warmup_epochs,
-            match_hidden=s.match_hidden,
-            train_mb_size=s.batch,
-            train_epochs=rounds,
-            plugins=[history, Progress(self.tick)],
-            evaluator=None,
-        )
-        seconds = _train(strategy, benchmark.train_stream)
+        strategy = self._coupled(model, variant, [history, Progress(self.tick)])
+        strategy.train_epochs = rounds
+        torch.manual_seed(self.seed)
+        seconds = warming + _train(strategy, benchmark.train_stream)
         self.models[name] = model
-        result = self._result(name, target, seconds, model)
+        result = self._result(name, model.target, seconds, model)
         result.history = history.table()
         images = self.digits.target_test.images
         model.eval()
@@ -281,6 +266,40 @@ class Comparison:
             own = (model.reconstruct_target(images) - images).square().mean()
         result.source_error, result.target_error = float(source / variance), float(own / variance)
         return result
+
+    def _warmed_up(self) -> tuple[CoupledModel, float]:
+        """A coupled model after stage 1's warm-up, and its seconds: run once, then copied.
+
+        Both blocks have the same S, target images and initial weights, so it is the same
+        for all variants.
+        """
+        if self._warm is None:
+            model = CoupledModel.build(self._encoder(), self._network(), SHAPE)
+            strategy = self._coupled(model, "e", [])
+            strategy.warmup_epochs = self.settings.warmup_epochs
+            self._warm = model, _train(strategy, self.few.train_stream)
+        return self._warm
+
+    def _coupled(self, model: CoupledModel, variant: str, plugins: list[Any]) -> CETLStrategy:
+        s = self.settings
+        groups: list[dict[str, Any]] = [
+            {"params": list(model.decoder_parameters().values()), "lr": s.decoder_learning_rate},
+            {"params": list(model.target_parameters().values())},
+        ]
+        return CETLStrategy(
+            model=model,
+            optimizer=torch.optim.Adam(groups, s.learning_rate),
+            variant=variant,
+            dwa_lambda=s.dwa_lambda,
+            gfi=s.gfi,
+            alternate="iteration",
+            warmup_epochs=0,
+            match_hidden=s.match_hidden,
+            train_mb_size=s.batch,
+            train_epochs=0,
+            plugins=plugins,
+            evaluator=None,
+        )
 
     def _result(
         self, name: str, network: nn.Module, seconds: float, whole: nn.Module | None = None

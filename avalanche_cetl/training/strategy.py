@@ -72,8 +72,9 @@ class CETLStrategy(SupervisedTemplate):
         ``"iteration"``: the stages take turns at every mini-batch (shorter sets start again).
     :param stage_epochs: passes over their data that stages 1, 2 and 3 make in a round, each
         >= 1; with ``alternate="epoch"`` only. The paper does not say; default 1 each.
-    :param warmup_epochs: epochs of stage 1 before the first round of the first experience;
-        default 0, but 10 for the variants that train T1 there alone.
+    :param warmup_epochs: epochs of stage 1 before the first round of the first experience
+        (with ``train_epochs=0`` they are all there is); default 0, but 10 for the variants
+        that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
         the goal T1(S(x)) stays that of the clean image. The paper has none.
     :param match_hidden: weight, >= 0, of a further term in stage 2: T1's hidden layers, read
@@ -228,6 +229,10 @@ class CETLStrategy(SupervisedTemplate):
         check_classes(self._rows, classes, self.experience.current_experience)
         if not self.model.source_statistics_fitted:
             self._fit_source_statistics()
+        if not self._warm:
+            if self.model.source is not None and self.warmup_epochs:
+                self._pass(Stage.SOURCE, self.warmup_epochs, **kwargs)
+            self._warm = True
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
@@ -247,10 +252,6 @@ class CETLStrategy(SupervisedTemplate):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run one round: the stages of Algorithm 1, or the variant's merged steps."""
-        if not self._warm:
-            if self.model.source is not None and self.warmup_epochs:
-                self._pass(Stage.SOURCE, self.warmup_epochs, **kwargs)
-            self._warm = True
         self._round = Means()
         if self.plan.merged is not None:
             with self._running(Stage.MERGED, **kwargs):
