@@ -41,7 +41,7 @@ class Settings:
     warmup_epochs: int = 20
     rounds: int = 12
     adaptation_rounds: int = 3
-    dwa_lambda: float = 0.5
+    dwa_lambda: float = 0.03
     match_hidden: float = 0.3
     ewc_lambda: float = 100.0
     lwf_alpha: float = 1.0

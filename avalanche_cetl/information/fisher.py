@@ -9,77 +9,25 @@ squared gradient of a mini-batch mean is a different, much smaller quantity.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 
-logger = logging.getLogger(__name__)
+from avalanche_cetl.information.likelihood import (
+    BoundLoss,
+    Likelihood,
+    Loss,
+    LossName,
+)
+from avalanche_cetl.information.per_sample import Batch, Bundle, PerSampleGradients
 
-#: ``loss(outputs, targets)`` (or ``loss(outputs)`` when there are no targets):
-#: a batch of outputs in, one loss per sample out, shape ``(N,)``.
-Loss = Callable[..., Tensor]
-LossName = Literal["sampled", "empirical"]
-Likelihood = Literal["categorical", "gaussian"]
+DEFAULT_CHUNK_BYTES = 512 * 2**20
 
-DEFAULT_CHUNK_BYTES = 256 * 2**20
-
-
-def negative_log_likelihood(likelihood: str) -> Loss:
-    """Give the per-sample negative log likelihood of a network's output.
-
-    :param likelihood: ``"categorical"``: cross entropy of logits ``(N, K)`` with
-        class indices ``(N,)``. ``"gaussian"``: unit-variance Gaussian,
-        ``1/2 sum (output - target)^2``, *summed* over all dimensions but the first.
-    :return: a loss ``(outputs, targets) -> Tensor of shape (N,)``.
-    :raises ValueError: for another name.
-    """
-    if likelihood == "categorical":
-        return _categorical_nll
-    if likelihood == "gaussian":
-        return _gaussian_nll
-    raise ValueError(
-        f"likelihood={likelihood!r} is not known. Allowed: 'categorical' (class logits) "
-        "or 'gaussian' (reconstructions)."
-    )
-
-
-def _categorical_nll(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
-def _gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
-    return 0.5 * (outputs - targets).flatten(1).square().sum(1)
-
-
-@torch.no_grad()
-def sample_targets(
-    outputs: Tensor, likelihood: str, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw one target per sample from the model's own predictive distribution.
-
-    :param outputs: logits ``(N, K)`` or reconstructions ``(N, ...)``.
-    :param likelihood: ``"categorical"`` draws labels from the softmax,
-        ``"gaussian"`` adds unit-variance noise to the output.
-    :param generator: a CPU generator; the draw happens on the CPU, so that the
-        same seed gives the same targets on every device.
-    :return: labels ``(N,)`` (int64), or noisy reconstructions shaped as ``outputs``.
-    :raises ValueError: for another likelihood.
-    """
-    if likelihood == "categorical":
-        probabilities = outputs.detach().float().softmax(-1).cpu()
-        drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        return drawn.to(outputs.device)
-    if likelihood == "gaussian":
-        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float32)
-        return outputs.detach() + noise.to(outputs)
-    negative_log_likelihood(likelihood)  # raises
-    raise AssertionError
+_SMALL = 2**13
 
 
 @contextmanager
@@ -132,105 +80,6 @@ def select_params(
     return {name: named[name] for name in params}
 
 
-def resolve_loss(
-    loss: Loss | LossName,
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    targets: Any,
-    likelihood: str,
-    generator: torch.Generator | None,
-) -> tuple[Loss, Any]:
-    """Turn ``"sampled"``, ``"empirical"`` or a callable into a loss and its targets."""
-    if callable(loss):
-        return loss, targets
-    if loss == "sampled":
-        with torch.no_grad():
-            outputs = model(*inputs)
-        return negative_log_likelihood(likelihood), sample_targets(outputs, likelihood, generator)
-    if loss == "empirical":
-        if targets is None:
-            raise ValueError("loss='empirical' needs targets=: labels, or images to reconstruct.")
-        return negative_log_likelihood(likelihood), targets
-    raise ValueError(
-        f"loss={loss!r} is not known. Allowed: 'sampled', 'empirical', or a callable "
-        "(outputs, targets) -> one loss per sample."
-    )
-
-
-def per_sample_gradients(
-    model: nn.Module,
-    inputs: Tensor | Sequence[Tensor],
-    losses: Sequence[tuple[Loss, Any]],
-    params: Mapping[str, Tensor],
-    *,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-) -> Iterator[list[dict[str, Tensor]]]:
-    """Yield, chunk by chunk of samples, the per-sample gradients of one or more losses.
-
-    The model is called in whatever mode it is in; callers use :func:`evaluation_mode`.
-
-    :param losses: pairs of a loss and its targets. Targets are a tensor, or a tuple of
-        tensors, with N rows, or None.
-    :param params: the parameters to differentiate by, keyed as ``named_parameters()``.
-    :param chunk_bytes: bound on the memory of the gradients held at once; at least one
-        sample is always taken.
-    :return: an iterator over chunks; per loss a dict of tensors ``(n, *param.shape)``.
-    """
-    parts = as_tuple(inputs)
-    total = len(parts[0])
-    chosen = {name: p.detach() for name, p in params.items()}
-    fixed = {n: t.detach() for n, t in model.named_parameters() if n not in chosen}
-    fixed |= dict(model.named_buffers())
-    row_bytes = sum(p.numel() * p.element_size() for p in chosen.values()) * len(losses)
-    size = max(1, min(total, chunk_bytes // max(1, row_bytes)))
-
-    def sample_loss(weights: dict[str, Tensor], loss: Loss, sample: Any, target: Any) -> Tensor:
-        batch = tuple(part.unsqueeze(0) for part in sample)
-        outputs = functional_call(model, fixed | weights, batch)
-        if target is None:
-            return loss(outputs)[0]
-        wanted = _map_tensors(target, lambda t: t.unsqueeze(0))
-        return loss(outputs, wanted)[0]
-
-    for start in range(0, total, size):
-        rows = slice(start, min(total, start + size))
-        samples = tuple(part[rows] for part in parts)
-        chunk = []
-        for loss, targets in losses:
-            wanted = _select(targets, rows)
-
-            def one(sample: Any, target: Any, loss: Loss = loss) -> dict[str, Tensor]:
-                return grad(sample_loss)(chosen, loss, sample, target)
-
-            chunk.append(_over_samples(one, samples, wanted))
-        yield chunk
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return function(value)
-    return tuple(_map_tensors(part, function) for part in value)
-
-
-def _select(value: Any, rows: int | slice) -> Any:
-    return _map_tensors(value, lambda t: t[rows])
-
-
-def _over_samples(one: Callable[..., dict[str, Tensor]], samples: Any, targets: Any) -> Any:
-    """Vectorise over samples; a model with an operation vmap cannot batch gets a plain loop."""
-    in_dims = (0, None if targets is None else 0)
-    try:
-        return vmap(one, in_dims=in_dims, randomness="error")(samples, targets)
-    except (RuntimeError, NotImplementedError) as problem:
-        logger.debug("per-sample gradients fall back to a loop: %s", problem)
-    rows = []
-    for i in range(len(samples[0])):
-        rows.append(one(_select(samples, i), _select(targets, i)))
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 def fisher_information(
     model: nn.Module,
     inputs: Tensor | Sequence[Tensor],
@@ -246,7 +95,15 @@ def fisher_information(
 
     ``F_i = 1/N sum_n (d loss(x_n) / d theta_i)^2`` with ``N = len(inputs)``. It is a mean
     over samples of squares, never the square of a batch mean, and no factor depends on the
-    batch or chunk size. The model runs in eval mode and is left as it was found.
+    batch or chunk size. The model runs in eval mode and is left as it was found; samples
+    must not influence one another there.
+
+    The whole batch takes one forward and one backward pass (fewer samples at a time where
+    ``chunk_bytes`` would not hold them): Linear, convolution, normalisation and Embedding
+    layers have closed forms, class tokens and the like one copy per sample, and torch.func
+    runs what is left, module by module. Every route is tried on two samples against
+    autograd first; where none holds (layers used in unusual ways), torch.func runs the
+    whole model.
 
     :param model: any module; called as ``model(*inputs)``.
     :param inputs: a tensor ``(N, ...)``, or a tuple of such tensors.
@@ -260,7 +117,8 @@ def fisher_information(
         ``"categorical"`` logits, or ``"gaussian"`` reconstructions with unit variance
         (squared error halved and summed over pixels).
     :param generator: CPU generator of the sampled targets.
-    :param chunk_bytes: bound on the memory of per-sample gradients held at once.
+    :param chunk_bytes: bound on the memory of activations and per-sample gradients held at
+        once, as far as a single sample fits into it.
     :return: dict from parameter name to a tensor of the parameter's shape, values >= 0.
     :raises ValueError: for empty inputs, unknown parameters, losses or likelihoods.
 
@@ -271,12 +129,102 @@ def fisher_information(
     """
     parts = as_tuple(inputs)
     chosen = select_params(model, params)
+    bound = BoundLoss(loss, targets, len(parts[0]), likelihood, generator)
     with evaluation_mode(model):
-        pair = resolve_loss(loss, model, parts, targets, likelihood, generator)
-        sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in chosen.items()}
-        for (gradients,) in per_sample_gradients(
-            model, parts, [pair], chosen, chunk_bytes=chunk_bytes
-        ):
-            for name, value in gradients.items():
-                sums[name] += value.square().sum(0)
-    return {name: value / len(parts[0]) for name, value in sums.items()}
+        engine = PerSampleGradients(model, parts, [bound], chosen, chunk_bytes)
+        with engine.exactly():
+            return restored(engine, square_means(engine).fisher[0])
+
+
+@dataclass
+class SquareMeans:
+    """Means over samples of squared gradients, per loss, in the parameters' layouts.
+
+    :ivar fisher: per loss, by name; parameters that no loss reaches are missing.
+    :ivar factors: where each gradient is one outer product, by loss and name the mean squares
+        of the left and right factor.
+    :ivar norms: per loss, every sample's squared gradient norm over all parameters, ``(N,)``.
+    """
+
+    fisher: list[dict[str, Tensor]]
+    factors: list[dict[str, tuple[Tensor, Tensor]]]
+    norms: list[Tensor]
+
+
+@torch.no_grad()
+def square_means(engine: PerSampleGradients, norms: bool = False) -> SquareMeans:
+    """Run over all samples once; see :class:`SquareMeans`. Norms are zeros unless asked for."""
+    count = range(len(engine.losses))
+    device = engine.inputs[0].device
+    result = SquareMeans(
+        [{} for _ in count],
+        [{} for _ in count],
+        [torch.zeros(engine.samples, device=device, dtype=torch.float64) for _ in count],
+    )
+    for batch in engine.batches():
+        rows = slice(batch.start, batch.start + batch.samples)
+        for bundle in batch.bundles:
+            for k in count:
+                if bundle.alive(k):
+                    part = result.norms[k][rows] if norms else None
+                    _add_squares(result, k, batch, bundle, part)
+    for fisher, factors in zip(result.fisher, result.factors, strict=True):
+        for value in (*fisher.values(), *(part for pair in factors.values() for part in pair)):
+            value /= engine.samples
+    return result
+
+
+def _add_squares(
+    result: SquareMeans, k: int, batch: Batch, bundle: Bundle, norms: Tensor | None
+) -> None:
+    """Add a batch's squared gradients to the sums; a sample's own sum goes to ``norms``."""
+    fisher, name = result.fisher[k], bundle.names[0]
+    factors = bundle.outer(k)
+    if factors is not None:
+        left, right = factors.left.squeeze(-1).square(), factors.right.squeeze(1).square()
+        pair = (left.sum(0), right.sum(0))
+        if name in fisher:
+            fisher[name] += left.T @ right
+            before = result.factors[k][name]
+            pair = (pair[0] + before[0], pair[1] + before[1])
+        else:
+            fisher[name] = left.T @ right
+        result.factors[k][name] = pair
+        if norms is not None:
+            norms += left.sum(1).double() * right.sum(1).double()
+        return
+    short = bundle.square_sum(k) if norms is None else None
+    if short is not None:
+        fisher[name] = fisher[name] + short if name in fisher else short
+        return
+    for rows, part, (gradients,) in batch.pieces(bundle, [k]):
+        for name, gradient in gradients.items():
+            if name not in fisher:
+                fisher[name] = gradient.new_zeros(bundle.layout(name).shape)
+            if norms is not None:
+                norms[rows] += gradient.flatten(1).square().sum(1).double()
+            add_products(fisher[name][part], gradient, gradient)
+
+
+def add_products(sums: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add ``(a * b).sum(0)``: in one go, or a sample at a time where one fills the cache."""
+    if sums.numel() < _SMALL:
+        sums += (a * b).sum(0)
+        return
+    for one, other in zip(a, b, strict=True):
+        sums.addcmul_(one, other)
+
+
+def restored(engine: PerSampleGradients, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring values in layout into the parameters' shapes; missing ones are zeros."""
+    result = {}
+    for name, parameter in engine.params.items():
+        if name in values:
+            value = engine.restore(name, values[name]).reshape(parameter.shape)
+            result[name] = value.contiguous()
+        else:
+            half = parameter.dtype in (torch.float16, torch.bfloat16)
+            result[name] = torch.zeros_like(
+                parameter, dtype=torch.float32 if half else None, requires_grad=False
+            )
+    return result

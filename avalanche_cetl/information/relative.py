@@ -2,151 +2,30 @@
 
 ``RF_i = I(F_1i, F_2i)``, the mutual information, normalised to [0, 1], of the two
 per-sample Fisher values of weight ``i`` over the same samples. The paper names no
-estimator; three are here. They are pure functions of the per-sample values.
+estimator; :mod:`~avalanche_cetl.information.estimators` has three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
 from avalanche_cetl.information.fisher import (
     DEFAULT_CHUNK_BYTES,
-    Loss,
+    SquareMeans,
     as_tuple,
     evaluation_mode,
-    per_sample_gradients,
+    restored,
     select_params,
+    square_means,
 )
-
-# Zeros (dead units) have no logarithm. A floor relative to the weight's own mean keeps RF
-# invariant to rescaling either loss.
-LOG_FLOOR = 1e-6
-
-
-def gaussian(first: Tensor, second: Tensor) -> Tensor:
-    """Linfoot's coefficient under a Gaussian copula fitted on log Fisher values.
-
-    ``sqrt(1 - exp(-2 I))`` with ``I = -1/2 log(1 - rho^2)`` is ``|rho|``, the absolute
-    correlation of ``log(F_1 + eps)`` and ``log(F_2 + eps)``, where ``eps`` is 1e-6 of the
-    weight's mean Fisher value.
-
-    :param first: per-sample values ``(N, P)``, >= 0.
-    :param second: the same for the other task, same samples in the same order.
-    :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
-    """
-    return _absolute_correlation(_log(first), _log(second))
-
-
-def rank(first: Tensor, second: Tensor) -> Tensor:
-    """Linfoot's coefficient with normal scores of the ranks in place of logarithms.
-
-    Ties get their average rank, so dead units are not ordered by accident.
-
-    :param first: per-sample values ``(N, P)``.
-    :param second: the same for the other task.
-    :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
-    """
-    return _absolute_correlation(_normal_scores(first), _normal_scores(second))
-
-
-def default_bins(samples: int) -> int:
-    """Give the number of quantile bins: ``sqrt(N / 5)``, at least 2.
-
-    Five expected samples a cell under independence, Cochran's rule of thumb.
-    """
-    return max(2, int((samples / 5) ** 0.5))
-
-
-def histogram(first: Tensor, second: Tensor, bins: int | None = None) -> Tensor:
-    """Plug-in mutual information over quantile bins, over the mean of the two entropies.
-
-    ``2 I(A, B) / (H(A) + H(B))`` with ``A`` and ``B`` the bins of the two values: the
-    arithmetic normaliser, scikit-learn's default. Equal values always share a bin.
-    The plug-in estimate is biased upwards for few samples.
-
-    :param first: per-sample values ``(N, P)``.
-    :param second: the same for the other task.
-    :param bins: bins per axis; None for :func:`default_bins`.
-    :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
-    """
-    n = len(first)
-    bins = default_bins(n) if bins is None else bins
-    if bins < 2:
-        raise ValueError(f"bins={bins}: mutual information needs at least 2 bins.")
-    a, b = quantile_bins(first, bins), quantile_bins(second, bins)
-    cells = (a * bins + b).T
-    joint = torch.zeros(cells.shape[0], bins * bins, dtype=first.dtype, device=first.device)
-    joint.scatter_add_(1, cells, torch.ones_like(cells, dtype=first.dtype))
-    joint = (joint / n).view(-1, bins, bins)
-    entropy_a, entropy_b = _entropy(joint.sum(2)), _entropy(joint.sum(1))
-    information = entropy_a + entropy_b - _entropy(joint.flatten(1))
-    mean = (entropy_a + entropy_b) / 2
-    constant = (entropy_a <= 0) | (entropy_b <= 0)
-    value = information / torch.where(constant, torch.ones_like(mean), mean)
-    return torch.where(constant, torch.zeros_like(value), value).clamp(0, 1)
-
-
-def quantile_bins(values: Tensor, bins: int) -> Tensor:
-    """Put each column's values into quantile bins 0 ... bins-1; ties share the lowest bin.
-
-    :param values: ``(N, P)``.
-    :return: int64 ``(N, P)``.
-    """
-    below, _ = _ranks(values)
-    return (below * bins) // len(values)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    return -torch.xlogy(p, p).sum(-1)
-
-
-def _log(values: Tensor) -> Tensor:
-    mean = values.mean(0, keepdim=True)
-    tiny = torch.finfo(values.dtype).tiny
-    return torch.log(values / mean.clamp_min(tiny) + LOG_FLOOR)
-
-
-def _ranks(values: Tensor) -> tuple[Tensor, Tensor]:
-    """For each value the number of smaller values, and of smaller or equal ones, by column."""
-    columns = values.T.contiguous()
-    ordered = columns.sort(dim=1).values
-    below = torch.searchsorted(ordered, columns, right=False)
-    not_above = torch.searchsorted(ordered, columns, right=True)
-    return below.T, not_above.T
-
-
-def _normal_scores(values: Tensor) -> Tensor:
-    below, not_above = _ranks(values)
-    quantile = (below + not_above).to(values.dtype) / (2 * len(values))
-    return torch.special.ndtri(quantile)
-
-
-def _absolute_correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a - a.mean(0), b - b.mean(0)
-    spread_a, spread_b = a.square().mean(0), b.square().mean(0)
-    # Rounding leaves about (eps * |log eps|)^2 of variance in a constant column.
-    floor = (torch.finfo(a.dtype).eps * 64) ** 2
-    constant = (spread_a <= floor) | (spread_b <= floor)
-    product = torch.where(constant, torch.ones_like(spread_a), spread_a * spread_b)
-    value = (a * b).mean(0).abs() / product.sqrt()
-    return torch.where(constant, torch.zeros_like(value), value).clamp(0, 1)
-
-
-ESTIMATORS: dict[str, Callable[..., Tensor]] = {
-    "gaussian": gaussian,
-    "rank": rank,
-    "histogram": histogram,
-}
-
-
-def check_estimator(estimator: str) -> None:
-    """Raise ValueError unless the estimator is one of ``gaussian``, ``rank``, ``histogram``."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator={estimator!r} is not known. Allowed: {sorted(ESTIMATORS)}.")
+from avalanche_cetl.information.likelihood import BoundLoss, Loss
+from avalanche_cetl.information.moments import gaussian_relative
+from avalanche_cetl.information.per_sample import Batch, Bundle, PerSampleGradients
 
 
 def relative_fisher(
@@ -214,66 +93,98 @@ def fisher_and_relative(
     check_estimator(estimator)
     parts = as_tuple(inputs)
     chosen = select_params(model, params)
-    pairs = list(zip(losses, targets, strict=True))
-    fisher: dict[str, Tensor] = {}
-    relative: dict[str, Tensor] = {}
+    bound = [BoundLoss(loss, t, len(parts[0])) for loss, t in zip(losses, targets, strict=True)]
     with evaluation_mode(model):
-        norms = (
-            _sample_norms(model, parts, pairs, chosen, chunk_bytes) if normalize_samples else None
-        )
-        for group in _groups(chosen, len(parts[0]), chunk_bytes):
-            values = _per_sample_values(model, parts, pairs, group, chunk_bytes)
-            for name, parameter in group.items():
-                first, second = values[0][name], values[1][name]
-                fisher[name] = first.mean(0).view_as(parameter)
-                if norms is not None:
-                    first, second = first / norms[0], second / norms[1]
-                relative[name] = ESTIMATORS[estimator](first, second).view_as(parameter)
-    return fisher, relative
+        engine = PerSampleGradients(model, parts, bound, chosen, chunk_bytes)
+        with engine.exactly():
+            means = square_means(engine, norms=normalize_samples)
+            if estimator == "gaussian":
+                relative = gaussian_relative(engine, means, normalize_samples)
+            else:
+                relative = _estimated(engine, means, estimator, normalize_samples)
+    return restored(engine, means.fisher[0]), restored(engine, relative)
 
 
-def _per_sample_values(
-    model: nn.Module,
-    parts: tuple[Tensor, ...],
-    pairs: list[tuple[Loss, Any]],
-    group: dict[str, Tensor],
-    chunk_bytes: int,
-) -> list[dict[str, Tensor]]:
-    """Squared per-sample gradients of a group of parameters: per loss, name -> ``(N, P)``."""
-    rows: list[dict[str, list[Tensor]]] = [{name: [] for name in group} for _ in pairs]
-    for chunk in per_sample_gradients(model, parts, pairs, group, chunk_bytes=chunk_bytes):
-        for task, gradients in zip(rows, chunk, strict=True):
-            for name, value in gradients.items():
-                task[name].append(value.flatten(1).square())
-    return [{name: torch.cat(values) for name, values in task.items()} for task in rows]
+@torch.no_grad()
+def _estimated(
+    engine: PerSampleGradients, means: SquareMeans, estimator: str, normalize_samples: bool
+) -> dict[str, Tensor]:
+    """Relative Fisher by an estimator that needs all samples of a weight at once."""
+    relative: dict[str, Tensor] = {}
+    for group in _groups(engine, means):
+        values = [
+            {
+                name: task[name].new_zeros(engine.samples, columns.stop - columns.start)
+                for name, columns in group.items()
+            }
+            for task in means.fisher
+        ]
+        _fill(engine, group, values)
+        for name, columns in group.items():
+            tasks = []
+            for k in (0, 1):
+                value = values[k].pop(name)
+                if normalize_samples:
+                    norm = means.norms[k].clamp_min(torch.finfo(torch.float64).tiny)
+                    value /= (
+                        norm.to(value.dtype).clamp_min(torch.finfo(value.dtype).tiny).unsqueeze(1)
+                    )
+                tasks.append(value)
+            if name not in relative:
+                relative[name] = torch.zeros_like(means.fisher[0][name])
+            relative[name].view(-1)[columns] = ESTIMATORS[estimator](*tasks)
+    return relative
 
 
-def _sample_norms(
-    model: nn.Module,
-    parts: tuple[Tensor, ...],
-    pairs: list[tuple[Loss, Any]],
-    chosen: dict[str, Tensor],
-    chunk_bytes: int,
-) -> list[Tensor]:
-    """Squared gradient norm of every sample over all measured weights, ``(N, 1)`` a loss."""
-    norms: list[list[Tensor]] = [[] for _ in pairs]
-    for chunk in per_sample_gradients(model, parts, pairs, chosen, chunk_bytes=chunk_bytes):
-        for task, gradients in zip(norms, chunk, strict=True):
-            squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
-            task.append(torch.stack(squares).sum(0).unsqueeze(1))
-    tiny = torch.finfo(norms[0][0].dtype).tiny
-    return [torch.cat(task).clamp_min(tiny) for task in norms]
+def _fill(
+    engine: PerSampleGradients, group: dict[str, slice], values: list[dict[str, Tensor]]
+) -> None:
+    """Write the squared gradients of some weights into ``values``, ``(N, columns)`` each."""
+    for batch in engine.batches():
+        for bundle in batch.bundles:
+            if not any(name in group for name in bundle.names):
+                continue
+            for k in (0, 1):
+                if bundle.alive(k):
+                    _fill_from(batch, bundle, k, group, values[k])
 
 
-def _groups(params: dict[str, Tensor], samples: int, chunk_bytes: int) -> list[dict[str, Tensor]]:
-    """Split parameters so that the values of a group stay within ``chunk_bytes`` (two tasks)."""
-    groups: list[dict[str, Tensor]] = []
-    used = chunk_bytes
-    for name, parameter in params.items():
-        need = 2 * samples * parameter.numel() * parameter.element_size()
-        if used + need > chunk_bytes:
-            groups.append({})
-            used = 0
-        groups[-1][name] = parameter
-        used += need
-    return groups
+def _fill_from(
+    batch: Batch, bundle: Bundle, k: int, group: dict[str, slice], values: dict[str, Tensor]
+) -> None:
+    for rows, part, (gradients,) in batch.pieces(bundle, [k]):
+        target = slice(batch.start + rows.start, batch.start + rows.stop)
+        for name, gradient in gradients.items():
+            if name not in group:
+                continue
+            shape = bundle.layout(name).shape
+            # Where this piece and the wanted columns overlap, counted in flat weights.
+            first = (part.start or 0) * (shape[1:].numel() if shape else 1)
+            flat = gradient.flatten(1)
+            columns = group[name]
+            start, stop = max(first, columns.start), min(first + flat.shape[1], columns.stop)
+            if start < stop:
+                square = flat[:, start - first : stop - first].square()
+                values[name][target, start - columns.start : stop - columns.start] = square
+
+
+def _groups(engine: PerSampleGradients, means: SquareMeans) -> Iterator[dict[str, slice]]:
+    """Split the weights so that the values of a group stay within ``chunk_bytes``."""
+    # Two tasks, and about six copies in an estimator that sorts.
+    room = max(1, engine.chunk_bytes // (engine.samples * 8 * 8))
+    group: dict[str, slice] = {}
+    used = 0
+    for name, value in means.fisher[0].items():
+        if name not in means.fisher[1]:
+            continue
+        start = 0
+        while start < value.numel():
+            stop = min(value.numel(), start + room - used)
+            group[name] = slice(start, stop)
+            used += stop - start
+            start = stop
+            if used >= room:
+                yield group
+                group, used = {}, 0
+    if group:
+        yield group

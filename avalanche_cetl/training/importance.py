@@ -8,18 +8,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.fisher import (
-    Loss,
-    evaluation_mode,
-    fisher_information,
-    negative_log_likelihood,
-    sample_targets,
-)
+from avalanche_cetl.information.fisher import evaluation_mode, fisher_information
 from avalanche_cetl.information.generalized import (
     dwa_penalty,
     generalized_fisher,
     normalize_importance,
     shared_weights,
+)
+from avalanche_cetl.information.likelihood import (
+    Loss,
+    negative_log_likelihood,
+    sample_targets,
 )
 from avalanche_cetl.information.relative import fisher_and_relative
 from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks

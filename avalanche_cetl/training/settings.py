@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from avalanche_cetl.information.estimators import check_estimator
 from avalanche_cetl.information.generalized import Quantile, check_threshold, check_unit_interval
-from avalanche_cetl.information.relative import check_estimator
 
 
 @dataclass(frozen=True)

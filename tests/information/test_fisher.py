@@ -1,139 +1,167 @@
+import logging
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from avalanche_cetl import fisher_information, relative_fisher
-from avalanche_cetl.information.fisher import sample_targets
+from avalanche_cetl.information import routes
+from avalanche_cetl.information.estimators import ESTIMATORS, LOG_FLOOR
+from avalanche_cetl.information.likelihood import sample_targets
 
 
-def _conv():
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(3 * 9, 4),
-    )
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_equals_the_naive_loop(case, n):
+    model, x, targets = case.make(n)
+    found = fisher_information(model, x, "empirical", targets=targets, likelihood=case.likelihood)
+    naive = case.naive(model, x, targets)
+    assert found.keys() == naive.keys()
+    for name, rows in naive.items():
+        wanted = rows.square().mean(0)
+        torch.testing.assert_close(found[name], wanted, rtol=1e-10, atol=1e-14, msg=name)
 
 
-class _Tied(nn.Module):
-    """One layer used twice, with a residual path."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, 5)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x):
-        x = x + torch.tanh(self.layer(x))
-        return self.head(torch.tanh(self.layer(x)) + x)
-
-
-class _BatchNorm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-        self.net[1].running_mean.normal_()
-        self.net[1].running_var.uniform_(0.5, 2)
-
-    def forward(self, x):
-        return self.net(x)
+def test_equals_the_naive_loop_on_a_large_batch_in_float32(case):
+    model, x, targets = case.make(64)
+    wanted = {name: rows.square().mean(0) for name, rows in case.naive(model, x, targets).items()}
+    model.float()
+    if x.is_floating_point():
+        x = x.float()
+    if targets.is_floating_point():
+        targets = targets.float()
+    found = fisher_information(model, x, "empirical", targets=targets, likelihood=case.likelihood)
+    for name, value in wanted.items():
+        error = torch.linalg.vector_norm(found[name].double() - value)
+        assert error <= 1e-5 * torch.linalg.vector_norm(value) + 1e-12, name
 
 
-def _decoder():
-    return nn.Sequential(
-        nn.Linear(5, 2 * 9), nn.ReLU(), nn.Unflatten(1, (2, 3, 3)), nn.ConvTranspose2d(2, 1, 3, 2)
-    )
+CLOSED = [
+    "linear", "tokens", "conv", "conv stride", "conv dilation", "conv groups", "conv depthwise",
+    "conv circular", "conv 1d", "conv 3d", "transposed, padded", "transposed, dilated, grouped",
+    "batch norm", "group norm", "layer norm over tokens", "embedding", "shared layer",
+    "shared convolution", "tied weights", "residual", "unused and dead", "max pooling",
+]  # fmt: skip
 
 
-class _InPlace(nn.Module):
-    """In-place indexing by data, which vmap cannot batch: takes the loop."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, 3)
-
-    def forward(self, x):
-        out = self.layer(x)
-        return out * float(out.detach().abs().max())
+@pytest.mark.parametrize("name", CLOSED)
+def test_known_layers_take_their_closed_form(named_case, name):
+    model, x, _ = named_case(name).make(5)
+    planned, _ = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    assert {route.kind for route in planned.values()} == {"layer"}
 
 
-CASES = {
-    "linear": (lambda: nn.Linear(5, 3), (5,), "categorical", 3),
-    "mlp": (
-        lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)),
-        (5,),
-        "categorical",
-        3,
-    ),
-    "no bias": (lambda: nn.Linear(5, 3, bias=False), (5,), "categorical", 3),
-    "conv": (_conv, (2, 5, 5), "categorical", 4),
-    "tied and residual": (_Tied, (5,), "categorical", 3),
-    "batch norm": (_BatchNorm, (5,), "categorical", 3),
-    "dropout": (lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)), (5,), "categorical", 3),
-    "decoder": (_decoder, (5,), "gaussian", None),
-    "loop": (_InPlace, (5,), "categorical", 3),
-}
+def test_other_routes_are_taken_where_they_are_right_and_named(named_case, caplog):
+    caplog.set_level(logging.DEBUG, "avalanche_cetl")
+    model, x, _ = named_case("class token").make(5)
+    planned, _ = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    assert planned["token"].kind == planned["position"].kind == "expanded"
+    assert planned["scale.gamma"].kind == "module" and "scale.gamma" in caplog.text
+    assert planned["qkv.weight"].kind == "layer"
+    model, x, _ = named_case("tied by a function").make(5)
+    planned, _ = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    assert planned["embedding.weight"].kind == "model"
 
 
-def _make(name, n):
-    torch.manual_seed(3)
-    build, shape, likelihood, classes = CASES[name]
-    model = build().double()
-    x = torch.randn(n, *shape, dtype=torch.float64)
-    with torch.no_grad():
-        targets = torch.randint(classes, (n,)) if classes else torch.randn_like(model.eval()(x))
-    return model.train(), x, targets, likelihood
-
-
-def _naive(model, x, targets, likelihood):
-    """One sample, one backward pass, squares added up: obviously right."""
-    model.eval()
-    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for i in range(len(x)):
-        model.zero_grad()
-        out = model(x[i : i + 1])
-        if likelihood == "categorical":
-            loss = F.cross_entropy(out, targets[i : i + 1])
-        else:
-            loss = 0.5 * (out - targets[i : i + 1]).pow(2).sum()
-        loss.backward()
-        for name, p in model.named_parameters():
-            sums[name] += p.grad**2
-    model.zero_grad()
-    return {name: value / len(x) for name, value in sums.items()}
-
-
-@pytest.mark.parametrize("n", [1, 7])
-@pytest.mark.parametrize("name", CASES)
-def test_equals_the_naive_loop(name, n):
-    model, x, targets, likelihood = _make(name, n)
-    found = fisher_information(model, x, "empirical", targets=targets, likelihood=likelihood)
-    wanted = _naive(model, x, targets, likelihood)
-    assert found.keys() == wanted.keys()
-    for key, value in wanted.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("chunk_bytes", [1, 2000])
-def test_chunks_and_order_do_not_matter(chunk_bytes):
-    model, x, targets, likelihood = _make("conv", 7)
-    whole = fisher_information(model, x, "empirical", targets=targets, likelihood=likelihood)
+@pytest.mark.parametrize("chunk_bytes", [1, 2000, 20_000])
+@pytest.mark.parametrize("name", ["max pooling", "conv groups", "embedding", "class token"])
+def test_chunks_and_order_do_not_matter(named_case, name, chunk_bytes):
+    case = named_case(name)
+    model, x, targets = case.make(7)
+    whole = fisher_information(model, x, "empirical", targets=targets)
     order = torch.randperm(7)
     parts = fisher_information(
-        model,
-        x[order],
-        "empirical",
-        targets=targets[order],
-        likelihood=likelihood,
-        chunk_bytes=chunk_bytes,
+        model, x[order], "empirical", targets=targets[order], chunk_bytes=chunk_bytes
     )
     for key in whole:
         torch.testing.assert_close(parts[key], whole[key], rtol=1e-10, atol=1e-14)
 
 
-def test_it_is_not_the_square_of_the_batch_mean():
-    model, x, targets, _ = _make("mlp", 64)
+def test_a_layer_larger_than_the_block_is_taken_in_parts(named_case, monkeypatch):
+    monkeypatch.setattr("avalanche_cetl.information.per_sample._CPU_BLOCK", 64)
+    for name in ("conv of many channels", "conv groups", "tokens", "transposed, padded"):
+        case = named_case(name)
+        model, x, targets = case.make(11)
+        found = fisher_information(
+            model, x, "empirical", targets=targets, likelihood=case.likelihood
+        )
+        for key, rows in case.naive(model, x, targets).items():
+            torch.testing.assert_close(found[key], rows.square().mean(0), rtol=1e-10, atol=1e-14)
+
+
+def test_sampled_targets_do_not_depend_on_chunks(named_case):
+    for name in ("mlp", "transposed"):
+        case = named_case(name)
+        model, x, _ = case.make(9)
+        whole, parts = (
+            fisher_information(
+                model,
+                x,
+                likelihood=case.likelihood,
+                generator=torch.Generator().manual_seed(0),
+                chunk_bytes=size,
+            )
+            for size in (2**20, 1)
+        )
+        for key in whole:
+            torch.testing.assert_close(parts[key], whole[key], rtol=1e-10, atol=1e-14)
+
+
+def test_autocast_sums_in_float32(named_case):
+    model, x, targets = named_case("residual").make(33)
+    wanted = fisher_information(model, x, "empirical", targets=targets)
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fisher_information(model, x.float(), "empirical", targets=targets)
+    for key, value in found.items():
+        assert value.dtype == torch.float32
+        error = torch.linalg.vector_norm(value - wanted[key])
+        assert error <= 0.1 * torch.linalg.vector_norm(wanted[key])
+
+
+def test_hooks_parameters_and_requirements_come_back_after_an_exception(named_case):
+    model, x, _ = named_case("class token").make(5)
+    model.head.bias.requires_grad_(False)
+
+    def fail(out):
+        raise ZeroDivisionError
+
+    before = {name: id(p) for name, p in model.named_parameters()}
+    with pytest.raises(ZeroDivisionError):
+        fisher_information(model, x, fail)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    assert all(p.requires_grad == (name != "head.bias") for name, p in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_changed_module_is_planned_anew(named_case):
+    model, x, targets = named_case("mlp").make(6)
+    fisher_information(model, x, "empirical", targets=targets)
+    model[0] = nn.Sequential(nn.Linear(5, 7)).double()
+    found = fisher_information(model, x, "empirical", targets=targets)
+    wanted = named_case("mlp").naive(model, x, targets)
+    torch.testing.assert_close(found["0.0.weight"], wanted["0.0.weight"].square().mean(0))
+
+
+def test_plans_do_not_keep_models_alive():
+    import gc
+    import weakref
+
+    model = nn.Linear(3, 2)
+    fisher_information(model, torch.randn(4, 3))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_loss_that_is_not_per_sample_is_an_error():
+    with pytest.raises(ValueError, match="one value per sample"):
+        fisher_information(nn.Linear(3, 2), torch.randn(4, 3), lambda out: out.sum())
+
+
+def test_it_is_not_the_square_of_the_batch_mean(named_case):
+    model, x, targets = named_case("mlp").make(64)
     ours = fisher_information(model, x, "empirical", targets=targets)
     model.eval()
     F.cross_entropy(model(x), targets).backward()
@@ -141,31 +169,31 @@ def test_it_is_not_the_square_of_the_batch_mean():
     assert sum(v.sum() for v in ours.values()) > 5 * batch
 
 
-def test_modes_gradients_and_frozen_parameters_are_left_alone():
-    model, x, targets, _ = _make("batch norm", 7)
-    model.net[0].eval()
-    model.net[0].weight.requires_grad_(False)
+def test_modes_gradients_and_frozen_parameters_are_left_alone(named_case):
+    model, x, targets = named_case("batch norm").make(7)
+    model[0].eval()
+    model[0].weight.requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     found = fisher_information(model, x, "empirical", targets=targets)
-    assert model.training and not model.net[0].training
-    assert "net.0.weight" not in found and "net.0.bias" in found
+    assert model.training and not model[0].training
+    assert "0.weight" not in found and "0.bias" in found
     assert all(p.grad is None for p in model.parameters())
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
-def test_modes_come_back_after_an_exception():
-    model, x, _, _ = _make("mlp", 3)
+def test_modes_come_back_after_an_exception(named_case):
+    model, x, _ = named_case("mlp").make(3)
     with pytest.raises(ZeroDivisionError):
         fisher_information(model, x, lambda out: 1 / 0)
     assert model.training
 
 
-def test_sampled_labels_follow_the_model_and_the_seed():
+def test_sampled_labels_follow_the_model_and_the_seed(named_case):
     logits = torch.tensor([[0.0, 2.0]]).expand(20_000, 2)
     share = sample_targets(logits, "categorical", torch.Generator().manual_seed(0)).float().mean()
     assert abs(share - torch.sigmoid(torch.tensor(2.0))) < 0.01
-    model, x, _, _ = _make("mlp", 7)
+    model, x, _ = named_case("mlp").make(7)
     one, two, other = (
         fisher_information(model, x, generator=torch.Generator().manual_seed(s))["0.weight"]
         for s in (1, 1, 2)
@@ -209,38 +237,117 @@ def test_a_model_without_trainable_parameters_is_an_error():
 
 
 def _second(out, targets):
-    return (out * targets).sum(1).tanh() + out.square().sum(1)
+    return (out.flatten(1) * targets).sum(1).tanh() + out.flatten(1).square().sum(1)
 
 
+def _outer_logs(model, layer, x, loss, target):
+    """Logs of a layer whose gradients are single outer products: the floor is on each factor."""
+    calls = []
+    handle = layer.register_forward_hook(lambda m, a, out: calls.append((a[0].detach(), out)))
+    losses = loss(model(x), target)
+    handle.remove()
+    if len(calls) != 1:
+        return None
+    inside, out = calls[0]
+    (g,) = torch.autograd.grad(losses.sum(), out)
+    if isinstance(layer, nn.Conv2d) and g[0, 0].numel() == 1:
+        inside, g = inside.flatten(1), g.flatten(1)
+    elif not isinstance(layer, nn.Linear) or g.dim() != 2:
+        return None
+    return (_log(g.square()).unsqueeze(2) + _log(inside.square()).unsqueeze(1)).flatten(1)
+
+
+def _log(values):
+    return torch.log(values / values.mean(0) + LOG_FLOOR)
+
+
+def _correlation(a, b):
+    a, b = a - a.mean(0), b - b.mean(0)
+    return ((a * b).mean(0) / (a.square().mean(0) * b.square().mean(0)).sqrt()).abs()
+
+
+RELATIVE = ["tokens", "max pooling", "conv groups", "conv to one pixel", "transposed",
+            "class token", "embedding", "tied by a function", "shared layer",
+            "residual"]  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk_bytes", [2**20, 2**15])
 @pytest.mark.parametrize("normalize_samples", [False, True])
 @pytest.mark.parametrize("estimator", ["gaussian", "rank", "histogram"])
-def test_relative_fisher_of_a_model_equals_estimator_on_naive_values(estimator, normalize_samples):
-    from avalanche_cetl.information.relative import ESTIMATORS
-
-    model, x, labels, _ = _make("conv", 24)
-    weights = torch.randn(24, 4, dtype=torch.float64)
+@pytest.mark.parametrize("name", RELATIVE)
+def test_relative_fisher_equals_the_estimator_on_naive_values(
+    named_case, name, estimator, normalize_samples, chunk_bytes
+):
+    case = named_case(name)
+    model, x, targets = case.make(24)
+    model.eval()
+    weights = torch.randn_like(model(x).flatten(1)).detach()
+    losses = (case.losses, _second)
     found = relative_fisher(
         model,
         x,
-        (lambda out, y: F.cross_entropy(out, y, reduction="none"), _second),
-        targets=(labels, weights),
+        losses,
+        targets=(targets, weights),
         estimator=estimator,
         normalize_samples=normalize_samples,
-        chunk_bytes=20_000,
+        chunk_bytes=chunk_bytes,
     )
-    model.eval()
-    values = []
-    for losses in (F.cross_entropy(model(x), labels, reduction="none"), _second(model(x), weights)):
+    params = dict(model.named_parameters())
+    tasks, norms = [], []
+    for loss, target in zip(losses, (targets, weights), strict=True):
         rows = [
-            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
-            for loss in losses
+            torch.autograd.grad(loss(model(x[i : i + 1]), target[i : i + 1]).sum(), params.values())
+            for i in range(len(x))
         ]
-        values.append([torch.stack(p).flatten(1) ** 2 for p in zip(*rows, strict=True)])
-    if normalize_samples:
-        for task in values:
-            norm = sum(p.sum(1, keepdim=True) for p in task)
-            task[:] = [p / norm for p in task]
-    for (name, p), a, b in zip(model.named_parameters(), *values, strict=True):
-        wanted = ESTIMATORS[estimator](a, b).view_as(p)
-        torch.testing.assert_close(found[name], wanted, rtol=1e-8, atol=1e-10)
-        assert (found[name] >= 0).all() and (found[name] <= 1).all()
+        squares = [torch.stack(p).flatten(1) ** 2 for p in zip(*rows, strict=True)]
+        tasks.append(dict(zip(params, squares, strict=True)))
+        norms.append(sum(p.sum(1, keepdim=True) for p in squares))
+    for key, p in params.items():
+        first, second = tasks[0][key], tasks[1][key]
+        owner = model.get_submodule(key.rpartition(".")[0])
+        if estimator == "gaussian":
+            logs = [_log(first), _log(second)]
+            if key.endswith("weight") and name != "tied by a function":
+                pairs = zip(losses, (targets, weights), strict=True)
+                outer = [_outer_logs(model, owner, x, f, t) for f, t in pairs]
+                logs = logs if outer[0] is None else outer
+            if normalize_samples:
+                logs = [log - norm.log() for log, norm in zip(logs, norms, strict=True)]
+            wanted = _correlation(*logs).view_as(p)
+            alive = ((first.sum(0) > 0) & (second.sum(0) > 0)).view_as(p)
+            wanted = torch.where(alive, wanted, torch.zeros_like(wanted))
+        else:
+            if normalize_samples:
+                first, second = first / norms[0], second / norms[1]
+            wanted = ESTIMATORS[estimator](first, second).view_as(p)
+        # Gradients that are zero but for rounding (a bias in front of a softmax) rank at random.
+        real = (first.mean(0) > 1e-25).view_as(p) & (second.mean(0) > 1e-25).view_as(p)
+        torch.testing.assert_close(
+            found[key][real], wanted[real], rtol=1e-7, atol=1e-9, msg=f"{key} {found[key]}"
+        )
+        assert (found[key] >= 0).all() and (found[key] <= 1).all()
+
+
+def test_relative_fisher_is_symmetric_and_scale_free(named_case):
+    case = named_case("max pooling")
+    model, x, targets = case.make(24)
+    weights = torch.randn(24, 4, dtype=torch.float64)
+
+    def large(out, t):
+        return 1e3 * _second(out, t)
+
+    one = relative_fisher(model, x, (case.losses, _second), targets=(targets, weights))
+    two = relative_fisher(model, x, (large, case.losses), targets=(weights, targets))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-9, atol=1e-11)
+
+
+def test_relative_fisher_is_zero_where_a_task_does_not_reach(named_case):
+    model, x, targets = named_case("mlp").make(12)
+    found = relative_fisher(
+        model,
+        x,
+        (lambda out, t: F.cross_entropy(out, t, reduction="none"), lambda out: 0 * out.sum(1)),
+        targets=(targets, None),
+    )
+    assert all(not value.any() for value in found.values())

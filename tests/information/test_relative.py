@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, rankdata
 from sklearn.metrics import normalized_mutual_info_score
 
-from avalanche_cetl.information.relative import (
+from avalanche_cetl.information.estimators import (
     ESTIMATORS,
     LOG_FLOOR,
     default_bins,

@@ -1,0 +1,293 @@
+"""Per-sample gradients of parameters, computed a few samples at a time from a captured batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.information import layers
+from avalanche_cetl.information.capture import Call, Captured
+from avalanche_cetl.information.functional import call_gradients, current_autocast, model_gradients
+from avalanche_cetl.information.likelihood import BoundLoss, select
+
+
+@dataclass
+class Route:
+    """How the per-sample gradients of one parameter are found.
+
+    :ivar kind: ``"layer"``, ``"expanded"``, ``"module"`` or ``"model"``.
+    :ivar owners: for ``"layer"``, paths of the modules that hold it, with its local name
+        there; for ``"module"`` that of the module that torch.func runs, with the name seen
+        from it.
+    """
+
+    kind: str
+    owners: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Layout(NamedTuple):
+    """The shape that gradients of a parameter come in, and the way back to the parameter's.
+
+    :ivar shape: without the samples.
+    :ivar restore: maps ``(..., *shape)`` to ``(..., *param.shape)``.
+    """
+
+    shape: torch.Size
+    restore: Callable[[Tensor], Tensor]
+
+
+class Bundle:
+    """Per-sample gradients of some parameters of one batch, computed a few rows at a time.
+
+    :ivar names: parameters whose gradients come together.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor]):
+        self.params = dict(params)
+        self.names = list(params)
+
+    def alive(self, loss: int) -> bool:
+        """Whether the loss reaches these parameters at all."""
+        return True
+
+    def row_bytes(self) -> int:
+        """Memory that the gradients of one sample take."""
+        return sum(p.numel() for p in self.params.values()) * 4
+
+    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """Per-sample gradients ``(n, *layout)``, the caller's own; see :meth:`layout`."""
+        raise NotImplementedError
+
+    def _zeros(self, name: str, rows: slice) -> Tensor:
+        parameter = self.params[name].detach()
+        zeros = parameter.new_zeros(rows.stop - rows.start, *parameter.shape)
+        return _wide(zeros, zeros)[0]
+
+    def outer(self, loss: int) -> layers.Factors | None:
+        """Both factors, when each per-sample gradient is a single outer product."""
+        return None
+
+    def square_sum(self, loss: int) -> Tensor | None:
+        """Sum over samples of squares, in layout, where there is a shorter way to it."""
+        return None
+
+    def layout(self, name: str) -> Layout:
+        """How :meth:`gradients` gives a parameter's gradient."""
+        return Layout(self.params[name].shape, lambda t: t)
+
+
+class LayerBundle(Bundle):
+    """A parameter with a closed form, used in one or more calls of its layers."""
+
+    def __init__(self, name: str, parameter: Tensor, uses: list[tuple[nn.Module, str, Call]]):
+        super().__init__({name: parameter})
+        self.name, self.uses = name, uses
+        module, local, _ = uses[0]
+        self._factors = layers.factors(module, local)
+        self._single = len(uses) == 1
+        self._layout = super().layout(name)
+        self._positions = self._column_bytes = 0
+        if self.factored:
+            probe = self.factors(slice(0, 1))
+            shape = torch.Size([*probe.left.shape[1:-1], probe.right.shape[-1]])
+            self._layout = Layout(shape, probe.restore)
+            self._positions = probe.left.shape[-1]
+            self._column_bytes = probe.right.numel() * 4
+
+    def alive(self, loss: int) -> bool:
+        """Whether the loss reaches it."""
+        return any(call.gradients[loss] is not None for _, _, call in self.uses)
+
+    def row_bytes(self) -> int:
+        """Memory of one sample's gradients and what they take to make."""
+        return super().row_bytes() + self._column_bytes
+
+    @property
+    def factored(self) -> bool:
+        """Whether the gradients are one product of two factors."""
+        return self._single and self._factors is not None
+
+    def factors(self, rows: slice, loss: int | None = None) -> layers.Factors:
+        """Both factors for some samples; of any loss that reaches them, where none is named."""
+        module, _, call = self.uses[0]
+        assert self._factors is not None
+        reached = [g for g in call.gradients if g is not None]
+        g = reached[0] if loss is None else call.gradients[loss]
+        if g is None:
+            g = torch.zeros_like(reached[0])
+        return self._factors(module, *_wide(call.x[rows].detach(), g[rows]))
+
+    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """Per-sample gradients of some rows."""
+        if self.factored:
+            found = self.factors(rows, loss)
+            return {self.name: found.left @ found.right}
+        shape = self.params[self.name].shape
+        total: Tensor | None = None
+        for module, local, call in self.uses:
+            g = call.gradients[loss]
+            if g is None:
+                continue
+            x, g = _wide(call.x[rows].detach(), g[rows])
+            make = layers.factors(module, local)
+            if make is not None:
+                left, right, restore = make(module, x, g)
+                part = restore(left @ right)
+            else:
+                rule = layers.direct(module, local)
+                assert rule is not None
+                part = rule(module, x, g)
+            part = part.reshape(len(g), *shape)
+            total = part if total is None else total + part
+        if total is None:
+            total = self._zeros(self.name, rows)
+        return {self.name: total}
+
+    def outer(self, loss: int) -> layers.Factors | None:
+        """Both factors, where there is one position."""
+        if not self.factored or len(self._layout.shape) != 2 or self._positions != 1:
+            return None
+        return self.factors(slice(None), loss)
+
+    def square_sum(self, loss: int) -> Tensor | None:
+        """Sum of squares of an Embedding, without a table per sample."""
+        module, _, call = self.uses[0]
+        if self._single and isinstance(module, nn.Embedding):
+            g = call.gradients[loss]
+            assert g is not None
+            return layers.embedding_square_sum(module, *_wide(call.x, g))
+        return None
+
+    def layout(self, name: str) -> Layout:
+        """Outer products come with the positions of a window last."""
+        return self._layout
+
+
+class ExpandedBundle(Bundle):
+    """A parameter of shape (1, ...), differentiated with one copy per sample."""
+
+    def __init__(self, name: str, parameter: Tensor, gradients: list[Tensor | None]):
+        super().__init__({name: parameter})
+        self._gradients = gradients
+
+    def alive(self, loss: int) -> bool:
+        """Whether the loss reaches it."""
+        return self._gradients[loss] is not None
+
+    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """Per-sample gradients of some rows."""
+        g = self._gradients[loss]
+        if g is None:
+            return {self.names[0]: self._zeros(self.names[0], rows)}
+        g = g[rows].unsqueeze(1).clone()
+        return {self.names[0]: _wide(g, g)[0]}
+
+
+class ModuleBundle(Bundle):
+    """Parameters below one module, by torch.func on that module alone."""
+
+    def __init__(
+        self, params: Mapping[str, Tensor], module: nn.Module, local: list[str], calls: list[Call]
+    ):
+        super().__init__(params)
+        self.module, self.local, self.calls = module, local, calls
+        self._autocast = current_autocast(next(iter(params.values())).device)
+
+    def alive(self, loss: int) -> bool:
+        """Whether the loss reaches it."""
+        return any(call.gradients[loss] is not None for call in self.calls)
+
+    def row_bytes(self) -> int:
+        """Memory of one sample's gradients and what they take to make."""
+        inputs = sum(
+            v[0].numel() * v.element_size() * 8
+            for call in self.calls
+            for v in (*call.inputs, *call.named.values())
+            if isinstance(v, Tensor) and v.dim()
+        )
+        return super().row_bytes() + inputs
+
+    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """Per-sample gradients of some rows."""
+        total: dict[str, Tensor] = {}
+        chosen = dict(zip(self.local, self.params.values(), strict=True))
+        for call in self.calls:
+            g = call.gradients[loss]
+            if g is None:
+                continue
+            n = len(g)
+
+            def cut(value: Any, n: int = n) -> Any:
+                inside = isinstance(value, Tensor) and value.dim() and len(value) == n
+                return value[rows] if inside else value
+
+            args = tuple(cut(v) for v in call.inputs)
+            named = {k: cut(v) for k, v in call.named.items()}
+            with self._autocast():
+                found = call_gradients(self.module, args, named, g[rows], chosen)
+            for name, local in zip(self.names, self.local, strict=True):
+                total[name] = total[name] + found[local] if name in total else found[local]
+        return total or {name: self._zeros(name, rows) for name in self.names}
+
+
+class ModelBundle(Bundle):
+    """Parameters by torch.func on the whole model."""
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        losses: Sequence[BoundLoss],
+        targets: Sequence[Any],
+    ):
+        super().__init__(params)
+        self.model, self.inputs, self.losses, self.targets = model, inputs, losses, targets
+        self._autocast = current_autocast(inputs[0].device)
+
+    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """Per-sample gradients of some rows."""
+        parts = [part[rows] for part in self.inputs]
+        wanted = select(self.targets[loss], rows)
+        with self._autocast():
+            return model_gradients(self.model, parts, self.losses[loss], wanted, self.params)
+
+
+def make_bundles(
+    model: nn.Module, params: Mapping[str, Tensor], routes: Mapping[str, Route], captured: Captured
+) -> list[Bundle]:
+    """Sort the captured calls into bundles; parameters that nothing reached have none."""
+    bundles: list[Bundle] = []
+    by_module: dict[nn.Module, list[str]] = {}
+    for name, parameter in params.items():
+        route = routes[name]
+        if route.kind == "layer":
+            uses = [
+                (module, local, call)
+                for path, local in route.owners
+                for module in (model.get_submodule(path),)
+                for call in captured.calls[module]
+                if any(g is not None for g in call.gradients)
+            ]
+            if uses:
+                bundles.append(LayerBundle(name, parameter, uses))
+        elif route.kind == "expanded":
+            bundles.append(ExpandedBundle(name, parameter, captured.expanded[name]))
+        elif route.kind == "module":
+            by_module.setdefault(model.get_submodule(route.owners[0][0]), []).append(name)
+    for module, names in by_module.items():
+        local = [routes[name].owners[0][1] for name in names]
+        chosen = {name: params[name] for name in names}
+        bundles.append(ModuleBundle(chosen, module, local, captured.calls[module]))
+    return bundles
+
+
+def _wide(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Half precision becomes float32 before anything is multiplied or added up."""
+    if g.dtype in (torch.float16, torch.bfloat16):
+        g = g.float()
+    return (x.to(g.dtype) if x.is_floating_point() else x), g

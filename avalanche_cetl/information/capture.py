@@ -1,0 +1,171 @@
+"""One forward pass and one backward pass a loss, keeping what per-sample gradients need.
+
+Parameters do not require gradients meanwhile, so the backward pass computes the gradients
+of activations only. Tensor hooks keep the output gradient of every layer in question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.information.likelihood import BoundLoss
+
+
+@dataclass
+class Call:
+    """One call of a module: what went in, and the gradient of what came out, per loss.
+
+    :ivar inputs: positional inputs.
+    :ivar named: keyword inputs.
+    :ivar gradients: of the (first) output, one a loss; None where the loss does not reach it.
+    """
+
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    gradients: list[Tensor | None]
+
+    @property
+    def x(self) -> Any:
+        """The first input."""
+        return self.inputs[0] if self.inputs else next(iter(self.named.values()))
+
+
+@dataclass
+class Captured:
+    """A captured batch.
+
+    :ivar calls: by module, its calls in their order.
+    :ivar expanded: by parameter name, per loss the per-sample gradients ``(n, *rest)``.
+    :ivar targets: per loss.
+    :ivar values: per loss, the loss of every sample.
+    :ivar samples: n.
+    """
+
+    calls: dict[nn.Module, list[Call]]
+    expanded: dict[str, list[Tensor | None]]
+    targets: list[Any] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    samples: int = 0
+
+
+class _Start(torch.autograd.Function):
+    """Let the graph begin at a layer's output: the output itself, tied to a token."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, token: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        ctx.token = token
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, torch.zeros_like(ctx.token)
+
+
+@contextmanager
+def gradients_for(model: nn.Module, chosen: Sequence[Tensor]) -> Iterator[None]:
+    """Make exactly these parameters require a gradient; put everything back afterwards."""
+    wanted = {id(p) for p in chosen}
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in before:
+            p.requires_grad_(id(p) in wanted)
+        yield
+    finally:
+        for p, required in before:
+            p.requires_grad_(required)
+
+
+@contextmanager
+def _expanded(model: nn.Module, names: Sequence[str], samples: int) -> Iterator[dict[str, Tensor]]:
+    """Put one copy per sample in the place of parameters whose first dimension is 1."""
+    copies: dict[str, Tensor] = {}
+    places: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for name in names:
+            path, _, local = name.rpartition(".")
+            owner = model.get_submodule(path)
+            parameter = owner._parameters[local]
+            assert parameter is not None
+            copies[name] = parameter.detach().expand(samples, *parameter.shape[1:]).requires_grad_()
+            places.append((owner, local, parameter))
+            owner._parameters[local] = copies[name]  # type: ignore[assignment]
+        yield copies
+    finally:
+        for owner, local, parameter in places:
+            owner._parameters[local] = parameter
+
+
+def capture(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    losses: Sequence[BoundLoss],
+    rows: slice,
+    modules: Sequence[nn.Module],
+    expand: Sequence[str] = (),
+) -> Captured:
+    """Run the model on some samples and keep the calls of some modules.
+
+    :param inputs: of all samples; ``rows`` are read.
+    :param losses: each is summed over the samples and differentiated on its own.
+    :param modules: whose calls to keep.
+    :param expand: names of parameters of shape ``(1, ...)`` to differentiate sample by sample.
+    """
+    parts = [part[rows].detach() for part in inputs]
+    n = len(parts[0])
+    token = torch.zeros((), device=parts[0].device, requires_grad=True)
+    calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
+    current = 0
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple | list) and output else output
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return None
+        call = Call(args, kwargs, [None] * len(losses))
+        fresh = not first.requires_grad
+        if fresh:
+            given = {t.data_ptr() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)}
+            shares = first._is_view() or first.data_ptr() in given
+            first = _Start.apply(first.clone() if shares else first, token)
+
+        def note(gradient: Tensor) -> None:
+            call.gradients[current] = gradient.detach()
+
+        first.register_hook(note)
+        calls[module].append(call)
+        if not fresh:
+            return None
+        return first if isinstance(output, Tensor) else type(output)([first, *output[1:]])
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(gradients_for(model, ()))
+        copies = stack.enter_context(_expanded(model, expand, n))
+        for module in modules:
+            handle = module.register_forward_hook(keep, with_kwargs=True)
+            stack.callback(handle.remove)
+        outputs = model(*parts)
+        captured = Captured(calls, {name: [None] * len(losses) for name in expand}, samples=n)
+        values = []
+        for loss in losses:
+            captured.targets.append(loss.targets(outputs, rows))
+            values.append(loss(outputs, captured.targets[-1]))
+            captured.values.append(values[-1].detach())
+        for current, value in enumerate(values):
+            if not value.requires_grad:
+                continue
+            found = torch.autograd.grad(
+                value.sum(),
+                [token, *copies.values()],
+                retain_graph=current + 1 < len(values),
+                allow_unused=True,
+            )
+            for name, gradient in zip(copies, found[1:], strict=True):
+                captured.expanded[name][current] = gradient
+    return captured

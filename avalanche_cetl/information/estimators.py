@@ -1,0 +1,147 @@
+"""Estimators of the normalised mutual information of two tasks' Fisher values.
+
+Pure functions of per-sample values ``(N, P)``: one column a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Zeros (dead units) have no logarithm. A floor relative to the weight's own mean keeps RF
+# invariant to rescaling either loss.
+LOG_FLOOR = 1e-6
+
+
+def gaussian(first: Tensor, second: Tensor) -> Tensor:
+    """Linfoot's coefficient under a Gaussian copula fitted on log Fisher values.
+
+    ``sqrt(1 - exp(-2 I))`` with ``I = -1/2 log(1 - rho^2)`` is ``|rho|``, the absolute
+    correlation of ``log(F_1 + eps)`` and ``log(F_2 + eps)``, where ``eps`` is 1e-6 of the
+    weight's mean Fisher value.
+
+    :param first: per-sample values ``(N, P)``, >= 0.
+    :param second: the same for the other task, same samples in the same order.
+    :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
+    """
+    return _absolute_correlation(_log(first), _log(second))
+
+
+def rank(first: Tensor, second: Tensor) -> Tensor:
+    """Linfoot's coefficient with normal scores of the ranks in place of logarithms.
+
+    Ties get their average rank, so dead units are not ordered by accident.
+
+    :param first: per-sample values ``(N, P)``.
+    :param second: the same for the other task.
+    :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
+    """
+    return _absolute_correlation(_normal_scores(first), _normal_scores(second))
+
+
+def default_bins(samples: int) -> int:
+    """Give the number of quantile bins: ``sqrt(N / 5)``, at least 2.
+
+    Five expected samples a cell under independence, Cochran's rule of thumb.
+    """
+    return max(2, int((samples / 5) ** 0.5))
+
+
+def histogram(first: Tensor, second: Tensor, bins: int | None = None) -> Tensor:
+    """Plug-in mutual information over quantile bins, over the mean of the two entropies.
+
+    ``2 I(A, B) / (H(A) + H(B))`` with ``A`` and ``B`` the bins of the two values: the
+    arithmetic normaliser, scikit-learn's default. Equal values always share a bin.
+    The plug-in estimate is biased upwards for few samples.
+
+    :param first: per-sample values ``(N, P)``.
+    :param second: the same for the other task.
+    :param bins: bins per axis; None for :func:`default_bins`.
+    :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
+    """
+    n = len(first)
+    bins = default_bins(n) if bins is None else bins
+    if bins < 2:
+        raise ValueError(f"bins={bins}: mutual information needs at least 2 bins.")
+    a, b = quantile_bins(first, bins), quantile_bins(second, bins)
+    cells = (a * bins + b).T
+    joint = torch.zeros(cells.shape[0], bins * bins, dtype=first.dtype, device=first.device)
+    joint.scatter_add_(1, cells, torch.ones_like(cells, dtype=first.dtype))
+    joint = (joint / n).view(-1, bins, bins)
+    entropy_a, entropy_b = _entropy(joint.sum(2)), _entropy(joint.sum(1))
+    information = entropy_a + entropy_b - _entropy(joint.flatten(1))
+    mean = (entropy_a + entropy_b) / 2
+    constant = (entropy_a <= 0) | (entropy_b <= 0)
+    value = information / torch.where(constant, torch.ones_like(mean), mean)
+    return torch.where(constant, torch.zeros_like(value), value).clamp(0, 1)
+
+
+def quantile_bins(values: Tensor, bins: int) -> Tensor:
+    """Put each column's values into quantile bins 0 ... bins-1; ties share the lowest bin.
+
+    :param values: ``(N, P)``.
+    :return: int64 ``(N, P)``.
+    """
+    below, _ = _ranks(values)
+    return (below * bins) // len(values)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def _log(values: Tensor) -> Tensor:
+    mean = values.mean(0, keepdim=True)
+    tiny = torch.finfo(values.dtype).tiny
+    return torch.log(values / mean.clamp_min(tiny) + LOG_FLOOR)
+
+
+def _ranks(values: Tensor) -> tuple[Tensor, Tensor]:
+    """For each value the number of smaller values, and of smaller or equal ones, by column."""
+    columns = values.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    below = torch.searchsorted(ordered, columns, right=False)
+    not_above = torch.searchsorted(ordered, columns, right=True)
+    return below.T, not_above.T
+
+
+def _normal_scores(values: Tensor) -> Tensor:
+    below, not_above = _ranks(values)
+    quantile = (below + not_above).to(values.dtype) / (2 * len(values))
+    return torch.special.ndtri(quantile)
+
+
+def _absolute_correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(0), b - b.mean(0)
+    return correlation(a.square().mean(0), b.square().mean(0), (a * b).mean(0))
+
+
+def correlation(
+    spread_a: Tensor, spread_b: Tensor, product: Tensor, size: float | Tensor = 0.0
+) -> Tensor:
+    """Absolute correlation from two variances and the covariance; 0 without variance.
+
+    :param size: mean square of the values, where the variances come out of differences.
+    """
+    # Rounding leaves about (eps * |log eps|)^2 of variance in a constant column.
+    eps = torch.finfo(spread_a.dtype).eps
+    floor = (eps * 64) ** 2 + 16 * eps * size
+    constant = (spread_a <= floor) | (spread_b <= floor)
+    spreads = torch.where(constant, torch.ones_like(spread_a), spread_a).sqrt()
+    spreads = spreads * torch.where(constant, torch.ones_like(spread_b), spread_b).sqrt()
+    return torch.where(constant, torch.zeros_like(product), product.abs() / spreads).clamp(0, 1)
+
+
+ESTIMATORS: dict[str, Callable[..., Tensor]] = {
+    "gaussian": gaussian,
+    "rank": rank,
+    "histogram": histogram,
+}
+
+
+def check_estimator(estimator: str) -> None:
+    """Raise ValueError unless the estimator is one of ``gaussian``, ``rank``, ``histogram``."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator={estimator!r} is not known. Allowed: {sorted(ESTIMATORS)}.")

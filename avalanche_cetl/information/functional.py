@@ -1,0 +1,109 @@
+"""Per-sample gradients of any module by torch.func, or by a plain loop where it gives up."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vjp, vmap
+
+from avalanche_cetl.information.likelihood import BoundLoss, map_tensors, select
+
+logger = logging.getLogger(__name__)
+
+
+def current_autocast(device: torch.device) -> Callable[[], torch.autocast]:
+    """Make contexts that restore the autocast state of now."""
+    kind = device.type
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+
+
+def model_gradients(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    loss: BoundLoss,
+    targets: Any,
+    params: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Per-sample gradients of a loss of the whole model, each ``(n, *param.shape)``.
+
+    Every sample runs as a batch of one.
+    """
+    chosen, fixed = _split(model, params)
+
+    def sample_loss(weights: dict[str, Tensor], sample: Any, target: Any) -> Tensor:
+        batch = tuple(part.unsqueeze(0) for part in sample)
+        outputs = functional_call(model, fixed | weights, batch)
+        return loss(outputs, map_tensors(target, lambda t: t.unsqueeze(0)))[0]
+
+    def one(sample: Any, target: Any) -> dict[str, Tensor]:
+        return grad(sample_loss)(chosen, sample, target)
+
+    return _over_samples(one, (tuple(inputs), targets), type(model).__name__)
+
+
+def call_gradients(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+    gradient: Tensor,
+    params: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Per-sample gradients of one call of a module, given the gradient of its output.
+
+    Tensors among the inputs with as many rows as the output belong to the samples; others
+    are the same for all.
+    """
+    n = len(gradient)
+    chosen, fixed = _split(module, params)
+    order = list(named)
+    everything = [*args, *named.values()]
+    rowwise = [i for i, v in enumerate(everything) if isinstance(v, Tensor) and _rows(v) == n]
+
+    def one(samples: tuple[Tensor, ...], g: Tensor) -> dict[str, Tensor]:
+        given = list(everything)
+        for i, sample in zip(rowwise, samples, strict=True):
+            given[i] = sample.unsqueeze(0)
+
+        def output(weights: dict[str, Tensor]) -> Tensor:
+            keywords = dict(zip(order, given[len(args) :], strict=True))
+            out = functional_call(module, fixed | weights, tuple(given[: len(args)]), keywords)
+            return out if isinstance(out, Tensor) else out[0]
+
+        return vjp(output, chosen)[1](g.unsqueeze(0))[0]
+
+    samples = tuple(everything[i].detach() for i in rowwise)
+    return _over_samples(one, (samples, gradient), type(module).__name__)
+
+
+def _rows(value: Tensor) -> int:
+    return len(value) if value.dim() else -1
+
+
+def _split(
+    module: nn.Module, params: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    chosen = {name: p.detach() for name, p in params.items()}
+    fixed = {n: t.detach() for n, t in module.named_parameters() if n not in chosen}
+    return chosen, fixed | dict(module.named_buffers())
+
+
+def _over_samples(
+    one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any], what: str
+) -> dict[str, Tensor]:
+    """Vectorise over samples; what vmap cannot batch goes through a plain loop."""
+    in_dims = tuple(None if part is None else 0 for part in batch)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*performance drop")
+            return vmap(one, in_dims=in_dims, randomness="error")(*batch)
+    except (RuntimeError, NotImplementedError) as problem:
+        logger.debug("%s: per-sample gradients fall back to a loop: %s", what, problem)
+    first = batch[0][0] if batch[0] else batch[1]
+    rows = [one(*(select(part, i) for part in batch)) for i in range(len(first))]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

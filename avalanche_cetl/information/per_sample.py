@@ -1,0 +1,166 @@
+"""Per-sample gradients of one or more losses over the same samples, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.information.bundles import (
+    Bundle,
+    LayerBundle,
+    Layout,
+    ModelBundle,
+    ModuleBundle,
+    Route,
+    make_bundles,
+)
+from avalanche_cetl.information.functional import current_autocast
+from avalanche_cetl.information.likelihood import BoundLoss
+from avalanche_cetl.information.routes import plan_routes, run_routes
+
+#: Per-sample gradients held at once: small enough for a CPU's cache, large enough for a GPU.
+_CPU_BLOCK, _CUDA_BLOCK = 2 * 2**20, 256 * 2**20
+#: Samples at a time where the gradient of a single one is larger than that.
+_LARGE_LAYER_SAMPLES = 8
+
+
+class Piece(NamedTuple):
+    """Gradients of some samples, for all or some of a parameter's first layout dimension.
+
+    :ivar rows: which samples of the batch.
+    :ivar part: which entries of the first dimension.
+    :ivar gradients: per loss asked for, by name ``(n, *layout)`` with that part alone.
+    """
+
+    rows: slice
+    part: slice
+    gradients: list[dict[str, Tensor]]
+
+
+@dataclass
+class Batch:
+    """Some samples, and the bundles that give their gradients.
+
+    :ivar start: index of the first sample.
+    :ivar samples: how many there are.
+    """
+
+    start: int
+    samples: int
+    bundles: list[Bundle]
+    chunk_bytes: int
+
+    def pieces(self, bundle: Bundle, losses: Sequence[int]) -> Iterator[Piece]:
+        """Walk over the samples, a few at a time: as many as stay in the processor's cache."""
+        first = next(iter(bundle.params.values()))
+        limit = _CPU_BLOCK if first.device.type == "cpu" else _CUDA_BLOCK
+        if isinstance(bundle, ModelBundle | ModuleBundle):
+            limit = self.chunk_bytes
+        limit = max(1, min(limit, self.chunk_bytes) // len(losses))
+        step = limit // max(1, bundle.row_bytes())
+        if step == 0 and isinstance(bundle, LayerBundle) and bundle.factored:
+            yield from self._parts(bundle, losses, limit)
+            return
+        step = max(1, min(self.samples, step))
+        for rows in _slices(self.samples, step):
+            yield Piece(rows, slice(None), [bundle.gradients(k, rows) for k in losses])
+
+    def _parts(self, bundle: LayerBundle, losses: Sequence[int], limit: int) -> Iterator[Piece]:
+        """The same for a layer too large for that: a few rows of its weight at a time."""
+        size = bundle.layout(bundle.name).shape
+        for rows in _slices(self.samples, min(self.samples, _LARGE_LAYER_SAMPLES)):
+            factors = [bundle.factors(rows, k) for k in losses]
+            count = rows.stop - rows.start
+            step = max(1, limit // (count * size[1:].numel() * 4))
+            for part in _slices(size[0], step):
+                found = [{bundle.name: f.left[:, part] @ _of(f.right, part)} for f in factors]
+                yield Piece(rows, part, found)
+
+
+def _of(right: Tensor, part: slice) -> Tensor:
+    """Take a grouped layer's groups; without groups all rows share the right factor."""
+    return right[:, part] if right.dim() == 4 else right
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(total, start + step))
+
+
+class PerSampleGradients:
+    """Per-sample gradients of one or more losses over the same samples.
+
+    The model is run in whatever mode it is in.
+
+    :param inputs: tensors ``(N, ...)``.
+    :param params: keyed as ``model.named_parameters()``.
+    :param chunk_bytes: bound on activations and gradients held at once, as far as one sample
+        fits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        losses: Sequence[BoundLoss],
+        params: Mapping[str, Tensor],
+        chunk_bytes: int,
+    ):
+        self.model, self.inputs, self.losses = model, list(inputs), list(losses)
+        self.params, self.chunk_bytes = dict(params), chunk_bytes
+        self.samples = len(self.inputs[0])
+        self.layouts: dict[str, Layout] = {}
+        self._autocast = current_autocast(self.inputs[0].device)
+        self._kept: Batch | None = None
+        if self.samples <= 2:
+            self.routes = {name: Route("model") for name in self.params}
+            self.batch_size = self.samples
+        else:
+            self.routes, sample_bytes = plan_routes(model, self.inputs, self.params, len(losses))
+            self.batch_size = max(1, min(self.samples, chunk_bytes // max(1, sample_bytes)))
+
+    def batches(self) -> Iterator[Batch]:
+        """All samples, in as few batches as ``chunk_bytes`` allows.
+
+        A single batch is kept, so that a second round over it costs no pass.
+        """
+        if self._kept is not None:
+            yield self._kept
+            return
+        for start in range(0, self.samples, self.batch_size):
+            rows = slice(start, min(self.samples, start + self.batch_size))
+            batch = self._run(rows)
+            if self.one_batch:
+                self._kept = batch
+            yield batch
+            del batch
+
+    def _run(self, rows: slice) -> Batch:
+        parts = [part[rows] for part in self.inputs]
+        with self._autocast():
+            captured = run_routes(self.model, self.inputs, self.losses, rows, self.routes)
+            bundles = make_bundles(self.model, self.params, self.routes, captured)
+            rest = {n: p for n, p in self.params.items() if self.routes[n].kind == "model"}
+            if rest:
+                bundles.append(ModelBundle(rest, self.model, parts, self.losses, captured.targets))
+        for bundle in bundles:
+            for name in bundle.names:
+                self.layouts.setdefault(name, bundle.layout(name))
+        return Batch(rows.start, len(parts[0]), bundles, self.chunk_bytes)
+
+    def restore(self, name: str, value: Tensor) -> Tensor:
+        """Bring a tensor in a parameter's layout into its shape."""
+        return self.layouts[name].restore(value) if name in self.layouts else value
+
+    def exactly(self) -> torch.autocast:
+        """A context without autocast: sums and products are not rounded to half precision."""
+        return torch.autocast(self.inputs[0].device.type, enabled=False)
+
+    @property
+    def one_batch(self) -> bool:
+        """Whether all samples fit into one batch, which is then kept."""
+        return self.batch_size >= self.samples

@@ -1,0 +1,248 @@
+"""Which way to a parameter's per-sample gradients is right, and cheapest.
+
+In this order: a closed form of its layer; one copy per sample, for parameters of shape
+``(1, ...)`` such as class tokens; torch.func on the smallest module around it; and torch.func
+on the whole model. Whether a route is right for a parameter is not guessed but tried, on two
+samples against plain autograd, so that shared layers, tied weights, custom forward passes and
+layers that mix samples find the route that holds for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from avalanche_cetl.information import layers
+from avalanche_cetl.information.bundles import Route, make_bundles
+from avalanche_cetl.information.capture import Captured, capture, gradients_for
+from avalanche_cetl.information.likelihood import BoundLoss
+
+logger = logging.getLogger(__name__)
+
+
+def run_routes(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    losses: Sequence[BoundLoss],
+    rows: slice,
+    routes: Mapping[str, Route],
+) -> Captured:
+    """Run the model once for all routes but ``"model"``."""
+    modules: dict[nn.Module, None] = {}
+    for route in routes.values():
+        modules.update(dict.fromkeys(model.get_submodule(path) for path, _ in route.owners))
+    expand = [name for name, route in routes.items() if route.kind == "expanded"]
+    return capture(model, inputs, losses, rows, list(modules), expand)
+
+
+_plans: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
+
+
+def plan_routes(
+    model: nn.Module, inputs: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
+) -> tuple[dict[str, Route], int]:
+    """Find for every parameter the cheapest route that gives autograd's own gradients.
+
+    The answer is kept for the model, until its modules, its parameters or the inputs' shapes
+    change.
+
+    :return: the routes, and the memory in bytes that one captured sample takes.
+    """
+    key = (
+        tuple((name, id(module), type(module)) for name, module in model.named_modules()),
+        tuple((name, id(p), p.shape, p.dtype, p.device) for name, p in params.items()),
+        tuple((part.shape[1:], part.dtype) for part in inputs),
+        torch.is_autocast_enabled(inputs[0].device.type),
+        losses,
+    )
+    if model not in _plans or _plans[model][0] != key:
+        _plans[model] = key, _plan(model, inputs, params, losses)
+    return _plans[model][1]
+
+
+def _plan(
+    model: nn.Module, inputs: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
+) -> tuple[dict[str, Route], int]:
+    two = [part[:2] for part in inputs]
+    truth = _two_sample_gradients(model, two, params)
+    candidates = {name: _candidates(model, name, p) for name, p in params.items()}
+    routes = {name: next(options) for name, options in candidates.items()}
+    loss = BoundLoss(_projection, None, 2)
+    sample_bytes = 0
+    while True:
+        wrong = [name for name, route in routes.items() if route.kind != "model"]
+        if truth is not None and wrong:
+            wrong, sample_bytes = _try(model, two, loss, params, routes, truth, losses)
+            if sample_bytes < 0:
+                return {name: Route("model") for name in params}, 0
+        if not wrong:
+            break
+        for name in wrong:
+            routes[name] = Route("model") if truth is None else next(candidates[name])
+    for name, route in routes.items():
+        if route.kind in ("module", "model"):
+            what = route.owners[0][0] if route.owners else "the whole model"
+            logger.debug("%s has no closed form here; torch.func runs %s", name, what)
+    return routes, sample_bytes
+
+
+def _candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Route]:
+    owners = [
+        (path, local)
+        for path, module in model.named_modules()
+        for local, p in module._parameters.items()
+        if p is parameter
+    ]
+    if owners and all(layers.closed_form(model.get_submodule(m), local) for m, local in owners):
+        yield Route("layer", owners)
+    if parameter.dim() > 1 and parameter.shape[0] == 1 and len(owners) == 1:
+        yield Route("expanded")
+    path = name.split(".")
+    for depth in range(len(path) - 1, 0, -1):
+        yield Route("module", [(".".join(path[:depth]), ".".join(path[depth:]))])
+    yield Route("model")
+
+
+def _projection(outputs: Any) -> Tensor:
+    """Weigh all outputs with fixed irregular weights: a loss that everything matters to."""
+    leaves = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+    total = torch.zeros(len(leaves[0]), device=leaves[0].device)
+    for leaf in leaves:
+        flat = leaf.reshape(len(leaf), -1)
+        index = torch.arange(flat.shape[1], device=flat.device, dtype=torch.float64)
+        weights = torch.sin(1.7 * index + 0.3).to(flat.dtype)
+        total = total + (flat * weights).sum(1)
+    return total
+
+
+def _two_sample_gradients(
+    model: nn.Module, two: Sequence[Tensor], params: Mapping[str, Tensor]
+) -> tuple[Tensor, list[list[Tensor | None]]] | None:
+    """Losses and autograd's gradients of two samples, each run on its own.
+
+    None if that is not possible.
+    """
+    values: list[Tensor] = []
+    rows: list[list[Tensor | None]] = []
+    try:
+        with torch.enable_grad(), gradients_for(model, list(params.values())):
+            for i in (0, 1):
+                value = _projection(model(*(part[i : i + 1].detach() for part in two)))
+                found = torch.autograd.grad(value.sum(), list(params.values()), allow_unused=True)
+                values.append(value.detach())
+                rows.append(list(found))
+    except (RuntimeError, IndexError, TypeError) as problem:
+        logger.debug("no closed forms for %s: %s", type(model).__name__, problem)
+        return None
+    return torch.cat(values), rows
+
+
+def _try(
+    model: nn.Module,
+    two: Sequence[Tensor],
+    loss: BoundLoss,
+    params: Mapping[str, Tensor],
+    routes: Mapping[str, Route],
+    truth: tuple[Tensor, list[list[Tensor | None]]],
+    losses: int,
+) -> tuple[list[str], int]:
+    """Run the routes on two samples; name the parameters whose gradients come out wrong.
+
+    Also gives the memory in bytes of one captured sample, -1 when the samples influence one
+    another.
+    """
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tried = [name for name, route in routes.items() if route.kind != "model"]
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            captured = run_routes(model, two, [loss], slice(0, 2), routes)
+    except (RuntimeError, IndexError, TypeError, ValueError) as problem:
+        logger.debug("%s cannot be captured: %s", type(model).__name__, problem)
+        expanded = [name for name in tried if routes[name].kind == "expanded"]
+        return expanded or tried, 0
+    alone, rows = truth
+    if not _same(captured.values[0], alone):
+        logger.debug("%s mixes samples: each runs on its own", type(model).__name__)
+        return tried, -1
+    gradient_bytes = 0
+    for calls in captured.calls.values():
+        for call in calls:
+            for value in (*call.inputs, *call.named.values()):
+                if isinstance(value, Tensor):
+                    pack(value)
+            gradient_bytes += sum(g.nbytes for g in call.gradients if g is not None)
+    held = sum(size for pointer, size in saved.items() if pointer not in known)
+    found: dict[str, Tensor] = {}
+    names = {name: i for i, name in enumerate(params)}
+    for bundle in make_bundles(model, {n: params[n] for n in tried}, routes, captured):
+        try:
+            values = bundle.gradients(0, slice(0, 2)) if bundle.alive(0) else {}
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as problem:
+            logger.debug("%s: %s", bundle.names, problem)
+            continue
+        for name, value in values.items():
+            value = bundle.layout(name).restore(value)
+            if value.shape == (2, *params[name].shape):
+                found[name] = value
+    wrong = []
+    for name in tried:
+        wanted = [row[names[name]] for row in rows]
+        value = found.get(name)
+        if not _agree(value, wanted, params[name].dtype) and not _trusted(
+            model, routes[name], value, wanted
+        ):
+            wrong.append(name)
+    return wrong, (held + gradient_bytes * losses) // 2
+
+
+def _agree(found: Tensor | None, truth: list[Tensor | None], dtype: torch.dtype) -> bool:
+    """Whether both samples' gradients are autograd's, up to rounding, and not both zero.
+
+    In float32 a near-tie in max pooling may break differently in another batch, which
+    changes gradients by some 1e-3; a wrong route changes them by about as much as they are.
+    """
+    if found is None or not found.any():
+        return all(t is None for t in truth)
+    tolerance = _tolerance(dtype, found.device)
+    for row, wanted in zip(found, truth, strict=True):
+        wanted = torch.zeros_like(row) if wanted is None else wanted.to(row.dtype)
+        difference = torch.linalg.vector_norm(row - wanted)
+        if not difference <= tolerance * torch.linalg.vector_norm(wanted):
+            return False
+    return True
+
+
+def _same(values: Tensor, alone: Tensor) -> bool:
+    """Whether losses in a batch are those of the samples on their own, up to rounding."""
+    room = 0.1 * _tolerance(alone.dtype, alone.device)
+    return bool(((values - alone).abs() <= room * (alone.abs() + alone.abs().mean())).all())
+
+
+def _tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    if torch.is_autocast_enabled(device.type):
+        return 0.15
+    return {torch.float64: 1e-6, torch.float32: 0.03}.get(dtype, 0.15)
+
+
+def _trusted(
+    model: nn.Module, route: Route, found: Tensor | None, truth: list[Tensor | None]
+) -> bool:
+    """Whether both gradients are zero, which shows nothing, but the layer is torch's own.
+
+    So it is with dead layers, and layers behind a scale that starts at 0.
+    """
+    zero = all(t is None or not t.any() for t in (found, *truth))
+    owners = [model.get_submodule(path) for path, _ in route.owners]
+    return zero and route.kind == "layer" and all(layers.plain(owner) for owner in owners)

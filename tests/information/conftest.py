@@ -1,0 +1,348 @@
+"""The shared list of cases: networks whose per-sample gradients a naive loop knows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the shape of one input, and how its output is read."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    likelihood: str = "categorical"
+    vocabulary: int = 0
+
+    def make(self, n, seed=3):
+        torch.manual_seed(seed)
+        model = self.build().double()
+        if self.vocabulary:
+            x = torch.randint(self.vocabulary, (n, *self.shape))
+        else:
+            x = torch.randn(n, *self.shape, dtype=torch.float64)
+        with torch.no_grad():
+            out = model.eval()(x)
+        if self.likelihood == "categorical":
+            targets = torch.randint(out.shape[1], (n,))
+        else:
+            targets = torch.randn_like(out)
+        return model.train(), x, targets
+
+    def losses(self, out, targets):
+        if self.likelihood == "categorical":
+            return F.cross_entropy(out, targets, reduction="none")
+        return 0.5 * (out - targets).flatten(1).pow(2).sum(1)
+
+    def naive(self, model, x, targets):
+        """One sample, one backward pass: per-sample gradients, obviously right."""
+        model.eval()
+        rows = []
+        for i in range(len(x)):
+            model.zero_grad()
+            self.losses(model(x[i : i + 1]), targets[i : i + 1]).sum().backward()
+            rows.append(
+                {
+                    name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                    for name, p in model.named_parameters()
+                }
+            )
+        model.zero_grad()
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+class Mean(nn.Module):
+    """Mean over all dimensions but batch and one."""
+
+    def __init__(self, keep=1):
+        super().__init__()
+        self.keep = keep
+
+    def forward(self, x):
+        return x.movedim(self.keep, 1).flatten(2).mean(2)
+
+
+class Shared(nn.Module):
+    """One layer used twice, with a residual path."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = x + torch.tanh(self.layer(x))
+        return self.head(torch.tanh(self.layer(x)) + x)
+
+
+class SharedConv(nn.Module):
+    """One convolution used at two resolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.tanh(self.conv(x))
+        return self.conv(F.avg_pool2d(x, 2)).flatten(2).mean(2)
+
+
+class Tied(nn.Module):
+    """A language model's head that is its embedding."""
+
+    def __init__(self, functional):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.functional = functional
+        if not functional:
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        x = torch.tanh(self.embedding(x)).mean(1)
+        return F.linear(x, self.embedding.weight) if self.functional else self.head(x)
+
+
+class Residual(nn.Module):
+    """BatchNorm, in-place activations and a shortcut, as in ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.short = nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(3, 4)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        out = self.conv(x)
+        out += self.short(x)
+        return self.head(self.relu(out).flatten(2).mean(2))
+
+
+class Tokens(nn.Module):
+    """A class token, a position embedding, attention and a LayerScale, as in a ViT."""
+
+    def __init__(self, attention="own"):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.position = nn.Parameter(torch.randn(1, 6, 4))
+        self.norm = nn.LayerNorm(4)
+        self.qkv = nn.Linear(4, 12)
+        self.scale = Scale()
+        self.head = nn.Linear(4, 3)
+        self.attention = attention
+        if attention == "torch":
+            self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        if self.attention == "torch":
+            y = self.norm(x)
+            x = x + self.attend(y, y, y, need_weights=False)[0]
+        else:
+            q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+            x = x + self.scale(F.scaled_dot_product_attention(q, k, v))
+        return self.head(x[:, 0])
+
+
+class Scale(nn.Module):
+    """A parameter of our own, without a closed form."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+class Indexed(nn.Module):
+    """A parameter of shape (1, ...) whose first dimension is taken away."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(1, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x + self.bias[0]))
+
+
+class SequenceFirst(nn.Module):
+    """The layer sees (T, N, C): its first dimension is not the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x.transpose(0, 1))).transpose(0, 1).sum(1)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with a forward pass of its own."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+class DataDependent(nn.Module):
+    """Reads a number out of a tensor, so that a batch is not the sum of its samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x):
+        out = self.layer(x)
+        return out * float(out.detach().abs().max())
+
+
+class Unused(nn.Module):
+    """A head that nothing reads, and one behind a scale of zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(5, 4)
+        self.dead = nn.Linear(5, 3)
+        self.unused = nn.Linear(4, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.trunk(x))) + 0 * self.dead(x)
+
+
+def _normalised(layer, channels=4):
+    return nn.Sequential(
+        nn.Conv2d(2, channels, 3), layer, nn.Tanh(), Mean(), nn.Linear(channels, 3)
+    )
+
+
+def _batch_norm():
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    return net
+
+
+def _conv(*args, kind=nn.Conv2d, **kwargs):
+    return nn.Sequential(kind(*args, **kwargs), nn.Tanh(), Mean())
+
+
+def _up(layer, shape):
+    return nn.Sequential(nn.Linear(5, 2 * shape**2), nn.Unflatten(1, (2, shape, shape)), layer)
+
+
+IMAGE = (2, 6, 7)
+CASES = {
+    "linear": Case(lambda: nn.Linear(5, 3), (5,)),
+    "linear without bias": Case(lambda: nn.Linear(5, 3, bias=False), (5,)),
+    "mlp": Case(lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), (5,)),
+    "relu mlp": Case(lambda: nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3)), (5,)),
+    "tokens": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Mean(2)), (6, 4)),
+    "two token axes": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Mean(3)), (3, 2, 4)),
+    "conv": Case(lambda: _conv(2, 3, 3), IMAGE),
+    "conv of many channels": Case(lambda: _conv(9, 4, (3, 2), padding=1), (9, 5, 4)),
+    "conv stride": Case(lambda: _conv(2, 3, 3, stride=2, padding=1), IMAGE),
+    "conv stride, many channels": Case(lambda: _conv(8, 3, 3, stride=(2, 1)), (8, 6, 7)),
+    "conv dilation": Case(lambda: _conv(2, 3, 2, dilation=(2, 3), padding=(0, 2)), IMAGE),
+    "conv groups": Case(lambda: _conv(4, 6, 3, groups=2), (4, 5, 5)),
+    "conv depthwise": Case(lambda: _conv(4, 8, 3, groups=4, stride=2, bias=False), (4, 6, 5)),
+    "conv same": Case(lambda: _conv(2, 3, 4, padding="same"), IMAGE),
+    "conv circular": Case(lambda: _conv(2, 3, 3, padding=1, padding_mode="circular"), IMAGE),
+    "conv reflect": Case(lambda: _conv(2, 3, 3, padding=(1, 2), padding_mode="reflect"), IMAGE),
+    "conv to one pixel": Case(lambda: _conv(2, 3, (6, 7)), IMAGE),
+    "conv 1x1": Case(lambda: _conv(9, 3, 1), (9, 4, 4)),
+    "conv 1d": Case(lambda: _conv(2, 3, 3, stride=2, padding=1, kind=nn.Conv1d), (2, 9)),
+    "conv 3d": Case(lambda: _conv(2, 3, 2, stride=2, kind=nn.Conv3d), (2, 4, 5, 4)),
+    "transposed": Case(lambda: _up(nn.ConvTranspose2d(2, 1, 3, 2), 3), (5,), "gaussian"),
+    "transposed, padded": Case(
+        lambda: _up(nn.ConvTranspose2d(2, 3, 4, 2, padding=1, output_padding=1), 3),
+        (5,),
+        "gaussian",
+    ),
+    "transposed, dilated, grouped": Case(
+        lambda: _up(nn.ConvTranspose2d(2, 4, 3, dilation=2, groups=2), 3), (5,), "gaussian"
+    ),
+    "transposed from one pixel": Case(
+        lambda: _up(nn.ConvTranspose2d(2, 9, 3), 1), (5,), "gaussian"
+    ),
+    "transposed 1d": Case(
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.ConvTranspose1d(1, 2, 3, 2)),
+        (5,),
+        "gaussian",
+    ),
+    "batch norm": Case(_batch_norm, (5,)),
+    "batch norm without statistics": Case(
+        lambda: _normalised(nn.BatchNorm2d(4, track_running_stats=False)), IMAGE
+    ),
+    "group norm": Case(lambda: _normalised(nn.GroupNorm(2, 4)), IMAGE),
+    "instance norm": Case(lambda: _normalised(nn.InstanceNorm2d(4, affine=True)), IMAGE),
+    "layer norm": Case(
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)), (5,)
+    ),
+    "layer norm over tokens": Case(
+        lambda: nn.Sequential(nn.LayerNorm((6, 4)), nn.Linear(4, 3), nn.Tanh(), Mean(2)), (6, 4)
+    ),
+    "embedding": Case(
+        lambda: nn.Sequential(
+            nn.Embedding(7, 4, padding_idx=2), nn.Tanh(), Mean(2), nn.Linear(4, 3)
+        ),
+        (6,),
+        vocabulary=7,
+    ),
+    "dropout": Case(lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)), (5,)),
+    "shared layer": Case(Shared, (5,)),
+    "shared convolution": Case(SharedConv, IMAGE),
+    "tied weights": Case(lambda: Tied(functional=False), (6,), vocabulary=7),
+    "tied by a function": Case(lambda: Tied(functional=True), (6,), vocabulary=7),
+    "residual": Case(Residual, IMAGE),
+    "class token": Case(Tokens, (5, 4)),
+    "torch's attention": Case(lambda: Tokens("torch"), (5, 4)),
+    "parameter of shape (1, ...) indexed": Case(Indexed, (5,)),
+    "sequence first": Case(SequenceFirst, (5, 4)),
+    "convolution with its own forward": Case(
+        lambda: nn.Sequential(Standardised(2, 3, 3), nn.Tanh(), Mean()), IMAGE
+    ),
+    "weight norm": Case(
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))), (5,)
+    ),
+    "recurrent": Case(lambda: nn.Sequential(nn.GRU(4, 3, batch_first=True), _Last()), (5, 4)),
+    "data dependent": Case(DataDependent, (5,)),
+    "unused and dead": Case(Unused, (5,)),
+    "max pooling": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(12, 4),
+        ),
+        IMAGE,
+    ),
+}
+
+
+class _Last(nn.Module):
+    def forward(self, x):
+        return x[0][:, -1]
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture
+def named_case():
+    return CASES.__getitem__
