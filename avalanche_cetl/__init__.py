@@ -11,14 +11,16 @@ from avalanche_cetl.information import (
 )
 from avalanche_cetl.models import CICNN, CoupledModel, ReversedDecoder, as_target
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
-from avalanche_cetl.training import CETLPlugin, CETLStrategy, GFISettings
+from avalanche_cetl.training import GFI, CETLPlugin, CETLStrategy, GFIPlugin, GFISettings
 
 __all__ = [
     "CICNN",
+    "GFI",
     "CETLPlugin",
     "CETLStrategy",
     "CoupledModel",
     "Encoder",
+    "GFIPlugin",
     "GFISettings",
     "ModuleEncoder",
     "Quantile",

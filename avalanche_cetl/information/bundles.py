@@ -257,6 +257,10 @@ class ModelBundle(Bundle):
             return model_gradients(self.model, parts, self.losses[loss], wanted, self.params)
 
 
+class RowMismatchError(Exception):
+    """A layer sees other rows than the batch's, so its calls cannot be told apart by sample."""
+
+
 def make_bundles(
     model: nn.Module, params: Mapping[str, Tensor], routes: Mapping[str, Route], captured: Captured
 ) -> list[Bundle]:
@@ -273,6 +277,8 @@ def make_bundles(
                 for call in captured.calls[module]
                 if any(g is not None for g in call.gradients)
             ]
+            if any(len(call.x) != captured.samples for _, _, call in uses):
+                raise RowMismatchError(name)
             if uses:
                 bundles.append(LayerBundle(name, parameter, uses))
         elif route.kind == "expanded":

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.information.bundles import Bundle
 from avalanche_cetl.information.likelihood import (
     BoundLoss,
     Likelihood,
     Loss,
     LossName,
 )
-from avalanche_cetl.information.per_sample import Batch, Bundle, PerSampleGradients
+from avalanche_cetl.information.per_sample import Batch, PerSampleGradients, with_engine
 
 DEFAULT_CHUNK_BYTES = 512 * 2**20
 
@@ -131,9 +132,14 @@ def fisher_information(
     chosen = select_params(model, params)
     bound = BoundLoss(loss, targets, len(parts[0]), likelihood, generator)
     with evaluation_mode(model):
-        engine = PerSampleGradients(model, parts, [bound], chosen, chunk_bytes)
-        with engine.exactly():
-            return restored(engine, square_means(engine).fisher[0])
+        return with_engine(
+            lambda engine: restored(engine, square_means(engine).fisher[0]),
+            model,
+            parts,
+            [bound],
+            chosen,
+            chunk_bytes,
+        )
 
 
 @dataclass

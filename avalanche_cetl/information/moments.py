@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_cetl.information.bundles import Bundle
 from avalanche_cetl.information.estimators import LOG_FLOOR, correlation
 from avalanche_cetl.information.fisher import SquareMeans, add_products
-from avalanche_cetl.information.per_sample import Batch, Bundle, PerSampleGradients
+from avalanche_cetl.information.per_sample import Batch, PerSampleGradients
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,16 @@ from avalanche_cetl.information.bundles import (
     ModelBundle,
     ModuleBundle,
     Route,
+    RowMismatchError,
     make_bundles,
 )
 from avalanche_cetl.information.functional import current_autocast
 from avalanche_cetl.information.likelihood import BoundLoss
 from avalanche_cetl.information.routes import plan_routes, run_routes
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 #: Per-sample gradients held at once: small enough for a CPU's cache, large enough for a GPU.
 _CPU_BLOCK, _CUDA_BLOCK = 2 * 2**20, 256 * 2**20
@@ -100,6 +106,7 @@ class PerSampleGradients:
     :param params: keyed as ``model.named_parameters()``.
     :param chunk_bytes: bound on activations and gradients held at once, as far as one sample
         fits.
+    :param whole_model: leave everything to torch.func.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class PerSampleGradients:
         losses: Sequence[BoundLoss],
         params: Mapping[str, Tensor],
         chunk_bytes: int,
+        whole_model: bool = False,
     ):
         self.model, self.inputs, self.losses = model, list(inputs), list(losses)
         self.params, self.chunk_bytes = dict(params), chunk_bytes
@@ -116,7 +124,7 @@ class PerSampleGradients:
         self.layouts: dict[str, Layout] = {}
         self._autocast = current_autocast(self.inputs[0].device)
         self._kept: Batch | None = None
-        if self.samples <= 2:
+        if self.samples <= 2 or whole_model:
             self.routes = {name: Route("model") for name in self.params}
             self.batch_size = self.samples
         else:
@@ -164,3 +172,27 @@ class PerSampleGradients:
     def one_batch(self) -> bool:
         """Whether all samples fit into one batch, which is then kept."""
         return self.batch_size >= self.samples
+
+
+def with_engine(
+    work: Callable[[PerSampleGradients], Result],
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    losses: Sequence[BoundLoss],
+    params: Mapping[str, Tensor],
+    chunk_bytes: int,
+) -> Result:
+    """Run some work on per-sample gradients; on torch.func's where a layer picks its rows.
+
+    That a layer sees some samples only (heads chosen by task, experts) may show first in a
+    later batch than the one that was tried.
+    """
+    try:
+        engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes)
+        with engine.exactly():
+            return work(engine)
+    except RowMismatchError as problem:
+        logger.debug("%s sees some samples only: torch.func runs the whole model", problem)
+    engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes, whole_model=True)
+    with engine.exactly():
+        return work(engine)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.information.bundles import Bundle
 from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
 from avalanche_cetl.information.fisher import (
     DEFAULT_CHUNK_BYTES,
@@ -25,7 +26,7 @@ from avalanche_cetl.information.fisher import (
 )
 from avalanche_cetl.information.likelihood import BoundLoss, Loss
 from avalanche_cetl.information.moments import gaussian_relative
-from avalanche_cetl.information.per_sample import Batch, Bundle, PerSampleGradients
+from avalanche_cetl.information.per_sample import Batch, PerSampleGradients, with_engine
 
 
 def relative_fisher(
@@ -94,15 +95,17 @@ def fisher_and_relative(
     parts = as_tuple(inputs)
     chosen = select_params(model, params)
     bound = [BoundLoss(loss, t, len(parts[0])) for loss, t in zip(losses, targets, strict=True)]
+
+    def work(engine: PerSampleGradients) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        means = square_means(engine, norms=normalize_samples)
+        if estimator == "gaussian":
+            relative = gaussian_relative(engine, means, normalize_samples)
+        else:
+            relative = _estimated(engine, means, estimator, normalize_samples)
+        return restored(engine, means.fisher[0]), restored(engine, relative)
+
     with evaluation_mode(model):
-        engine = PerSampleGradients(model, parts, bound, chosen, chunk_bytes)
-        with engine.exactly():
-            means = square_means(engine, norms=normalize_samples)
-            if estimator == "gaussian":
-                relative = gaussian_relative(engine, means, normalize_samples)
-            else:
-                relative = _estimated(engine, means, estimator, normalize_samples)
-    return restored(engine, means.fisher[0]), restored(engine, relative)
+        return with_engine(work, model, parts, bound, chosen, chunk_bytes)
 
 
 @torch.no_grad()

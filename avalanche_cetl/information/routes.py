@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from avalanche_cetl.information import layers
-from avalanche_cetl.information.bundles import Route, make_bundles
+from avalanche_cetl.information.bundles import Bundle, Route, RowMismatchError, make_bundles
 from avalanche_cetl.information.capture import Captured, capture, gradients_for
 from avalanche_cetl.information.likelihood import BoundLoss
 
@@ -186,7 +186,13 @@ def _try(
     held = sum(size for pointer, size in saved.items() if pointer not in known)
     found: dict[str, Tensor] = {}
     names = {name: i for i, name in enumerate(params)}
-    for bundle in make_bundles(model, {n: params[n] for n in tried}, routes, captured):
+    bundles: list[Bundle] = []
+    for name in tried:
+        try:
+            bundles += make_bundles(model, {name: params[name]}, routes, captured)
+        except RowMismatchError:
+            continue
+    for bundle in bundles:
         try:
             values = bundle.gradients(0, slice(0, 2)) if bundle.alive(0) else {}
         except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as problem:

@@ -208,6 +208,23 @@ class DataDependent(nn.Module):
         return out * float(out.detach().abs().max())
 
 
+class Routed(nn.Module):
+    """Two experts; which one a sample goes to depends on the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(5, 4)
+        self.experts = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+    def forward(self, x):
+        code, side = torch.tanh(self.trunk(x)), (x[:, 0] > 0).long()
+        out = code.new_zeros(len(x), 3)
+        for k, expert in enumerate(self.experts):
+            if (side == k).any():
+                out[side == k] = expert(code[side == k])
+        return out
+
+
 class Unused(nn.Module):
     """A head that nothing reads, and one behind a scale of zero."""
 
@@ -319,6 +336,7 @@ CASES = {
     ),
     "recurrent": Case(lambda: nn.Sequential(nn.GRU(4, 3, batch_first=True), _Last()), (5, 4)),
     "data dependent": Case(DataDependent, (5,)),
+    "experts": Case(Routed, (5,)),
     "unused and dead": Case(Unused, (5,)),
     "max pooling": Case(
         lambda: nn.Sequential(

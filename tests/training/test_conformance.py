@@ -29,7 +29,7 @@ from avalanche.models.dynamic_modules import MultiTaskModule
 from avalanche.training.supervised import Naive as StockNaive
 from torch import nn
 
-from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, ModuleEncoder
+from avalanche_cetl import GFI, CETLStrategy, CoupledModel, GFIPlugin, GFISettings, ModuleEncoder
 
 os.environ.setdefault("FAST_TEST", "True")
 
@@ -74,6 +74,28 @@ class CoupledNaive(CETLStrategy):
         super().__init__(model=model, optimizer=optimizer, gfi=gfi, **self.extra, **kwargs)
 
 
+class GFIAsEWC(GFI):
+    """Takes EWC's arguments."""
+
+    def __init__(self, *, model, optimizer, criterion, ewc_lambda, **kwargs):
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion,
+            dwa_lambda=ewc_lambda,
+            gfi={"samples": 8},
+            **kwargs,
+        )
+
+
+class NaiveWithGFI(StockNaive):
+    """Naive with the plugin attached."""
+
+    def __init__(self, *, model, optimizer, plugins=None, **kwargs):
+        plugins = [*(plugins or []), GFIPlugin(0.1, samples=8)]
+        super().__init__(model=model, optimizer=optimizer, plugins=plugins, **kwargs)
+
+
 CASES = [
     ("tests.training.test_plugins", "PluginTests", "test_callback_reachability"),
     ("tests.training.test_plugins", "PluginTests", "test_scheduler_plugin"),
@@ -108,6 +130,15 @@ def wheel_module(monkeypatch):
     return load
 
 
+def _run(suite_module, case, test):
+    suite = unittest.TestSuite([getattr(suite_module, case)(test)])
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.testsRun == 1 and not result.skipped
+    problems = [text for _, text in result.errors + result.failures]
+    assert not problems, problems[0]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("module", "case", "test"), CASES, ids=[c[2] for c in CASES])
 def test_avalanches_own(module, case, test, monkeypatch, wheel_module):
@@ -118,9 +149,32 @@ def test_avalanches_own(module, case, test, monkeypatch, wheel_module):
         monkeypatch.setattr(
             CoupledNaive, "extra", {"variant": "e", "loss_weights": (1e-3, 1, 1e-3)}
         )
-    suite = unittest.TestSuite([getattr(suite_module, case)(test)])
-    result = unittest.TestResult()
-    suite.run(result)
-    assert result.testsRun == 1 and not result.skipped
-    problems = [text for _, text in result.errors + result.failures]
-    assert not problems, problems[0]
+    _run(suite_module, case, test)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("test", ["test_ewc", "test_ewc_online"])
+def test_gfi_in_ewcs_place(test, monkeypatch, wheel_module):
+    torch.manual_seed(0)
+    suite_module = wheel_module("tests.training.test_strategies")
+    monkeypatch.setattr(suite_module, "EWC", GFIAsEWC)
+    _run(suite_module, "StrategyTest", test)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("module", "case", "test"),
+    [
+        ("tests.training.test_plugins", "PluginTests", "test_callback_reachability"),
+        (
+            "tests.training.test_strategies",
+            "BaseStrategyTest",
+            "test_plugins_compatibility_checks",
+        ),
+    ],
+)
+def test_naive_with_the_gfi_plugin(module, case, test, monkeypatch, wheel_module):
+    torch.manual_seed(0)
+    suite_module = wheel_module(module)
+    monkeypatch.setattr(suite_module, "Naive", NaiveWithGFI)
+    _run(suite_module, case, test)
