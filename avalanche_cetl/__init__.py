@@ -9,7 +9,7 @@ from avalanche_cetl.information import (
     generalized_fisher,
     relative_fisher,
 )
-from avalanche_cetl.models import CICNN, CoupledModel, ReversedDecoder, as_target
+from avalanche_cetl.models import CICNN, CoupledModel, ResNet26, ReversedDecoder, as_target
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.training import GFI, CETLPlugin, CETLStrategy, GFIPlugin, GFISettings
 
@@ -24,6 +24,7 @@ __all__ = [
     "GFISettings",
     "ModuleEncoder",
     "Quantile",
+    "ResNet26",
     "ReversedDecoder",
     "TimmEncoder",
     "adaptation_benchmark",

@@ -51,7 +51,7 @@ class Settings:
     @classmethod
     def quick(cls) -> Settings:
         """A small form of the same run: shows that it works, not how well."""
-        return cls(source_epochs=4, warmup_epochs=4, rounds=3, adaptation_rounds=1)
+        return cls(source_epochs=3, warmup_epochs=3, rounds=2, adaptation_rounds=1)
 
 
 @dataclass

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 #: Per-sample gradients held at once: small enough for a CPU's cache, large enough for a GPU.
-_CPU_BLOCK, _CUDA_BLOCK = 2 * 2**20, 256 * 2**20
+_CPU_BLOCK, _CUDA_BLOCK = 8 * 2**20, 256 * 2**20
 #: Samples at a time where the gradient of a single one is larger than that.
 _LARGE_LAYER_SAMPLES = 8
 

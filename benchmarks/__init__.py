@@ -1,0 +1,1 @@
+"""Runnable experiments; what they printed is in results/."""
