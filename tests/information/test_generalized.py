@@ -137,3 +137,30 @@ def test_penalty_without_importance_is_zero():
 def test_penalty_names_what_does_not_fit(anchors):
     with pytest.raises(ValueError, match="'a'"):
         dwa_penalty({"a": torch.zeros(2)}, anchors, {"a": torch.zeros(2)}, 1.0)
+
+
+@pytest.mark.parametrize("block", [4, 2**16])
+def test_penalty_has_exact_first_and_second_derivatives(block, monkeypatch):
+    monkeypatch.setattr("avalanche_cetl.information.generalized._BLOCK", block)
+    torch.manual_seed(0)
+    params = [torch.randn(3, 2, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
+    anchors = {str(i): torch.randn_like(p) for i, p in enumerate(params)}
+    weights = {str(i): torch.rand_like(p) for i, p in enumerate(params)}
+
+    def penalty(*values):
+        named = {str(i): v for i, v in enumerate(values)}
+        return dwa_penalty(named, anchors, weights, 0.7) * 3
+
+    inputs = [p.requires_grad_() for p in params]
+    assert torch.autograd.gradcheck(penalty, inputs, nondet_tol=1e-12)
+    assert torch.autograd.gradgradcheck(penalty, inputs, nondet_tol=1e-12)
+
+
+def test_penalty_can_be_differentiated_again_and_takes_any_memory_format():
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last).requires_grad_()
+    anchor, importance = torch.randn(4, 3, 2, 2), torch.rand(4, 3, 2, 2)
+    value = dwa_penalty({"w": weight}, {"w": anchor}, {"w": importance}, 0.5)
+    torch.testing.assert_close(value, 0.25 * (importance * (weight - anchor) ** 2).sum())
+    for _ in range(2):
+        (found,) = torch.autograd.grad(value, weight, retain_graph=True)
+        torch.testing.assert_close(found, 0.5 * importance * (weight - anchor))
