@@ -8,8 +8,9 @@ Streams of digits, one small network, every method with the same optimiser, epoc
 - permuted: PermutedMNIST, five permutations, one head.
 - domains: MNIST, USPS, optdigits at 16x16, one head.
 
-Each method's strength is chosen among five values a factor of 10 (LwF: about 3) apart, by average accuracy on validation images
-(of the training set) with a seed of its own; the test images are read once, for seeds 0, 1, 2.
+Each method's strength is chosen among five values a factor of 10 (LwF: about 3) apart, by average
+accuracy on validation images (of the training set) with a seed of its own; the test images are
+read once, for seeds 0, 1, 2.
 Results go to ``benchmarks/results/continual/STREAM.json``, run by run, so that a stopped run
 goes on; ``--render`` writes ``table.md`` and ``continual.png`` from those files alone.
 """

@@ -160,6 +160,7 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lam: float, *parts: Tensor) -> Tensor:
         params, anchors, importance = parts[0::3], parts[1::3], parts[2::3]
+        pull: Sequence[Tensor]
         if params[0].device.type == "cpu":
             total, pull = _in_blocks(params, anchors, importance, lam)
         else:
@@ -174,6 +175,7 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
+        found: Sequence[Tensor]
         if torch.is_grad_enabled() or ctx.pull is None:  # differentiated twice, or once more
             parts = ctx.saved_tensors
             found = [
