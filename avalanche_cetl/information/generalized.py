@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 2**16
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def dwa_penalty(
 ) -> Tensor:
     """Dynamic Weight Allocation, eq. 11: ``sum_i lam/2 GFI_i (theta_i - theta*_i)^2``.
 
-    A sum over all weights named in ``importance``, not a mean.
+    A sum over all weights named in ``importance``, not a mean. Value and gradient come out of
+    one pass over the weights.
 
     :param params: current parameters; names that ``importance`` lacks are free.
     :param anchors: the parameters theta* to stay near.

@@ -46,6 +46,31 @@ def relative_fisher(
     draw noise counts: with independently *sampled* targets the two tasks share less than
     with the losses themselves.
 
+    ``"gaussian"`` streams over the samples: no tensor of samples times weights is made. A
+    value of zero counts as 1e-6 of the weight's mean, ``log(F / mean F + 1e-6)``. Where each
+    gradient is one outer product ``g_i a_j`` (Linear layers that read one vector per sample,
+    convolutions with one output pixel) the same floor is on either factor,
+    ``log(g_i^2 / mean g_i^2 + 1e-6) + log(a_j^2 / mean a_j^2 + 1e-6)``, so that all moments
+    are small matrix products; without values near zero the two forms agree.
+
+    Small samples: mean and standard deviation over 4,000 weights of the estimate, for
+    log-normal Fisher values with correlation rho of their logarithms. Unrelated weights do
+    not come out at 0.
+
+    ==== ===== ============== ============== ==============
+    rho  N     gaussian       rank           histogram
+    ==== ===== ============== ============== ==============
+    0    64    0.100 +- 0.075 0.100 +- 0.075 0.030 +- 0.021
+    0    256   0.050 +- 0.037 0.050 +- 0.037 0.038 +- 0.009
+    0    1024  0.025 +- 0.019 0.025 +- 0.019 0.033 +- 0.004
+    0.5  64    0.497 +- 0.096 0.488 +- 0.097 0.109 +- 0.051
+    0.5  256   0.498 +- 0.047 0.496 +- 0.047 0.102 +- 0.017
+    0.5  1024  0.499 +- 0.024 0.499 +- 0.024 0.084 +- 0.007
+    0.9  64    0.898 +- 0.025 0.886 +- 0.028 0.417 +- 0.076
+    0.9  256   0.900 +- 0.012 0.896 +- 0.013 0.373 +- 0.026
+    0.9  1024  0.900 +- 0.006 0.899 +- 0.006 0.312 +- 0.010
+    ==== ===== ============== ============== ==============
+
     :param model: any module; called as ``model(*inputs)``, in eval mode. It may give several
         outputs, of which each loss reads its own.
     :param inputs: a tensor ``(N, ...)``, or a tuple of such tensors.
@@ -53,10 +78,13 @@ def relative_fisher(
     :param params: names of the parameters to measure; default: all that require a gradient.
     :param targets: what each loss gets as its second argument, or None.
     :param estimator: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
-    :param normalize_samples: divide each sample's gradient by its norm over all measured
-        weights first. Hard samples have large gradients under every loss; this takes that
-        common scale out.
-    :param chunk_bytes: bound on the per-sample values held at once; parameters go in groups.
+    :param normalize_samples: divide each sample's Fisher values by their sum over all measured
+        weights (for ``"gaussian"`` after the floor). Hard samples have large gradients under
+        every loss; this takes that common scale out.
+    :param chunk_bytes: bound on activations and per-sample values held at once, as far as a
+        single sample fits. ``"rank"`` and ``"histogram"`` need all samples of a weight: they
+        go through the weights in groups, and through the model once per group where the
+        activations of all samples exceed the bound.
     :return: dict from parameter name to a tensor of the parameter's shape, in [0, 1],
         0 where either task's Fisher value does not vary.
     :raises ValueError: for an unknown estimator, empty inputs or unknown parameters.
