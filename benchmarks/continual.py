@@ -69,6 +69,7 @@ def methods() -> dict[str, tuple[Callable[[float], Any], tuple[float, ...]]]:
         "RWalk": (lambda s: RWalkPlugin(s), (0.1, 1.0, 10.0, 100.0, 1e3)),
         "per-sample EWC": (lambda s: GFIPlugin(s, threshold=0.0, probability=1.0), ours),
         "GFI": (lambda s: GFIPlugin(s), ours),
+        "GFI, u = 0.2": (lambda s: GFIPlugin(s, threshold=0.2), ours),
     }
 
 

@@ -42,6 +42,7 @@ class ResNet26(nn.Module):
     :param width: factor on all kernel counts, > 0.
     :raises ValueError: for sizes outside these ranges.
 
+    >>> import torch
     >>> ResNet26(10, (3, 32, 32))(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
