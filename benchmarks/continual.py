@@ -323,13 +323,14 @@ def render() -> None:
         runs = [r for r in json.loads((FOLDER / f"{stream}.json").read_text())["runs"]]
         lines += [f"**{stream}**", "", "| | strength | average accuracy % | forgetting | forward "
                   "transfer | seconds |", "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-        names = []
-        for name in methods():
+        names = list(methods())
+        for place, name in enumerate(names):
             rows = [r for r in runs if r["method"] == name and r["part"] == 2]
             good = [r for r in rows if "failed" not in r]
             if not good:
                 if rows:
                     lines.append(f"| {name} | fails: {rows[0]['failed']} | | | | |")
+                    axis.text(2, place, "fails", va="center")
                 continue
             cells = [
                 _mean(good, key) for key in ("average_accuracy", "forgetting", "forward_transfer")
@@ -339,10 +340,7 @@ def render() -> None:
                 f"| {name} | {good[0]['strength']:g} | {' | '.join(cells)} | {seconds:.1f} |"
             )
             values = [r["average_accuracy"] for r in good]
-            axis.barh(
-                len(names), statistics.mean(values), xerr=_error(values), color=f"C{len(names)}"
-            )
-            names.append(name)
+            axis.barh(place, statistics.mean(values), xerr=_error(values), color=f"C{place}")
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
         axis.invert_yaxis()
         axis.set_title(stream)

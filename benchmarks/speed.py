@@ -448,8 +448,11 @@ def main() -> None:
     result = globals()[args.what](args)
     FOLDER.mkdir(parents=True, exist_ok=True)
     name = args.what if args.device == "cpu" else f"{args.what}-{args.device}"
+    path = FOLDER / f"{name}.json"
+    if args.what in ("fisher", "gfi") and path.exists():  # networks may be run one by one
+        result = json.loads(path.read_text())["results"] | result
     document = {"settings": vars(args), "versions": _versions(), "results": result}
-    (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n")
     if args.what == "fisher":
         plot(result, FOLDER / f"{name}.png")
 
