@@ -23,10 +23,12 @@ class Route:
     :ivar owners: for ``"layer"``, paths of the modules that hold it, with its local name
         there; for ``"module"`` that of the module that torch.func runs, with the name seen
         from it.
+    :ivar rowwise: for ``"module"``, per call which inputs have a row for each sample.
     """
 
     kind: str
     owners: list[tuple[str, str]] = field(default_factory=list)
+    rowwise: list[tuple[bool, ...]] = field(default_factory=list)
 
 
 class Layout(NamedTuple):
@@ -77,7 +79,7 @@ class Bundle:
 
     def layout(self, name: str) -> Layout:
         """How :meth:`gradients` gives a parameter's gradient."""
-        return Layout(self.params[name].shape, lambda t: t)
+        return Layout(self.params[name].shape or torch.Size([1]), lambda t: t)
 
 
 class LayerBundle(Bundle):
@@ -191,10 +193,15 @@ class ModuleBundle(Bundle):
     """Parameters below one module, by torch.func on that module alone."""
 
     def __init__(
-        self, params: Mapping[str, Tensor], module: nn.Module, local: list[str], calls: list[Call]
+        self,
+        params: Mapping[str, Tensor],
+        module: nn.Module,
+        local: list[str],
+        calls: list[Call],
+        rowwise: list[tuple[bool, ...]],
     ):
         super().__init__(params)
-        self.module, self.local, self.calls = module, local, calls
+        self.module, self.local, self.calls, self.rowwise = module, local, calls, rowwise
         self._autocast = current_autocast(next(iter(params.values())).device)
 
     def alive(self, loss: int) -> bool:
@@ -215,20 +222,18 @@ class ModuleBundle(Bundle):
         """Per-sample gradients of some rows."""
         total: dict[str, Tensor] = {}
         chosen = dict(zip(self.local, self.params.values(), strict=True))
-        for call in self.calls:
+        for call, rowwise in zip(self.calls, self.rowwise, strict=True):
             g = call.gradients[loss]
             if g is None:
                 continue
-            n = len(g)
-
-            def cut(value: Any, n: int = n) -> Any:
-                inside = isinstance(value, Tensor) and value.dim() and len(value) == n
-                return value[rows] if inside else value
-
-            args = tuple(cut(v) for v in call.inputs)
-            named = {k: cut(v) for k, v in call.named.items()}
+            values = [
+                v[rows] if own else v
+                for v, own in zip((*call.inputs, *call.named.values()), rowwise, strict=True)
+            ]
+            args = tuple(values[: len(call.inputs)])
+            named = dict(zip(call.named, values[len(args) :], strict=True))
             with self._autocast():
-                found = call_gradients(self.module, args, named, g[rows], chosen)
+                found = call_gradients(self.module, args, named, g[rows], chosen, rowwise)
             for name, local in zip(self.names, self.local, strict=True):
                 total[name] = total[name] + found[local] if name in total else found[local]
         return total or {name: self._zeros(name, rows) for name in self.names}
@@ -244,10 +249,16 @@ class ModelBundle(Bundle):
         inputs: Sequence[Tensor],
         losses: Sequence[BoundLoss],
         targets: Sequence[Any],
+        sample_bytes: int = 0,
     ):
         super().__init__(params)
+        self._sample_bytes = sample_bytes
         self.model, self.inputs, self.losses, self.targets = model, inputs, losses, targets
         self._autocast = current_autocast(inputs[0].device)
+
+    def row_bytes(self) -> int:
+        """Memory of one sample's gradients and of its activations on the way."""
+        return super().row_bytes() + self._sample_bytes
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Per-sample gradients of some rows."""
@@ -288,8 +299,38 @@ def make_bundles(
     for module, names in by_module.items():
         local = [routes[name].owners[0][1] for name in names]
         chosen = {name: params[name] for name in names}
-        bundles.append(ModuleBundle(chosen, module, local, captured.calls[module]))
+        calls = captured.calls[module]
+        rowwise = routes[names[0]].rowwise or rows_of(calls, captured.samples)
+        _check_rows(names[0], calls, rowwise, captured.samples)
+        bundles.append(ModuleBundle(chosen, module, local, calls, rowwise))
     return bundles
+
+
+def rows_of(calls: list[Call], samples: int) -> list[tuple[bool, ...]]:
+    """Tell which inputs of each call have as many rows as there are samples."""
+    return [
+        tuple(
+            isinstance(v, Tensor) and v.dim() > 0 and len(v) == samples
+            for v in (*call.inputs, *call.named.values())
+        )
+        for call in calls
+    ]
+
+
+def _check_rows(
+    name: str, calls: list[Call], rowwise: list[tuple[bool, ...]], samples: int
+) -> None:
+    """Raise where a module is not called as it was when its route was tried."""
+    if len(calls) != len(rowwise):
+        raise RowMismatchError(name)
+    for call, flags in zip(calls, rowwise, strict=True):
+        inputs = (*call.inputs, *call.named.values())
+        if len(inputs) != len(flags) or any(
+            own and len(v) != samples for v, own in zip(inputs, flags, strict=True)
+        ):
+            raise RowMismatchError(name)
+        if any(g is not None and len(g) != samples for g in call.gradients):
+            raise RowMismatchError(name)
 
 
 def _wide(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

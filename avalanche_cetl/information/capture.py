@@ -55,13 +55,12 @@ class Captured:
 
 
 class _Start(torch.autograd.Function):
-    """Let the graph begin at a layer's output: the output itself, tied to a token."""
+    """Let the graph begin at a layer's output: a copy of it, tied to a token."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, token: Tensor) -> Tensor:
-        ctx.mark_dirty(output)
         ctx.token = token
-        return output
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
@@ -130,9 +129,7 @@ def capture(
         call = Call(args, kwargs, [None] * len(losses))
         fresh = not first.requires_grad
         if fresh:
-            given = {t.data_ptr() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)}
-            shares = first._is_view() or first.data_ptr() in given
-            first = _Start.apply(first.clone() if shares else first, token)
+            first = _Start.apply(first.detach(), token)
 
         def note(gradient: Tensor) -> None:
             call.gradients[current] = gradient.detach()
@@ -144,7 +141,7 @@ def capture(
         return first if isinstance(output, Tensor) else type(output)([first, *output[1:]])
 
     with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(bool(modules or expand)))
         stack.enter_context(gradients_for(model, ()))
         copies = stack.enter_context(_expanded(model, expand, n))
         for module in modules:

@@ -34,8 +34,10 @@ _SMALL = 2**13
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, so that BatchNorm does not mix samples; restore every module's mode."""
+    # Flags alone: a train() of a module's own may do more than set them.
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:
+        module.training = False
     try:
         yield
     finally:

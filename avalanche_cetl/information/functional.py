@@ -53,21 +53,21 @@ def call_gradients(
     named: dict[str, Any],
     gradient: Tensor,
     params: Mapping[str, Tensor],
+    rowwise: Sequence[bool],
 ) -> dict[str, Tensor]:
     """Per-sample gradients of one call of a module, given the gradient of its output.
 
-    Tensors among the inputs with as many rows as the output belong to the samples; others
-    are the same for all.
+    :param rowwise: which of the inputs (positional, then named) have a row for each sample;
+        the others are the same for all.
     """
-    n = len(gradient)
     chosen, fixed = _split(module, params)
     order = list(named)
     everything = [*args, *named.values()]
-    rowwise = [i for i, v in enumerate(everything) if isinstance(v, Tensor) and _rows(v) == n]
+    own = [i for i, flag in enumerate(rowwise) if flag]
 
     def one(samples: tuple[Tensor, ...], g: Tensor) -> dict[str, Tensor]:
         given = list(everything)
-        for i, sample in zip(rowwise, samples, strict=True):
+        for i, sample in zip(own, samples, strict=True):
             given[i] = sample.unsqueeze(0)
 
         def output(weights: dict[str, Tensor]) -> Tensor:
@@ -77,12 +77,8 @@ def call_gradients(
 
         return vjp(output, chosen)[1](g.unsqueeze(0))[0]
 
-    samples = tuple(everything[i].detach() for i in rowwise)
+    samples = tuple(everything[i].detach() for i in own)
     return _over_samples(one, (samples, gradient), type(module).__name__)
-
-
-def _rows(value: Tensor) -> int:
-    return len(value) if value.dim() else -1
 
 
 def _split(

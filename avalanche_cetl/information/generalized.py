@@ -196,16 +196,15 @@ def _in_blocks(
     params: Sequence[Tensor], anchors: Sequence[Tensor], importance: Sequence[Tensor], lam: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Penalty and gradient, over pieces that stay in the processor's cache: one pass in all."""
-    total = torch.zeros((), dtype=params[0].dtype)
-    zero = torch.zeros((), dtype=params[0].dtype)
+    total = torch.zeros((), dtype=torch.promote_types(params[0].dtype, torch.float32))
     pull = []
     for parameter, anchor, weight in zip(params, anchors, importance, strict=True):
         gradient = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         flat = [t.reshape(-1) for t in (parameter, anchor, weight, gradient)]
         for theta, star, w, out in zip(*(t.split(_BLOCK) for t in flat), strict=True):
             away = theta - star
-            torch.addcmul(zero.to(out.dtype), away, w, value=lam, out=out)
-            total += torch.dot(away, out)
+            torch.addcmul(out.new_zeros(()), away, w, value=lam, out=out)
+            total += torch.dot(away.to(total.dtype), out.to(total.dtype))
         pull.append(gradient)
     return total / 2, pull
 

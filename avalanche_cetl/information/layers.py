@@ -209,6 +209,8 @@ DIRECT.update({kind: {"bias": channel_bias} for kind in FACTORS if kind is not n
 
 def closed_form(module: nn.Module, name: str) -> bool:
     """Tell whether a layer's own parameter of that name has a closed form here."""
+    if getattr(module, "scale_grad_by_freq", False):
+        return False
     return factors(module, name) is not None or direct(module, name) is not None
 
 

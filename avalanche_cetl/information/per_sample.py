@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -73,7 +74,10 @@ class Batch:
             return
         step = max(1, min(self.samples, step))
         for rows in _slices(self.samples, step):
-            yield Piece(rows, slice(None), [bundle.gradients(k, rows) for k in losses])
+            found = [bundle.gradients(k, rows) for k in losses]
+            # A parameter without dimensions has a layout of one entry.
+            flat = [{n: g if g.dim() > 1 else g.unsqueeze(1) for n, g in f.items()} for f in found]
+            yield Piece(rows, slice(None), flat)
 
     def _parts(self, bundle: LayerBundle, losses: Sequence[int], limit: int) -> Iterator[Piece]:
         """The same for a layer too large for that: a few rows of its weight at a time."""
@@ -126,10 +130,11 @@ class PerSampleGradients:
         self._kept: Batch | None = None
         if self.samples <= 2 or whole_model:
             self.routes = {name: Route("model") for name in self.params}
-            self.batch_size = self.samples
+            self.batch_size, self.model_bytes = self.samples, 0
         else:
-            self.routes, sample_bytes = plan_routes(model, self.inputs, self.params, len(losses))
-            self.batch_size = max(1, min(self.samples, chunk_bytes // max(1, sample_bytes)))
+            plan = plan_routes(model, self.inputs, self.params, len(losses))
+            self.routes, self.model_bytes = plan.routes, plan.model_bytes
+            self.batch_size = max(1, min(self.samples, chunk_bytes // max(1, plan.sample_bytes)))
 
     def batches(self) -> Iterator[Batch]:
         """All samples, in as few batches as ``chunk_bytes`` allows.
@@ -154,7 +159,11 @@ class PerSampleGradients:
             bundles = make_bundles(self.model, self.params, self.routes, captured)
             rest = {n: p for n, p in self.params.items() if self.routes[n].kind == "model"}
             if rest:
-                bundles.append(ModelBundle(rest, self.model, parts, self.losses, captured.targets))
+                bundles.append(
+                    ModelBundle(
+                        rest, self.model, parts, self.losses, captured.targets, self.model_bytes
+                    )
+                )
         for bundle in bundles:
             for name in bundle.names:
                 self.layouts.setdefault(name, bundle.layout(name))
@@ -187,12 +196,23 @@ def with_engine(
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
     later batch than the one that was tried.
     """
-    try:
-        engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes)
+    with _differentiable(model):
+        try:
+            engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes)
+            with engine.exactly():
+                return work(engine)
+        except RowMismatchError as problem:
+            logger.debug("%s sees some samples only: torch.func runs the whole model", problem)
+        engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes, whole_model=True)
         with engine.exactly():
             return work(engine)
-    except RowMismatchError as problem:
-        logger.debug("%s sees some samples only: torch.func runs the whole model", problem)
-    engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes, whole_model=True)
-    with engine.exactly():
-        return work(engine)
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Run recurrent layers without oneDNN and cuDNN, which refuse gradients in eval mode."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        yield

@@ -185,7 +185,10 @@ class GFIPlugin(SupervisedPlugin):
             view.rename(params), targets=labels,
         )  # fmt: skip
         self.importances[now] = self._merged(view.restore(fisher), now)
-        self.saved_params[now] = {name: p.detach().clone() for name, p in params.items()}
+        anchors = {name: p.detach().clone() for name, p in params.items()}
+        if self.mode == "online":
+            anchors = self.saved_params.get(now - 1, {}) | anchors
+        self.saved_params[now] = anchors
         self._tasks[now] = task
         if now > 0 and not self.keep_importance_data:
             self.importances.pop(now - 1, None)
@@ -216,10 +219,12 @@ class GFIPlugin(SupervisedPlugin):
             return fisher
         assert self.decay_factor is not None
         old = self.importances[now - 1]
-        return {
+        merged = {
             name: value + self.decay_factor * _grown(old[name], value) if name in old else value
             for name, value in fisher.items()
         }
+        # Frozen for now, or not in the model any more: what was there fades, but stays.
+        return {n: self.decay_factor * v for n, v in old.items() if n not in fisher} | merged
 
     def _complete(self, model: nn.Module, images: Tensor, labels: Tensor, task: int) -> Tensor:
         """Draw labels from the model: all of them, or the unknown ones (-1) of empirical ones."""
@@ -236,7 +241,11 @@ class GFIPlugin(SupervisedPlugin):
         assert self._drawn is not None
         rows, drawn = self._drawn
         images, labels, task, _ = self._sample(strategy, rows)
-        labels = torch.where(labels >= 0, labels, next(iter(drawn.values())))
+        if bool((labels < 0).any()):
+            with torch.no_grad(), evaluation_mode(strategy.model):
+                outputs = _forward(strategy.model, images, task)
+                own = sample_targets(outputs, "categorical", self._generator)
+            labels = torch.where(labels >= 0, labels, own)
         nll = negative_log_likelihood("categorical")
         result: dict[int | None, Weights] = {}
         for old, targets in drawn.items():
@@ -266,7 +275,13 @@ class GFIPlugin(SupervisedPlugin):
             rows = sorted(order[: self.settings.samples].tolist())
         batch = dataset.collate_fn([dataset[i] for i in rows])
         images, labels = batch[0].to(strategy.device), batch[1].to(strategy.device)
-        return images, labels, int(torch.as_tensor(batch[-1]).flatten()[0]), rows
+        tasks = torch.as_tensor(batch[-1]).unique().tolist()
+        if len(tasks) > 1 and _multi_task(strategy.model):
+            raise ValueError(
+                f"an experience mixes the task labels {tasks}: GFIPlugin measures one head at a "
+                "time; give each task an experience of its own."
+            )
+        return images, labels, int(tasks[0]), rows
 
 
 class _View:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,69 @@ class Routed(nn.Module):
         return out
 
 
+class Prompt(nn.Module):
+    """Gives its own parameter away."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self):
+        return self.tokens
+
+
+class Prompted(nn.Module):
+    """Adds a prompt, times a number, and a table that is the same for all samples."""
+
+    def __init__(self, rows=5):
+        super().__init__()
+        self.prompt, self.affine = Prompt(), Affine()
+        self.size = nn.Parameter(torch.tensor(0.7))
+        self.register_buffer("table", torch.randn(rows, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.tanh(x + self.size * self.prompt())
+        return self.head(self.affine(x, self.table).sum(1))
+
+
+class Affine(nn.Module):
+    """A layer without a closed form, of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+
+    def forward(self, x, table):
+        return torch.tanh(x * self.weight * table.sum())
+
+
+class Masked(nn.Module):
+    """Attention whose mask has as many rows as there are tokens."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.register_buffer("mask", torch.ones(tokens, tokens, dtype=torch.bool).triu(1))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.attend(x, x, x, attn_mask=self.mask, need_weights=False)[0].sum(1))
+
+
+class SometimesAttends(nn.Module):
+    """Attention that only samples with something in them reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        there = (x[:, :1, :1] > 0).to(x)
+        return self.head((x + there * self.attend(x, x, x, need_weights=False)[0]).sum(1))
+
+
 class Unused(nn.Module):
     """A head that nothing reads, and one behind a scale of zero."""
 
@@ -336,6 +400,24 @@ CASES = {
     ),
     "recurrent": Case(lambda: nn.Sequential(nn.GRU(4, 3, batch_first=True), _Last()), (5, 4)),
     "data dependent": Case(DataDependent, (5,)),
+    "prompt, number, table": Case(Prompted, (5, 4)),
+    "table of seven rows": Case(lambda: Prompted(7), (5, 4)),
+    "mask of seven rows": Case(lambda: Masked(7), (7, 4)),
+    "sometimes attends": Case(SometimesAttends, (5, 4)),
+    "lstm": Case(lambda: nn.Sequential(nn.LSTM(4, 3, batch_first=True), _Last()), (5, 4)),
+    "identity parametrization": Case(
+        lambda: nn.Sequential(
+            nn.utils.parametrize.register_parametrization(nn.Linear(5, 3), "weight", nn.Identity())
+        ),
+        (5,),
+    ),
+    "embedding scaled by frequency": Case(
+        lambda: nn.Sequential(
+            nn.Embedding(3, 4, scale_grad_by_freq=True), nn.Tanh(), Mean(2), nn.Linear(4, 3)
+        ),
+        (6,),
+        vocabulary=3,
+    ),
     "experts": Case(Routed, (5,)),
     "unused and dead": Case(Unused, (5,)),
     "max pooling": Case(

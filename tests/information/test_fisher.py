@@ -47,19 +47,19 @@ CLOSED = [
 @pytest.mark.parametrize("name", CLOSED)
 def test_known_layers_take_their_closed_form(named_case, name):
     model, x, _ = named_case(name).make(5)
-    planned, _ = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    planned = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1).routes
     assert {route.kind for route in planned.values()} == {"layer"}
 
 
 def test_other_routes_are_taken_where_they_are_right_and_named(named_case, caplog):
     caplog.set_level(logging.DEBUG, "avalanche_cetl")
     model, x, _ = named_case("class token").make(5)
-    planned, _ = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    planned = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1).routes
     assert planned["token"].kind == planned["position"].kind == "expanded"
     assert planned["scale.gamma"].kind == "module" and "scale.gamma" in caplog.text
     assert planned["qkv.weight"].kind == "layer"
     model, x, _ = named_case("tied by a function").make(5)
-    planned, _ = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    planned = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1).routes
     assert planned["embedding.weight"].kind == "model"
 
 
@@ -132,6 +132,43 @@ def test_hooks_parameters_and_requirements_come_back_after_an_exception(named_ca
     assert {name: id(p) for name, p in model.named_parameters()} == before
     assert all(p.requires_grad == (name != "head.bias") for name, p in model.named_parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_samples_that_do_not_reach_a_layer_do_not_hide_how_it_is_used(named_case):
+    case = named_case("sometimes attends")
+    model, x, targets = case.make(9)
+    x[:2, 0, 0] = -1.0
+    x[2:, 0, 0] = 1.0
+    found = fisher_information(model, x, "empirical", targets=targets)
+    for key, rows in case.naive(model, x, targets).items():
+        torch.testing.assert_close(found[key], rows.square().mean(0), rtol=1e-10, atol=1e-14)
+
+
+def test_memory_of_the_whole_model_route_is_counted(named_case):
+    model, x, _ = named_case("tied by a function").make(5)
+    plan = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    assert plan.model_bytes > 0
+
+
+def test_a_plan_that_proved_nothing_is_not_kept(named_case):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.gate = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return (x + self.gate * self.attend(x, x, x, need_weights=False)[0]).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Gated().double(), torch.randn(6, 5, 4, dtype=torch.float64)
+    y = torch.randint(4, (6,))
+    fisher_information(model, x, "empirical", targets=y)
+    model.gate.data.fill_(1.0)
+    found = fisher_information(model, x, "empirical", targets=y)
+    wanted = named_case("tokens").naive(model, x, y)
+    for key, rows in wanted.items():
+        torch.testing.assert_close(found[key], rows.square().mean(0), rtol=1e-10, atol=1e-14)
 
 
 def test_a_changed_module_is_planned_anew(named_case):
@@ -266,8 +303,8 @@ def _correlation(a, b):
     return ((a * b).mean(0) / (a.square().mean(0) * b.square().mean(0)).sqrt()).abs()
 
 
-RELATIVE = ["tokens", "max pooling", "conv groups", "conv to one pixel", "transposed",
-            "class token", "embedding", "tied by a function", "shared layer",
+RELATIVE = ["prompt, number, table", "tokens", "max pooling", "conv groups",
+            "conv to one pixel", "transposed", "class token", "embedding", "tied by a function", "shared layer",
             "residual"]  # fmt: skip
 
 
@@ -299,7 +336,7 @@ def test_relative_fisher_equals_the_estimator_on_naive_values(
             torch.autograd.grad(loss(model(x[i : i + 1]), target[i : i + 1]).sum(), params.values())
             for i in range(len(x))
         ]
-        squares = [torch.stack(p).flatten(1) ** 2 for p in zip(*rows, strict=True)]
+        squares = [torch.stack(p).reshape(len(x), -1) ** 2 for p in zip(*rows, strict=True)]
         tasks.append(dict(zip(params, squares, strict=True)))
         norms.append(sum(p.sum(1, keepdim=True) for p in squares))
     for key, p in params.items():

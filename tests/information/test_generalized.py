@@ -164,3 +164,10 @@ def test_penalty_can_be_differentiated_again_and_takes_any_memory_format():
     for _ in range(2):
         (found,) = torch.autograd.grad(value, weight, retain_graph=True)
         torch.testing.assert_close(found, 0.5 * importance * (weight - anchor))
+
+
+def test_penalty_of_half_precision_weights_is_summed_in_single_precision():
+    weight = torch.ones(300_000, dtype=torch.float16)
+    one = {"w": torch.ones(300_000, dtype=torch.float16)}
+    value = dwa_penalty({"w": 2 * weight}, one, one, 1.0)
+    assert value.dtype == torch.float32 and float(value) == 150_000

@@ -233,3 +233,38 @@ def test_a_layer_that_shrinks_is_an_error():
     run.model[3] = nn.Linear(8, 4)
     with pytest.raises(ValueError, match="may grow"):
         train(run, stream()[1:2])
+
+
+def test_online_importance_outlives_a_freeze():
+    plugin = GFIPlugin(1.0, "online", 0.5, threshold=0, probability=1)
+    run = strategy(network(), plugin)
+    first, second, third = stream()
+    train(run, [first])
+    stored = plugin.importances[0]["0.weight"].clone()
+    run.model[0].requires_grad_(False)
+    train(run, [second])
+    run.model[0].requires_grad_(True)
+    torch.testing.assert_close(plugin.importances[1]["0.weight"], 0.5 * stored)
+    train(run, [third])
+    assert "0.weight" in plugin.importances[2]
+
+
+def test_mixed_task_labels_are_refused():
+    class Heads(MultiTaskModule):
+        def __init__(self):
+            super().__init__()
+            self.classifier = MultiHeadClassifier(6, 2, masking=False)
+
+        def forward(self, x, task_labels):
+            return self.classifier(x, task_labels)
+
+    mixed = stream(tasks=1, multi_task=True)[0].dataset
+    x, y = mixed[0][0].expand(20, -1), torch.arange(20) % 2
+    data = TaskAwareSupervisedClassificationDataset(
+        [torch.utils.data.TensorDataset(x.clone(), y)],
+        data_attributes=[DataAttribute(y.tolist(), "targets"), TaskLabels((y // 1).tolist())],
+    )
+    benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(train=[data])))
+    run = strategy(Heads(), GFIPlugin(1.0), lr=0.0)
+    with pytest.raises(ValueError, match="mixes the task labels"):
+        train(run, benchmark.train_stream)
