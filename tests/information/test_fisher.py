@@ -303,9 +303,19 @@ def _correlation(a, b):
     return ((a * b).mean(0) / (a.square().mean(0) * b.square().mean(0)).sqrt()).abs()
 
 
-RELATIVE = ["prompt, number, table", "tokens", "max pooling", "conv groups",
-            "conv to one pixel", "transposed", "class token", "embedding", "tied by a function", "shared layer",
-            "residual"]  # fmt: skip
+RELATIVE = [
+    "prompt, number, table",
+    "tokens",
+    "max pooling",
+    "conv groups",
+    "conv to one pixel",
+    "transposed",
+    "class token",
+    "embedding",
+    "tied by a function",
+    "shared layer",
+    "residual",
+]
 
 
 @pytest.mark.parametrize("chunk_bytes", [2**20, 2**15])
