@@ -128,13 +128,15 @@ class PerSampleGradients:
         self.layouts: dict[str, Layout] = {}
         self._autocast = current_autocast(self.inputs[0].device)
         self._kept: Batch | None = None
-        if self.samples <= 2 or whole_model:
-            self.routes = {name: Route("model") for name in self.params}
-            self.batch_size, self.model_bytes = self.samples, 0
-        else:
+        self.routes = {name: Route("model") for name in self.params}
+        self.batch_size, self.model_bytes = self.samples, 0
+        if self.samples > 2:
             plan = plan_routes(model, self.inputs, self.params, len(losses))
-            self.routes, self.model_bytes = plan.routes, plan.model_bytes
-            self.batch_size = max(1, min(self.samples, chunk_bytes // max(1, plan.sample_bytes)))
+            self.model_bytes = plan.model_bytes
+            if not whole_model:
+                self.routes = plan.routes
+                size = chunk_bytes // max(1, plan.sample_bytes)
+                self.batch_size = max(1, min(self.samples, size))
 
     def batches(self) -> Iterator[Batch]:
         """All samples, in as few batches as ``chunk_bytes`` allows.

@@ -147,6 +147,30 @@ def _projection(outputs: Any) -> Tensor:
     return total
 
 
+class _Activations:
+    """Memory that a pass keeps for its backward pass, parameters left out."""
+
+    def __init__(self, model: nn.Module):
+        self._known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._sizes: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """A context that counts what autograd saves."""
+        return torch.autograd.graph.saved_tensors_hooks(self.add, lambda t: t)
+
+    @property
+    def bytes(self) -> int:
+        """The sum over storages."""
+        return sum(self._sizes.values())
+
+
 class _Truth(NamedTuple):
     """Losses and autograd's gradients of two samples, each run on its own."""
 
@@ -161,17 +185,12 @@ def _two_sample_gradients(
     """Run both samples; None if that is not possible."""
     values: list[Tensor] = []
     rows: list[list[Tensor | None]] = []
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    activations = _Activations(model)
     try:
         with (
             torch.enable_grad(),
             gradients_for(model, list(params.values())),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+            activations.counted(),
         ):
             for i in (0, 1):
                 value = _projection(model(*(part[i : i + 1].detach() for part in two)))
@@ -181,10 +200,8 @@ def _two_sample_gradients(
     except (RuntimeError, IndexError, TypeError) as problem:
         logger.debug("no closed forms for %s: %s", type(model).__name__, problem)
         return None
-    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    held = sum(size for pointer, size in saved.items() if pointer not in known)
     # Two passes, whose storages may or may not be the same; vmap holds about as much again.
-    return _Truth(torch.cat(values), rows, 2 * held)
+    return _Truth(torch.cat(values), rows, 2 * activations.bytes)
 
 
 def _try(
@@ -201,16 +218,10 @@ def _try(
     Also gives the memory in bytes of one captured sample, -1 when the samples influence one
     another.
     """
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    activations = _Activations(model)
     tried = [name for name, route in routes.items() if route.kind != "model"]
-    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with activations.counted():
             captured = run_routes(model, two, [loss], slice(0, 2), routes)
     except (RuntimeError, IndexError, TypeError, ValueError) as problem:
         logger.debug("%s cannot be captured: %s", type(model).__name__, problem)
@@ -225,9 +236,8 @@ def _try(
         for call in calls:
             for value in (*call.inputs, *call.named.values()):
                 if isinstance(value, Tensor):
-                    pack(value)
+                    activations.add(value)
             gradient_bytes += sum(g.nbytes for g in call.gradients if g is not None)
-    held = sum(size for pointer, size in saved.items() if pointer not in known)
     found: dict[str, Tensor] = {}
     names = {name: i for i, name in enumerate(params)}
     bundles: list[Bundle] = []
@@ -256,7 +266,7 @@ def _try(
                 route.rowwise = rows_of(calls, 2)
         elif not _trusted(model, route, value, wanted, captured):
             wrong.append(name)
-    return wrong, (held + gradient_bytes * losses) // 2
+    return wrong, (activations.bytes + gradient_bytes * losses) // 2
 
 
 def _agree(found: Tensor | None, truth: list[Tensor | None], dtype: torch.dtype) -> bool:

@@ -127,12 +127,9 @@ class GFIPlugin(SupervisedPlugin):
         if not self._old(strategy) or not self._gates:
             return
         images, _, _, rows = self._sample(strategy)
-        drawn: dict[int | None, Tensor] = {}
-        with torch.no_grad(), evaluation_mode(strategy.model):
-            for task in self._old_tasks(strategy):
-                drawn[task] = sample_targets(
-                    _forward(strategy.model, images, task), "categorical", self._generator
-                )
+        drawn = {
+            task: self._draw(strategy.model, images, task) for task in self._old_tasks(strategy)
+        }
         self._drawn = rows, drawn
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -179,7 +176,10 @@ class GFIPlugin(SupervisedPlugin):
         images, labels, task, _ = self._sample(strategy)
         view = _view(strategy.model, (task,))
         nll = negative_log_likelihood("categorical")
-        labels = self._complete(strategy.model, images, labels, task)
+        if self.settings.fisher == "sampled":
+            labels = self._draw(strategy.model, images, task)
+        else:
+            labels = self._known(strategy.model, images, labels, task)
         fisher = fisher_information(
             view.module, images, lambda out, y: nll(view.pick(out, 0), y),
             view.rename(params), targets=labels,
@@ -226,26 +226,23 @@ class GFIPlugin(SupervisedPlugin):
         # Frozen for now, or not in the model any more: what was there fades, but stays.
         return {n: self.decay_factor * v for n, v in old.items() if n not in fisher} | merged
 
-    def _complete(self, model: nn.Module, images: Tensor, labels: Tensor, task: int) -> Tensor:
-        """Draw labels from the model: all of them, or the unknown ones (-1) of empirical ones."""
-        if self.settings.fisher == "empirical" and bool((labels >= 0).all()):
-            return labels
+    def _draw(self, model: nn.Module, images: Tensor, task: int | None) -> Tensor:
+        """Draw a label for each image from the model's own output."""
         with torch.no_grad(), evaluation_mode(model):
-            drawn = sample_targets(_forward(model, images, task), "categorical", self._generator)
-        return (
-            drawn if self.settings.fisher == "sampled" else torch.where(labels >= 0, labels, drawn)
-        )
+            return sample_targets(_forward(model, images, task), "categorical", self._generator)
+
+    def _known(self, model: nn.Module, images: Tensor, labels: Tensor, task: int) -> Tensor:
+        """Labels of the data, the unknown ones (-1) drawn from the model."""
+        if bool((labels >= 0).all()):
+            return labels
+        return torch.where(labels >= 0, labels, self._draw(model, images, task))
 
     def _relative(self, strategy: Any, params: Weights) -> dict[int | None, Weights]:
         """Relative Fisher information of every old task with the new one."""
         assert self._drawn is not None
         rows, drawn = self._drawn
         images, labels, task, _ = self._sample(strategy, rows)
-        if bool((labels < 0).any()):
-            with torch.no_grad(), evaluation_mode(strategy.model):
-                outputs = _forward(strategy.model, images, task)
-                own = sample_targets(outputs, "categorical", self._generator)
-            labels = torch.where(labels >= 0, labels, own)
+        labels = self._known(strategy.model, images, labels, task)
         nll = negative_log_likelihood("categorical")
         result: dict[int | None, Weights] = {}
         for old, targets in drawn.items():
