@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from avalanche_cetl.information.bundles import Bundle
 from avalanche_cetl.information.likelihood import (
@@ -25,6 +26,7 @@ from avalanche_cetl.information.likelihood import (
     LossName,
 )
 from avalanche_cetl.information.per_sample import Batch, PerSampleGradients, with_engine
+from avalanche_cetl.information.processes import Processes
 
 DEFAULT_CHUNK_BYTES = 512 * 2**20
 
@@ -93,6 +95,7 @@ def fisher_information(
     likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information: the mean over samples of squared per-sample gradients.
 
@@ -122,6 +125,9 @@ def fisher_information(
     :param generator: CPU generator of the sampled targets.
     :param chunk_bytes: bound on the memory of activations and per-sample gradients held at
         once, as far as a single sample fits into it.
+    :param process_group: of torch.distributed: every process gives samples of its own (the
+        model and ``params`` are the same), the mean is over all of them and the same
+        everywhere. A process that fails stops the others. Default: this process alone.
     :return: dict from parameter name to a tensor of the parameter's shape, values >= 0.
     :raises ValueError: for empty inputs, unknown parameters, losses or likelihoods.
 
@@ -141,6 +147,7 @@ def fisher_information(
             [bound],
             chosen,
             chunk_bytes,
+            Processes(process_group),
         )
 
 
@@ -176,9 +183,17 @@ def square_means(engine: PerSampleGradients, norms: bool = False) -> SquareMeans
                 if bundle.alive(k):
                     part = result.norms[k][rows] if norms else None
                     _add_squares(result, k, batch, bundle, part)
-    for fisher, factors in zip(result.fisher, result.factors, strict=True):
-        for value in (*fisher.values(), *(part for pair in factors.values() for part in pair)):
-            value /= engine.samples
+    sums = []
+    for k in count:
+        # In the parameters' order: processes may have met their layers in different ones.
+        result.fisher[k] = {n: result.fisher[k][n] for n in engine.params if n in result.fisher[k]}
+        for name, value in result.fisher[k].items():
+            parts = (value, *result.factors[k].get(name, ()))
+            sums += [(f"{k} {name}", part) for part in parts]
+    engine.meet([(name, value.shape) for name, value in sums])
+    engine.processes.add([value for _, value in sums])
+    for _, value in sums:
+        value /= engine.total
     return result
 
 

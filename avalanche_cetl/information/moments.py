@@ -35,7 +35,11 @@ class _Sums:
 
     def part(self, rows: slice) -> _Sums:
         """The sums of some entries of the first dimension; shares their memory."""
-        return _Sums(*(t[rows] for t in (self.u, self.v, self.uu, self.vv, self.uv)))
+        return _Sums(*(t[rows] for t in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All five."""
+        return self.u, self.v, self.uu, self.vv, self.uv
 
     def add(self, u: Tensor, v: Tensor) -> None:
         """Add some samples, ``(n, *layout)``."""
@@ -77,9 +81,13 @@ def gaussian_relative(
                 _add_outer(sums, bundle, means, [scale[rows] for scale in scales])
             else:
                 _add_blocks(sums, batch, bundle, means, [scale[rows] for scale in scales])
-            if engine.one_batch:
-                _finish(relative, sums, means, engine.samples)
-    _finish(relative, sums, means, engine.samples)
+            if engine.one_batch and engine.processes.alone:
+                _finish(relative, sums, means, engine.total)
+    engine.processes.meet()
+    for name in engine.params:
+        if name in sums:
+            engine.processes.add(sums[name].tensors())
+    _finish(relative, sums, means, engine.total)
     return relative
 
 

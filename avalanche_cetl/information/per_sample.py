@@ -23,6 +23,7 @@ from avalanche_cetl.information.bundles import (
 )
 from avalanche_cetl.information.functional import current_autocast
 from avalanche_cetl.information.likelihood import BoundLoss
+from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.information.routes import plan_routes, run_routes
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class PerSampleGradients:
     :param chunk_bytes: bound on activations and gradients held at once, as far as one sample
         fits.
     :param whole_model: leave everything to torch.func.
+    :param processes: those that hold further samples.
     """
 
     def __init__(
@@ -121,10 +123,13 @@ class PerSampleGradients:
         params: Mapping[str, Tensor],
         chunk_bytes: int,
         whole_model: bool = False,
+        processes: Processes | None = None,
     ):
         self.model, self.inputs, self.losses = model, list(inputs), list(losses)
         self.params, self.chunk_bytes = dict(params), chunk_bytes
         self.samples = len(self.inputs[0])
+        self.processes = Processes(None) if processes is None else processes
+        self.counts = [self.samples]
         self.layouts: dict[str, Layout] = {}
         self._autocast = current_autocast(self.inputs[0].device)
         self._kept: Batch | None = None
@@ -179,6 +184,17 @@ class PerSampleGradients:
         """A context without autocast: sums and products are not rounded to half precision."""
         return torch.autocast(self.inputs[0].device.type, enabled=False)
 
+    def meet(self, layouts: Sequence[tuple[str, torch.Size]]) -> None:
+        """Wait for the other processes, and see that all are about to add the same tensors."""
+        routes = {name: (route.kind, len(route.owners)) for name, route in self.routes.items()}
+        self.processes.agree((routes, [(name, tuple(shape)) for name, shape in layouts]))
+        self.counts = self.processes.meet(self.samples)
+
+    @property
+    def total(self) -> int:
+        """Samples of all processes, once they have met."""
+        return sum(self.counts)
+
     @property
     def one_batch(self) -> bool:
         """Whether all samples fit into one batch, which is then kept."""
@@ -192,22 +208,31 @@ def with_engine(
     losses: Sequence[BoundLoss],
     params: Mapping[str, Tensor],
     chunk_bytes: int,
+    processes: Processes,
 ) -> Result:
     """Run some work on per-sample gradients; on torch.func's where a layer picks its rows.
 
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
-    later batch than the one that was tried.
+    later batch than the one that was tried. What one process meets, the others hear of.
     """
-    with _differentiable(model):
+
+    def attempt(whole_model: bool) -> Result:
         try:
-            engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes)
+            engine = PerSampleGradients(
+                model, inputs, losses, params, chunk_bytes, whole_model, processes
+            )
             with engine.exactly():
                 return work(engine)
+        except Exception as problem:
+            processes.report(problem)
+            raise
+
+    with _differentiable(model):
+        try:
+            return attempt(whole_model=False)
         except RowMismatchError as problem:
             logger.debug("%s sees some samples only: torch.func runs the whole model", problem)
-        engine = PerSampleGradients(model, inputs, losses, params, chunk_bytes, whole_model=True)
-        with engine.exactly():
-            return work(engine)
+        return attempt(whole_model=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from avalanche_cetl.information.bundles import Bundle
 from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
@@ -27,6 +28,7 @@ from avalanche_cetl.information.fisher import (
 from avalanche_cetl.information.likelihood import BoundLoss, Loss
 from avalanche_cetl.information.moments import gaussian_relative
 from avalanche_cetl.information.per_sample import Batch, PerSampleGradients, with_engine
+from avalanche_cetl.information.processes import Processes
 
 
 def relative_fisher(
@@ -39,6 +41,7 @@ def relative_fisher(
     estimator: str = "gaussian",
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     """Relative Fisher information of two losses on the same samples (eq. 9).
 
@@ -85,6 +88,8 @@ def relative_fisher(
         single sample fits. ``"rank"`` and ``"histogram"`` need all samples of a weight: they
         go through the weights in groups, and through the model once per group where the
         activations of all samples exceed the bound.
+    :param process_group: as in :func:`fisher_information`; sums (``"rank"`` and
+        ``"histogram"``: a group's values) are over the samples of all processes.
     :return: dict from parameter name to a tensor of the parameter's shape, in [0, 1],
         0 where either task's Fisher value does not vary.
     :raises ValueError: for an unknown estimator, empty inputs or unknown parameters.
@@ -98,6 +103,7 @@ def relative_fisher(
         estimator=estimator,
         normalize_samples=normalize_samples,
         chunk_bytes=chunk_bytes,
+        process_group=process_group,
     )[1]
 
 
@@ -111,6 +117,7 @@ def fisher_and_relative(
     estimator: str = "gaussian",
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    process_group: ProcessGroup | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Fisher information of the first loss, and its relative Fisher with the second.
 
@@ -133,7 +140,9 @@ def fisher_and_relative(
         return restored(engine, means.fisher[0]), restored(engine, relative)
 
     with evaluation_mode(model):
-        return with_engine(work, model, parts, bound, chosen, chunk_bytes)
+        return with_engine(
+            work, model, parts, bound, chosen, chunk_bytes, Processes(process_group)
+        )
 
 
 @torch.no_grad()
@@ -151,6 +160,7 @@ def _estimated(
             for task in means.fisher
         ]
         _fill(engine, group, values)
+        engine.processes.meet()
         for name, columns in group.items():
             tasks = []
             for k in (0, 1):
@@ -160,7 +170,7 @@ def _estimated(
                     value /= (
                         norm.to(value.dtype).clamp_min(torch.finfo(value.dtype).tiny).unsqueeze(1)
                     )
-                tasks.append(value)
+                tasks.append(engine.processes.rows(value, engine.counts))
             if name not in relative:
                 relative[name] = torch.zeros_like(means.fisher[0][name])
             relative[name].view(-1)[columns] = ESTIMATORS[estimator](*tasks)
@@ -202,7 +212,7 @@ def _fill_from(
 def _groups(engine: PerSampleGradients, means: SquareMeans) -> Iterator[dict[str, slice]]:
     """Split the weights so that the values of a group stay within ``chunk_bytes``."""
     # Two tasks, and about six copies in an estimator that sorts.
-    room = max(1, engine.chunk_bytes // (engine.samples * 8 * 8))
+    room = max(1, engine.chunk_bytes // (engine.total * 8 * 8))
     group: dict[str, slice] = {}
     used = 0
     for name, value in means.fisher[0].items():

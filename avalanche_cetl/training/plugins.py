@@ -11,7 +11,8 @@ from avalanche.models import MultiTaskModule
 from avalanche.models.utils import avalanche_forward
 from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from avalanche_cetl.information.fisher import evaluation_mode, fisher_information
@@ -63,7 +64,8 @@ class GFIPlugin(SupervisedPlugin):
         smaller one), without training augmentation, >= 2.
     :param normalize: rescale each importance to mean 1 over its non-zero entries.
     :param seed: of the drawn images, labels and gates. The draws are the plugin's own and the
-        same in every process of a distributed run.
+        same in every process of a distributed run (torch.distributed, gloo or nccl); each then
+        measures its share of the images, and the sums over samples are all-reduced.
     :ivar importances: per experience, Fisher information by parameter name.
     :ivar saved_params: per experience, the weights theta* it was measured at.
     :ivar gated: per old experience, GFI as the current experience holds it.
@@ -128,14 +130,14 @@ class GFIPlugin(SupervisedPlugin):
             return
         images, _, _, rows = self._sample(strategy)
         drawn = {
-            task: self._draw(strategy.model, images, task) for task in self._old_tasks(strategy)
+            task: self._draw(_bare(strategy.model), images, task) for task in self._old_tasks(strategy)
         }
         self._drawn = rows, drawn
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Gate the stored importances by what the old tasks and the new one share."""
         self.gated, self.shared = {}, {}
-        params = _trainable(strategy.model)
+        params = _trainable(_bare(strategy.model))
         relative = self._relative(strategy, params) if self._drawn is not None else {}
         self._drawn = None
         for experience in self._old(strategy):
@@ -164,7 +166,7 @@ class GFIPlugin(SupervisedPlugin):
         """Add the penalty to the loss."""
         if not self.gated or self.dwa_lambda == 0:
             return
-        params = dict(strategy.model.named_parameters())
+        params = dict(_bare(strategy.model).named_parameters())
         for experience, importance in self.gated.items():
             anchors = self.saved_params[experience]
             strategy.loss += dwa_penalty(params, anchors, importance, self.dwa_lambda)
@@ -172,17 +174,18 @@ class GFIPlugin(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the Fisher information of the experience that ends."""
         now = strategy.clock.train_exp_counter
-        params = _trainable(strategy.model)
+        params = _trainable(_bare(strategy.model))
         images, labels, task, _ = self._sample(strategy)
-        view = _view(strategy.model, (task,))
+        view = _view(_bare(strategy.model), (task,))
         nll = negative_log_likelihood("categorical")
         if self.settings.fisher == "sampled":
-            labels = self._draw(strategy.model, images, task)
+            labels = self._draw(_bare(strategy.model), images, task)
         else:
-            labels = self._known(strategy.model, images, labels, task)
+            labels = self._known(_bare(strategy.model), images, labels, task)
+        own, group = _share(len(images))
         fisher = fisher_information(
-            view.module, images, lambda out, y: nll(view.pick(out, 0), y),
-            view.rename(params), targets=labels,
+            view.module, images[own], lambda out, y: nll(view.pick(out, 0), y),
+            view.rename(params), targets=labels[own], process_group=group,
         )  # fmt: skip
         self.importances[now] = self._merged(view.restore(fisher), now)
         anchors = {name: p.detach().clone() for name, p in params.items()}
@@ -209,7 +212,7 @@ class GFIPlugin(SupervisedPlugin):
         return known if self.mode == "separate" else known[-1:]
 
     def _task_key(self, strategy: Any, experience: int) -> int | None:
-        return self._tasks[experience] if _multi_task(strategy.model) else None
+        return self._tasks[experience] if _multi_task(_bare(strategy.model)) else None
 
     def _old_tasks(self, strategy: Any) -> list[int | None]:
         return list(dict.fromkeys(self._task_key(strategy, e) for e in self._old(strategy)))
@@ -242,21 +245,23 @@ class GFIPlugin(SupervisedPlugin):
         assert self._drawn is not None
         rows, drawn = self._drawn
         images, labels, task, _ = self._sample(strategy, rows)
-        labels = self._known(strategy.model, images, labels, task)
+        labels = self._known(_bare(strategy.model), images, labels, task)
         nll = negative_log_likelihood("categorical")
+        own, group = _share(len(images))
         result: dict[int | None, Weights] = {}
         for old, targets in drawn.items():
-            view = _view(strategy.model, (task if old is None else old, task))
+            view = _view(_bare(strategy.model), (task if old is None else old, task))
             found = relative_fisher(
                 view.module,
-                images,
+                images[own],
                 (
                     lambda out, y, view=view: nll(view.pick(out, 0), y),
                     lambda out, y, view=view: nll(view.pick(out, 1), y),
                 ),
                 view.rename(params),
-                targets=(targets, labels),
+                targets=(targets[own], labels[own]),
                 estimator=self.settings.estimator,
+                process_group=group,
             )
             result[old] = view.restore(found)
         return result
@@ -273,7 +278,7 @@ class GFIPlugin(SupervisedPlugin):
         batch = dataset.collate_fn([dataset[i] for i in rows])
         images, labels = batch[0].to(strategy.device), batch[1].to(strategy.device)
         tasks = torch.as_tensor(batch[-1]).unique().tolist()
-        if len(tasks) > 1 and _multi_task(strategy.model):
+        if len(tasks) > 1 and _multi_task(_bare(strategy.model)):
             raise ValueError(
                 f"an experience mixes the task labels {tasks}: GFIPlugin measures one head at a "
                 "time; give each task an experience of its own."
@@ -312,7 +317,22 @@ def _view(model: nn.Module, tasks: Sequence[int]) -> _View:
 
 
 def _multi_task(model: nn.Module) -> bool:
-    return isinstance(getattr(model, "module", model), MultiTaskModule)
+    return isinstance(model, MultiTaskModule)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model itself, under its own parameter names, where it is wrapped for training."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _share(rows: int) -> tuple[slice, distributed.ProcessGroup | None]:
+    """Which of the drawn rows this process measures, and those it does it with."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return slice(None), None
+    size = distributed.get_world_size()
+    if size == 1 or rows < size:
+        return slice(None), None
+    return slice(distributed.get_rank(), None, size), distributed.group.WORLD
 
 
 def _forward(model: nn.Module, images: Tensor, task: int | None) -> Tensor:

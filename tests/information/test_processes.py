@@ -1,0 +1,208 @@
+"""The same samples on one process and shared out to two, over gloo."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from avalanche_cetl import fisher_information
+
+PRELUDE = """
+import sys, datetime, torch
+from torch import nn, distributed
+from torch.nn import functional as F
+import avalanche_cetl  # before init_process_group: Avalanche makes a logger when imported
+torch.set_num_threads(1)
+rank, store = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group(
+    "gloo", init_method=f"file://{store}", rank=rank, world_size=2,
+    timeout=datetime.timedelta(seconds=60),
+)
+world = distributed.group.WORLD
+"""
+
+
+def together(tmp_path, body):
+    """Run a script in two processes; give their outputs."""
+    script = tmp_path / "script.py"
+    script.write_text(PRELUDE + textwrap.dedent(body))
+    command = [sys.executable, "-W", "ignore", str(script)]
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    done = [process.communicate(timeout=180) for process in both]
+    return [(p.returncode, out, err) for p, (out, err) in zip(both, done, strict=True)]
+
+
+def passed(results):
+    assert all(code == 0 for code, _, _ in results), "\n".join(e[-3000:] for _, _, e in results)
+
+
+def test_two_processes_give_what_one_does(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        from avalanche_cetl.information import fisher_and_relative
+
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6), nn.Tanh(),
+            nn.Linear(6, 3),
+        ).double()
+        x, y, goal = torch.randn(23, 1, 4, 4).double(), torch.randint(3, (23,)), torch.randn(23, 3)
+        losses = (
+            lambda out, y: F.cross_entropy(out, y, reduction="none"),
+            lambda out, t: (out - t).square().sum(1),
+        )
+        own = slice(0, 15) if rank == 0 else slice(15, None)
+        for estimator in ("gaussian", "rank", "histogram"):
+            for normalize_samples in (False, True):
+                for chunk in (2**29, 2**12):
+                    options = dict(
+                        estimator=estimator, normalize_samples=normalize_samples, chunk_bytes=chunk
+                    )
+                    whole = fisher_and_relative(model, x, losses, targets=(y, goal), **options)
+                    found = fisher_and_relative(
+                        model, x[own], losses, targets=(y[own], goal[own]), process_group=world,
+                        **options,
+                    )
+                    for one, other in zip(whole, found):
+                        assert list(one) == list(other)
+                        for name, value in one.items():
+                            torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
+                            both = [torch.empty_like(value) for _ in range(2)]
+                            distributed.all_gather(both, other[name])
+                            assert torch.equal(*both), (estimator, name)
+        """,
+    )
+    passed(results)
+
+
+def test_layers_that_pick_their_rows_in_one_process_alone(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        from avalanche_cetl import fisher_information
+
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 2)
+
+            def forward(self, x):
+                out = self.one(x)
+                if x.dim() == 2 and len(x) > 2 and not torch._C._functorch.is_batchedtensor(x):
+                    large = x[:, 0] > 0
+                    if bool(large.any()):
+                        out = out.masked_scatter(large.unsqueeze(1), self.two(x[large]))
+                else:
+                    out = torch.where(x[:, :1] > 0, self.two(x), out)
+                return out
+
+        torch.manual_seed(0)
+        model, x = Experts().double(), torch.randn(12, 3).double()
+        x[:, 0] = -x[:, 0].abs()
+        x[8:, 0] *= -1
+        loss = lambda out: out.square().sum(1)
+        whole = fisher_information(model, x, loss)
+        own = slice(0, 6) if rank == 0 else slice(6, None)
+        found = fisher_information(model, x[own], loss, process_group=world)
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+        """,
+    )
+    passed(results)
+
+
+def test_what_one_process_meets_stops_the_other(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        from avalanche_cetl import fisher_information
+
+        def loss(out):
+            if rank == 1:
+                raise ArithmeticError("no luck")
+            return out.sum(1)
+
+        fisher_information(nn.Linear(2, 2), torch.randn(5, 2), loss, process_group=world)
+        """,
+    )
+    assert all(code != 0 for code, _, _ in results)
+    assert "process 1 failed: ArithmeticError: no luck" in results[0][2]
+    assert "ArithmeticError: no luck" in results[1][2]
+
+
+def test_a_group_that_is_not_there():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="init_process_group"):
+        fisher_information(model, torch.zeros(3, 2), process_group=object())
+
+
+def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+        from avalanche.benchmarks.utils import as_classification_dataset
+        from avalanche.training.supervised import Naive
+        from torch.nn.parallel import DistributedDataParallel
+        from torch.utils.data import TensorDataset
+        from avalanche_cetl import GFIPlugin
+        from avalanche_cetl.training import plugins
+
+        torch.manual_seed(0)
+        sets = []
+        for _ in range(2):
+            data = TensorDataset(torch.randn(31, 6), torch.randint(3, (31,)))
+            data.targets = data.tensors[1]
+            sets.append(as_classification_dataset(data))
+        stream = with_classes_timeline(benchmark_from_datasets(train=sets)).train_stream
+
+        def run(shared):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+            plugin = GFIPlugin(1.0)
+            bare = model
+            if shared:
+                model = DistributedDataParallel(model)
+            strategy = Naive(
+                model=model, optimizer=torch.optim.SGD(bare.parameters(), 0.1),
+                criterion=lambda out, y: F.cross_entropy(out, y), train_mb_size=8,
+                plugins=[plugin], evaluator=None,
+            )
+            strategy.make_train_dataloader = lambda **kw: setattr(
+                strategy, "dataloader",
+                [(strategy.adapted_dataset[i:i+1][0][0].double()[None],
+                  torch.tensor([strategy.adapted_dataset[i][1]]), torch.zeros(1, dtype=int))
+                 for i in range(4)],
+            )
+            sample = plugin._sample
+            plugin._sample = lambda *a: (lambda r: (r[0].double(), *r[1:]))(sample(*a))
+            gated = []
+            before = plugin.before_backward
+            plugin.before_backward = lambda s, **kw: (gated.append(plugin.gated), before(s, **kw))
+            for experience in stream:
+                strategy.train(experience)
+            return plugin, gated[-1]
+
+        shared, held = run(True)
+        assert plugins._share(10)[1] is not None
+        plugins._share = lambda rows: (slice(None), None)
+        alone, wanted = run(False)
+        assert list(held) == list(wanted) == [0]
+        for found, expected in ((shared.importances[1], alone.importances[1]), (held[0], wanted[0])):
+            assert list(found) == list(expected)
+            for name in expected:
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
+        assert any(float((v == 0).sum()) for v in held[0].values())
+        """,
+    )
+    passed(results)
