@@ -1,6 +1,14 @@
 """Coupled end-to-end transfer learning with Generalized Fisher Information, for Avalanche."""
 
-from avalanche_cetl.encoders import Encoder, ModuleEncoder, TimmEncoder
+from avalanche_cetl.encoders import (
+    Encoder,
+    FeatureStoreError,
+    ModuleEncoder,
+    ONNXEncoder,
+    PrecomputedEncoder,
+    TimmEncoder,
+    with_source_features,
+)
 from avalanche_cetl.evaluation import cetl_metrics, gfi_metrics
 from avalanche_cetl.information import (
     Quantile,
@@ -20,9 +28,12 @@ __all__ = [
     "CETLStrategy",
     "CoupledModel",
     "Encoder",
+    "FeatureStoreError",
     "GFIPlugin",
     "GFISettings",
     "ModuleEncoder",
+    "ONNXEncoder",
+    "PrecomputedEncoder",
     "Quantile",
     "ResNet26",
     "ReversedDecoder",
@@ -36,4 +47,5 @@ __all__ = [
     "gfi_metrics",
     "relative_fisher",
     "transfer_benchmark",
+    "with_source_features",
 ]

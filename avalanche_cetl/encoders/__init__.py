@@ -1,7 +1,19 @@
-"""Frozen source networks S."""
+"""Frozen source networks S, and the store of their features."""
 
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.features import with_source_features
 from avalanche_cetl.encoders.module import ModuleEncoder
+from avalanche_cetl.encoders.onnx import ONNXEncoder
+from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
+from avalanche_cetl.encoders.store import FeatureStoreError
 from avalanche_cetl.encoders.timm import TimmEncoder
 
-__all__ = ["Encoder", "ModuleEncoder", "TimmEncoder"]
+__all__ = [
+    "Encoder",
+    "FeatureStoreError",
+    "ModuleEncoder",
+    "ONNXEncoder",
+    "PrecomputedEncoder",
+    "TimmEncoder",
+    "with_source_features",
+]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.fingerprint import Fingerprint
 
 
 class ModuleEncoder(Encoder):
@@ -62,6 +63,11 @@ class ModuleEncoder(Encoder):
     def extra_repr(self) -> str:
         """Name the layer in ``print(model)`` and the fingerprint."""
         return f"layer={self.layer!r}"
+
+    def fingerprint(self) -> str:
+        """Give a SHA-256 over module, layer and transform (by code and attributes)."""
+        own = Fingerprint().text(super().fingerprint())
+        return own.value(self.transform).hexdigest()
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Apply the transform given at construction."""

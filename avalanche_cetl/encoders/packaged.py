@@ -6,8 +6,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from avalanche_cetl.encoders.weights import read_weights
 
 _STEM_AND_HEAD = {
     "_conv_stem": "conv_stem",
@@ -54,15 +55,15 @@ def packaged_weights(name: str) -> Path:
     return file
 
 
-def load_packaged(module: nn.Module, name: str) -> None:
-    """Load the package's weights into timm's module, strictly: every key, every shape."""
-    state = torch.load(packaged_weights(name), map_location="cpu", weights_only=True)
+def packaged_state(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Give the package's weights under the names of timm's module."""
+    state = read_weights(packaged_weights(name))
     places = [
         (stage, block)
         for stage, blocks in enumerate(module.blocks)  # type: ignore[arg-type]
         for block in range(len(blocks))
     ]
-    module.load_state_dict({_renamed(key, places): value for key, value in state.items()})
+    return {_renamed(key, places): value for key, value in state.items()}
 
 
 def _renamed(key: str, places: list[tuple[int, int]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from timm.data import resolve_data_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.encoders.base import Denormalize, Encoder, match_channels
-from avalanche_cetl.encoders.packaged import load_packaged
-
-_INTERPOLATIONS = {"bilinear", "bicubic", "nearest"}
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.packaged import packaged_state
+from avalanche_cetl.encoders.preprocessing import Preprocessing
+from avalanche_cetl.encoders.weights import load_strictly, read_weights
 
 
 class TimmEncoder(Encoder):
@@ -24,27 +25,32 @@ class TimmEncoder(Encoder):
     Images in [0, 1] are resized (antialiased, in one step to the model's input size; small
     images have no margin to crop away) and normalised as ``timm.data.resolve_data_config``
     says; grey images become as many equal channels as the model reads. Features are the
-    pre-logits of ``forward_head(..., pre_logits=True)``.
+    pre-logits of ``forward_head(..., pre_logits=True)``, or those of an earlier ``layer``.
 
     :param name: a name of ``timm.list_models()``.
     :param pretrained: download the weights that timm names. Needs a network.
-    :param weights: a local ``.safetensors`` or ``.pth`` file instead, with timm's own keys
-        (``.pth`` is read with ``weights_only=True``: plain tensors, no code). Or
-        ``"package"``: ImageNet weights of ``tf_efficientnet_lite0``, ``1`` or ``2`` out of
+    :param weights: a local ``.safetensors`` or ``.pth`` file instead, with timm's own keys,
+        loaded strictly (``.pth`` is read with ``weights_only=True``: plain tensors, no code).
+        Or ``"package"``: ImageNet weights of ``tf_efficientnet_lite0``, ``1`` or ``2`` out of
         the packages that the extra ``offline`` installs.
+    :param layer: an index into ``feature_info`` (negative: from the end), or the name of one
+        of its modules or of any other; default: the pre-logits.
+    :param pool: how a layer's map ``(N, C, H, W)`` becomes one vector: ``"avg"`` (default),
+        ``"max"``, or a side g: average over a g x g grid, flattened to C g^2 features, which
+        keeps where things are. With the pre-logits: the model's ``global_pool`` (a string), or
+        a side g for its last feature map. Token sequences of other layers are averaged.
     :param image_size: side in pixels to resize to; default: the model's own. Smaller is
         faster; models with a fixed token grid take only their own.
     :param input_mean: per-channel mean that the benchmark's transform subtracted, so that it
         can be undone; None for images in [0, 1].
     :param input_std: per-channel deviation that it divided by.
-    :ivar dim: ``num_features`` of the pre-logits.
+    :ivar dim: number of features.
     :ivar num_classes: the model's classes, None when it has no classifier.
-    :raises ValueError: for an unknown name, missing weights or a failed download.
+    :raises ValueError: for an unknown name (with near ones), a model without pooled features,
+        weights that are missing or do not fit, a failed download, or an unknown layer.
     """
 
     module: Any
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -52,63 +58,57 @@ class TimmEncoder(Encoder):
         pretrained: bool = True,
         weights: str | Path | None = None,
         *,
+        layer: int | str | None = None,
+        pool: str | int | None = None,
         image_size: int | None = None,
         input_mean: Sequence[float] | None = None,
         input_std: Sequence[float] | None = None,
     ):
         super().__init__()
-        self.name = name
-        if not timm.is_model(name):
-            raise ValueError(f"{name!r} is no timm model; see timm.list_models('*{name[:6]}*').")
-        packaged = weights == "package"
-        if weights is not None and not packaged and not Path(weights).is_file():
-            raise ValueError(f"weights={str(weights)!r}: there is no such file.")
-        try:
-            self.module = timm.create_model(
-                name,
-                pretrained=pretrained and weights is None,
-                checkpoint_path=str(weights) if weights is not None and not packaged else "",
-            )
-            if packaged:
-                load_packaged(self.module, name)
-        except (OSError, RuntimeError) as problem:
-            raise ValueError(
-                f"the weights of {name!r} could not be loaded: {problem}\n"
-                "Remedies: download them where there is a network and give the file as "
-                "weights='file.safetensors', or take a model whose weights are in a package "
-                "(weights='package'), or pretrained=False for random weights."
-            ) from problem
+        _check_name(name)
+        _check_pool(pool, layer)
+        self.name, self.layer, self.pool = name, layer, pool
+        self.module = _create(name, pretrained, weights, pool if layer is None else None)
         config = resolve_data_config({}, model=self.module)
         channels, height, width = config["input_size"]
-        self.channels = channels
         self.size = (image_size, image_size) if image_size is not None else (height, width)
-        self.interpolation = (
-            config["interpolation"] if config["interpolation"] in _INTERPOLATIONS else "bilinear"
+        self.preprocessing = Preprocessing(
+            channels,
+            self.size,
+            config["mean"],
+            config["std"],
+            config["interpolation"],
+            input_mean,
+            input_std,
         )
-        self.denormalize = Denormalize(input_mean, input_std)
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1))
         self.freeze()
+        self._hook = self._find_layer(layer)
         with torch.no_grad():
-            self.dim = self.encode(torch.zeros(1, channels, *self.size)).shape[1]
+            features = self._try(torch.zeros(1, channels, *self.size))
+        if features.dim() != 2:
+            raise ValueError(
+                f"{name!r} has no pooled features: its head gives {tuple(features.shape[1:])}; "
+                "name a layer with layer=, or a side with pool=."
+            )
+        self.dim = features.shape[1]
         self.num_classes = getattr(self.module, "num_classes", 0) or None
 
     def extra_repr(self) -> str:
-        """Name model and preprocessing in ``print(model)`` and the fingerprint."""
-        return f"{self.name!r}, size={self.size}, interpolation={self.interpolation!r}"
+        """Name model and layer in ``print(model)`` and the fingerprint."""
+        return f"{self.name!r}, layer={self.layer!r}, pool={self.pool!r}"
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Resize and normalise images ``(N, 1 or 3, H, W)`` as the model was trained."""
-        x = match_channels(self.denormalize(x), self.channels)
-        if tuple(x.shape[2:]) != self.size:
-            smooth = self.interpolation != "nearest"
-            x = F.interpolate(x, self.size, mode=self.interpolation, antialias=smooth)
-            x = x.clamp(0, 1)  # bicubic overshoots
-        return (x - self.mean) / self.std
+        return self.preprocessing(x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Give the pre-logits ``(N, dim)`` of preprocessed images."""
-        return self.module.forward_head(self.module.forward_features(x), pre_logits=True)
+        """Give the features ``(N, dim)`` of preprocessed images."""
+        if self._hook is not None:
+            return self._pooled(self._intermediate(x, self._hook))
+        features = self.module.forward_features(x)
+        if isinstance(self.pool, int):
+            return self._pooled(features)
+        return self.module.forward_head(features, pre_logits=True)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -116,3 +116,111 @@ class TimmEncoder(Encoder):
         if self.num_classes is None:
             return super().logits(x)
         return self.module(self.preprocess(x))
+
+    def _try(self, x: Tensor) -> Tensor:
+        try:
+            return self.encode(x)
+        except (AttributeError, TypeError, NotImplementedError) as problem:
+            raise ValueError(
+                f"{self.name!r} has no pooled features (forward_features, forward_head): "
+                f"{problem}. Take another model, or name a layer with layer=."
+            ) from problem
+
+    def _find_layer(self, layer: int | str | None) -> int | str | None:
+        """An index for ``forward_intermediates``, or else the name of a module to hook."""
+        if layer is None:
+            return None
+        names = [info["module"] for info in getattr(self.module, "feature_info", [])]
+        if isinstance(layer, str) and layer not in names:
+            if layer and layer in dict(self.module.named_modules()):
+                return layer
+            raise ValueError(
+                f"layer={layer!r} is not in {self.name!r}. Its feature layers are {names}; any "
+                "other of its modules will do as well."
+            )
+        if isinstance(layer, int) and not -len(names) <= layer < len(names):
+            raise ValueError(
+                f"layer={layer} is out of range: {self.name!r} has {len(names)} feature layers, "
+                f"{names}."
+            )
+        index = names.index(layer) if isinstance(layer, str) else layer % len(names)
+        return index if hasattr(self.module, "forward_intermediates") else names[index]
+
+    def _intermediate(self, x: Tensor, hook: int | str) -> Tensor:
+        if isinstance(hook, int):
+            return self.module.forward_intermediates(x, indices=[hook], intermediates_only=True)[0]
+        captured: list[Tensor] = []
+        handle = self.module.get_submodule(hook).register_forward_hook(
+            lambda _module, _args, output: captured.append(output)
+        )
+        try:
+            self.module(x)
+        finally:
+            handle.remove()
+        if not captured or not isinstance(captured[-1], Tensor):
+            raise ValueError(f"layer={self.layer!r} of {self.name!r} gives no tensor.")
+        return captured[-1]
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        if maps.dim() == 2:
+            return maps
+        if maps.dim() == 3:  # tokens, of which the first may be the class's
+            if isinstance(self.pool, int):
+                maps = self._token_grid(maps)
+            else:
+                return maps.amax(1) if self.pool == "max" else maps.mean(1)
+        if maps.dim() != 4:
+            raise ValueError(f"{self.name!r} gives {tuple(maps.shape[1:])}, which has no pooling.")
+        if getattr(self.module, "output_fmt", "NCHW") == "NHWC" and self._hook is None:
+            maps = maps.permute(0, 3, 1, 2)
+        if self.pool == "max":
+            return maps.amax((2, 3))
+        side = self.pool if isinstance(self.pool, int) else 1
+        return F.adaptive_avg_pool2d(maps, side).flatten(1)
+
+    def _token_grid(self, tokens: Tensor) -> Tensor:
+        extra = getattr(self.module, "num_prefix_tokens", 0)
+        side = int((tokens.shape[1] - extra) ** 0.5)
+        if side * side != tokens.shape[1] - extra:
+            raise ValueError(f"{self.name!r} gives {tokens.shape[1]} tokens, which are no square.")
+        grid = tokens[:, extra:].transpose(1, 2)
+        return grid.reshape(len(tokens), -1, side, side)
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name):
+        return
+    bare = name.split(".")[0]
+    near = difflib.get_close_matches(bare, timm.list_models(), n=5)
+    hint = f"near it: {', '.join(near)}" if near else "see timm.list_models()"
+    raise ValueError(f"{name!r} is no timm model; {hint}.")
+
+
+def _check_pool(pool: str | int | None, layer: int | str | None) -> None:
+    if isinstance(pool, int) and pool < 1:
+        raise ValueError(f"pool={pool}: the side of a grid has to be >= 1.")
+    if layer is not None and isinstance(pool, str) and pool not in ("avg", "max"):
+        raise ValueError(f"pool={pool!r}: with layer=, 'avg', 'max' or the side of a grid.")
+
+
+def _create(
+    name: str, pretrained: bool, weights: str | Path | None, pool: str | int | None
+) -> torch.nn.Module:
+    options: dict[str, Any] = {"global_pool": pool} if isinstance(pool, str) else {}
+    download = pretrained and weights is None
+    try:
+        module = timm.create_model(name, pretrained=download, **options)
+    except Exception as problem:
+        if not download:
+            raise ValueError(f"timm could not build {name!r}: {problem}") from problem
+        raise ValueError(
+            f"the weights of {name!r} could not be downloaded: {problem}\n"
+            "Remedies: download them where there is a network and give the file as "
+            "weights='file.safetensors', or take a model whose weights are in a package "
+            "(weights='package'), or pretrained=False for random weights."
+        ) from problem
+    if weights is not None:
+        packaged = weights == "package"
+        state = packaged_state(module, name) if packaged else read_weights(weights)
+        load_strictly(module, state, f"the weights {str(weights)!r} and {name!r}")
+    return module

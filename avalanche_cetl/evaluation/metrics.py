@@ -121,8 +121,11 @@ class ReconstructionImages(PluginMetric[Any]):
         self._rounds += 1
         if (self._rounds - 1) % self.every:
             return []
-        images = self.images if self.images is not None else strategy.target_images(self.count)
-        rows = reconstruction_rows(strategy.model, images[: self.count].to(strategy.device))
+        if self.images is not None:
+            images, features = self.images[: self.count].to(strategy.device), None
+        else:
+            images, _, features = strategy.target_sample(self.count)
+        rows = reconstruction_rows(strategy.model, images, features)
         self._grid = image_grid(rows)
         return [_value(self, strategy, str(self), TensorImage(self._grid))]
 
@@ -139,12 +142,17 @@ class ReconstructionImages(PluginMetric[Any]):
 
 
 @torch.no_grad()
-def reconstruction_rows(model: CoupledModel, images: Tensor) -> dict[str, Tensor]:
-    """Give x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode."""
+def reconstruction_rows(
+    model: CoupledModel, images: Tensor, features: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Give x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode.
+
+    :param features: S's of the images; None to run S.
+    """
     with evaluation_mode(model):
         rows = {"x": images}
         if model.source is not None:
-            rows["T1(S(x))"] = model.reconstruct_source(images)
+            rows["T1(S(x))"] = model.reconstruct_source(images, features=features)
         rows["T1(T2(x))"] = model.reconstruct_target(images)
     return rows
 

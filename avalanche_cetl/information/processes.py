@@ -19,13 +19,15 @@ class Processes:
     """The processes whose samples count together; without a group this one alone.
 
     :param group: of torch.distributed, gloo or nccl; None for this process alone.
+    :ivar rank: of this process in the group.
+    :ivar size: of the group.
     :raises ValueError: when torch.distributed is not initialised, or this process is not in
         the group.
     """
 
     def __init__(self, group: distributed.ProcessGroup | None):
         self.group = group
-        self.size = 1
+        self.rank, self.size = 0, 1
         if group is None:
             return
         if not (distributed.is_available() and distributed.is_initialized()):
@@ -33,7 +35,8 @@ class Processes:
                 "process_group needs torch.distributed.init_process_group() first; leave it None "
                 "for one process."
             )
-        if distributed.get_rank(group) < 0:
+        self.rank = distributed.get_rank(group)
+        if self.rank < 0:
             raise ValueError("this process does not belong to the process_group.")
         self.size = distributed.get_world_size(group)
 

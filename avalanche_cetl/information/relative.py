@@ -140,9 +140,7 @@ def fisher_and_relative(
         return restored(engine, means.fisher[0]), restored(engine, relative)
 
     with evaluation_mode(model):
-        return with_engine(
-            work, model, parts, bound, chosen, chunk_bytes, Processes(process_group)
-        )
+        return with_engine(work, model, parts, bound, chosen, chunk_bytes, Processes(process_group))
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from avalanche_cetl.encoders.features import SOURCE_FEATURES
+
 UNLABELLED = -1
 TARGET_DOMAIN = 0
 SOURCE_DOMAIN = 1
@@ -20,6 +22,11 @@ class Rows:
 
     target: Any
     labelled: Any
+
+    @property
+    def has_features(self) -> bool:
+        """Whether S's features come with the images; see ``with_source_features``."""
+        return hasattr(self.target, SOURCE_FEATURES)
 
 
 def split_rows(dataset: Any) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,28 +65,37 @@ class Importance:
         return dwa_penalty(dict(model.named_parameters()), self.anchors, self.values, lam)
 
 
+class Sample(NamedTuple):
+    """Target rows: images ``(N, C, H, W)``, labels ``(N,)`` (-1: unknown), S's features or None."""
+
+    images: Tensor
+    labels: Tensor
+    features: Tensor | None = None
+
+
 def measure(
     model: CoupledModel,
     pair: Pair,
-    images: Tensor,
-    labels: Tensor,
+    sample: Sample,
     settings: GFISettings,
     importance: Literal["fisher", "gfi"],
     generator: torch.Generator,
 ) -> Importance:
     """Measure one importance of Algorithm 1 at the model's current weights.
 
-    :param images: target images ``(N, C, H, W)`` on the model's device.
-    :param labels: their labels ``(N,)``, -1 where unknown; read only by the empirical Fisher
-        of L_c, which draws the unknown ones from the model.
+    :param sample: target rows on the model's device. Their labels are read only by the
+        empirical Fisher of L_c, which draws the unknown ones from the model; without features
+        S runs.
     :param importance: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it.
     :param generator: CPU generator of drawn targets and of the gate.
     """
     params = model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
     params = {name: p for name, p in params.items() if p.requires_grad}
     tasks = TargetTasks(model, (pair.keep, pair.partner) if importance == "gfi" else (pair.keep,))
+    images, labels, features = sample
     with torch.no_grad(), evaluation_mode(model):
-        features = model.source(images) if model.source is not None else images.flatten(1)
+        if features is None:
+            features = model.source(images) if model.source is not None else images.flatten(1)
         goals = _goals(model, features, images, labels, settings.fisher, generator)
     names = (pair.keep, pair.partner)
     if importance == "fisher":

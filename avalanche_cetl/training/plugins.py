@@ -130,7 +130,8 @@ class GFIPlugin(SupervisedPlugin):
             return
         images, _, _, rows = self._sample(strategy)
         drawn = {
-            task: self._draw(_bare(strategy.model), images, task) for task in self._old_tasks(strategy)
+            task: self._draw(_bare(strategy.model), images, task)
+            for task in self._old_tasks(strategy)
         }
         self._drawn = rows, drawn
 

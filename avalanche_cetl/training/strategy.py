@@ -18,6 +18,7 @@ from torch.nn import CrossEntropyLoss
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from avalanche_cetl.encoders.features import FEATURES_INDEX
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.checks import (
     LabelledRows,
@@ -27,7 +28,7 @@ from avalanche_cetl.training.checks import (
     check_experience,
 )
 from avalanche_cetl.training.data import Rows, split_rows
-from avalanche_cetl.training.importance import PAIRS, Importance, measure
+from avalanche_cetl.training.importance import PAIRS, Importance, Sample, measure
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
 from avalanche_cetl.training.stages import (
@@ -244,8 +245,9 @@ class CETLStrategy(SupervisedTemplate):
     def _fit_source_statistics(self) -> None:
         features = []
         for batch in self._target_loader:
-            x = self._checked_images(batch[0].to(self.device))
-            features.append(self.model.source(x).float())
+            batch = [part.to(self.device, non_blocking=True) for part in batch]
+            self._checked_images(batch[0])
+            features.append(self._source_features(batch).float())
         self.model.fit_source_statistics(torch.cat(features))
 
     # ------------------------------------------------------------------ one round
@@ -328,27 +330,30 @@ class CETLStrategy(SupervisedTemplate):
         x = batch[0]
         self.optimizer.zero_grad()
         with lone_sample(self.model, len(x)):
-            loss = F.mse_loss(self._reconstruct_source(x), x)
+            loss = F.mse_loss(self._reconstruct_source(batch), x)
         self._note("L_rs", loss, len(x), x)
         self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
         self.loss.backward()
         self._source_optimizer.step()
 
-    def _source_features(self, x: Tensor) -> Tensor:
-        """S's features of a mini-batch: run once, though several stages read them."""
-        assert self.model.source is not None
+    def _source_features(self, batch: list[Tensor]) -> Tensor:
+        """S's features of a mini-batch: stored, or run once though several stages read them."""
+        assert self.model.source is not None and self._rows is not None
+        if self._rows.has_features:
+            return batch[FEATURES_INDEX]
+        x = batch[0]
         if self._seen is None or self._seen[0] is not x:
             self._seen = (x, self.model.source(x))
         return self._seen[1]
 
-    def _reconstruct_source(self, x: Tensor) -> Tensor:
-        return self.model.reconstruct_source(features=self._source_features(x))
+    def _reconstruct_source(self, batch: list[Tensor]) -> Tensor:
+        return self.model.reconstruct_source(features=self._source_features(batch))
 
     def _coupled_step(self, batch: list[Tensor], **kwargs: Any) -> None:
         self.mbatch = batch
         x = self.mb_x
         self.optimizer.zero_grad()
-        loss, self.mb_output = self._coupled_loss(x)
+        loss, self.mb_output = self._coupled_loss(batch)
         self.loss = self._make_empty_loss()
         self.loss += self.loss_weights["L_rt"] * loss + self._penalty("GFI1", "DWA1", len(x))
         self._before_backward(**kwargs)
@@ -356,16 +361,17 @@ class CETLStrategy(SupervisedTemplate):
         self.loss.backward()
         self._coupled_optimizer.step()
 
-    def _coupled_loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _coupled_loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         """L_rt and T2's logits; the goal T1(S(x)) is that of the clean image, detached."""
+        x = batch[0]
         matched = self.match_hidden > 0 and self.model.source is not None
         hidden_goals: list[Tensor] = []
         with torch.no_grad():
             if matched:
-                code = self.model.source_code(features=self._source_features(x))
+                code = self.model.source_code(features=self._source_features(batch))
                 goal, hidden_goals = self.model.decoder.forward_hidden(code)
             else:
-                goal = self._reconstruct_source(x) if self.model.source is not None else x
+                goal = self._reconstruct_source(batch) if self.model.source is not None else x
         seen = x
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
@@ -398,11 +404,11 @@ class CETLStrategy(SupervisedTemplate):
 
         def extra() -> Tensor:
             x = target[0]
-            total, _ = self._coupled_loss(x)
+            total, _ = self._coupled_loss(target)
             total = self._share("L_rt") * total
             if with_source:
                 with lone_sample(self.model, len(x)):
-                    loss = F.mse_loss(self._reconstruct_source(x), x)
+                    loss = F.mse_loss(self._reconstruct_source(target), x)
                 self._note("L_rs", loss, len(x), x)
                 total = total + self._share("L_rs") * loss
             return total
@@ -467,39 +473,44 @@ class CETLStrategy(SupervisedTemplate):
             # Without S there is no L_rs: T1 has one task only, and nothing to allocate.
             names = tuple(name for name in names if name == "GFI3")
         for name in names:
-            images, labels = self._importance_sample()
+            sample = self._importance_sample()
             self.importance[name] = measure(
                 self.model,
                 PAIRS[name],
-                images,
-                labels,
+                sample,
                 self.gfi,
                 self.plan.importance,
                 self._generator,
             )
 
-    def _importance_sample(self) -> tuple[Tensor, Tensor]:
-        """Draw target images, without training augmentation, and their labels (-1: unknown)."""
+    def _importance_sample(self) -> Sample:
+        """Draw target rows, without training augmentation."""
         assert self._rows is not None
         total = len(self._rows.target)
         chosen = torch.randperm(total, generator=self._generator)[: self.gfi.samples]
         return self._target_rows(chosen.tolist())
 
-    def _target_rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _target_rows(self, indices: Sequence[int]) -> Sample:
         assert self._rows is not None, "target images are there during training only"
         dataset = self._rows.target.eval()
         rows = [dataset[i] for i in indices]
         images = torch.stack([torch.as_tensor(row[0]) for row in rows]).to(self.device)
         labels = torch.tensor([int(row[1]) for row in rows], device=self.device)
-        return self._checked_images(images), labels
+        features = None
+        if self._rows.has_features and self.model.source is not None:
+            features = torch.stack([row[FEATURES_INDEX] for row in rows]).to(self.device)
+        return Sample(self._checked_images(images), labels, features)
 
-    def target_images(self, count: int) -> Tensor:
-        """Give the first target images of the experience in training, ``(count, C, H, W)``.
+    def target_sample(self, count: int) -> Sample:
+        """Give the first target rows of the experience in training.
 
         Without training augmentation; fewer where the experience has fewer.
+
+        :return: images ``(count, C, H, W)``, labels (-1: unknown), and S's features where the
+            benchmark has them.
         """
         assert self._rows is not None, "target images are there during training only"
-        return self._target_rows(range(min(count, len(self._rows.target))))[0]
+        return self._target_rows(range(min(count, len(self._rows.target))))
 
     # ------------------------------------------------------------------ what must not pass
 

@@ -198,7 +198,8 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(tmp_path):
         plugins._share = lambda rows: (slice(None), None)
         alone, wanted = run(False)
         assert list(held) == list(wanted) == [0]
-        for found, expected in ((shared.importances[1], alone.importances[1]), (held[0], wanted[0])):
+        pairs = ((shared.importances[1], alone.importances[1]), (held[0], wanted[0]))
+        for found, expected in pairs:
             assert list(found) == list(expected)
             for name in expected:
                 torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)

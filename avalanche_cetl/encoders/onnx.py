@@ -1,0 +1,177 @@
+"""An ONNX file, exported from anywhere, as the frozen source network S."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.preprocessing import Preprocessing
+
+
+class ONNXEncoder(Encoder):
+    """A network in an ONNX file as a frozen source network, run by onnxruntime.
+
+    The file has one input, float images ``(N, C, H, W)`` with a free batch axis. Custom
+    operators are not loaded. Needs ``pip install "avalanche-cetl[onnx]"``.
+
+    :param path: the ``.onnx`` file.
+    :param output: name of the output that holds the features, flattened to one vector an
+        image; default: the file's only output.
+    :param logits: name of the output that holds S's own logits ``(N, K)``, if any.
+    :param image_size: side in pixels to resize to, where the file leaves it free; default: the
+        file's own height and width, or images as they are.
+    :param mean: per channel, subtracted from images in [0, 1]; default 0.
+    :param std: per channel, divided by; default 1.
+    :param interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
+    :param input_mean: per-channel mean that the benchmark's transform subtracted; None for
+        images in [0, 1].
+    :param input_std: per-channel deviation that it divided by.
+    :param providers: onnxruntime's execution providers; default: the CPU's.
+    :ivar dim: number of features.
+    :ivar num_classes: width of ``logits``, or None.
+    :raises ImportError: without onnxruntime; names the extra.
+    :raises ValueError: for a file that is missing or no ONNX model, an unknown output, or
+        another input than a batch of images.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        output: str | None = None,
+        *,
+        logits: str | None = None,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str = "bilinear",
+        input_mean: Sequence[float] | None = None,
+        input_std: Sequence[float] | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ):
+        super().__init__()
+        self.path, self.providers = Path(path), list(providers)
+        if not self.path.is_file():
+            raise ValueError(f"path={str(path)!r}: there is no such file.")
+        self._hash = _content(self.path)
+        self._session = self._open()
+        self.output = self._choose(output)
+        self.logits_output = logits if logits is None else self._choose(logits)
+        channels, size = self._input_shape(image_size)
+        self.preprocessing = Preprocessing(
+            channels, size, mean, std, interpolation, input_mean, input_std
+        )
+        self.freeze()
+        if channels is None or size is None:
+            raise ValueError(
+                f"the input of {self.path.name} leaves channels, height or width free: say which "
+                "images it reads with image_size= (its channels have to be in the file)."
+            )
+        features = self._try(torch.zeros(2, channels, *size))
+        self.dim = features.shape[1]
+        self.num_classes = None
+        if self.logits_output is not None:
+            found = self._run(torch.zeros(2, channels, *size), self.logits_output)
+            if found.dim() != 2:
+                raise ValueError(f"logits={logits!r} has shape {tuple(found.shape)}, not (N, K).")
+            self.num_classes = found.shape[1]
+
+    def extra_repr(self) -> str:
+        """Name the output in ``print(model)`` and the fingerprint, with the file's hash."""
+        return f"output={self.output!r}, sha256={self._hash[:16]}"
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Resize and normalise images."""
+        return self.preprocessing(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Give the named output, flattened to ``(N, dim)``."""
+        return self._run(x, self.output).flatten(1)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Give the output named as logits, ``(N, num_classes)``."""
+        if self.logits_output is None:
+            return super().logits(x)
+        return self._run(self.preprocess(x), self.logits_output)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A session cannot be copied; a process that gets the encoder opens the file again.
+        return {**self.__dict__, "_session": None}
+
+    def _open(self) -> Any:
+        try:
+            import onnxruntime
+        except ImportError as problem:
+            raise ImportError(
+                "ONNXEncoder needs onnxruntime: pip install 'avalanche-cetl[onnx]'."
+            ) from problem
+        try:
+            return onnxruntime.InferenceSession(str(self.path), providers=self.providers)
+        except Exception as problem:  # onnxruntime's errors share no public base class
+            raise ValueError(
+                f"onnxruntime cannot run {str(self.path)!r} (custom operators are not loaded): "
+                f"{problem}"
+            ) from problem
+
+    def _choose(self, name: str | None) -> str:
+        names = [output.name for output in self._session.get_outputs()]
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is None or name not in names:
+            raise ValueError(f"output={name!r}: {self.path.name} has the outputs {names}.")
+        return name
+
+    def _input_shape(self, image_size: int | None) -> tuple[int | None, tuple[int, int] | None]:
+        inputs = self._session.get_inputs()
+        shape = list(inputs[0].shape)
+        found = f"{self.path.name} reads {[(i.name, i.type, i.shape) for i in inputs]}"
+        if len(inputs) != 1 or len(shape) != 4 or inputs[0].type != "tensor(float)":
+            raise ValueError(f"{found}; needed is one input, float images (N, C, H, W).")
+        if isinstance(shape[0], int):
+            raise ValueError(
+                f"{found}: its batch axis is fixed to {shape[0]}; export it with a dynamic first "
+                "axis."
+            )
+        channels = shape[1] if isinstance(shape[1], int) else None
+        fixed = tuple(side for side in shape[2:] if isinstance(side, int))
+        if len(fixed) == 2:
+            if image_size is not None and fixed != (image_size, image_size):
+                raise ValueError(f"image_size={image_size}, but {found}.")
+            return channels, (fixed[0], fixed[1])
+        return channels, None if image_size is None else (image_size, image_size)
+
+    def _try(self, x: Tensor) -> Tensor:
+        try:
+            features = self.encode(x)
+        except Exception as problem:  # as above
+            raise ValueError(
+                f"{self.path.name} does not run on a batch of two images: {problem}"
+            ) from problem
+        if len(features) != len(x):
+            raise ValueError(
+                f"output {self.output!r} of {self.path.name} has {len(features)} rows for "
+                f"{len(x)} images: it keeps no batch axis."
+            )
+        return features
+
+    def _run(self, x: Tensor, output: str) -> Tensor:
+        if self._session is None:
+            if _content(self.path) != self._hash:
+                raise ValueError(f"{str(self.path)!r} has changed since the encoder was made.")
+            self._session = self._open()
+        name = self._session.get_inputs()[0].name
+        image = np.ascontiguousarray(x.detach().float().cpu().numpy())
+        (found,) = self._session.run([output], {name: image})
+        return torch.from_numpy(np.ascontiguousarray(found)).to(x.device)
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

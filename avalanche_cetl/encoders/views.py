@@ -1,0 +1,92 @@
+"""Views of a data set that are the same every time, augmented or not."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class SeededView(Dataset):
+    """One view of a data set: item i is always the same, though its transform may draw.
+
+    The draws of PyTorch, numpy and Python (their global generators) are seeded by seed, view
+    and row while an item is made, and left as they were found.
+
+    :param dataset: items are tuples or lists whose first entry is the image, a tensor.
+    :param seed: of all views.
+    :param view: number of this one.
+    """
+
+    def __init__(self, dataset: Any, seed: int, view: int):
+        self.dataset, self.seed, self.view = dataset, seed, view
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded(f"{self.seed} {self.view} {index}"):
+            return self.dataset[index]
+
+    def image(self, index: int) -> Tensor:
+        """Give the image alone.
+
+        :raises TypeError: when it is no tensor.
+        """
+        image = self[index][0]
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"row {index} is a {type(image).__name__}; the benchmark's transforms have to give "
+                "tensors, e.g. with torchvision.transforms.ToTensor()."
+            )
+        return image
+
+    def check_repeats(self) -> None:
+        """See that an item is the same when it is asked for again.
+
+        :raises ValueError: when a transform draws from a generator of its own.
+        """
+        for index in range(min(2, len(self))):
+            if not torch.equal(self.image(index), self.image(index)):
+                raise ValueError(
+                    "a transform gives another image each time although the global generators of "
+                    "torch, numpy and random are seeded: it has a generator of its own. Let it "
+                    "draw from a global one, so that an image and its features belong together."
+                )
+
+
+class Images(Dataset):
+    """The images of a view alone, with their row."""
+
+    def __init__(self, view: SeededView):
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.view.image(index)
+
+
+@contextmanager
+def seeded(text: str) -> Iterator[None]:
+    """Seed the global generators from a text; restore their states afterwards."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+    # torch.manual_seed would also reach for every GPU.
+    torch.default_generator.manual_seed(number & (2**63 - 1))
+    np.random.seed(number & (2**32 - 1))
+    random.seed(number)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

@@ -1,0 +1,1 @@
+"""Speed and memory, ours against what else there is; ratios within one process."""

@@ -1,0 +1,74 @@
+"""Time ours against what else there is: `python -m benchmarks.speed`.
+
+    python -m benchmarks.speed fisher [--nets cicnn,resnet26,resnet18,vit] [--repeats 5]
+    python -m benchmarks.speed gfi | penalty | epoch | growth | memory
+
+Every figure is a ratio within one process. Rows are timed in turn, several times, so that a
+slow moment of the machine hits all of them; median and range are printed, and written with
+versions and settings to ``benchmarks/results/speed/``. Whoever is timed in ``fisher`` is
+checked first: its values against a loop over single samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from benchmarks.speed.epoch import epoch
+from benchmarks.speed.fisher import fisher, growth, plot_fisher, plot_growth
+from benchmarks.speed.refresh import gfi, memory, penalty
+
+FOLDER = Path(__file__).parents[1] / "results" / "speed"
+JOBS = {
+    "fisher": fisher,
+    "gfi": gfi,
+    "penalty": penalty,
+    "epoch": epoch,
+    "growth": growth,
+    "memory": memory,
+}
+PLOTS = {"fisher": plot_fisher, "growth": plot_growth}
+BY_NETWORK = ("fisher", "gfi")  # whose networks may be run one by one
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "timm", "avalanche-lib", "backpack-for-pytorch", "opacus"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=list(JOBS))
+    parser.add_argument("--nets", default="cicnn,resnet26,resnet18,vit")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=None, help="images (default: by network)")
+    parser.add_argument("--all-estimators", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    result = JOBS[args.what](args)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    name = args.what if args.device == "cpu" else f"{args.what}-{args.device}"
+    path = FOLDER / f"{name}.json"
+    if args.what in BY_NETWORK and path.exists():
+        result = json.loads(path.read_text())["results"] | result
+    document = {"settings": vars(args), "versions": _versions(), "results": result}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    if args.what in PLOTS:
+        PLOTS[args.what](result, FOLDER / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What a training epoch costs: with GFIPlugin or EWCPlugin, and a CETL round over bare torch."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from avalanche_cetl import CICNN, CETLStrategy, CoupledModel, GFIPlugin, ModuleEncoder
+from benchmarks.speed.timing import ratios, spread, wait
+
+SHAPE = (3, 32, 32)
+
+
+def epoch(args: argparse.Namespace) -> dict[str, Any]:
+    """An epoch of CI-CNN at batch 128; the importance passes that belong to it included."""
+    rows = args.samples or 2048
+    torch.manual_seed(0)
+    x = torch.randn(rows, *SHAPE)
+    y = torch.randint(10, (rows,))
+    result = {"images": rows, "plugins": _plugins(args, x, y), "round": _round(args, x, y)}
+    for name in ("plugins", "round"):
+        print(name)
+        for job, row in result[name].items():
+            print(f"  {job:24} {spread(row)}")
+    return result
+
+
+def _experience(x: Tensor, y: Tensor) -> Any:
+    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
+    from avalanche.benchmarks.utils import as_classification_dataset
+
+    data = TensorDataset(x, y)
+    data.targets = y  # type: ignore[attr-defined]
+    benchmark = benchmark_from_datasets(train=[as_classification_dataset(data)])
+    return with_classes_timeline(benchmark).train_stream[0]
+
+
+def _plugins(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
+    """The second experience, one epoch, over that of Naive training."""
+    from avalanche.training.plugins import EWCPlugin
+    from avalanche.training.supervised import Naive
+
+    experience = _experience(x, y)
+    makers: dict[str, Any] = {
+        "Naive": list,
+        "GFIPlugin, 256 images": lambda: [GFIPlugin(1.0)],
+        "GFIPlugin, all images": lambda: [GFIPlugin(1.0, samples=len(x))],
+        "no gate, all images": lambda: [
+            GFIPlugin(1.0, threshold=0.0, probability=1.0, samples=len(x))
+        ],
+        "EWCPlugin": lambda: [EWCPlugin(1.0)],
+    }
+    strategies = {}
+    for name, plugins in makers.items():
+        torch.manual_seed(0)
+        model = CICNN(10, SHAPE).to(args.device)
+        strategies[name] = Naive(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=128,
+            plugins=plugins(),
+            evaluator=None,
+            device=args.device,
+        )
+        strategies[name].train(experience)
+    seconds: dict[str, list[float]] = {name: [] for name in strategies}
+    for _ in range(args.repeats):
+        for name, strategy in strategies.items():
+            again = copy.deepcopy(strategy)  # each time its second experience
+            seconds[name].append(_clock(lambda s=again: s.train(experience), args.device))  # type: ignore[misc]
+    return ratios(seconds, "Naive")
+
+
+def _round(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
+    """A round of CETL over a loop by hand that does the same passes and steps."""
+    x = x.sigmoid()
+    experience = _experience(x, y)
+    jobs: dict[str, Any] = {"by hand": _by_hand(args, x, y)}
+    for variant in ("e", "fi", "gfi"):
+        model = _coupled(args.device)
+        strategy = CETLStrategy(
+            model=model,
+            optimizer=_optimizer(model.parameters()),
+            variant=variant,
+            train_mb_size=128,
+            evaluator=None,
+            device=args.device,
+        )
+        jobs[f"CETLStrategy, {variant}"] = lambda s=strategy: s.train(experience)  # type: ignore[misc]
+    for job in jobs.values():  # the first round fits statistics and plans routes
+        job()
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(args.repeats):
+        for name, job in jobs.items():
+            seconds[name].append(_clock(job, args.device))
+    return ratios(seconds, "by hand")
+
+
+def _coupled(device: str) -> CoupledModel:
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(10, SHAPE), input_shape=SHAPE)
+    return CoupledModel.build(source, CICNN(10, SHAPE), SHAPE).to(device)
+
+
+def _optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in parameters if p.requires_grad], lr=1e-3, momentum=0.9)
+
+
+def _by_hand(args: argparse.Namespace, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """The three stages of variant e, in plain torch, without a check of anything."""
+    model = _coupled(args.device)
+    decoder = list(model.decoder_parameters().values())
+    target = list(model.target_parameters().values())
+    optimizers = [_optimizer(decoder), _optimizer(decoder + target), _optimizer(target)]
+    loader = DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)
+    model.train()
+
+    def reconstruction(x: Tensor, _y: Tensor) -> Tensor:
+        return F.mse_loss(model.reconstruct_source(x), x)
+
+    def coupling(x: Tensor, _y: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = model.reconstruct_source(x)
+        return F.mse_loss(model.reconstruct_target(x), goal)
+
+    def classification(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    def run() -> None:
+        losses = (reconstruction, coupling, classification)
+        for loss_of, optimizer in zip(losses, optimizers, strict=True):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss_of(x.to(args.device), y.to(args.device)).backward()
+                optimizer.step()
+
+    return run
+
+
+def _clock(job: Callable[[], Any], device: str) -> float:
+    wait(device)
+    start = time.perf_counter()
+    job()
+    wait(device)
+    return time.perf_counter() - start
