@@ -1,4 +1,4 @@
-"""Command line: `python -m avalanche_cetl demo`."""
+"""Command line: `python -m avalanche_cetl demo | features`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--quick", action="store_true", help="a small form of it, under a minute")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     demo.add_argument("--out", default="demo-results", metavar="DIR", help="default: demo-results")
+    features = commands.add_parser(
+        "features", help="run a frozen timm model over a folder of images, and store its features"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that Avalanche imports, about each other
+        from avalanche_cetl.encoders import folder
+
+    folder.add_arguments(features)
     chosen = parser.parse_args(arguments)
+    if chosen.command == "features":
+        return folder.run(chosen)
     if chosen.seed < 0:
         parser.error(f"--seed {chosen.seed}: has to be 0 or more")
 

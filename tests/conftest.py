@@ -1,6 +1,9 @@
 """Small data made here, so that no test downloads anything."""
 
 import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -32,3 +35,41 @@ def data_root():
     if not root or not os.path.isdir(root):
         pytest.skip("CETL_DATA is not set: this test needs real data sets on disk")
     return root
+
+
+PRELUDE = """
+import sys, datetime, torch
+from torch import nn, distributed
+from torch.nn import functional as F
+import avalanche_cetl  # before init_process_group: Avalanche makes a logger when imported
+torch.set_num_threads(1)
+rank, store = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group(
+    "gloo", init_method=f"file://{store}", rank=rank, world_size=2,
+    timeout=datetime.timedelta(seconds=60),
+)
+world = distributed.group.WORLD
+"""
+
+
+@pytest.fixture
+def two_processes(tmp_path):
+    """Run a script in two processes of one gloo group; give each one's status and output."""
+
+    def run(body):
+        script = tmp_path / "script.py"
+        script.write_text(PRELUDE + textwrap.dedent(body))
+        command = [sys.executable, "-W", "ignore", str(script)]
+        both = [
+            subprocess.Popen(
+                [*command, str(rank), str(tmp_path / "store")],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        done = [process.communicate(timeout=180) for process in both]
+        return [(p.returncode, out, err) for p, (out, err) in zip(both, done, strict=True)]
+
+    return run

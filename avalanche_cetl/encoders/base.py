@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import torch
 from torch import Tensor, nn
 
@@ -55,5 +57,16 @@ class Encoder(nn.Module):
         raise ValueError(f"{type(self).__name__} has no classifier, so it gives no logits.")
 
     def fingerprint(self) -> str:
-        """Give a SHA-256 over structure, settings, weights and buffers: tells encoders apart."""
-        return Fingerprint().module(self).hexdigest()
+        """Give a SHA-256 that tells encoders apart.
+
+        Over structure, settings (``extra_repr``), weights and buffers, and over the code of a
+        subclass that is not this package's.
+        """
+        found = Fingerprint().module(self)
+        for parent in type(self).__mro__:
+            if parent is Encoder:
+                break
+            if not parent.__module__.startswith("avalanche_cetl."):
+                functions = {n: f for n, f in vars(parent).items() if isinstance(f, FunctionType)}
+                found.value([functions[name].__code__ for name in sorted(functions)])
+        return found.hexdigest()

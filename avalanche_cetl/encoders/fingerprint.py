@@ -35,7 +35,7 @@ class Fingerprint:
 
     def module(self, value: nn.Module) -> Fingerprint:
         """Take in structure (its representation), parameters and buffers."""
-        self.text(f"{type(value).__module__}.{type(value).__qualname__} {_plain(value)}")
+        self.text(f"{type(value).__qualname__} {_plain(value)}")
         for name, tensor in value.state_dict().items():
             self.text(name)
             if isinstance(tensor, Tensor):

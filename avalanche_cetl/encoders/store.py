@@ -53,12 +53,19 @@ class Extraction:
     :ivar num_workers: processes that load images.
     :ivar device: where the encoder runs; None for where it is.
     :ivar progress: show a progress bar, where there is a terminal.
+    :raises ValueError: for values out of range.
     """
 
     batch_size: int = 64
     num_workers: int = 0
     device: str | torch.device | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"batch_size={self.batch_size} has to be >= 1, num_workers={self.num_workers} >= 0."
+            )
 
 
 class FeatureRows(Sequence[Tensor]):

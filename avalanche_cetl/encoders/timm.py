@@ -45,6 +45,8 @@ class TimmEncoder(Encoder):
         can be undone; None for images in [0, 1].
     :param input_std: per-channel deviation that it divided by.
     :ivar dim: number of features.
+    :ivar size: height and width that images are resized to.
+    :ivar crop: share of a photo's shorter side that timm's evaluation crops to, in (0, 1].
     :ivar num_classes: the model's classes, None when it has no classifier.
     :raises ValueError: for an unknown name (with near ones), a model without pooled features,
         weights that are missing or do not fit, a failed download, or an unknown layer.
@@ -72,6 +74,7 @@ class TimmEncoder(Encoder):
         config = resolve_data_config({}, model=self.module)
         channels, height, width = config["input_size"]
         self.size = (image_size, image_size) if image_size is not None else (height, width)
+        self.crop = float(config["crop_pct"])
         self.preprocessing = Preprocessing(
             channels,
             self.size,

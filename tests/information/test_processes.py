@@ -1,53 +1,17 @@
 """The same samples on one process and shared out to two, over gloo."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
 from avalanche_cetl import fisher_information
-
-PRELUDE = """
-import sys, datetime, torch
-from torch import nn, distributed
-from torch.nn import functional as F
-import avalanche_cetl  # before init_process_group: Avalanche makes a logger when imported
-torch.set_num_threads(1)
-rank, store = int(sys.argv[1]), sys.argv[2]
-distributed.init_process_group(
-    "gloo", init_method=f"file://{store}", rank=rank, world_size=2,
-    timeout=datetime.timedelta(seconds=60),
-)
-world = distributed.group.WORLD
-"""
-
-
-def together(tmp_path, body):
-    """Run a script in two processes; give their outputs."""
-    script = tmp_path / "script.py"
-    script.write_text(PRELUDE + textwrap.dedent(body))
-    command = [sys.executable, "-W", "ignore", str(script)]
-    both = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ},
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    done = [process.communicate(timeout=180) for process in both]
-    return [(p.returncode, out, err) for p, (out, err) in zip(both, done, strict=True)]
 
 
 def passed(results):
     assert all(code == 0 for code, _, _ in results), "\n".join(e[-3000:] for _, _, e in results)
 
 
-def test_two_processes_give_what_one_does(tmp_path):
-    results = together(
-        tmp_path,
+def test_two_processes_give_what_one_does(two_processes):
+    results = two_processes(
         """
         from avalanche_cetl.information import fisher_and_relative
 
@@ -85,9 +49,8 @@ def test_two_processes_give_what_one_does(tmp_path):
     passed(results)
 
 
-def test_layers_that_pick_their_rows_in_one_process_alone(tmp_path):
-    results = together(
-        tmp_path,
+def test_layers_that_pick_their_rows_in_one_process_alone(two_processes):
+    results = two_processes(
         """
         from avalanche_cetl import fisher_information
 
@@ -121,9 +84,8 @@ def test_layers_that_pick_their_rows_in_one_process_alone(tmp_path):
     passed(results)
 
 
-def test_what_one_process_meets_stops_the_other(tmp_path):
-    results = together(
-        tmp_path,
+def test_what_one_process_meets_stops_the_other(two_processes):
+    results = two_processes(
         """
         from avalanche_cetl import fisher_information
 
@@ -146,9 +108,8 @@ def test_a_group_that_is_not_there():
         fisher_information(model, torch.zeros(3, 2), process_group=object())
 
 
-def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(tmp_path):
-    results = together(
-        tmp_path,
+def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
+    results = two_processes(
         """
         from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
         from avalanche.benchmarks.utils import as_classification_dataset
