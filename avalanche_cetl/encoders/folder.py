@@ -137,7 +137,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="local weights, or 'package'; default: timm's, downloaded"
     )
-    parser.add_argument("--images", required=True, metavar="DIR", help="folder, one a class or flat")
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder, one a class or flat"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
     parser.add_argument("--layer", metavar="L", help="feature layer, index or name")
     parser.add_argument("--pool", metavar="P", help="'avg', 'max' or the side of a grid")

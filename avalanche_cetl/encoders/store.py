@@ -293,7 +293,12 @@ class _Entry:
         device = torch.device(extraction.device) if extraction.device is not None else home
         batches = _batches(shards, self.rows, extraction.batch_size)
         quiet = None if extraction.progress and self.processes.rank == 0 else True
-        bar = tqdm(total=sum(len(rows) for rows in batches), unit="img", desc="source features", disable=quiet)
+        bar = tqdm(
+            total=sum(len(rows) for rows in batches),
+            unit="img",
+            desc="source features",
+            disable=quiet,
+        )
         per_shard = -(-SHARD_ROWS // extraction.batch_size)
         grouped = _grouped(view, batches, per_shard, extraction)
         encoder.to(device)

@@ -123,11 +123,12 @@ class TimmEncoder(Encoder):
     def _try(self, x: Tensor) -> Tensor:
         try:
             return self.encode(x)
-        except (AttributeError, TypeError, NotImplementedError) as problem:
+        except (AttributeError, TypeError, NotImplementedError, AssertionError, RuntimeError) as e:
             raise ValueError(
-                f"{self.name!r} has no pooled features (forward_features, forward_head): "
-                f"{problem}. Take another model, or name a layer with layer=."
-            ) from problem
+                f"{self.name!r} gives no pooled features (forward_features, forward_head) of "
+                f"images of {self.size[0]} px: {e}. Take another model or image_size, or name a layer "
+                "with layer=."
+            ) from e
 
     def _find_layer(self, layer: int | str | None) -> int | str | None:
         """An index for ``forward_intermediates``, or else the name of a module to hook."""

@@ -1,10 +1,13 @@
-import pytest
-import timm
-import torch
-from safetensors.torch import save_file
-from torch import nn
+import functools
+import subprocess
+import sys
 
-from avalanche_cetl import Encoder, ModuleEncoder, TimmEncoder
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from avalanche_cetl import Encoder, ModuleEncoder
 
 
 def _net():
@@ -76,9 +79,6 @@ def test_fingerprints_tell_weights_and_layers_apart():
         (lambda: ModuleEncoder(3, input_shape=(1, 8, 8)), TypeError),
         (lambda: ModuleEncoder(_net(), "nope", input_shape=(1, 8, 8)), ValueError),
         (lambda: ModuleEncoder(nn.ReLU(), input_shape=(1, 8, 8)), ValueError),
-        (lambda: TimmEncoder("no_such_model", pretrained=False), ValueError),
-        (lambda: TimmEncoder("resnet10t", weights="missing.safetensors"), ValueError),
-        (lambda: TimmEncoder("resnet10t", pretrained=False, input_mean=[0.5]), ValueError),
     ],
 )
 def test_bad_arguments(make, error):
@@ -86,77 +86,47 @@ def test_bad_arguments(make, error):
         make()
 
 
-def test_timm_preprocessing_is_timms_own():
-    encoder = TimmEncoder("test_resnet.r160_in1k", pretrained=False)
-    config = timm.data.resolve_data_config({}, model=encoder.module)
-    x = torch.rand(2, 3, 32, 32)
-    seen = encoder.preprocess(x)
-    assert seen.shape[1:] == config["input_size"]
-    raw = torch.nn.functional.interpolate(
-        x, config["input_size"][1:], mode=config["interpolation"], antialias=True
-    ).clamp(0, 1)
-    mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
-    torch.testing.assert_close(seen, (raw - mean) / std)
-    assert encoder(x).shape == (2, encoder.dim)
-    torch.testing.assert_close(encoder.logits(x), encoder.module(seen))
-    assert encoder.dim == encoder.module.head_hidden_size
+def test_fingerprints_tell_structures_and_transforms_apart():
+    def encoder(net=None, transform=None):
+        net = _net() if net is None else net
+        return ModuleEncoder(net, input_shape=(1, 8, 8), transform=transform).fingerprint()
+
+    soft = _net()
+    soft[2] = nn.Softplus()
+    half, third = (v2.Compose([v2.Normalize([m], [1.0])]) for m in (0.5, 0.3))
+    found = {
+        encoder(),
+        encoder(soft),
+        encoder(transform=lambda x: x + 1),
+        encoder(transform=lambda x: x + 2),
+        encoder(transform=functools.partial(torch.add, other=1)),
+        encoder(transform=functools.partial(torch.add, other=2)),
+        encoder(transform=half),
+        encoder(transform=third),
+        *(encoder(transform=_shift(by)) for by in (1.0, torch.ones(1), torch.zeros(1))),
+    }
+    assert len(found) == 11
+    assert encoder(transform=_shift(1.0)) == encoder(transform=_shift(1.0))
+    again = v2.Compose([v2.Normalize([0.5], [1.0])])
+    assert encoder(transform=half) == encoder(transform=again)
 
 
-@pytest.mark.parametrize(
-    "name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k"]
-)
-def test_timm_families_grey_images_and_normalised_input(name):
-    encoder = TimmEncoder(name, pretrained=False)
-    grey = torch.rand(2, 1, 28, 28)
-    features = encoder(grey)
-    assert features.shape == (2, encoder.dim) and not features.requires_grad
-    torch.testing.assert_close(features, encoder(grey.expand(-1, 3, -1, -1)))
-    normalised = TimmEncoder(name, pretrained=False, input_mean=[0.3], input_std=[0.2])
-    normalised.module.load_state_dict(encoder.module.state_dict())
-    torch.testing.assert_close(normalised((grey - 0.3) / 0.2), features, rtol=1e-3, atol=1e-4)
-    encoder.train()
-    assert not any(m.training for m in encoder.modules())
+def _shift(by):
+    return lambda x: x + by
 
 
-def test_timm_weights_from_a_file(tmp_path):
-    torch.manual_seed(1)
-    model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    encoder = TimmEncoder(
-        "test_resnet.r160_in1k", weights=tmp_path / "w.safetensors", image_size=64
+def test_a_fingerprint_is_the_same_in_another_process():
+    script = (
+        "import torch; from torch import nn; from avalanche_cetl import ModuleEncoder;"
+        "torch.manual_seed(0); net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2));"
+        "print(ModuleEncoder(net, '1', input_shape=(1, 2, 2), transform=torch.abs).fingerprint())"
     )
-    x = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(
-        encoder.encode(x), model.eval().forward_head(model.forward_features(x), pre_logits=True)
-    )
-
-
-def test_imagenet_weights_out_of_a_package():
-    encoder = TimmEncoder("tf_efficientnet_lite0", weights="package")
-    assert (encoder.dim, encoder.num_classes) == (1280, 1000)
-    assert encoder.size == (224, 224)
-    # Trained weights, not random ones: a picture of stripes is something to be sure about.
-    stripes = (torch.arange(224) // 14 % 2).float().expand(1, 3, 224, 224)
-    assert encoder.logits(stripes).softmax(1).max() > 0.05
-    with pytest.raises(ValueError, match="not for 'resnet10t'"):
-        TimmEncoder("resnet10t", weights="package")
-
-
-def test_a_missing_weight_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="offline"):
-        TimmEncoder("tf_efficientnet_lite1", weights="package")
-
-
-def test_a_failed_download_says_both_remedies(monkeypatch):
-    import avalanche_cetl.encoders.timm as module
-
-    def fail(*_args, **_kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(module.timm, "create_model", fail)
-    with pytest.raises(ValueError, match=r"weights=.*\n?.*pretrained=False"):
-        TimmEncoder("resnet10t")
+    run = [sys.executable, "-W", "ignore", "-c", script]
+    found = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()[-1]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    here = ModuleEncoder(net, "1", input_shape=(1, 2, 2), transform=torch.abs)
+    assert here.fingerprint() == found
 
 
 def test_a_user_adds_an_encoder_in_a_few_lines():

@@ -97,6 +97,7 @@ def test_anything_that_differs_has_an_entry_of_its_own(tmp_path):
 
     changed = images()
     changed[70, 0, 3, 3] += 1e-6
+
     class Code(Moments):
         def preprocess(self, x):
             return x * 2
@@ -340,7 +341,7 @@ def test_features_that_are_not_finite_or_too_large_name_their_row(tmp_path):
     with pytest.raises(ValueError, match="row 13 are not finite"):
         extract(tmp_path, x=x)
     x[13] = 1e6
-    with pytest.raises(ValueError, match="row 13 are too large for float16.*float32"):
+    with pytest.raises(ValueError, match=r"row 13 are too large for float16.*float32"):
         extract(tmp_path, x=x, dtype="float16")
     extract(tmp_path, x=x)
 

@@ -1,0 +1,343 @@
+"""Benchmarks with source features: same numbers as S run live, and the view always the same."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.supervised import Naive
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.transforms import v2
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    Encoder,
+    GFISettings,
+    ModuleEncoder,
+    PrecomputedEncoder,
+    adaptation_benchmark,
+    cetl_metrics,
+    transfer_benchmark,
+    with_source_features,
+)
+from avalanche_cetl.training import Variant
+
+SHAPE = (1, 8, 8)
+
+
+class Counting(ModuleEncoder):
+    """Counts the images it encodes."""
+
+    images = 0
+
+    def encode(self, x):
+        type(self).images += len(x)
+        return super().encode(x)
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
+    made = Counting(net, input_shape=SHAPE)
+    Counting.images = 0
+    return made
+
+
+@pytest.fixture
+def transfer(digits):
+    return transfer_benchmark(
+        digits(60), digits(30, seed=1), labels_per_class=5, source_train=digits(40, seed=2)
+    )
+
+
+def trained(benchmark, encoder, variant="gfi", **options):
+    torch.manual_seed(1)
+    model = CoupledModel.build(encoder, CICNN(3, SHAPE, width=0.05), SHAPE)
+    settings = {"train_epochs": 2, "warmup_epochs": 1, "evaluator": None, **options}
+    strategy = CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        variant=variant,
+        dwa_lambda=0.1,
+        gfi=GFISettings(samples=24),
+        train_mb_size=16,
+        **settings,
+    )
+    torch.manual_seed(2)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [(v.value, {}) for v in Variant] + [("gfi", {"alternate": "iteration", "match_hidden": 0.1})],
+)
+def test_the_same_weights_as_with_the_source_run_live(
+    tmp_path, transfer, encoder, variant, options
+):
+    stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
+    live = trained(transfer, encoder, variant, **options)
+    Counting.images = 0
+    found = trained(stored, encoder, variant, **options)
+    assert Counting.images == 0
+    for name, value in live.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+    assert found.round_losses == pytest.approx(live.round_losses, rel=1e-5)
+
+
+def test_half_precision_trains_as_well(tmp_path, transfer, encoder):
+    stored = with_source_features(transfer, encoder, tmp_path)
+    assert transfer.train_stream[0].dataset[0] is not None
+    assert stored.train_stream[0].dataset[0][2].dtype == torch.float16
+    found = trained(stored, encoder, train_epochs=1)
+    live = trained(transfer, encoder, train_epochs=1)
+    assert found.round_losses["L_rs"] == pytest.approx(live.round_losses["L_rs"], rel=1e-2)
+
+
+def test_items_attributes_and_streams(tmp_path, transfer, encoder):
+    stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
+    assert list(stored.streams) == list(transfer.streams)
+    for name, stream in transfer.streams.items():
+        old, new = stream[0], stored.streams[name][0]
+        assert new.classes_in_this_experience == old.classes_in_this_experience
+        assert new.task_label == old.task_label and new.current_experience == 0
+        assert list(new.dataset.targets) == list(old.dataset.targets)
+        assert list(new.dataset.domain_labels) == list(old.dataset.domain_labels)
+        assert type(new.dataset) is type(old.dataset) and len(new.dataset) == len(old.dataset)
+        for mode in ("train", "eval"):
+            for i in (0, len(old.dataset) - 1):
+                x, y, features, task = getattr(new.dataset, mode)()[i]
+                wanted = getattr(old.dataset, mode)()[i]
+                assert torch.equal(x, wanted[0]) and (y, task) == (wanted[1], wanted[-1])
+                torch.testing.assert_close(features, encoder(x[None])[0])
+                assert torch.equal(new.dataset.source_features[i], features)
+    subset = stored.train_stream[0].dataset.subset([3, 5])
+    assert torch.equal(subset[1][2], stored.train_stream[0].dataset[5][2])
+    assert torch.equal(subset.source_features[1], subset[1][2])
+    both = subset.concat(stored.train_stream[0].dataset)
+    assert torch.equal(both[2 + 7][2], stored.train_stream[0].dataset[7][2])
+
+
+def test_no_label_comes_back(tmp_path, digits, encoder):
+    benchmark = adaptation_benchmark(digits(40), digits(30, seed=1), digits(20, seed=2))
+    stored = with_source_features(benchmark, encoder, tmp_path)
+    dataset = stored.train_stream[0].dataset
+    hidden = [i for i, d in enumerate(dataset.domain_labels) if d == 0]
+    assert len(hidden) == 30
+    assert {dataset[i][1] for i in hidden} == {-1} == {dataset.targets[i] for i in hidden}
+
+
+def random_benchmark(digits, noise=0.2):
+    augment = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(8, 2), Noise(noise)])
+    return transfer_benchmark(
+        digits(60), digits(30, seed=1), train_transform=augment, eval_transform=v2.Identity()
+    )
+
+
+class Noise:
+    """Draws from all three global generators."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, x):
+        draws = torch.rand(()) + float(np.random.rand()) + random.random()
+        return x + self.size * draws
+
+
+def test_image_and_features_are_always_of_the_same_view(tmp_path, digits, encoder):
+    benchmark = random_benchmark(digits)
+    stored = with_source_features(benchmark, encoder, tmp_path, views=3, dtype="float32")
+    dataset = stored.train_stream[0].dataset
+    for i in range(0, 60, 13):
+        seen = set()
+        for _ in range(30):
+            x, _, features, _ = dataset[i]
+            torch.testing.assert_close(features, encoder(x[None])[0])
+            seen.add(x.numpy().tobytes())
+        assert len(seen) == 3
+        x, _, features, _ = dataset.eval()[i]
+        assert torch.equal(x, benchmark.train_stream[0].dataset.eval()[i][0])
+        torch.testing.assert_close(features, encoder(x[None])[0])
+    test = stored.test_stream[0].dataset
+    assert torch.equal(test.train()[4][0], test.eval()[4][0])
+
+
+def test_views_are_reproducible_kept_and_told_apart(tmp_path, digits, encoder):
+    benchmark = random_benchmark(digits)
+    first = with_source_features(benchmark, encoder, tmp_path, views=2)
+    once = Counting.images
+    assert once == 60 + 2 * 60 + 30
+    torch.rand(7)
+    again = with_source_features(benchmark, encoder, tmp_path, views=2)
+    assert Counting.images == once
+    with_source_features(benchmark, encoder, tmp_path, views=3)
+    assert Counting.images == once + 60
+    with_source_features(random_benchmark(digits, 0.3), encoder, tmp_path)
+    assert Counting.images == once + 2 * 60
+    with_source_features(benchmark, encoder, tmp_path, seed=1)
+    assert Counting.images == once + 3 * 60
+    mine, yours = (b.train_stream[0].dataset for b in (first, again))
+    torch.manual_seed(0)
+    wanted = [mine[i] for i in range(10)]
+    torch.manual_seed(0)
+    for i in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(yours[i][:1], wanted[i][:1], strict=True))
+
+
+def test_a_transform_with_a_generator_of_its_own_is_refused(tmp_path, digits, encoder):
+    own = torch.Generator().manual_seed(0)
+    benchmark = transfer_benchmark(
+        digits(20), digits(20), train_transform=lambda x: x + torch.rand((), generator=own)
+    )
+    with pytest.raises(ValueError, match="generator of its own"):
+        with_source_features(benchmark, encoder, tmp_path)
+
+
+def test_datasets_pickle_for_worker_processes(tmp_path, transfer, encoder):
+    stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
+    dataset = stored.train_stream[0].dataset
+    dataset[0]
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copied[7][2], dataset[7][2])
+
+
+@pytest.mark.parametrize("plugin", [lambda: EWCPlugin(1.0), LwFPlugin, lambda: ReplayPlugin(10)])
+def test_stock_strategies_run_on_it(tmp_path, digits, encoder, plugin):
+    benchmark = transfer_benchmark(digits(20), digits(20, seed=1))
+    stored = with_source_features(benchmark, encoder, tmp_path)
+    model = CICNN(3, SHAPE, width=0.05)
+    naive = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        plugins=[plugin()],
+        evaluator=None,
+    )
+    for _ in range(2):
+        naive.train(stored.train_stream)
+    naive.eval(stored.test_stream)
+
+
+def test_metrics_draw_pictures_without_the_source(tmp_path, transfer, encoder):
+    from avalanche.training.plugins import EvaluationPlugin
+
+    stored = with_source_features(transfer, encoder, tmp_path)
+    metrics = cetl_metrics(images=4)
+    Counting.images = 0
+    trained(stored, encoder, evaluator=EvaluationPlugin(*metrics, loggers=[]), train_epochs=1)
+    assert Counting.images == 0
+    assert metrics[-1].result() is not None
+
+
+def test_bad_arguments(tmp_path, transfer, encoder):
+    for arguments, message in (
+        ({"views": 0}, "views=0"),
+        ({"dtype": "int8"}, "int8"),
+        ({"streams": ["tran"]}, "tran"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_source_features(transfer, encoder, tmp_path, **arguments)
+    with pytest.raises(TypeError, match="Encoder"):
+        with_source_features(transfer, nn.Linear(2, 2), tmp_path)
+
+
+def test_chosen_streams_alone(tmp_path, transfer, encoder):
+    stored = with_source_features(transfer, encoder, tmp_path, streams=["train"])
+    assert Counting.images == 60
+    assert len(stored.train_stream[0].dataset[0]) == 4
+    assert len(stored.test_stream[0].dataset[0]) == 3
+
+
+# ------------------------------------------------------------------ precomputed
+
+
+def test_precomputed_features_train_as_the_network_does(tmp_path, transfer, encoder):
+    dataset = transfer.train_stream[0].dataset.eval()
+    features = encoder(torch.stack([row[0] for row in dataset]))
+    np.save(tmp_path / "features.npy", features.numpy())
+    np.savez(tmp_path / "features.npz", features=features.numpy(), other=np.zeros(3))
+    save_file({"anything": features}, tmp_path / "features.safetensors")
+    live = trained(transfer, encoder)
+    for name in ("features.npy", "features.npz", "features.safetensors"):
+        given = PrecomputedEncoder(tmp_path / name)
+        found = trained(with_source_features(transfer, given), given)
+        for key, value in live.model.state_dict().items():
+            torch.testing.assert_close(found.model.state_dict()[key], value, rtol=1e-5, atol=1e-5)
+    given = PrecomputedEncoder({"train": [features], "test": features[:30].numpy()})
+    stored = with_source_features(transfer, given)
+    assert torch.equal(stored.test_stream[0].dataset[29][2], features[29])
+    assert given.dim == 16 and "60" in given.extra_repr()
+
+
+def test_precomputed_features_that_do_not_fit(tmp_path, transfer):
+    good = torch.rand(60, 5)
+    with pytest.raises(ValueError, match="59 rows, but its data set has 60"):
+        with_source_features(transfer, PrecomputedEncoder(good[1:]))
+    with pytest.raises(ValueError, match="one view"):
+        with_source_features(transfer, PrecomputedEncoder(good), views=2)
+    with pytest.raises(ValueError, match=r"experience 0 of the stream 'test'"):
+        with_source_features(transfer, PrecomputedEncoder(good), streams=["test"])
+    with pytest.raises(ValueError, match="validation"):
+        with_source_features(transfer, PrecomputedEncoder({"validation": good}))
+    bad = good.clone()
+    bad[41, 3] = float("inf")
+    with pytest.raises(ValueError, match="row 41 is not finite"):
+        PrecomputedEncoder(bad)
+    with pytest.raises(ValueError, match="one width"):
+        PrecomputedEncoder([good, torch.rand(3, 4)])
+    with pytest.raises(ValueError, match="floats"):
+        PrecomputedEncoder(torch.arange(6).view(3, 2))
+    for wrong in (torch.rand(5), torch.rand(0, 5)):
+        with pytest.raises(ValueError, match=r"\(N, dim\)"):
+            PrecomputedEncoder(wrong)
+
+
+def test_precomputed_files_that_cannot_be_read(tmp_path):
+    pickled = tmp_path / "pickled.npy"
+    np.save(pickled, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickled"):
+        PrecomputedEncoder(pickled)
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="named 'features'"):
+        PrecomputedEncoder(tmp_path / "two.npz")
+    for name in ("cut.safetensors", "cut.npz", "cut.npy"):
+        (tmp_path / name).write_bytes(b"\x10\x00\x00")
+        with pytest.raises(ValueError, match="could not be read"):
+            PrecomputedEncoder(tmp_path / name)
+    (tmp_path / "a.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"expected \.safetensors"):
+        PrecomputedEncoder(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="no such file"):
+        PrecomputedEncoder(tmp_path / "missing.npy")
+
+
+def test_precomputed_encoder_without_its_benchmark_says_what_to_do(transfer):
+    with pytest.raises(ValueError, match="with_source_features"):
+        trained(transfer, PrecomputedEncoder(torch.rand(60, 5)))
+
+
+def test_features_of_another_width_than_the_models_source(tmp_path, transfer, encoder):
+    stored = with_source_features(transfer, PrecomputedEncoder(torch.rand(60, 5)))
+    with pytest.raises(ValueError, match=r"\(60, 5\)|\(N, 16\)"):
+        trained(stored, encoder)
+
+
+def test_a_subclass_of_few_lines(tmp_path, transfer):
+    class Quadrants(Encoder):
+        dim = 4
+
+        def encode(self, x):
+            return nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 2)
+
+    stored = with_source_features(transfer, Quadrants(), tmp_path)
+    strategy = trained(stored, Quadrants(), train_epochs=1)
+    assert np.isfinite(strategy.round_losses["L_rs"])

@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from avalanche_cetl import PrecomputedEncoder, TimmEncoder
+from avalanche_cetl.__main__ import main
+from avalanche_cetl.encoders.folder import ImageFiles, extract_folder, photo_transform
+from avalanche_cetl.encoders.store import Extraction
+
+TINY = "test_resnet.r160_in1k"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Photos of several sizes and modes in two class folders."""
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        place = tmp_path / "images" / ("cat", "dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 255, (40 + 10 * number, 90, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        (image.convert("L") if number == 3 else image).save(place / f"{number}.png")
+    return tmp_path / "images"
+
+
+def read(path):
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["cetl"])
+
+
+def test_features_labels_and_names_of_a_folder(tmp_path, folder):
+    torch.manual_seed(0)
+    encoder = TimmEncoder(TINY, pretrained=False, image_size=32)
+    images = ImageFiles(folder, photo_transform(32, 0.875))
+    path = extract_folder(encoder, images, tmp_path / "out.safetensors", "float32", Extraction(4))
+    tensors, about = read(path)
+    wanted = encoder(torch.stack([images[i][0] for i in range(6)]))
+    torch.testing.assert_close(tensors["features"], wanted)
+    assert tensors["labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert about["classes"] == ["cat", "dog"] and about["fingerprint"] == encoder.fingerprint()
+    assert about["files"] == [os.path.join("cat", f"{i}.png") for i in (0, 2, 4)] + [
+        os.path.join("dog", f"{i}.png") for i in (1, 3, 5)
+    ]
+    torch.testing.assert_close(PrecomputedEncoder(path).streams["train"][0], wanted)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_photos_keep_their_shape():
+    image = Image.new("RGB", (90, 40))
+    image.paste((255, 255, 255), (44, 0, 46, 40))
+    seen = photo_transform(32, 0.8)(image)
+    assert seen.shape == (3, 32, 32) and seen[:, :, 15:17].mean() > 0.5
+    assert seen[:, :, :12].max() < 0.1
+
+
+def test_the_command_line(tmp_path, folder, monkeypatch, capsys):
+    import timm
+
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model(TINY).state_dict(), weights)
+    out = tmp_path / "features.safetensors"
+    arguments = ["features", "--encoder", TINY, "--weights", str(weights), "--images", str(folder),
+                 "--out", str(out), "--workers", "0", "--device", "cpu"]  # fmt: skip
+    assert main(arguments) == 0
+    dim = TimmEncoder(TINY, weights=weights).dim
+    assert f"6 images, {dim} features" in capsys.readouterr().out
+    tensors, _ = read(out)
+    assert tensors["features"].dtype == torch.float16
+    assert main([*arguments, "--layer", "-2", "--pool", "2", "--dtype", "float32"]) == 0
+    encoder = TimmEncoder(TINY, weights=weights, layer=-2, pool=2)
+    assert read(out)[0]["features"].shape == (6, encoder.dim)
+    assert main([*arguments, "--images", str(tmp_path / "nowhere")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert main([*arguments, "--encoder", "resnet9000"]) == 1
+    assert "near it" in capsys.readouterr().err
+
+
+def test_flat_folders_empty_ones_and_broken_files(tmp_path, folder):
+    transform = photo_transform(16, 1.0)
+    flat = ImageFiles(folder / "cat", transform)
+    assert flat.files == ["0.png", "2.png", "4.png"] and flat.labels == [-1] * 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image"):
+        ImageFiles(tmp_path / "empty", transform)
+    (tmp_path / "hollow" / "class").mkdir(parents=True)
+    with pytest.raises(ValueError, match="class"):
+        ImageFiles(tmp_path / "hollow", transform)
+    (folder / "dog" / "3.png").write_bytes(b"no picture")
+    images = ImageFiles(folder, transform)
+    with pytest.raises(ValueError, match=r"3\.png \(row 4\) cannot be read"):
+        images[4]
+
+
+def test_under_torchrun_the_file_is_the_same(tmp_path, folder):
+    import timm
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model(TINY).state_dict(), tmp_path / "w.pth")
+    common = ["-m", "avalanche_cetl", "features", "--encoder", TINY, "--weights",
+              str(tmp_path / "w.pth"), "--images", str(folder), "--workers", "0"]  # fmt: skip
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    for name, before in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *before, *common, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("6 images") == 1
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

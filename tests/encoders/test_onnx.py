@@ -1,0 +1,131 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_cetl import ONNXEncoder, TimmEncoder, transfer_benchmark, with_source_features
+
+pytest.importorskip("onnxruntime")
+TINY = "test_resnet.r160_in1k"
+
+
+class Both(nn.Module):
+    """Features and logits of a timm model, as an exporter would give them."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        features = self.module.forward_head(self.module.forward_features(x), pre_logits=True)
+        return features, self.module.get_classifier()(features)
+
+
+def export(module, path, shape=(3, 160, 160), free=(0,), outputs=("features", "logits")):
+    axes = {name: {0: "n"} for name in outputs} if 0 in free else {}
+    if free:
+        axes["images"] = {axis: "nchw"[axis] for axis in free}
+    torch.onnx.export(
+        module.eval(), (torch.rand(2, *shape),), str(path), dynamo=False,
+        input_names=["images"], output_names=list(outputs), dynamic_axes=axes,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def timm_encoder():
+    torch.manual_seed(0)
+    return TimmEncoder(TINY, pretrained=False)
+
+
+@pytest.fixture
+def file(tmp_path, timm_encoder):
+    return export(Both(timm_encoder.module), tmp_path / "net.onnx")
+
+
+def made(path, timm_encoder, **options):
+    p = timm_encoder.preprocessing
+    return ONNXEncoder(
+        path, "features", logits="logits", mean=p.mean.flatten().tolist(),
+        std=p.std.flatten().tolist(), interpolation=p.interpolation, **options,
+    )  # fmt: skip
+
+
+def test_features_and_logits_are_the_timm_encoders(file, timm_encoder):
+    encoder = made(file, timm_encoder)
+    assert (encoder.dim, encoder.num_classes) == (timm_encoder.dim, 1000)
+    for rows in (1, 5):
+        x = torch.rand(rows, 1, 28, 28)
+        torch.testing.assert_close(encoder(x), timm_encoder(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder.logits(x), timm_encoder.logits(x), rtol=1e-4, atol=1e-4)
+    assert not encoder.training and not encoder.train().training
+
+
+def test_it_copies_pickles_and_knows_its_file(file, timm_encoder, tmp_path):
+    encoder = made(file, timm_encoder)
+    x = torch.rand(2, 3, 32, 32)
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(other(x), encoder(x))
+        assert other.fingerprint() == encoder.fingerprint()
+    stale = copy.deepcopy(encoder)
+    with torch.no_grad():
+        timm_encoder.module.conv1[0].weight.mul_(2)
+    export(Both(timm_encoder.module), file)
+    assert made(file, timm_encoder).fingerprint() != encoder.fingerprint()
+    with pytest.raises(ValueError, match="has changed"):
+        stale(x)
+
+
+def test_the_store_takes_it(file, timm_encoder, tmp_path, digits):
+    encoder = made(file, timm_encoder)
+    benchmark = transfer_benchmark(digits(10), digits(6))
+    stored = with_source_features(benchmark, encoder, tmp_path / "store", dtype="float32")
+    image, _, features, _ = stored.train_stream[0].dataset[7]
+    torch.testing.assert_close(features, timm_encoder(image[None])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_free_height_and_width_need_an_image_size(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1))
+    path = export(net, tmp_path / "a.onnx", (1, 9, 9), (0, 2, 3), ("features",))
+    with pytest.raises(ValueError, match="image_size="):
+        ONNXEncoder(path)
+    assert ONNXEncoder(path, image_size=12)(torch.rand(2, 1, 20, 20)).shape == (2, 3)
+
+
+def test_bad_files_and_arguments(tmp_path, file, timm_encoder):
+    with pytest.raises(ValueError, match="no such file"):
+        ONNXEncoder(tmp_path / "missing.onnx")
+    (tmp_path / "garbage.onnx").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="cannot run"):
+        ONNXEncoder(tmp_path / "garbage.onnx")
+    for output in (None, "middle"):
+        with pytest.raises(ValueError, match=r"outputs \['features', 'logits'\]"):
+            ONNXEncoder(file, output)
+    with pytest.raises(ValueError, match="image_size=64, but"):
+        made(file, timm_encoder, image_size=64)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    fixed = export(net, tmp_path / "fixed.onnx", (1, 4, 4), (), ("features",))
+    with pytest.raises(ValueError, match="dynamic first axis"):
+        ONNXEncoder(fixed)
+    flat = export(nn.Linear(16, 2), tmp_path / "flat.onnx", (16,), (0,), ("features",))
+    with pytest.raises(ValueError, match=r"float images \(N, C, H, W\)"):
+        ONNXEncoder(flat)
+
+
+class Mixing(nn.Module):
+    def forward(self, x):
+        return x.mean(0, keepdim=True).flatten(1)
+
+
+def test_an_output_without_batch_axis(tmp_path):
+    path = export(Mixing(), tmp_path / "mean.onnx", (1, 4, 4), (0,), ("features",))
+    with pytest.raises(ValueError, match="keeps no batch axis"):
+        ONNXEncoder(path)
+
+
+def test_without_onnxruntime_the_extra_is_named(file, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"avalanche-cetl\[onnx\]"):
+        ONNXEncoder(file, "features")
