@@ -126,8 +126,8 @@ class TimmEncoder(Encoder):
         except (AttributeError, TypeError, NotImplementedError, AssertionError, RuntimeError) as e:
             raise ValueError(
                 f"{self.name!r} gives no pooled features (forward_features, forward_head) of "
-                f"images of {self.size[0]} px: {e}. Take another model or image_size, or name a layer "
-                "with layer=."
+                f"images of {self.size[0]} px: {e}. Take another model or image_size, or name a "
+                "layer with layer=."
             ) from e
 
     def _find_layer(self, layer: int | str | None) -> int | str | None:
