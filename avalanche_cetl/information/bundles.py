@@ -88,17 +88,25 @@ class LayerBundle(Bundle):
     def __init__(self, name: str, parameter: Tensor, uses: list[tuple[nn.Module, str, Call]]):
         super().__init__({name: parameter})
         self.name, self.uses = name, uses
-        module, local, _ = uses[0]
+        module, local, first = uses[0]
         self._factors = layers.factors(module, local)
-        self._single = len(uses) == 1
+        # Several losses may each read a call of their own: a decoder of two codes does.
+        self._by_loss = [
+            [call for _, _, call in uses if call.gradients[k] is not None]
+            for k in range(len(first.gradients))
+        ]
+        self._single = all(len(calls) <= 1 for calls in self._by_loss) and all(
+            other is module and own == local for other, own, _ in uses
+        )
         self._layout = super().layout(name)
         self._positions = self._column_bytes = 0
         if self.factored:
-            probe = self.factors(slice(0, 1))
-            shape = torch.Size([*probe.left.shape[1:-1], probe.right.shape[-1]])
-            self._layout = Layout(shape, probe.restore)
-            self._positions = probe.left.shape[-1]
-            self._column_bytes = probe.right.numel() * 4
+            for loss in range(len(self._by_loss)):
+                probe = self.factors(slice(0, 1), loss)
+                shape = torch.Size([*probe.left.shape[1:-1], probe.right.shape[-1]])
+                self._layout = Layout(shape, probe.restore)
+                self._positions = max(self._positions, probe.left.shape[-1])
+                self._column_bytes = max(self._column_bytes, probe.right.numel() * 4)
 
     def alive(self, loss: int) -> bool:
         """Whether the loss reaches it."""
@@ -110,17 +118,18 @@ class LayerBundle(Bundle):
 
     @property
     def factored(self) -> bool:
-        """Whether the gradients are one product of two factors."""
+        """Whether each loss's gradients are one product of two factors."""
         return self._single and self._factors is not None
 
-    def factors(self, rows: slice, loss: int | None = None) -> layers.Factors:
-        """Both factors for some samples; of any loss that reaches them, where none is named."""
+    def factors(self, rows: slice, loss: int) -> layers.Factors:
+        """Both factors for some samples; zero where the loss does not reach them."""
         module, _, call = self.uses[0]
         assert self._factors is not None
-        reached = [g for g in call.gradients if g is not None]
-        g = reached[0] if loss is None else call.gradients[loss]
+        if self._by_loss[loss]:
+            (call,) = self._by_loss[loss]
+        g = call.gradients[loss]
         if g is None:
-            g = torch.zeros_like(reached[0])
+            g = torch.zeros_like(next(g for g in call.gradients if g is not None))
         return self._factors(module, *_wide(call.x[rows].detach(), g[rows]))
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
@@ -157,8 +166,9 @@ class LayerBundle(Bundle):
 
     def square_sum(self, loss: int) -> Tensor | None:
         """Sum of squares of an Embedding, without a table per sample."""
-        module, _, call = self.uses[0]
+        module = self.uses[0][0]
         if self._single and isinstance(module, nn.Embedding):
+            (call,) = self._by_loss[loss]
             g = call.gradients[loss]
             assert g is not None
             return layers.embedding_square_sum(module, *_wide(call.x, g))

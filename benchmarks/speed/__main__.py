@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed fisher [--nets cicnn,resnet26,resnet18,vit] [--repeats 5]
     python -m benchmarks.speed gfi | penalty | epoch | growth | memory
+    python -m benchmarks.speed features --data-root DIR
 
 Every figure is a ratio within one process. Rows are timed in turn, several times, so that a
 slow moment of the machine hits all of them; median and range are printed, and written with
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.epoch import epoch
+from benchmarks.speed.features import features
 from benchmarks.speed.fisher import fisher, growth, plot_fisher, plot_growth
 from benchmarks.speed.refresh import gfi, memory, penalty
 
@@ -29,6 +32,7 @@ JOBS = {
     "gfi": gfi,
     "penalty": penalty,
     "epoch": epoch,
+    "features": features,
     "growth": growth,
     "memory": memory,
 }
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--samples", type=int, default=None, help="images (default: by network)")
     parser.add_argument("--all-estimators", action="store_true")
+    parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"), metavar="DIR")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -64,7 +69,11 @@ def main() -> None:
     path = FOLDER / f"{name}.json"
     if args.what in BY_NETWORK and path.exists():
         result = json.loads(path.read_text())["results"] | result
-    document = {"settings": vars(args), "versions": _versions(), "results": result}
+    document = {
+        "settings": {k: v for k, v in vars(args).items() if k != "data_root"},
+        "versions": _versions(),
+        "results": result,
+    }
     path.write_text(json.dumps(document, indent=1) + "\n")
     if args.what in PLOTS:
         PLOTS[args.what](result, FOLDER / f"{name}.png")

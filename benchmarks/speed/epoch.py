@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from avalanche_cetl import CICNN, CETLStrategy, CoupledModel, GFIPlugin, ModuleEncoder
-from benchmarks.speed.timing import ratios, spread, wait
+from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)
 
@@ -76,7 +75,7 @@ def _plugins(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[s
     for _ in range(args.repeats):
         for name, strategy in strategies.items():
             again = copy.deepcopy(strategy)  # each time its second experience
-            seconds[name].append(_clock(lambda s=again: s.train(experience), args.device))  # type: ignore[misc]
+            seconds[name].append(clock(lambda s=again: s.train(experience), args.device))  # type: ignore[misc]
     return ratios(seconds, "Naive")
 
 
@@ -101,7 +100,7 @@ def _round(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(args.repeats):
         for name, job in jobs.items():
-            seconds[name].append(_clock(job, args.device))
+            seconds[name].append(clock(job, args.device))
     return ratios(seconds, "by hand")
 
 
@@ -144,11 +143,3 @@ def _by_hand(args: argparse.Namespace, x: Tensor, y: Tensor) -> Callable[[], Non
                 optimizer.step()
 
     return run
-
-
-def _clock(job: Callable[[], Any], device: str) -> float:
-    wait(device)
-    start = time.perf_counter()
-    job()
-    wait(device)
-    return time.perf_counter() - start

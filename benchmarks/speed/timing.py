@@ -15,13 +15,19 @@ def timed(jobs: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
-            wait(device)
-            start = time.perf_counter()
-            job()
-            wait(device)
+            took = clock(job, device)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
     return seconds
+
+
+def clock(job: Callable[[], Any], device: str) -> float:
+    """Seconds of one run."""
+    wait(device)
+    start = time.perf_counter()
+    job()
+    wait(device)
+    return time.perf_counter() - start
 
 
 def wait(device: str) -> None:
