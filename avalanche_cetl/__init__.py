@@ -7,8 +7,8 @@ from avalanche_cetl.encoders import (
     ONNXEncoder,
     PrecomputedEncoder,
     TimmEncoder,
-    with_source_features,
 )
+from avalanche_cetl.encoders.features import with_source_features
 from avalanche_cetl.evaluation import cetl_metrics, gfi_metrics
 from avalanche_cetl.information import (
     Quantile,

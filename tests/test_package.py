@@ -40,6 +40,18 @@ def test_the_readmes_script_runs_as_it_stands(capsys):
     assert "Top1_Acc_Stream/eval_phase/test_stream" in capsys.readouterr().out
 
 
+def test_the_readmes_own_encoder_runs_as_it_stands(tmp_path, digits):
+    script = re.search(r"<!-- encoder -->\n```python\n(.*?)```", README.read_text(), re.S)[1]
+    assert len([line for line in script.splitlines() if line.strip()]) < 30
+    names = {}
+    exec(compile(script, "README.md", "exec"), names)
+    encoder = names["Downscaled"](6)
+    benchmark = avalanche_cetl.transfer_benchmark(digits(20), digits(8))
+    stored = avalanche_cetl.with_source_features(benchmark, encoder, tmp_path)
+    assert stored.train_stream[0].dataset[0][2].shape == (encoder.dim,)
+    assert encoder.fingerprint() != names["Downscaled"](7).fingerprint()
+
+
 def test_docstring_examples():
     import doctest
     import importlib

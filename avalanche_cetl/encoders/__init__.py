@@ -1,7 +1,9 @@
-"""Frozen source networks S, and the store of their features."""
+"""Frozen source networks S, and the store of their features.
+
+Only :mod:`~avalanche_cetl.encoders.features`, which joins them to benchmarks, needs Avalanche.
+"""
 
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.features import with_source_features
 from avalanche_cetl.encoders.module import ModuleEncoder
 from avalanche_cetl.encoders.onnx import ONNXEncoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
@@ -15,5 +17,4 @@ __all__ = [
     "ONNXEncoder",
     "PrecomputedEncoder",
     "TimmEncoder",
-    "with_source_features",
 ]
