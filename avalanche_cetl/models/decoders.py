@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -48,7 +49,7 @@ class Unpool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give maps of the wanted size."""
-        spread = F.interpolate(x, size=self.size, mode="nearest")
+        spread = _nearest(x, self.size)
         if self.mode == "nearest":
             return spread
         for axis, (small, large) in enumerate(zip(x.shape[2:], self.size, strict=True)):
@@ -63,6 +64,42 @@ class Unpool(nn.Module):
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
         return f"size={self.size}, mode={self.mode!r}"
+
+
+def _nearest(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    even = all(large % small == 0 for small, large in zip(x.shape[2:], size, strict=True))
+    if x.device.type == "cpu" and len(size) == 2 and even:
+        return _Repeat.apply(x, size)
+    return F.interpolate(x, size=size, mode="nearest")
+
+
+class _Repeat(torch.autograd.Function):
+    """Nearest-neighbour upsampling to whole multiples, without the CPU kernel's detours.
+
+    The same values and gradients to the bit; forward, the kernel goes through another memory
+    format, at three times the cost.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Repeat every value over its cell."""
+        rows, channels, height, width = x.shape
+        cells = x[:, :, :, None, :, None]
+        cells = cells.expand(-1, -1, -1, size[0] // height, -1, size[1] // width)
+        return cells.reshape(rows, channels, *size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        """Keep the shapes."""
+        ctx.shape, ctx.size = inputs[0].shape, inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Sum over every cell."""
+        sums = torch.ops.aten.upsample_nearest2d_backward(gradient, ctx.size, ctx.shape)
+        return sums, None
 
 
 class Fit(nn.Module):

@@ -174,3 +174,20 @@ def test_bad_arguments():
     decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16))
     with pytest.raises(ValueError, match="codes"):
         decoder(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("size", [(6, 8), (3, 8), (12, 4), (7, 9)])
+def test_unpooling_is_torchs_nearest_to_the_bit(size):
+    x = torch.randn(5, 3, 3, 4, requires_grad=True)
+    unpool = Unpool(size)
+    wanted = torch.nn.functional.interpolate(x, size, mode="nearest")
+    assert torch.equal(unpool(x), wanted)
+    g = torch.randn_like(wanted)
+    found, plain = (torch.autograd.grad(y, x, g)[0] for y in (unpool(x), wanted))
+    assert torch.equal(found, plain)
+    each = torch.func.vmap(torch.func.grad(lambda v: (unpool(v[None]) * g[0]).sum()))(x.detach())
+    for i in range(5):
+        (one,) = torch.autograd.grad((unpool(x[i : i + 1]) * g[0]).sum(), x)
+        torch.testing.assert_close(each[i], one[i])
+    double = torch.randn(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(unpool, (double,))
