@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 
 class SeededView(Dataset):
@@ -23,15 +23,19 @@ class SeededView(Dataset):
     :param dataset: items are tuples or lists whose first entry is the image, a tensor.
     :param seed: of all views.
     :param view: number of this one.
+    :ivar draws: whether an item may draw; seeding those that do not would only cost time.
     """
 
     def __init__(self, dataset: Any, seed: int, view: int):
         self.dataset, self.seed, self.view = dataset, seed, view
+        self.draws = may_draw(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        if not self.draws:
+            return self.dataset[index]
         with seeded(f"{self.seed} {self.view} {index}"):
             return self.dataset[index]
 
@@ -73,6 +77,35 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.view.image(index)
+
+
+def may_draw(dataset: Any) -> bool:
+    """Whether making an item may draw random numbers.
+
+    False for tensors in memory, and for Avalanche's data sets over them where no transform is
+    active; True where that is not known.
+    """
+    if isinstance(dataset, TensorDataset):
+        return False
+    if hasattr(dataset, "draws"):
+        return bool(dataset.draws)
+    node = getattr(dataset, "_flat_data", dataset)
+    parts = getattr(node, "_datasets", None)
+    if not parts:
+        return True
+    for name in ("_transform_groups", "_frozen_transform_groups"):
+        groups = getattr(node, name, None)
+        if groups is not None and _active(groups[groups.current_group]):
+            return True
+    return any(may_draw(part) for part in parts)
+
+
+def _active(transform: Any) -> bool:
+    """Whether there is a transform, or one inside a tuple or composition of them."""
+    if transform is None:
+        return False
+    inner = getattr(transform, "transforms", None)
+    return any(_active(part) for part in inner) if isinstance(inner, list | tuple) else True
 
 
 @contextmanager
