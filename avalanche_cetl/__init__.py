@@ -18,13 +18,21 @@ from avalanche_cetl.information import (
     relative_fisher,
 )
 from avalanche_cetl.models import CICNN, CoupledModel, ResNet26, ReversedDecoder, as_target
-from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
+from avalanche_cetl.scenarios import (
+    CETLScenario,
+    adaptation_benchmark,
+    distillation_benchmark,
+    paper_benchmark,
+    plot_benchmark,
+    transfer_benchmark,
+)
 from avalanche_cetl.training import GFI, CETLPlugin, CETLStrategy, GFIPlugin, GFISettings
 
 __all__ = [
     "CICNN",
     "GFI",
     "CETLPlugin",
+    "CETLScenario",
     "CETLStrategy",
     "CoupledModel",
     "Encoder",
@@ -41,10 +49,13 @@ __all__ = [
     "adaptation_benchmark",
     "as_target",
     "cetl_metrics",
+    "distillation_benchmark",
     "dwa_penalty",
     "fisher_information",
     "generalized_fisher",
     "gfi_metrics",
+    "paper_benchmark",
+    "plot_benchmark",
     "relative_fisher",
     "transfer_benchmark",
     "with_source_features",

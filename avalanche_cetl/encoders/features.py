@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def with_source_features(
                 dataset = _with_rows(dataset, drawn or [clean], [clean])
             experiences.append(_experience(experience, dataset))
         made.append(EagerCLStream(name, experiences))
-    return CLScenario(made)
+    result = copy.copy(benchmark)  # of the same class, with what else it knows
+    CLScenario.__init__(result, made)
+    return result
 
 
 def _chosen_streams(

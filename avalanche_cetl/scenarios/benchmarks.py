@@ -1,4 +1,4 @@
-"""Transfer and domain adaptation as Avalanche benchmarks, by one data rule.
+"""Transfer, distillation and domain adaptation as Avalanche benchmarks, by one data rule.
 
 Label -1 marks an unlabelled row; ``domain_labels`` is 0 for target rows and 1 for source
 rows. CETL reconstructs rows of domain 0 and classifies rows with a label.
@@ -7,23 +7,35 @@ rows. CETL reconstructs rows of domain 0 and classifies rows with a label.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
 
+from avalanche_cetl.scenarios.domains import (
+    Shape,
+    check_labels,
+    check_one_shape,
+    choose_classes,
+    common_shape,
+    fit,
+)
 from avalanche_cetl.scenarios.images import (
     UNLABELLED,
     LabelledImages,
     choose_labelled,
+    is_pair,
     read_images,
+    read_unlabelled,
 )
+from avalanche_cetl.scenarios.scenario import CETLScenario, make_scenario
 
 Transform = Callable[[Any], Any] | None
+Classes = Sequence[int | str] | None
+TARGET, SOURCE = 0, 1
 
 
 def transfer_benchmark(
@@ -34,40 +46,115 @@ def transfer_benchmark(
     source_test: Any = None,
     labelled_fraction: float | None = None,
     labels_per_class: int | None = None,
+    classes: Classes = None,
+    image_shape: Shape | None = None,
+    fit: str = "resize",
+    task_labels: bool = False,
     seed: int = 0,
     train_transform: Transform = None,
     eval_transform: Transform = None,
-) -> CLScenario:
+) -> CETLScenario:
     """Make a benchmark for learning a target task, of which some rows have labels.
 
-    Streams of one experience each: ``train`` (target rows; hidden labels are -1 and nowhere
-    in memory), ``test`` (target), ``labelled`` (only the training rows with a label, where
-    some are hidden: what Naive, EWC and LwF train on), and, where source data is given,
-    ``source`` and ``source_test``, which CETL never reads.
+    Streams: ``train`` (target rows; hidden labels are -1 and nowhere in memory), ``test``
+    (target), ``labelled`` (only the training rows with a label, where some are hidden: what
+    Naive, EWC and LwF train on), and, where source data is given, ``source`` and
+    ``source_test``, which CETL never reads. A list of targets makes a stream of as many
+    experiences: continual transfer.
 
     :param target_train: target training data: a pair ``(images, labels)`` of arrays or
-        tensors, or a map-style data set of ``(image, label)``. Read into memory once.
-    :param target_test: target test data.
+        tensors, a map-style data set of ``(image, label)``, an AvalancheDataset, or the path of
+        an image folder; or a list of these, one an experience. Read into memory once.
+    :param target_test: target test data, as many.
     :param source_train: labelled source data, for methods that want it.
     :param source_test: source test data, e.g. to measure forgetting.
-    :param labelled_fraction: share of each class that keeps its label, in [0, 1].
-    :param labels_per_class: or the exact number. Neither: all keep it.
-    :param seed: of the choice; the same seed chooses the same rows.
+    :param labelled_fraction: share of each class that keeps its label, in (0, 1].
+    :param labels_per_class: or the exact number, >= 1. Neither: all keep it.
+    :param classes: keep only these classes of every target set, by index or by name; the n-th
+        becomes class n. ``"car|automobile"`` takes either name.
+    :param image_shape: ``(C, H, W)`` that all images are brought into. Default: as they are,
+        or, where sets differ, the first target's size, in colour if any set is.
+    :param fit: ``"resize"`` (bilinear, antialiased) or ``"pad"`` (with zeros).
+    :param task_labels: give the n-th experience the task label n instead of 0.
+    :param seed: of the choice of labels; the same seed chooses the same rows.
     :param train_transform: applied to training images, image by image.
     :param eval_transform: applied in evaluation.
-    :return: an Avalanche benchmark with task labels (all 0) and a classes timeline.
-    :raises ValueError: for empty sets, both kinds of fraction, or images of several shapes.
+    :return: an Avalanche benchmark with task labels and a classes timeline; ``.summary()``
+        tells what is in it, ``.classes`` the names of its classes where they are known.
+    :raises ValueError: for empty sets, both kinds of fraction, no labels, one class, labels
+        that do not start at 0, or images of several shapes.
     :raises TypeError: for data of another kind.
     """
-    transforms = (train_transform, eval_transform)
-    target = _read(target_train, transforms)
-    keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
-    train = _hide(target, keep)
-    streams = {"train": _dataset(train, 0, transforms), "test": _test(target_test, transforms)}
-    if 0 < len(keep) < len(target):
-        streams["labelled"] = _dataset(target.select(keep), 0, transforms)
-    streams |= _source_streams(source_train, source_test, transforms)
-    return _benchmark(streams)
+    if labels_per_class == 0:
+        raise ValueError("labels_per_class=0 leaves no label; adaptation_benchmark needs none.")
+    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
+    trains, tests = plan.read_all(target_train, target_test)
+    sources = plan.read_some(source_train=source_train, source_test=source_test, classes=None)
+    plan.meet(trains, tests, sources)
+    check_labels(trains, "the target training data")
+    train, labelled = [], []
+    for number, target in enumerate(trains):
+        keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
+        task = number if task_labels else 0
+        train.append(plan.dataset(_hide(target, keep), TARGET, task))
+        if len(keep) < len(target):
+            labelled.append(plan.dataset(target.select(keep), TARGET, task))
+    streams = {"train": train, "test": plan.datasets(tests, task_labels)}
+    if labelled:
+        streams["labelled"] = labelled
+    return plan.scenario(streams, sources, trains)
+
+
+def distillation_benchmark(
+    train: Any,
+    test: Any,
+    *,
+    unlabelled: Any = None,
+    labelled_fraction: float | None = None,
+    labels_per_class: int | None = None,
+    classes: Classes = None,
+    image_shape: Shape | None = None,
+    fit: str = "resize",
+    seed: int = 0,
+    train_transform: Transform = None,
+    eval_transform: Transform = None,
+) -> CETLScenario:
+    """Make a benchmark for distillation: a teacher S and a student T2 on the same task.
+
+    Streams: ``train``, ``test`` and, where labels are hidden, ``labelled``. Every row of
+    ``train`` is of the target domain, so T2 learns S's view of all of them and the labels of
+    those that have one.
+
+    :param train: training data, of the kinds that :func:`transfer_benchmark` takes.
+    :param test: test data.
+    :param unlabelled: further images of the same kind, whose labels, if any, are dropped.
+
+    The other arguments are those of :func:`transfer_benchmark`.
+
+    :return: an Avalanche benchmark.
+    :raises ValueError: as :func:`transfer_benchmark` does.
+    :raises TypeError: for data of another kind.
+    """
+    if labels_per_class == 0:
+        raise ValueError("labels_per_class=0 leaves no label to learn the classes from.")
+    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
+    trains, tests = plan.read_all(train, test)
+    more = {} if unlabelled is None else {"unlabelled": plan.read_unlabelled(unlabelled)}
+    plan.meet(trains, tests, more)
+    check_labels(trains, "the training data")
+    known, labelled = [], []
+    for data in trains:
+        keep = choose_labelled(data.targets, labels_per_class, labelled_fraction, seed)
+        rows = _hide(data, keep)
+        if more:
+            rows = rows.join(more["unlabelled"])
+        known.append(plan.dataset(rows, TARGET, 0))
+        if len(keep) < len(rows):
+            labelled.append(plan.dataset(data.select(keep), TARGET, 0))
+    streams = {"train": known, "test": plan.datasets(tests)}
+    if labelled:
+        streams["labelled"] = labelled
+    return plan.scenario(streams, {}, trains)
 
 
 def adaptation_benchmark(
@@ -77,18 +164,22 @@ def adaptation_benchmark(
     *,
     labels_per_class: int = 0,
     transductive: bool = False,
-    classes: Sequence[int] | None = None,
+    classes: Classes = None,
+    image_shape: Shape | None = None,
+    fit: str = "resize",
+    task_labels: bool = False,
     source_test: Any = None,
     seed: int = 0,
     train_transform: Transform = None,
     eval_transform: Transform = None,
-) -> CLScenario:
+) -> CETLScenario:
     """Make a benchmark for domain adaptation: labelled source rows, unlabelled target rows.
 
     The ``train`` stream holds both, told apart by ``domain_labels`` (0 target, 1 source);
     ``test`` is the target's. ``source`` and ``source_test`` hold the source rows alone, so
     that source-only, Naive, EWC and LwF run on the same object; ``labelled`` holds the
-    target rows with a label, if there are any.
+    target rows with a label, if there are any. A list of targets makes a stream of as many
+    experiences, each with the source rows: continual adaptation.
 
     :param source_train: labelled source data (see :func:`transfer_benchmark` for kinds).
     :param target_train: target training data; its labels are hidden but for the following.
@@ -96,52 +187,144 @@ def adaptation_benchmark(
     :param labels_per_class: labels that target rows keep, class by class; 0: unsupervised.
     :param transductive: also put the test images, without labels, into training, as some
         papers do.
-    :param classes: keep only these classes of every set; the n-th becomes class n.
+    :param classes: keep only these classes of every set, by index or by name.
+    :param image_shape: ``(C, H, W)`` that all images are brought into. Default: as they are,
+        or, where domains differ, the first target's size, in colour if any domain is.
+    :param fit: ``"resize"`` or ``"pad"``.
+    :param task_labels: give the n-th experience the task label n instead of 0.
     :param source_test: source test data.
     :param seed: of the choice of labelled rows.
     :param train_transform: applied to training images.
     :param eval_transform: applied in evaluation.
-    :return: an Avalanche benchmark with task labels (all 0) and a classes timeline.
-    :raises ValueError: for empty sets, missing classes, or images of several shapes.
+    :return: an Avalanche benchmark, as :func:`transfer_benchmark` gives.
+    :raises ValueError: for empty sets, missing classes, one class, labels that do not start at
+        0, or images of several shapes.
     :raises TypeError: for data of another kind.
     """
-    transforms = (train_transform, eval_transform)
-    source, target, test = (
-        _subset(_read(data, transforms), classes)
-        for data in (source_train, target_train, target_test)
-    )
-    keep = choose_labelled(target.targets, labels_per_class, None, seed)
-    rows = _hide(target, keep)
-    if transductive:
-        rows = rows.join(test.relabel([UNLABELLED] * len(test)))
-    both = rows.join(source)
-    domains = [0] * len(rows) + [1] * len(source)
-    streams = {"train": _dataset(both, domains, transforms), "test": _dataset(test, 0, transforms)}
-    if keep:
-        streams["labelled"] = _dataset(target.select(keep), 0, transforms)
-    streams |= _source_streams(
-        source,
-        _subset(_read(source_test, transforms), classes) if source_test else None,
-        transforms,
-    )
-    return _benchmark(streams)
+    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
+    trains, tests = plan.read_all(target_train, target_test)
+    sources = plan.read_some(source_train=source_train, source_test=source_test, classes=classes)
+    if "source" not in sources:
+        raise TypeError("source_train=None: adaptation needs labelled source data.")
+    plan.meet(trains, tests, sources)
+    source = sources["source"]
+    check_labels([source], "the source training data")
+    train, labelled = [], []
+    for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
+        keep = choose_labelled(target.targets, labels_per_class, None, seed)
+        rows = _hide(target, keep)
+        if transductive:
+            rows = rows.join(test.relabel([UNLABELLED] * len(test)))
+        task = number if task_labels else 0
+        domains = [TARGET] * len(rows) + [SOURCE] * len(source)
+        train.append(plan.dataset(rows.join(source), domains, task))
+        if keep:
+            labelled.append(plan.dataset(target.select(keep), TARGET, task))
+    streams = {"train": train, "test": plan.datasets(tests, task_labels)}
+    if labelled:
+        streams["labelled"] = labelled
+    return plan.scenario(streams, sources, [source])
 
 
-def _read(data: Any, transforms: tuple[Transform, Transform]) -> LabelledImages:
-    return read_images(data, keep_pil=any(t is not None for t in transforms))
+@dataclass
+class _Plan:
+    """How sets become streams: classes, shape, transforms."""
+
+    classes: Classes
+    image_shape: Shape | None
+    how: str
+    transforms: tuple[Transform, Transform]
+
+    @property
+    def transformed(self) -> bool:
+        """Whether transforms follow, which may do what they like with an image."""
+        return any(t is not None for t in self.transforms)
+
+    def read(self, data: Any, classes: Classes) -> LabelledImages:
+        """Read one set."""
+        keep_pil = self.transformed and self.image_shape is None
+        return choose_classes(read_images(data, keep_pil), classes)
+
+    def read_unlabelled(self, data: Any) -> LabelledImages:
+        """Read images alone."""
+        return read_unlabelled(data, self.transformed and self.image_shape is None)
+
+    def read_all(self, train: Any, test: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
+        """Read the sets of all experiences.
+
+        :raises ValueError: when there are not as many test sets as training sets.
+        """
+        found = [[self.read(d, self.classes) for d in _several(data)] for data in (train, test)]
+        if len(found[0]) != len(found[1]) or not found[0]:
+            raise ValueError(
+                f"{len(found[0])} training sets, but {len(found[1])} test sets: one of each makes "
+                "an experience."
+            )
+        return found[0], found[1]
+
+    def read_some(self, *, classes: Classes, **data: Any) -> dict[str, LabelledImages]:
+        """Read those that are there, by name of their stream."""
+        return {
+            name.removesuffix("_train"): self.read(part, classes)
+            for name, part in data.items()
+            if part is not None
+        }
+
+    def meet(
+        self,
+        trains: list[LabelledImages],
+        tests: list[LabelledImages],
+        others: dict[str, LabelledImages],
+    ) -> None:
+        """Bring all sets into one shape, in place of what they were."""
+        everything = [*trains, *tests, *others.values()]
+        shape = self.image_shape or common_shape(everything, trains[0])
+        if shape is not None:
+            trains[:] = [fit(data, shape, self.how) for data in trains]
+            tests[:] = [fit(data, shape, self.how) for data in tests]
+            for name, data in others.items():
+                others[name] = fit(data, shape, self.how)
+        named = {f"train {i}": data for i, data in enumerate(trains)}
+        named |= {f"test {i}": data for i, data in enumerate(tests)} | others
+        check_one_shape(named, self.transformed)
+
+    def dataset(
+        self, images: LabelledImages, domains: int | list[int], task: int
+    ) -> TaskAwareSupervisedClassificationDataset:
+        """Give one experience's data."""
+        count = len(images)
+        domain_labels = [domains] * count if isinstance(domains, int) else domains
+        return TaskAwareSupervisedClassificationDataset(
+            [images],
+            data_attributes=[
+                DataAttribute(images.targets, "targets"),
+                DataAttribute(domain_labels, "domain_labels"),
+                TaskLabels(ConstantSequence(task, count)),
+            ],
+            transform_groups=TransformGroups(
+                {"train": (self.transforms[0], None), "eval": (self.transforms[1], None)}
+            ),
+        )
+
+    def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
+        """Give the target data of several experiences."""
+        return [self.dataset(d, TARGET, i if tasks else 0) for i, d in enumerate(sets)]
+
+    def scenario(
+        self,
+        streams: dict[str, list[Any]],
+        sources: dict[str, LabelledImages],
+        named: list[LabelledImages],
+    ) -> CETLScenario:
+        """Make the benchmark."""
+        for name, data in sources.items():
+            streams[name] = [self.dataset(data, SOURCE, 0)]
+        return make_scenario(streams, next((d.classes for d in named if d.classes), None))
 
 
-def _test(data: Any, transforms: tuple[Transform, Transform]) -> Any:
-    return _dataset(_read(data, transforms), 0, transforms)
-
-
-def _source_streams(train: Any, test: Any, transforms: tuple[Transform, Transform]) -> dict:
-    streams = {}
-    if train is not None:
-        streams["source"] = _dataset(_read(train, transforms), 1, transforms)
-    if test is not None:
-        streams["source_test"] = _dataset(_read(test, transforms), 1, transforms)
-    return streams
+def _several(data: Any) -> list[Any]:
+    """A list is one set an experience; a pair of arrays is one set."""
+    return data if isinstance(data, list) and not is_pair(data) else [data]
 
 
 def _hide(images: LabelledImages, keep: Sequence[int]) -> LabelledImages:
@@ -149,47 +332,3 @@ def _hide(images: LabelledImages, keep: Sequence[int]) -> LabelledImages:
     return images.relabel(
         [label if i in kept else UNLABELLED for i, label in enumerate(images.targets)]
     )
-
-
-def _subset(images: LabelledImages, classes: Sequence[int] | None) -> LabelledImages:
-    if classes is None:
-        return images
-    order = {int(label): new for new, label in enumerate(classes)}
-    missing = order.keys() - set(images.targets)
-    if missing:
-        raise ValueError(f"classes {sorted(missing)} do not occur in the data.")
-    rows = [i for i, label in enumerate(images.targets) if label in order]
-    chosen = images.select(rows)
-    return chosen.relabel([order[label] for label in chosen.targets])
-
-
-def _dataset(
-    images: LabelledImages, domains: int | list[int], transforms: tuple[Transform, Transform]
-) -> TaskAwareSupervisedClassificationDataset:
-    count = len(images)
-    domain_labels = [domains] * count if isinstance(domains, int) else domains
-    return TaskAwareSupervisedClassificationDataset(
-        [images],
-        data_attributes=[
-            DataAttribute(images.targets, "targets"),
-            DataAttribute(domain_labels, "domain_labels"),
-            TaskLabels(ConstantSequence(0, count)),
-        ],
-        transform_groups=TransformGroups(
-            {"train": (transforms[0], None), "eval": (transforms[1], None)}
-        ),
-    )
-
-
-def _benchmark(streams: dict[str, Any]) -> CLScenario:
-    benchmark = with_classes_timeline(
-        with_task_labels(benchmark_from_datasets(**{name: [d] for name, d in streams.items()}))
-    )
-    for stream in benchmark.streams.values():
-        for experience in stream:
-            # -1 says that a label is unknown; it is no class.
-            experience.classes_in_this_experience = experience.classes_in_this_experience - {
-                UNLABELLED
-            }
-            experience.classes_seen_so_far = experience.classes_seen_so_far - {UNLABELLED}
-    return benchmark

@@ -1,40 +1,60 @@
-"""Images with labels, read from whatever a user has, with labels that can be hidden."""
+"""Images in memory with their labels, from whatever the user has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
 UNLABELLED = -1
 
 
 class LabelledImages(Dataset):
-    """Images in memory, each with a class index or -1.
+    """Images in memory with their labels; holds nothing else.
 
-    Holds nothing else: where a label was hidden, no copy of it is left to be read.
-
-    :param images: a tensor ``(N, C, H, W)``, or a list of N images of any kind.
+    :param images: a tensor ``(N, C, H, W)``, floats as they are or bytes that are given as
+        floats in [0, 1]; or a list of N images of any kind.
     :param targets: N class indices, -1 for unlabelled.
+    :param classes: names of the classes, where they are known.
+    :ivar draws: False: giving an item draws no random numbers.
     :raises ValueError: when lengths differ.
     """
 
-    def __init__(self, images: Tensor | list[Any], targets: Sequence[int]):
+    draws = False
+
+    def __init__(
+        self,
+        images: Tensor | list[Any],
+        targets: Sequence[int],
+        classes: Sequence[str] | None = None,
+    ):
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images, but {len(targets)} labels.")
         self.images = images
         self.targets = [int(target) for target in targets]
+        self.classes = list(classes) if classes is not None else None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.images[index], self.targets[index]
+        image = self.images[index]
+        if isinstance(image, Tensor) and image.dtype == torch.uint8:
+            image = image.float() / 255
+        return image, self.targets[index]
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of every image, ``(C, H, W)``; None for images of several shapes or kinds."""
+        return tuple(self.images.shape[1:]) if isinstance(self.images, Tensor) else None
 
     def select(self, indices: Sequence[int]) -> LabelledImages:
         """Give some rows as a set of their own (images copied, not referred to)."""
@@ -43,11 +63,13 @@ class LabelledImages(Dataset):
             images: Tensor | list[Any] = self.images[chosen]
         else:
             images = [self.images[i] for i in chosen]
-        return LabelledImages(images, [self.targets[i] for i in chosen])
+        return LabelledImages(images, [self.targets[i] for i in chosen], self.classes)
 
-    def relabel(self, targets: Sequence[int]) -> LabelledImages:
+    def relabel(
+        self, targets: Sequence[int], classes: Sequence[str] | None = None
+    ) -> LabelledImages:
         """Give the same images with other labels."""
-        return LabelledImages(self.images, targets)
+        return LabelledImages(self.images, targets, self.classes if classes is None else classes)
 
     def join(self, other: LabelledImages) -> LabelledImages:
         """Give this set's rows followed by the other's.
@@ -61,30 +83,42 @@ class LabelledImages(Dataset):
                     f"images of shape {tuple(mine.shape[1:])} and {tuple(others.shape[1:])} cannot "
                     "share a stream; bring both to one size and number of channels first."
                 )
+            if mine.dtype != others.dtype:
+                mine, others = as_floats(mine), as_floats(others)
             images: Tensor | list[Any] = torch.cat([mine, others])
         else:
             images = [*mine, *others]
-        return LabelledImages(images, self.targets + other.targets)
+        return LabelledImages(images, self.targets + other.targets, self.classes)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Give bytes as floats in [0, 1], floats as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
     """Read every image once into memory.
 
-    :param data: a pair ``(images, labels)`` of arrays or tensors, or any map-style data set
-        of ``(image, label)``. Arrays: ``(N, H, W)``, ``(N, H, W, C)`` as uint8 in 0 ... 255, or
-        ``(N, C, H, W)`` and ``(N, H, W)`` as floats, kept as they are. Without transforms PIL
-        images become tensors in [0, 1].
+    :param data: a pair ``(images, labels)`` of arrays or tensors; any map-style data set of
+        ``(image, label)``, an AvalancheDataset too; or the path of a folder with one folder
+        of images a class. Arrays: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8
+        in 0 ... 255, or ``(N, C, H, W)`` and ``(N, H, W)`` as floats, kept as they are.
+        Without transforms PIL images become tensors in [0, 1].
     :param keep_pil: leave the items of a data set as they are, for transforms that follow.
     :raises TypeError: for anything else.
-    :raises ValueError: for an empty set, or labels that are not class indices.
+    :raises ValueError: for a folder that is not there, an empty set, an image that cannot be
+        read (named, with its row), or labels that are not class indices.
     """
     if isinstance(data, LabelledImages):
         return data
-    if isinstance(data, tuple | list) and len(data) == 2 and not callable(data[0]):
+    if isinstance(data, str | Path):
+        data = _Folder(data)
+    classes = _class_names(data)
+    if is_pair(data):
         images: Tensor | list[Any] = _stack(data[0])
         targets = [_class_index(label) for label in data[1]]
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        rows = [data[i] for i in range(len(data))]
+        rows = [_row(data, i) for i in range(len(data))]
         items = [row[0] for row in rows]
         targets = [_class_index(row[1]) for row in rows]
         if not keep_pil:
@@ -93,12 +127,90 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
         images = torch.stack(items) if same and items else items
     else:
         raise TypeError(
-            "a data set has to be a pair (images, labels) of arrays or tensors, or a map-style "
-            f"data set of (image, label); got {type(data).__name__}."
+            "a data set has to be a pair (images, labels) of arrays or tensors, a map-style data "
+            f"set of (image, label), or the path of a folder; got {type(data).__name__}."
         )
     if not len(images):
         raise ValueError("the data set is empty.")
-    return LabelledImages(images, targets)
+    return LabelledImages(images, targets, classes)
+
+
+def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
+    """Read images alone: labels, if any, are dropped unread.
+
+    :param data: what :func:`read_images` takes, or an array or tensor of images.
+    """
+    if isinstance(data, LabelledImages):
+        return data.relabel([UNLABELLED] * len(data))
+    if is_pair(data):
+        data = data[0]
+    if isinstance(data, Tensor | np.ndarray):
+        return LabelledImages(images := _stack(data), [UNLABELLED] * len(images))
+    if isinstance(data, str | Path):
+        data = _Folder(data)
+    read = read_images(_WithoutLabels(data), keep_pil)
+    return read.relabel([UNLABELLED] * len(read))
+
+
+class _WithoutLabels(Dataset):
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.data[index][0], 0
+
+
+def is_pair(data: Any) -> bool:
+    """Whether this is ``(images, labels)``: two sequences, the first an array or a tensor."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    return isinstance(data, tuple) or isinstance(data[0], Tensor | np.ndarray)
+
+
+class _Folder(Dataset):
+    """ImageFolder with errors that name the file."""
+
+    def __init__(self, path: str | Path):
+        if not Path(path).is_dir():
+            raise ValueError(f"{str(path)!r}: there is no such folder.")
+        try:
+            found = ImageFolder(str(path))
+        except FileNotFoundError as problem:
+            raise ValueError(
+                f"{str(path)!r} holds no images in one folder a class: {problem}"
+            ) from problem
+        self.samples, self.classes = found.samples, found.classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB"), label
+        except (OSError, UnidentifiedImageError) as problem:
+            raise ValueError(f"{path} cannot be read as an image: {problem}") from problem
+
+
+def _row(data: Any, index: int) -> Any:
+    try:
+        row = data[index]
+        row[0], row[1]
+    except (OSError, ValueError, TypeError, IndexError) as problem:
+        raise ValueError(f"row {index} of {type(data).__name__}: {problem}") from problem
+    return row
+
+
+def _class_names(data: Any) -> list[str] | None:
+    """Names of the classes, as torchvision's data sets keep them."""
+    names = getattr(data, "classes", None)
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return list(names)
+    return None
 
 
 def _class_index(label: Any) -> int:
@@ -117,12 +229,13 @@ def _stack(images: Any) -> Tensor:
             f"{tuple(images.shape)}."
         )
     if images.dtype == torch.uint8:
-        if images.dim() == 4 and images.shape[-1] in (1, 3):
+        if images.dim() == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
             images = images.permute(0, 3, 1, 2)
-        images = images.float() / 255
+    else:
+        images = images.float()
     if images.dim() == 3:
         images = images.unsqueeze(1)
-    return images.float().contiguous()
+    return images.contiguous()
 
 
 def choose_labelled(
@@ -134,18 +247,18 @@ def choose_labelled(
     """Choose, class by class, the rows that keep their label.
 
     :param labels_per_class: exactly so many of each class, >= 0; or
-    :param labelled_fraction: this share of each class, in [0, 1], rounded, at least one where
-        it is above 0. Neither: all rows.
+    :param labelled_fraction: this share of each class, in (0, 1], rounded, at least one.
+        Neither: all rows.
     :param seed: the same seed chooses the same rows.
     :return: sorted indices.
-    :raises ValueError: when both are given, or a class has too few rows.
+    :raises ValueError: when both are given, one is out of range, or a class has too few rows.
     """
     if labels_per_class is not None and labelled_fraction is not None:
         raise ValueError("give labels_per_class or labelled_fraction, not both.")
     if labels_per_class is not None and labels_per_class < 0:
         raise ValueError(f"labels_per_class={labels_per_class} has to be >= 0.")
-    if labelled_fraction is not None and not 0 <= labelled_fraction <= 1:
-        raise ValueError(f"labelled_fraction={labelled_fraction} is outside [0, 1].")
+    if labelled_fraction is not None and not 0 < labelled_fraction <= 1:
+        raise ValueError(f"labelled_fraction={labelled_fraction} is outside (0, 1].")
     if labels_per_class is None and labelled_fraction is None:
         return list(range(len(targets)))
     labels = torch.tensor(list(targets))
@@ -157,7 +270,7 @@ def choose_labelled(
             count = labels_per_class
         else:
             assert labelled_fraction is not None
-            count = max(int(labelled_fraction > 0), round(labelled_fraction * len(rows)))
+            count = max(1, round(labelled_fraction * len(rows)))
         if count > len(rows):
             raise ValueError(f"class {label} has {len(rows)} rows, fewer than {count}.")
         chosen += rows[torch.randperm(len(rows), generator=generator)[:count]].tolist()

@@ -169,7 +169,8 @@ def test_avalanche_datasets_are_read_too(digits):
 def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
     images = np.full((4, 6, 5, 3), 255, dtype=np.uint8)
     read = read_images((images, [0, 1, 0, 1]))
-    assert read.images.shape == (4, 3, 6, 5) and read.images.max() == 1
+    assert read.images.shape == (4, 3, 6, 5) and read[0][0].max() == 1
+    assert read[0][0].dtype == torch.float32
     assert read_images((np.zeros((4, 6, 5), np.uint8), [0] * 4)).images.shape == (4, 1, 6, 5)
 
 
@@ -184,7 +185,12 @@ def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
         (lambda d: transfer_benchmark((d[0], d[1][:-1]), d), ValueError),
         (lambda d: transfer_benchmark((d[0], d[1] - 1), d), ValueError),
         (lambda d: transfer_benchmark((torch.zeros(3, 2), [0, 1, 2]), d), ValueError),
-        (lambda d: adaptation_benchmark((torch.zeros(3, 1, 9, 9), [0, 1, 2]), d, d), ValueError),
+        (
+            lambda d: adaptation_benchmark(
+                (torch.zeros(3, 4, 9, 9), [0, 1, 2]), d, d, image_shape=(3, 8, 8)
+            ),
+            ValueError,
+        ),
     ],
 )
 def test_bad_arguments(digits, make, error):

@@ -1,0 +1,149 @@
+"""Bring sets of different size, colour and classes into one shape and one list of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import rgb_to_grayscale, to_tensor
+
+from avalanche_cetl.scenarios.images import LabelledImages, as_floats
+
+Shape = tuple[int, int, int]
+
+
+def common_shape(sets: Sequence[LabelledImages], like: LabelledImages) -> Shape | None:
+    """Give the shape that sets meet in where none is named; None where they need none.
+
+    Height and width are those of ``like``, and colour where any set has it. Sets whose images
+    have no one shape (or are no tensors, because a transform follows) need a named one.
+    """
+    shapes = [data.shape for data in sets]
+    if any(shape is None for shape in shapes) or len(set(shapes)) == 1 or like.shape is None:
+        return None
+    channels = max(shape[0] for shape in shapes if shape is not None)
+    return channels, like.shape[1], like.shape[2]
+
+
+def fit(data: LabelledImages, shape: Shape, how: str) -> LabelledImages:
+    """Give the same rows with images of one shape.
+
+    Grey becomes colour by repeating its channel, colour becomes grey by ITU-R 601 luma. Then,
+    by ``how``: ``"resize"``: bilinear, antialiased, to exactly the size; ``"pad"``: zeros on
+    all sides as evenly as may be, images that are larger first resized to fit in, keeping
+    their aspect.
+
+    :raises ValueError: for an unknown ``how``, or other numbers of channels than 1 and 3.
+    """
+    if how not in ("resize", "pad"):
+        raise ValueError(f"fit={how!r} is not known. Allowed: 'resize', 'pad'.")
+    if data.shape == shape:
+        return data
+    if isinstance(data.images, Tensor):
+        parts = [_fitted(as_floats(part), shape, how) for part in data.images.split(1024)]
+        return LabelledImages(torch.cat(parts), data.targets, data.classes)
+    tensors = [i if isinstance(i, Tensor) else to_tensor(i) for i in data.images]
+    images = torch.cat([_fitted(as_floats(image)[None], shape, how) for image in tensors])
+    return LabelledImages(images, data.targets, data.classes)
+
+
+def _fitted(images: Tensor, shape: Shape, how: str) -> Tensor:
+    images = _recoloured(images, shape[0])
+    size = images.shape[2:]
+    if how == "resize":
+        return _resized(images, shape[1:])
+    scale = min(1.0, shape[1] / size[0], shape[2] / size[1])
+    images = _resized(images, tuple(max(1, round(side * scale)) for side in size))
+    gaps = [wanted - side for wanted, side in zip(shape[1:], images.shape[2:], strict=True)]
+    return F.pad(images, [s for g in reversed(gaps) for s in (g // 2, g - g // 2)])
+
+
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    return F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
+
+
+def _recoloured(images: Tensor, channels: int) -> Tensor:
+    have = images.shape[1]
+    if have == channels:
+        return images
+    if have == 1:
+        return images.expand(-1, channels, -1, -1)
+    if have == 3 and channels == 1:
+        return rgb_to_grayscale(images)
+    raise ValueError(f"images of {have} channels cannot become images of {channels}.")
+
+
+def choose_classes(data: LabelledImages, classes: Sequence[int | str] | None) -> LabelledImages:
+    """Keep rows of some classes; the n-th of the list becomes class n.
+
+    :param classes: class indices, or names where the set knows its classes' names; None
+        keeps all. A name may list synonyms, ``"automobile|car"``.
+    :raises ValueError: when a class is not known or does not occur.
+    """
+    if classes is None:
+        return data
+    order: dict[int, int] = {}
+    for new, wanted in enumerate(classes):
+        for old in _indices(data, wanted):
+            if old in order:
+                raise ValueError(f"classes={list(classes)}: {wanted!r} is named twice.")
+            order[old] = new
+    missing = {order[old] for old in order} - {order.get(t) for t in data.targets}
+    if missing:
+        raise ValueError(
+            f"classes {[classes[new] for new in sorted(missing)]} do not occur in the data."
+        )
+    rows = [i for i, label in enumerate(data.targets) if label in order]
+    chosen = data.select(rows)
+    names = [str(wanted).split("|")[0] for wanted in classes]
+    return chosen.relabel([order[label] for label in chosen.targets], names)
+
+
+def _indices(data: LabelledImages, wanted: int | str) -> list[int]:
+    if not isinstance(wanted, str):
+        return [int(wanted)]
+    if data.classes is None:
+        raise ValueError(
+            f"the class {wanted!r} is named, but this set does not know its classes' names; give "
+            "indices, or a data set with a list `classes`."
+        )
+    found = [data.classes.index(name) for name in wanted.split("|") if name in data.classes]
+    if not found:
+        raise ValueError(f"the class {wanted!r} is not among {data.classes}.")
+    return found
+
+
+def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
+    """See that together the sets have at least two classes, counted from 0.
+
+    :raises ValueError: otherwise.
+    """
+    found = sorted({label for data in sets for label in data.targets if label >= 0})
+    if not found:
+        return
+    if found[0] != 0:
+        raise ValueError(
+            f"the labels of {what} start at {found[0]}: they have to be class indices from 0; "
+            "subtract, or choose classes=[...], which counts anew."
+        )
+    if len(found) < 2:
+        raise ValueError(f"{what} has one class only: there is nothing to tell apart.")
+
+
+def check_one_shape(sets: dict[str, LabelledImages], transformed: bool) -> None:
+    """See that all images of a benchmark have one shape, unless a transform follows.
+
+    :raises ValueError: naming the sets and their shapes.
+    """
+    shapes: dict[str, Any] = {name: data.shape for name, data in sets.items()}
+    if transformed or (len(set(shapes.values()) - {None}) <= 1 and None not in shapes.values()):
+        return
+    told = {
+        name: shape if shape is not None else "several shapes" for name, shape in shapes.items()
+    }
+    raise ValueError(f"the images differ in shape: {told}; name one with image_shape=(C, H, W).")

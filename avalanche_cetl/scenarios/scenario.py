@@ -1,0 +1,156 @@
+"""A benchmark that can say and show what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.scenarios import CLScenario
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
+
+from avalanche_cetl.scenarios.images import UNLABELLED, as_floats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DOMAINS = {0: "target", 1: "source"}
+
+
+class CETLScenario(CLScenario):
+    """An Avalanche benchmark with a summary.
+
+    :param streams: Avalanche streams.
+    :param classes: names of the classes, where they are known.
+    :ivar classes: the n-th is the name of class n; where classes were chosen, what was chosen
+        for it. None where no names are known.
+    """
+
+    def __init__(self, streams: Iterable[Any], classes: Sequence[str] | None = None):
+        super().__init__(list(streams))
+        self.classes = list(classes) if classes is not None else None
+
+    def summary(self) -> str:
+        """Give a table: rows, labels, classes, shape and domain of each stream's experiences."""
+        return _table(self, self.classes)
+
+
+def make_scenario(
+    streams: dict[str, list[Any]], classes: Sequence[str] | None = None
+) -> CETLScenario:
+    """Make a benchmark of data sets, with task labels and a classes timeline."""
+    benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(**streams)))
+    for stream in benchmark.streams.values():
+        for experience in stream:
+            # -1 says that a label is unknown; it is no class.
+            for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far",
+                         "future_classes"):  # fmt: skip
+                setattr(experience, name, getattr(experience, name) - {UNLABELLED})
+    return CETLScenario(benchmark.streams.values(), classes)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one domain in one experience."""
+
+    stream: str
+    experience: int
+    domain: str
+    rows: list[int]
+    dataset: Any
+
+
+def _parts(benchmark: CLScenario) -> Iterator[_Part]:
+    for name, stream in benchmark.streams.items():
+        for number, experience in enumerate(stream):
+            dataset = experience.dataset
+            rows: dict[int, list[int]] = {}
+            known = getattr(dataset, "domain_labels", None)
+            for row in range(len(dataset)):
+                rows.setdefault(0 if known is None else int(known[row]), []).append(row)
+            for domain in sorted(rows):
+                label = _DOMAINS.get(domain, str(domain))
+                yield _Part(name, number, label, rows[domain], dataset)
+
+
+def _table(benchmark: CLScenario, classes: Sequence[str] | None) -> str:
+    lines = [("stream", "experience", "domain", "rows", "labelled", "classes", "image")]
+    for part in _parts(benchmark):
+        labels = [int(part.dataset.targets[row]) for row in part.rows]
+        known = [label for label in labels if label != UNLABELLED]
+        image = part.dataset.eval()[part.rows[0]][0]
+        shape = "x".join(map(str, image.shape)) if isinstance(image, Tensor) else str(type(image))
+        share = f"{len(known)} ({100 * len(known) / len(labels):.0f} %)"
+        lines.append(
+            (part.stream, str(part.experience), part.domain, str(len(labels)), share,
+             str(len(set(known))), shape)
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = (False, True, False, True, True, True, False)
+    text = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    if classes is not None:
+        text.append("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(classes)))
+    return "\n".join(text)
+
+
+def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Figure:
+    """Draw a contact sheet: a row of images for every stream, experience and domain.
+
+    :param benchmark: any Avalanche benchmark of image tensors or PIL images.
+    :param count: images a row, drawn at random; fewer where there are fewer.
+    :param seed: of the draw.
+    :return: a matplotlib figure; ``figure.savefig("sheet.png")`` keeps it. Labels stand above
+        the images, ``?`` where they are unknown.
+    :raises ValueError: for count below 1.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if count < 1:
+        raise ValueError(f"count={count} has to be >= 1.")
+    parts = list(_parts(benchmark))
+    figure = Figure(figsize=(1 + 0.8 * count, 1.1 * len(parts)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(parts), count, squeeze=False)
+    generator = torch.Generator().manual_seed(seed)
+    classes = getattr(benchmark, "classes", None)
+    for part, axes in zip(parts, grid, strict=True):
+        drawn = torch.randperm(len(part.rows), generator=generator)[:count].tolist()
+        dataset = part.dataset.eval()
+        for place in axes:
+            place.axis("off")
+        for place, position in zip(axes, drawn, strict=False):
+            row = dataset[part.rows[position]]
+            image = row[0] if isinstance(row[0], Tensor) else to_tensor(row[0])
+            _draw(place, as_floats(image), _name(int(row[1]), classes))
+        axes[0].text(
+            -0.1, 0.5, f"{part.stream} {part.experience}\n{part.domain}", fontsize=8, ha="right",
+            va="center", transform=axes[0].transAxes,
+        )  # fmt: skip
+    return figure
+
+
+def _name(label: int, classes: Sequence[str] | None) -> str:
+    if label == UNLABELLED:
+        return "?"
+    return str(label) if classes is None else classes[label]
+
+
+def _draw(place: Any, image: Tensor, title: str) -> None:
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 1:  # normalised
+        image = (image - low) / max(high - low, 1e-12)
+    if image.shape[0] not in (1, 3):
+        image = image.mean(0, keepdim=True)
+    pixels = image.permute(1, 2, 0).numpy()
+    place.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=1)
+    place.set_title(title, fontsize=7, pad=2)

@@ -1,0 +1,177 @@
+"""Write the README's figures from the result files alone: `python -m benchmarks.render`.
+
+Each block of the README between ``<!-- name -->`` and ``<!-- /name -->`` is made here; no
+number in them is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import textwrap
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parent / "results"
+
+NETWORKS = {
+    "cicnn": "CI-CNN, 128 x 3x32x32",
+    "resnet26": "ResNet-26, 128 x 3x32x32",
+    "resnet18": "ResNet-18, 64 x 3x64x64",
+    "vit": "ViT-tiny, 64 x 3x64x64",
+}
+PEERS = {
+    "ours": "ours",
+    "torch_func": "torch.func",
+    "backpack": "BackPACK",
+    "opacus": "opacus",
+    "avalanche_ewc": "EWCPlugin, batches of 1",
+    "loop": "loop",
+}
+STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
+METHODS = (
+    "Naive", "EWC", "LwF", "SI", "MAS", "RWalk", "per-sample EWC", "GFI", "GFI, u = 0.2"
+)  # fmt: skip
+
+
+def _results(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(*sentences: str) -> str:
+    joined = " ".join(sentences)
+    return textwrap.fill(joined, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def demo_run() -> str:
+    """What the demo prints, with seed 0."""
+    from avalanche_cetl.demo.run import table_lines
+
+    lines = table_lines(_results("demo/seed-0.json"))[1:]
+    return "\n" + "\n".join(("    " + line).rstrip() for line in lines) + "\n"
+
+
+def demo_seeds() -> str:
+    """The demo's table over seeds."""
+    return (RESULTS / "demo" / "table.md").read_text().strip()
+
+
+def speed() -> str:
+    """Fisher information against its rivals, the refresh and the penalty."""
+    fisher, refresh = (_results(f"speed/{name}.json")["results"] for name in ("fisher", "gfi"))
+    penalty = _results("speed/penalty.json")["results"]["resnet18"]["median"]
+    memory = _results("speed/memory.json")["results"]
+    growth = _results("speed/growth.json")["results"]
+    rows = []
+    for network, title in NETWORKS.items():
+        cells = [title]
+        for peer in PEERS:
+            row = fisher[network].get(peer, {})
+            shown = "**{:.2f}**" if peer == "ours" else "{:.1f}"
+            cells.append(shown.format(row["median"]) if "median" in row else "cannot")
+        rows.append(cells)
+    first = [f"{fisher[n]['ours']['first_call_with_planning']:.1f} ({n})" for n in NETWORKS]
+    whole = [f"{refresh[n]['gaussian']['median']:.1f} ({n})" for n in NETWORKS]
+    beyond = [row["beyond_chunk_over_parameters"] for row in memory.values()]
+    epoch = _results("speed/epoch.json")["results"]
+    cost = {name: f"{row['median']:.1f}" for name, row in epoch["plugins"].items()}
+    return "\n\n".join(
+        [
+            _table(["cost over a plain forward and backward pass", *PEERS.values()], rows),
+            _text(
+                "Medians, each network in one process on two CPU cores (`python -m "
+                "benchmarks.speed fisher`; ranges, versions and errors in "
+                "[benchmarks/results/speed](benchmarks/results/speed)). The first call on a model "
+                f"costs more, because routes are planned then: {', '.join(first)}. A whole GFI "
+                "refresh (both Fishers, `gaussian` relative Fisher, gate) costs "
+                f"{', '.join(whole)} times one Fisher per loss, and at most "
+                f"{max(beyond):.1f} times the parameters in memory beyond `chunk_bytes`, with 64 "
+                "images or 1,024. The "
+                f"penalty with its backward pass costs {penalty:.2f} of EWCPlugin's on ResNet-18. "
+                f"Cost grows with the samples to the power {growth['samples']['exponent']:.2f} and "
+                f"with the parameters to {growth['parameters']['exponent']:.2f}."
+            ),
+            _text(
+                f"An epoch of a second experience ({epoch['images']:,} images, CI-CNN, batch 128) "
+                f"costs {cost['GFIPlugin, 256 images']} times Naive's with `GFIPlugin` and its 256 "
+                f"images, {cost['EWCPlugin']} with `EWCPlugin`, which reads all images once, "
+                f"{cost['no gate, all images']} with ours on all images without the gate and "
+                f"{cost['GFIPlugin, all images']} with it. A CETL round of variant `e` costs "
+                f"{epoch['round']['CETLStrategy, e']['median']:.2f} of a loop written by hand that "
+                "does the same passes, `fi` "
+                f"{epoch['round']['CETLStrategy, fi']['median']:.1f} and `gfi` "
+                f"{epoch['round']['CETLStrategy, gfi']['median']:.1f} (their three measurements of "
+                "256 images weigh less on larger sets)."
+            ),
+        ]
+    )
+
+
+def features() -> str:
+    """What the feature store gains."""
+    found = _results("speed/features.json")["results"]
+    rounds, extraction, probe = found["round"], found["extraction"], found["probe"]
+    rate = 1 / extraction["extraction, nothing stored"]["median"]
+    return _text(
+        f"With tf_efficientnet_lite0 at 128 px and CI-CNN on {found['round_images']:,} images of "
+        f"{found['data']}, a round with the source network run live costs "
+        f"{rounds['e, S live']['median']:.1f} times one with stored features in variant `e`, and "
+        f"{rounds['gfi, S live over stored']['median']:.1f} times in `gfi`. Extraction has "
+        f"{rate:.2f} of the bare forward pass's throughput. A linear probe gets "
+        f"{100 * probe['float32']['test_accuracy']:.1f} % on features in single and "
+        f"{100 * probe['float16']['test_accuracy']:.1f} % in half precision (4,000 training and "
+        "1,000 test images; `python -m benchmarks.speed features`, two CPU cores)."
+    )
+
+
+def continual() -> str:
+    """Average accuracy of every method on every stream."""
+    rows = []
+    for method in METHODS:
+        cells = [method]
+        for stream in STREAMS:
+            runs = [
+                run
+                for run in _results(f"continual/{stream}.json")["runs"]
+                if run["method"] == method and run["part"] == 2
+            ]
+            found = [run["average_accuracy"] for run in runs if "failed" not in run]
+            if len(found) > 1:
+                error = statistics.stdev(found) / len(found) ** 0.5
+                cells.append(f"{statistics.mean(found):.1f} ± {error:.1f}")
+            else:
+                cells.append("fails" if runs else "not run")
+        rows.append(cells)
+    return _table(["average accuracy %", *STREAMS], rows)
+
+
+BLOCKS = {
+    "demo run": demo_run,
+    "demo seeds": demo_seeds,
+    "features": features,
+    "continual": continual,
+    "speed": speed,
+}
+
+
+def main() -> None:
+    """Fill in every block."""
+    text = README.read_text()
+    for name, make in BLOCKS.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        if not block.search(text):
+            raise SystemExit(f"README.md has no block <!-- {name} --> ... <!-- /{name} -->")
+        made = make()
+        text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

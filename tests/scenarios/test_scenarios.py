@@ -1,0 +1,309 @@
+"""Inputs, shapes, classes, several targets, summaries; hypothesis over splits."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from avalanche_cetl import (
+    adaptation_benchmark,
+    distillation_benchmark,
+    plot_benchmark,
+    transfer_benchmark,
+)
+from avalanche_cetl.scenarios.domains import choose_classes, fit
+from avalanche_cetl.scenarios.images import LabelledImages, choose_labelled, read_images
+
+
+def labels(stream, experience=0):
+    return [int(t) for t in stream[experience].dataset.targets]
+
+
+def rgb(rows=12, size=(6, 10), classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, 3, *size, generator=generator), torch.arange(rows) % classes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("bee", "ant"):
+        for number in range(4):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.full((8, 8, 3), 40 * number + 20 * (name == "bee"), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+# ------------------------------------------------------------------ inputs
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_folder_of_images(folder, kind):
+    benchmark = transfer_benchmark(kind(folder), kind(folder), labels_per_class=2)
+    assert benchmark.classes == ["ant", "bee"]
+    assert sorted(labels(benchmark.test_stream)) == [0] * 4 + [1] * 4
+    image, label, _ = benchmark.test_stream[0].dataset[5]
+    assert image.shape == (3, 8, 8) and label == 1
+    torch.testing.assert_close(image, torch.full((3, 8, 8), (40 * 1 + 20) / 255))
+
+
+def test_a_file_that_is_no_image_is_named_with_its_row(folder):
+    (folder / "bee" / "2.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"row 6 .*2\.png cannot be read"):
+        transfer_benchmark(folder, folder)
+
+
+def test_folders_that_are_not_there_or_empty(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        transfer_benchmark(tmp_path / "missing", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="one folder a class"):
+        transfer_benchmark(tmp_path / "empty", tmp_path / "empty")
+
+
+def test_bytes_stay_bytes_in_memory_and_come_as_floats():
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 5, 4, 3), dtype=np.uint8)
+    read = read_images((pixels, np.arange(10) % 2))
+    assert read.images.dtype == torch.uint8 and read.shape == (3, 5, 4)
+    benchmark = transfer_benchmark((pixels, np.arange(10) % 2), (pixels, np.arange(10) % 2))
+    image = benchmark.train_stream[0].dataset[3][0]
+    torch.testing.assert_close(image, torch.tensor(pixels[3]).permute(2, 0, 1) / 255)
+
+
+# ------------------------------------------------------------------ shapes
+
+
+def test_domains_meet_in_the_targets_size_and_in_colour(digits):
+    benchmark = adaptation_benchmark(rgb(), digits(30), digits(12))
+    for stream in benchmark.streams.values():
+        for row in stream[0].dataset:
+            assert row[0].shape == (3, 8, 8)
+    other = adaptation_benchmark(digits(30), rgb(), rgb())
+    assert other.train_stream[0].dataset[0][0].shape == (3, 6, 10)
+
+
+def test_a_named_shape_and_grey_by_luma(digits):
+    source = rgb()
+    benchmark = adaptation_benchmark(source, digits(30), digits(12), image_shape=(1, 6, 10))
+    image = benchmark.source_stream[0].dataset[4][0]
+    weights = torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
+    torch.testing.assert_close(image, (source[0][4] * weights).sum(0, keepdim=True))
+
+
+def test_padding_keeps_the_aspect_and_centres():
+    data = LabelledImages(torch.ones(2, 1, 4, 8), [0, 1])
+    padded = fit(data, (1, 9, 12), "pad").images
+    assert padded.shape == (2, 1, 9, 12) and padded.sum() == 2 * 32
+    assert padded[0, 0, 2:6, 2:10].min() == 1
+    shrunk = fit(data, (1, 4, 4), "pad").images
+    assert shrunk.shape == (2, 1, 4, 4) and shrunk[0, 0, 1:3].min() == 1
+    assert shrunk[0, 0, 0].max() == 0
+
+
+def test_resizing_is_antialiased_bilinear():
+    data = LabelledImages(torch.rand(3, 1, 12, 12), [0, 1, 0])
+    wanted = torch.nn.functional.interpolate(data.images, (5, 5), mode="bilinear", antialias=True)
+    assert torch.equal(fit(data, (1, 5, 5), "resize").images, wanted)
+
+
+def test_images_of_mixed_size_need_a_shape(digits):
+    class Mixed:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            return Image.new("L", (8 + i, 8), 10 * i), i % 2
+
+    with pytest.raises(ValueError, match=r"several shapes.*image_shape="):
+        transfer_benchmark(Mixed(), Mixed())
+    benchmark = transfer_benchmark(Mixed(), Mixed(), image_shape=(1, 8, 8))
+    assert benchmark.train_stream[0].dataset[5][0].shape == (1, 8, 8)
+    resized = transfer_benchmark(
+        Mixed(), Mixed(), train_transform=lambda i: i.resize((4, 4)), eval_transform=lambda i: i
+    )
+    assert resized.train_stream[0].dataset[5][0].size == (4, 4)
+
+
+# ------------------------------------------------------------------ classes
+
+
+def named(names, rows=12):
+    data = LabelledImages(torch.rand(rows, 1, 4, 4), [i % len(names) for i in range(rows)], names)
+    return data
+
+
+def test_classes_by_name_whatever_their_numbers(digits):
+    benchmark = adaptation_benchmark(
+        named(["ship", "cat", "automobile"]), named(["car", "cat", "frog", "ship"]),
+        named(["cat", "car", "ship"]), classes=["car|automobile", "ship"],
+    )  # fmt: skip
+    assert benchmark.classes == ["car", "ship"]
+    assert labels(benchmark.source_stream) == [1, 0] * 4
+    assert labels(benchmark.test_stream) == [0, 1] * 4
+    assert len(benchmark.train_stream[0].dataset) == 6 + 8
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["dog"], "'dog' is not among"),
+        (["cat", "cat"], "named twice"),
+        ([0, 7], "do not occur"),
+    ],
+)
+def test_classes_that_are_not_there(classes, message):
+    with pytest.raises(ValueError, match=message):
+        choose_classes(named(["cat", "ship"]), classes)
+
+
+def test_names_need_a_set_that_knows_them(digits):
+    with pytest.raises(ValueError, match="does not know its classes' names"):
+        transfer_benchmark(digits(12), digits(12), classes=["cat"])
+
+
+# ------------------------------------------------------------------ several targets
+
+
+def test_several_targets_are_several_experiences(digits):
+    sets = [digits(30, seed=seed) for seed in range(3)]
+    benchmark = transfer_benchmark(sets, sets, labels_per_class=2, task_labels=True)
+    assert len(benchmark.train_stream) == len(benchmark.test_stream) == 3
+    for number, experience in enumerate(benchmark.train_stream):
+        assert experience.task_labels == [number]
+        assert sum(label >= 0 for label in labels(benchmark.train_stream, number)) == 6
+        torch.testing.assert_close(experience.dataset[7][0], sets[number][0][7])
+        assert experience.dataset[7][-1] == number
+    assert [e.task_labels for e in benchmark.labelled_stream] == [[0], [1], [2]]
+    plain = transfer_benchmark(sets, sets)
+    assert [e.task_labels for e in plain.train_stream] == [[0]] * 3
+
+
+def test_several_targets_of_adaptation_each_have_the_source_rows(digits):
+    sets = [digits(30, seed=1), rgb(12, (8, 8))]
+    benchmark = adaptation_benchmark(digits(15), sets, sets)
+    assert [len(e.dataset) for e in benchmark.train_stream] == [45, 27]
+    assert benchmark.train_stream[1].dataset[0][0].shape == (3, 8, 8)
+    assert labels(benchmark.train_stream, 1) == [-1] * 12 + [i % 3 for i in range(15)]
+    with pytest.raises(ValueError, match="2 training sets, but 1 test sets"):
+        adaptation_benchmark(digits(15), sets, digits(15))
+
+
+# ------------------------------------------------------------------ distillation
+
+
+def test_distillation_keeps_all_labels_and_takes_more_images(digits):
+    benchmark = distillation_benchmark(digits(30), digits(12))
+    assert list(benchmark.streams) == ["train", "test"] and -1 not in labels(benchmark.train_stream)
+    for more in (digits(9, seed=4), digits(9, seed=4)[0], digits(9, seed=4)[0].numpy()):
+        benchmark = distillation_benchmark(
+            digits(30), digits(12), unlabelled=more, labelled_fraction=0.2
+        )
+        found = labels(benchmark.train_stream)
+        assert len(found) == 39 and found[30:] == [-1] * 9 and found.count(-1) == 24 + 9
+        assert set(benchmark.train_stream[0].dataset.domain_labels) == {0}
+        assert len(benchmark.labelled_stream[0].dataset) == 6
+
+
+# ------------------------------------------------------------------ summary and picture
+
+
+def test_the_summary_counts_what_is_there(digits):
+    benchmark = adaptation_benchmark(
+        digits(45), digits(60), digits(30), labels_per_class=2, source_test=digits(9)
+    )
+    lines = benchmark.summary().splitlines()
+    cells = {tuple(line.split()[:3]): line.split()[3:] for line in lines[1:]}
+    assert cells["train", "0", "target"] == ["60", "6", "(10", "%)", "3", "1x8x8"]
+    assert cells["train", "0", "source"] == ["45", "45", "(100", "%)", "3", "1x8x8"]
+    assert cells["source_test", "0", "source"][0] == "9" and len(lines) == 7
+
+
+def test_the_contact_sheet_has_a_row_of_every_part(digits, tmp_path):
+    benchmark = adaptation_benchmark(rgb(12, (8, 8)), digits(30), digits(2))
+    figure = plot_benchmark(benchmark, count=4)
+    drawn = [axes for axes in figure.axes if axes.images]
+    assert len(figure.axes) == 4 * 4 and len(drawn) == 4 * 4 - 2
+    assert "?" in {axes.get_title() for axes in drawn}
+    figure.savefig(tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 2000
+    with pytest.raises(ValueError, match="count=0"):
+        plot_benchmark(benchmark, count=0)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: transfer_benchmark((d[0], d[1] * 0), d), "one class only"),
+        (lambda d: transfer_benchmark((d[0], d[1] + 1), d), "start at 1"),
+        (lambda d: transfer_benchmark(d, d, labelled_fraction=0.0), r"outside \(0, 1\]"),
+        (lambda d: transfer_benchmark(d, d, labelled_fraction=1.01), r"outside \(0, 1\]"),
+        (lambda d: transfer_benchmark(d, d, labels_per_class=0), "leaves no label"),
+        (lambda d: transfer_benchmark(d, d, labels_per_class=5), "fewer than 5"),
+        (lambda d: transfer_benchmark([], []), "0 training sets"),
+        (lambda d: transfer_benchmark(d, d, image_shape=(1, 4, 4), fit="crop"), "crop"),
+        (lambda d: transfer_benchmark(d, d, image_shape=(2, 4, 4)), "channels"),
+        (lambda d: distillation_benchmark(d, d, labels_per_class=0), "leaves no label"),
+        (lambda d: adaptation_benchmark((d[0], d[1] + 2), d, d), "start at 2"),
+    ],
+)
+def test_bad_input_is_one_clear_error(digits, make, message):
+    digits = digits(12)
+    if "channels" in message:
+        digits = (digits[0].repeat(1, 4, 1, 1), digits[1])
+    with pytest.raises(ValueError, match=message):
+        make(digits)
+
+
+# ------------------------------------------------------------------ properties
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=2, max_size=6),
+    fraction=st.floats(0.01, 1.0),
+    seed=st.integers(0, 2**31),
+)
+def test_splits_are_stratified_disjoint_and_lose_no_class(counts, fraction, seed):
+    targets = [label for label, count in enumerate(counts) for _ in range(count)]
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)).tolist()
+    targets = [targets[i] for i in order]
+    kept = choose_labelled(targets, None, fraction, seed)
+    assert kept == sorted(set(kept)) and set(kept) <= set(range(len(targets)))
+    for label, count in enumerate(counts):
+        found = sum(targets[i] == label for i in kept)
+        assert found >= 1 and abs(found - fraction * count) <= 1
+    assert kept == choose_labelled(targets, None, fraction, seed)
+    images = torch.arange(len(targets)).float().view(-1, 1, 1, 1)
+    benchmark = transfer_benchmark((images, targets), (images, targets), labelled_fraction=fraction)
+    dataset = benchmark.train_stream[0].dataset
+    assert [int(row[0]) for row in dataset] == list(range(len(targets)))
+    known = {i for i, label in enumerate(dataset.targets) if label >= 0}
+    assert all(dataset.targets[i] == targets[i] for i in known)
+    if len(known) < len(targets):
+        labelled = benchmark.labelled_stream[0].dataset
+        assert {int(row[0]) for row in labelled} == known
+
+
+def test_splits_are_the_same_in_another_process():
+    code = (
+        "from avalanche_cetl.scenarios.images import choose_labelled\n"
+        "print(choose_labelled([i % 7 for i in range(300)], None, 0.13, 42))"
+    )
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    found = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert eval(found) == choose_labelled([i % 7 for i in range(300)], None, 0.13, 42)
+
+
+def test_benchmarks_pickle(digits):
+    benchmark = adaptation_benchmark(digits(30), digits(30), digits(30))
+    copied = pickle.loads(pickle.dumps(benchmark.train_stream[0].dataset))
+    assert torch.equal(copied[31][0], benchmark.train_stream[0].dataset[31][0])
