@@ -9,7 +9,7 @@ from avalanche_cetl.encoders import (
     TimmEncoder,
 )
 from avalanche_cetl.encoders.features import with_source_features
-from avalanche_cetl.evaluation import cetl_metrics, gfi_metrics
+from avalanche_cetl.evaluation import cetl_metrics, gfi_metrics, validator_metrics
 from avalanche_cetl.information import (
     Quantile,
     dwa_penalty,
@@ -58,5 +58,6 @@ __all__ = [
     "plot_benchmark",
     "relative_fisher",
     "transfer_benchmark",
+    "validator_metrics",
     "with_source_features",
 ]

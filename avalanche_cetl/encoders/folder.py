@@ -21,13 +21,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.store import (
-    DTYPES,
-    Extraction,
-    FeatureStoreError,
-    stored_features,
-    write_atomically,
-)
+from avalanche_cetl.encoders.shards import FeatureStoreError, write_atomically
+from avalanche_cetl.encoders.store import DTYPES, Extraction, stored_features
 from avalanche_cetl.encoders.timm import TimmEncoder
 from avalanche_cetl.encoders.views import SeededView
 from avalanche_cetl.information.processes import Processes

@@ -7,7 +7,6 @@ that is killed loses the shard at hand and nothing else; the manifest comes last
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,6 +15,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from avalanche_cetl.encoders import shards
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.shards import (
+    FeatureRows,
+    explained,
+    file_digest,
+    shard_count,
+    write_atomically,
+)
 from avalanche_cetl.encoders.views import Images, SeededView
 from avalanche_cetl.information.processes import Processes
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-#: Rows of a shard: what a killed process loses at most.
-SHARD_ROWS = 1024
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _MANIFEST = "manifest.json"
-
-
-class FeatureStoreError(RuntimeError):
-    """The store cannot be written or read; says where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,52 +69,6 @@ class Extraction:
             raise ValueError(
                 f"batch_size={self.batch_size} has to be >= 1, num_workers={self.num_workers} >= 0."
             )
-
-
-class FeatureRows(Sequence[Tensor]):
-    """Stored features, one row an image, read from memory-mapped shards.
-
-    :param paths: of the shards, in order.
-    :param rows: how many there are.
-    :ivar dim: number of features.
-    """
-
-    def __init__(self, paths: Sequence[Path], rows: int, dim: int):
-        self.paths, self.rows, self.dim = list(paths), rows, dim
-        self._open: dict[int, Tensor] = {}
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, index: Any) -> Any:
-        """Give the features of a row, ``(dim,)``, or a list of them for a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.rows))]
-        index = int(index)
-        if not -self.rows <= index < self.rows:
-            raise IndexError(f"row {index} of {self.rows}")
-        shard, row = divmod(index % self.rows, SHARD_ROWS)
-        return self._shard(shard)[row]
-
-    def tensor(self) -> Tensor:
-        """Give all rows, ``(N, dim)``, in memory."""
-        return torch.cat([self._shard(i) for i in range(len(self.paths))])
-
-    def _shard(self, number: int) -> Tensor:
-        if number not in self._open:
-            path = self.paths[number]
-            try:
-                with safe_open(path, framework="pt") as file:
-                    self._open[number] = file.get_tensor("features")
-            except (SafetensorError, OSError) as problem:
-                raise FeatureStoreError(
-                    f"{path} cannot be read any more: {problem}. Make the benchmark again with "
-                    "with_source_features; it computes what is missing."
-                ) from problem
-        return self._open[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a worker process maps the files itself
 
 
 def default_cache_dir() -> Path:
@@ -156,11 +113,14 @@ def stored_features(
 
 def _content(view: SeededView, extraction: Extraction, processes: Processes) -> str:
     """Hash the images as the encoder sees them: data, transforms and seeds in one."""
-    shards = range(processes.rank, _shard_count(len(view)), processes.size)
+    own = range(processes.rank, shard_count(len(view)), processes.size)
     digests: dict[int, str] = {}
-    batches = _batches(shards, len(view), SHARD_ROWS)
-    for shard, (images,) in zip(shards, _grouped(view, batches, 1, extraction), strict=True):
-        digests[shard] = Fingerprint().tensor(images).hexdigest()
+    for number, batches in _loaded(view, own, extraction):
+        digest = Fingerprint()
+        for images in batches:
+            for image in images:
+                digest.tensor(image)
+        digests[number] = digest.hexdigest()
     merged: dict[int, str] = {}
     for part in processes.meet(digests):
         merged |= part
@@ -187,13 +147,13 @@ class _Entry:
             "rows": rows,
             "dim": encoder.dim,
             "dtype": dtype,
-            "shard_rows": SHARD_ROWS,
+            "shard_rows": shards.SHARD_ROWS,
         }
         text = json.dumps(self.header, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.folder = folder / self.key[:32]
         self.paths = [
-            self.folder / f"shard-{number:06}.safetensors" for number in range(_shard_count(rows))
+            self.folder / f"shard-{number:06}.safetensors" for number in range(shard_count(rows))
         ]
 
     def complete(self) -> bool:
@@ -201,7 +161,7 @@ class _Entry:
         own = range(self.processes.rank, len(self.paths), self.processes.size)
         listed = self._manifest()
         good = listed is not None and all(
-            _file_digest(self.paths[number]) == listed[number] for number in own
+            file_digest(self.paths[number]) == listed[number] for number in own
         )
         return all(self.processes.meet(good))
 
@@ -220,16 +180,16 @@ class _Entry:
                 )
                 missing.append(number)
         self._extract(encoder, view, extraction, missing)
-        digests = {number: _file_digest(self.paths[number]) for number in own}
+        digests = {number: file_digest(self.paths[number]) for number in own}
         merged: dict[int, str | None] = {}
         for part in self.processes.meet(digests):
             merged |= part
         if self.processes.rank == 0:
-            shards = [
+            files = [
                 {"file": path.name, "sha256": merged[number]}
                 for number, path in enumerate(self.paths)
             ]
-            about = {**self.header, "key": self.key, "shards": shards}
+            about = {**self.header, "key": self.key, "shards": files}
             about["made_by"] = f"{type(encoder).__name__}({encoder.extra_repr()})"
             write_atomically(self.folder / _MANIFEST, json.dumps(about, indent=1).encode() + b"\n")
         self.processes.meet()
@@ -250,7 +210,7 @@ class _Entry:
                 for left in self.folder.glob(".*.tmp"):  # of a process that was killed
                     left.unlink(missing_ok=True)
             except OSError as problem:
-                raise _explained(problem, self.folder) from problem
+                raise explained(problem, self.folder) from problem
         try:
             self.processes.meet()
             yield
@@ -271,7 +231,7 @@ class _Entry:
     def _whole(self, number: int, digest: str | None) -> bool:
         """Whether a shard is what it should be, by the manifest, or by itself without one."""
         if digest is not None:
-            return _file_digest(self.paths[number]) == digest
+            return file_digest(self.paths[number]) == digest
         try:
             with safe_open(self.paths[number], framework="pt") as file:
                 about = json.loads((file.metadata() or {})["cetl"])
@@ -285,29 +245,23 @@ class _Entry:
         return {"key": self.key, "shard": number, "values": values}
 
     def _extract(
-        self, encoder: Encoder, view: SeededView, extraction: Extraction, shards: Sequence[int]
+        self, encoder: Encoder, view: SeededView, extraction: Extraction, numbers: Sequence[int]
     ) -> None:
-        if not shards:
+        if not numbers:
             return
         home = next((t.device for t in encoder.state_dict().values()), torch.device("cpu"))
         device = torch.device(extraction.device) if extraction.device is not None else home
-        batches = _batches(shards, self.rows, extraction.batch_size)
+        total = sum(map(len, shards.batches(numbers, self.rows, extraction.batch_size)))
         quiet = None if extraction.progress and self.processes.rank == 0 else True
-        bar = tqdm(
-            total=sum(len(rows) for rows in batches),
-            unit="img",
-            desc="source features",
-            disable=quiet,
-        )
-        per_shard = -(-SHARD_ROWS // extraction.batch_size)
-        grouped = _grouped(view, batches, per_shard, extraction)
+        bar = tqdm(total=total, unit="img", desc="source features", disable=quiet)
         encoder.to(device)
         try:
-            for number, group in zip(shards, grouped, strict=True):
+            for number, batches in _loaded(view, numbers, extraction):
                 parts: list[Tensor] = []
-                for images in group:
-                    start = number * SHARD_ROWS + sum(map(len, parts))
+                start = number * shards.SHARD_ROWS
+                for images in batches:
                     parts.append(self._encoded(encoder, images.to(device), start))
+                    start += len(images)
                     bar.update(len(images))
                 tensor = torch.cat(parts)
                 about = json.dumps(self._about(number, tensor), sort_keys=True)
@@ -338,54 +292,11 @@ class _Entry:
         return stored
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in one step: it is there whole, or not at all.
-
-    :raises FeatureStoreError: when the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as problem:
-        temporary.unlink(missing_ok=True)
-        raise _explained(problem, path) from problem
-
-
-def _explained(problem: OSError, path: Path) -> FeatureStoreError:
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FeatureStoreError(
-            f"the disk is full: {path} could not be written. Whole shards are kept; make room, "
-            "or give another cache_dir, and start again."
-        )
-    if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return FeatureStoreError(
-            f"{path} may not be written: the folder is read-only. Give a cache_dir of your own."
-        )
-    return FeatureStoreError(f"{path} could not be written: {problem}")
-
-
-def _shard_count(rows: int) -> int:
-    return -(-rows // SHARD_ROWS)
-
-
-def _batches(shards: Sequence[int], rows: int, size: int) -> list[range]:
-    """Rows of every batch; none reaches over the end of a shard."""
-    batches = []
-    for number in shards:
-        end = min(rows, (number + 1) * SHARD_ROWS)
-        for start in range(number * SHARD_ROWS, end, size):
-            batches.append(range(start, min(end, start + size)))
-    return batches
-
-
-def _grouped(
-    view: SeededView, batches: Sequence[range], count: int, extraction: Extraction
-) -> Iterator[list[Tensor]]:
-    """Load batches of images; give so many at a time, fewer at the end of the last shard."""
+def _loaded(
+    view: SeededView, numbers: Sequence[int], extraction: Extraction
+) -> Iterator[tuple[int, Iterator[Tensor]]]:
+    """Load the images of some shards; give each one's number and batches."""
+    batches = shards.batches(numbers, len(view), extraction.batch_size)
     loader = DataLoader(
         Images(view),
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -393,12 +304,9 @@ def _grouped(
         collate_fn=_stack,
         generator=torch.Generator(),  # leaves the global one alone
     )
-    group: list[Tensor] = []
-    for rows, images in zip(batches, loader, strict=True):
-        group.append(images)
-        if len(group) == count or rows.stop % SHARD_ROWS == 0 or rows.stop == len(view):
-            yield group
-            group = []
+    pairs = zip((rows.start // shards.SHARD_ROWS for rows in batches), loader, strict=True)
+    for number, group in groupby(pairs, key=itemgetter(0)):
+        yield number, (images for _, images in group)
 
 
 def _stack(images: list[Tensor]) -> Tensor:
@@ -409,11 +317,3 @@ def _stack(images: list[Tensor]) -> Tensor:
             "transforms."
         )
     return torch.stack(images)
-
-
-def _file_digest(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None

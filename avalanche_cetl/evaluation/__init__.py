@@ -2,5 +2,12 @@
 
 from avalanche_cetl.evaluation.metrics import cetl_metrics, gfi_metrics
 from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
+from avalanche_cetl.evaluation.validators import validator_metrics
 
-__all__ = ["cetl_metrics", "gfi_metrics", "plot_curves", "plot_reconstructions"]
+__all__ = [
+    "cetl_metrics",
+    "gfi_metrics",
+    "plot_curves",
+    "plot_reconstructions",
+    "validator_metrics",
+]

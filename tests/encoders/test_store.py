@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from avalanche_cetl import Encoder, FeatureStoreError
-from avalanche_cetl.encoders import store
+from avalanche_cetl.encoders import shards, store
 from avalanche_cetl.encoders.store import Extraction, stored_features
 from avalanche_cetl.encoders.views import SeededView
 from avalanche_cetl.information.processes import Processes
@@ -24,7 +24,7 @@ ONE = Processes(None)
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD_ROWS", 8)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 8)
 
 
 class Moments(Encoder):
@@ -236,7 +236,7 @@ def test_killed_while_a_shard_is_being_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr(store, "SHARD_ROWS", 8)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 8)
     assert len(list((tmp_path / "cut").rglob("*.tmp"))) == 1
     extract(tmp_path / "cut")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -261,8 +261,8 @@ def test_two_ranks_write_the_same_bytes_as_one_process(tmp_path, two_processes):
         f"""
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from pathlib import Path
-        from test_store import Extraction, Moments, Processes, store, stored_features, view
-        store.SHARD_ROWS = 8
+        from test_store import Extraction, Moments, Processes, shards, stored_features, view
+        shards.SHARD_ROWS = 8
         log = Path({str(tmp_path)!r}) / f"log{{rank}}"
         for _ in range(2):
             rows = stored_features(
@@ -304,7 +304,7 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_leaves_nothing(
     assert len(list((tmp_path / "store").rglob("shard-*"))) == 3
     assert not list((tmp_path / "store").rglob("*.tmp"))
     monkeypatch.undo()
-    monkeypatch.setattr(store, "SHARD_ROWS", 8)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 8)
     log = tmp_path / "log"
     extract(tmp_path / "store", Moments(log))
     assert seen(log) == ROWS - 3 * 8
