@@ -9,7 +9,7 @@ from avalanche_cetl.encoders import (
     TimmEncoder,
 )
 from avalanche_cetl.encoders.features import with_source_features
-from avalanche_cetl.evaluation import cetl_metrics, gfi_metrics, validator_metrics
+from avalanche_cetl.evaluation import bound_metrics, cetl_metrics, gfi_metrics, validator_metrics
 from avalanche_cetl.information import (
     Quantile,
     dwa_penalty,
@@ -26,7 +26,16 @@ from avalanche_cetl.scenarios import (
     plot_benchmark,
     transfer_benchmark,
 )
-from avalanche_cetl.training import GFI, CETLPlugin, CETLStrategy, GFIPlugin, GFISettings
+from avalanche_cetl.training import (
+    GFI,
+    CETLPlugin,
+    CETLStrategy,
+    DecoderHints,
+    FitNetsHints,
+    GFIPlugin,
+    GFISettings,
+    SoftTargets,
+)
 
 __all__ = [
     "CICNN",
@@ -35,8 +44,10 @@ __all__ = [
     "CETLScenario",
     "CETLStrategy",
     "CoupledModel",
+    "DecoderHints",
     "Encoder",
     "FeatureStoreError",
+    "FitNetsHints",
     "GFIPlugin",
     "GFISettings",
     "ModuleEncoder",
@@ -45,9 +56,11 @@ __all__ = [
     "Quantile",
     "ResNet26",
     "ReversedDecoder",
+    "SoftTargets",
     "TimmEncoder",
     "adaptation_benchmark",
     "as_target",
+    "bound_metrics",
     "cetl_metrics",
     "distillation_benchmark",
     "dwa_penalty",

@@ -19,7 +19,7 @@ from avalanche_cetl.demo.digits import CLASSES, SHAPE, Digits, Split
 from avalanche_cetl.encoders import ModuleEncoder
 from avalanche_cetl.models import CICNN, CoupledModel
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
-from avalanche_cetl.training import CETLStrategy, GFISettings
+from avalanche_cetl.training import CETLStrategy, DecoderHints, GFISettings
 
 LABELS_PER_CLASS = 10
 
@@ -294,10 +294,9 @@ class Comparison:
             gfi=s.gfi,
             alternate="iteration",
             warmup_epochs=0,
-            match_hidden=s.match_hidden,
             train_mb_size=s.batch,
             train_epochs=0,
-            plugins=plugins,
+            plugins=[*plugins, DecoderHints(s.match_hidden)],
             evaluator=None,
         )
 

@@ -56,6 +56,33 @@ class Encoder(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} has no classifier, so it gives no logits.")
 
+    @property
+    def classifies_features(self) -> bool:
+        """Whether :meth:`classify` works: S's own classifier reads these very features."""
+        return False
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Give S's own logits ``(N, num_classes)`` from its features ``(N, dim)``.
+
+        With stored features S's logits then cost one layer, not a pass through S.
+
+        :raises ValueError: when the features are not what a classifier of S reads.
+        """
+        raise ValueError(
+            f"the features of this {type(self).__name__} are not what its classifier reads; "
+            "logits(images) may work."
+        )
+
+    def cheapest_logits(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """Give S's own logits ``(N, num_classes)`` in the cheapest way there is.
+
+        :param x: images ``(N, C, H, W)``.
+        :param features: their features ``(N, dim)``, where they are known.
+        """
+        if features is not None and self.classifies_features:
+            return self.classify(features)
+        return self.logits(x)
+
     def fingerprint(self) -> str:
         """Give a SHA-256 that tells encoders apart.
 

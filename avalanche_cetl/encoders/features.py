@@ -109,6 +109,11 @@ def with_source_features(
     return result
 
 
+def features_in(dataset: Any, batch: Sequence[Any]) -> torch.Tensor | None:
+    """Give S's features in a mini-batch of the data set; None where it has none."""
+    return batch[FEATURES_INDEX] if hasattr(dataset, SOURCE_FEATURES) else None
+
+
 def _chosen_streams(
     benchmark: CLScenario, encoder: Encoder, streams: Sequence[str] | None
 ) -> list[str]:

@@ -59,6 +59,10 @@ class ModuleEncoder(Encoder):
         self.dim = features.shape[1]
         flat = isinstance(output, Tensor) and output.dim() == 2
         self.num_classes = output.shape[1] if flat else None
+        self._ends_in_classifier = False
+        if flat and layer is None:
+            last = self.module.get_submodule(self._classifier)
+            self._ends_in_classifier = torch.equal(last(features), output)
 
     def extra_repr(self) -> str:
         """Name the layer in ``print(model)`` and the fingerprint."""
@@ -83,6 +87,22 @@ class ModuleEncoder(Encoder):
         if self.num_classes is None:
             return super().logits(x)
         return self.module(self.preprocess(x))
+
+    @property
+    def classifies_features(self) -> bool:
+        """Whether the features are what the last linear layer reads, and its output the module's.
+
+        Found by trying at construction.
+        """
+        return self._ends_in_classifier
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        """Give the module's output from what its last linear layer reads, ``(N, dim)``."""
+        if not self.classifies_features:
+            return super().classify(features)
+        layer = self.module.get_submodule(self._classifier)
+        return layer(features.to(layer.get_parameter("weight")))
 
     @torch.no_grad()
     def _run(self, x: Tensor, preprocess: bool = True) -> tuple[Tensor, Tensor]:

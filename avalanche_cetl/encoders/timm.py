@@ -85,6 +85,7 @@ class TimmEncoder(Encoder):
             input_std,
         )
         self.freeze()
+        self._classifies: bool | None = None  # not tried yet
         self._hook = self._find_layer(layer)
         with torch.no_grad():
             features = self._try(torch.zeros(1, channels, *self.size))
@@ -119,6 +120,32 @@ class TimmEncoder(Encoder):
         if self.num_classes is None:
             return super().logits(x)
         return self.module(self.preprocess(x))
+
+    @property
+    def classifies_features(self) -> bool:
+        """Whether the model's linear classifier reads these features; found by trying once."""
+        if self._classifies is None:
+            self._classifies = self._try_classifier()
+        return self._classifies
+
+    @torch.no_grad()
+    def classify(self, features: Tensor) -> Tensor:
+        """Give the model's logits from the pre-logits ``(N, dim)``."""
+        if not self.classifies_features:
+            return super().classify(features)
+        layer = self.module.get_classifier()
+        return layer(features.to(layer.weight))
+
+    @torch.no_grad()
+    def _try_classifier(self) -> bool:
+        if self.layer is not None or isinstance(self.pool, int) or self.num_classes is None:
+            return False
+        layer = self.module.get_classifier()
+        if not isinstance(layer, torch.nn.Linear) or layer.in_features != self.dim:
+            return False
+        size = (1, self.preprocessing.channels or 3, *self.size)
+        x = torch.rand(size, generator=torch.Generator()).to(layer.weight)
+        return torch.allclose(layer(self.encode(x)), self.module(x), rtol=1e-3, atol=1e-4)
 
     def _try(self, x: Tensor) -> Tensor:
         try:

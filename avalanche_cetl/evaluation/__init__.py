@@ -1,10 +1,12 @@
 """Metrics and plots."""
 
+from avalanche_cetl.evaluation.bound import bound_metrics
 from avalanche_cetl.evaluation.metrics import cetl_metrics, gfi_metrics
 from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
 from avalanche_cetl.evaluation.validators import validator_metrics
 
 __all__ = [
+    "bound_metrics",
     "cetl_metrics",
     "gfi_metrics",
     "plot_curves",

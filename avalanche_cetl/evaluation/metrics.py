@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from avalanche.evaluation.metric_definitions import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue, TensorImage
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from avalanche_cetl.models import CoupledModel
     from avalanche_cetl.training import CETLStrategy
 
-LOSSES = ("L_rs", "L_rt", "L_hint", "L_c")
+LOSSES = ("L_rs", "L_rt", "L_c", "L_soft", "L_hint", "L_fitnet")
 PENALTIES = ("DWA1", "DWA2", "DWA3")
 
 
@@ -28,8 +29,8 @@ class RoundMean(PluginMetric[float]):
     Says nothing in rounds in which the quantity did not occur.
 
     :param quantity: ``"L_rs"``, ``"L_rt"``, ``"L_c"`` (unweighted, means over batch and
-        pixels), ``"L_hint"`` (with ``match_hidden`` only), or ``"DWA1"`` to
-        ``"DWA3"`` (eq. 11, lambda included).
+        pixels), a plugin's loss (``"L_soft"``, ``"L_hint"``, ``"L_fitnet"``), or ``"DWA1"``
+        to ``"DWA3"`` (eq. 11, lambda included).
     """
 
     def __init__(self, quantity: str):
@@ -99,6 +100,14 @@ class WeightShares(PluginMetric[dict[str, float]]):
         return "Shared"
 
 
+class Picture(TensorImage):
+    """An image ``(3, H, W)`` in [0, 1]; as an array, which W&B asks for, ``(H, W, 3)`` bytes."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        pixels = (self.image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+        return pixels if dtype is None else pixels.astype(dtype)
+
+
 class ReconstructionImages(PluginMetric[Any]):
     """A picture with rows x, T1(S(x)) and T1(T2(x)), emitted after a round.
 
@@ -127,7 +136,7 @@ class ReconstructionImages(PluginMetric[Any]):
             images, _, features = strategy.target_sample(self.count)
         rows = reconstruction_rows(strategy.model, images, features)
         self._grid = image_grid(rows)
-        return [_value(self, strategy, str(self), TensorImage(self._grid))]
+        return [_value(self, strategy, str(self), Picture(self._grid))]
 
     def result(self) -> Tensor | None:
         """Give the last picture, ``(3, H, W)`` in [0, 1]."""
@@ -176,7 +185,7 @@ def cetl_metrics(
 ) -> list[PluginMetric]:
     """Give the metrics of CETL's training, for an ``EvaluationPlugin``.
 
-    :param losses: L_rs, L_rt, L_c and, with ``match_hidden``, L_hint per round.
+    :param losses: L_rs, L_rt, L_c and the losses of distillation plugins, per round.
     :param dwa: DWA1 to DWA3 per round.
     :param images: number of images in the picture of reconstructions; 0: no picture.
     :param every: rounds between two pictures.

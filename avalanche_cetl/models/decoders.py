@@ -102,6 +102,62 @@ class _Repeat(torch.autograd.Function):
         return sums, None
 
 
+def _fusible(unpool: nn.Module, layer: nn.Module, x: Tensor) -> bool:
+    """Whether the two are a doubling of both sides and a plain 3x3 convolution, unobserved."""
+    return (
+        isinstance(unpool, Unpool)
+        and unpool.mode == "nearest"
+        and isinstance(layer, nn.ConvTranspose2d)
+        and tuple(unpool.size) == (2 * x.shape[2], 2 * x.shape[3])
+        and layer.kernel_size == (3, 3)
+        and layer.stride == layer.padding == layer.dilation == (1, 1)
+        and layer.output_padding == (0, 0)
+        and layer.groups == 1
+        and not any(_observed(module) for module in (unpool, layer))
+        and not nn.modules.module._has_any_global_hook()
+    )
+
+
+def _observed(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
+
+
+def _unpool_and_convolve(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
+    """Run unpooling and convolution in one, on the small map.
+
+    Of the nine pixels that a kernel sees after the unpooling, at most four differ: four 2x2
+    kernels, whose weights are sums of the 3x3 kernel's, give the four pixels of every cell.
+    The same value up to rounding, at half the products, and no large map in between.
+    """
+    count, _, height, width = x.shape
+    kernel = layer.weight.flip(2, 3).transpose(0, 1)
+    kernels = _half_kernels(_half_kernels(kernel, 2), 4)
+    bias = layer.bias if layer.bias is None else layer.bias.repeat(4)
+    cells = F.conv2d(x, kernels.flatten(0, 2), bias, padding=1)
+    cells = cells.view(count, 2, 2, layer.out_channels, height + 1, width + 1)
+    rows = []
+    for down in (0, 1):
+        pixels = [
+            cells[:, right, down, :, down : down + height, right : right + width]
+            for right in (0, 1)
+        ]
+        rows.append(torch.stack(pixels, -1))
+    return torch.stack(rows, -3).reshape(count, layer.out_channels, 2 * height, 2 * width)
+
+
+def _half_kernels(kernel: Tensor, axis: int) -> Tensor:
+    """From three taps to two, for the first and the second pixel of a cell; a new first axis."""
+    before, here, after = kernel.unbind(axis)
+    first = torch.stack([before, here + after], axis)
+    return torch.stack([first, torch.stack([before + here, after], axis)])
+
+
 class Fit(nn.Module):
     """Crop or zero-pad the far edges of maps to an exact spatial size."""
 
@@ -177,7 +233,12 @@ class ReversedDecoder(nn.Module):
             raise ValueError(f"expected codes (N, {self.code_dim}), got {tuple(code.shape)}.")
         hidden = []
         x = code
-        for layer in self.layers:
+        layers = list(self.layers)
+        while layers:
+            layer = layers.pop(0)
+            if layers and isinstance(layer, Unpool) and _fusible(layer, layers[0], x):
+                x = _unpool_and_convolve(x, layers.pop(0))  # type: ignore[arg-type]
+                continue
             x = layer(x)
             if isinstance(layer, nn.ReLU):
                 hidden.append(x)

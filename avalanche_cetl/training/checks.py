@@ -53,7 +53,6 @@ def check_arguments(
     stage_epochs: Sequence[int],
     warmup_epochs: int,
     input_noise: float,
-    match_hidden: float,
 ) -> None:
     """Raise TypeError or ValueError with what was given, what is allowed and the remedy."""
     if not isinstance(model, CoupledModel):
@@ -75,8 +74,7 @@ def check_arguments(
         raise ValueError(
             f"loss_weights={loss_weights!r}: three finite weights >= 0 of L_rs, L_c, L_rt."
         )
-    if not math.isfinite(dwa_lambda) or dwa_lambda < 0:
-        raise ValueError(f"dwa_lambda={dwa_lambda} has to be finite and >= 0.")
+    check_weight("dwa_lambda", dwa_lambda)
     if alternate not in ("epoch", "iteration"):
         raise ValueError(f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'.")
     if len(stage_epochs) != 3 or not all(isinstance(n, int) and n >= 1 for n in stage_epochs):
@@ -94,13 +92,12 @@ def check_arguments(
         )
     if not 0 <= input_noise < 1:
         raise ValueError(f"input_noise={input_noise} is outside [0, 1).")
-    if not math.isfinite(match_hidden) or match_hidden < 0:
-        raise ValueError(f"match_hidden={match_hidden} has to be finite and >= 0.")
-    if match_hidden > 0 and not hasattr(model.decoder, "forward_hidden"):
-        raise ValueError(
-            f"match_hidden={match_hidden} needs a decoder with forward_hidden(code), such as "
-            f"ReversedDecoder; got {type(model.decoder).__name__}."
-        )
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raise ValueError unless the value is a finite number >= 0."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}={value} has to be finite and >= 0.")
 
 
 @torch.no_grad()
@@ -146,3 +143,28 @@ def check_classes(rows: Rows, classes: int, experience: int) -> None:
             f"experience {experience} has the label {highest}, but the target network has "
             f"{classes} outputs (classes 0 to {classes - 1}); give it more, or remap the labels."
         )
+
+
+def check_finite_loss(
+    name: str, loss: Tensor, x: Tensor, stage: str, epoch: int, experience: int
+) -> None:
+    """Raise NonFiniteLossError when a loss is NaN or infinite, ValueError when its images are."""
+    if torch.isfinite(loss).all():
+        return
+    check_finite_images(x, epoch, experience)
+    raise NonFiniteLossError(
+        f"{name} became {float(loss.detach().sum())} in {stage}, epoch {epoch}, experience "
+        f"{experience}. The images are finite: lower the learning rate or dwa_lambda, or "
+        "normalise the input."
+    )
+
+
+def check_finite_images(x: Tensor, epoch: int, experience: int) -> None:
+    """Raise ValueError when images of a mini-batch hold NaN or infinity."""
+    if torch.isfinite(x).all():
+        return
+    rows = (~torch.isfinite(x)).flatten(1).any(1).sum()
+    raise ValueError(
+        f"{int(rows)} of {len(x)} images of a mini-batch hold NaN or infinity (experience "
+        f"{experience}, epoch {epoch}); clean the data set or its transform."
+    )

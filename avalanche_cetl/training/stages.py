@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avalanche.core import SupervisedPlugin
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from avalanche_cetl.training.strategy import CETLStrategy
@@ -25,18 +25,46 @@ class Stage(Enum):
     MERGED = "merged"  #: several losses in one step
 
 
+class CoupledStep(NamedTuple):
+    """What stage 2 computed on a mini-batch of N target images.
+
+    :ivar images: x, ``(N, C, H, W)``.
+    :ivar features: S's features ``(N, dim)``; None without S.
+    :ivar goal: T1(S(x)), detached; without S, x itself.
+    :ivar reconstruction: T1(T2(x)).
+    :ivar logits: T2's, ``(N, K)``.
+    :ivar goal_hidden: T1's hidden layers as read from S's code, detached; empty without S, and
+        where no plugin says ``reads_decoder_hidden = True``.
+    :ivar hidden: the same as read from T2's code.
+    """
+
+    images: Tensor
+    features: Tensor | None
+    goal: Tensor
+    reconstruction: Tensor
+    logits: Tensor
+    goal_hidden: list[Tensor]
+    hidden: list[Tensor]
+
+
 class CETLPlugin(SupervisedPlugin):
     """Base class of plugins that also listen to the stages of a round.
 
-    Both callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage
-    is one pass over its data, with ``"iteration"`` one mini-batch.
+    The callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage
+    is one pass over its data, with ``"iteration"`` one mini-batch. A plugin that reads T1's
+    hidden layers (``strategy.coupled``) sets ``reads_decoder_hidden``.
     """
+
+    reads_decoder_hidden: bool = False
 
     def before_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
         """Call before each stage."""
 
     def after_stage(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
         """Call after each stage."""
+
+    def after_step(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
+        """Call after each step in stages 1 and 2; in the others ``after_update`` is called."""
 
 
 class Means:

@@ -20,19 +20,22 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.encoders.features import FEATURES_INDEX
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.allocation import Allocation
 from avalanche_cetl.training.checks import (
     LabelledRows,
-    NonFiniteLossError,
     check_arguments,
     check_classes,
     check_experience,
+    check_finite_images,
+    check_finite_loss,
 )
 from avalanche_cetl.training.data import Rows, split_rows
-from avalanche_cetl.training.importance import PAIRS, Importance, Sample, measure
+from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
 from avalanche_cetl.training.stages import (
     CETLPlugin,
+    CoupledStep,
     Means,
     Stage,
     cycle,
@@ -55,7 +58,7 @@ class CETLStrategy(SupervisedTemplate):
     Stage 3 is Avalanche's ordinary training loop, with all its callbacks: stock plugins,
     loggers and minibatch metrics see it alone. Stage 2 fires ``before_backward`` as well, so
     that penalties (EWC, LwF, SI) hold T2 there too. :class:`CETLPlugin` adds
-    ``before_stage`` and ``after_stage``.
+    ``before_stage``, ``after_stage`` and ``after_step``.
 
     :param model: the coupled network.
     :param optimizer: an ordinary optimiser over ``model.parameters()``. Stage 3 uses it;
@@ -78,10 +81,6 @@ class CETLStrategy(SupervisedTemplate):
         that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
         the goal T1(S(x)) stays that of the clean image. The paper has none.
-    :param match_hidden: weight, >= 0, of a further term in stage 2: T1's hidden layers, read
-        from T2's code, shall be as they are when read from S's (squared error over their mean
-        square, mean over T1's hidden layers), as FitNets does with hints. Needs a decoder with
-        ``forward_hidden``. The paper matches the output alone, which is 0, the default.
     :param train_mb_size: mini-batch size in all stages.
     :param train_epochs: number of rounds.
     :param eval_mb_size: mini-batch size in evaluation.
@@ -90,8 +89,12 @@ class CETLStrategy(SupervisedTemplate):
     :param evaluator: as in every Avalanche strategy.
     :param eval_every: as in every Avalanche strategy; counts rounds.
     :param peval_mode: ``"epoch"`` or ``"iteration"`` (of stage 3).
+    :ivar stage: the stage that runs, a :class:`Stage`.
+    :ivar coupled: what stage 2 (or the merged step) computed on its latest mini-batch of
+        target images, a :class:`CoupledStep`; None in the other stages.
     :ivar importance: the latest GFI1 to GFI3, by name.
-    :ivar round_losses: mean L_rs, L_rt, L_c and DWA1 to DWA3 of the current round, by name.
+    :ivar round_losses: mean L_rs, L_rt, L_c, DWA1 to DWA3 and plugins' losses of the current
+        round, by name.
     :raises TypeError: when the model is no CoupledModel.
     :raises ValueError: for arguments out of range; in training for data without labelled
         rows, rows of domain 0, or with the wrong shape or labels; and
@@ -117,7 +120,6 @@ class CETLStrategy(SupervisedTemplate):
         stage_epochs: Sequence[int] = (1, 1, 1),
         warmup_epochs: int | None = None,
         input_noise: float = 0.0,
-        match_hidden: float = 0.0,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -143,7 +145,6 @@ class CETLStrategy(SupervisedTemplate):
             stage_epochs,
             warmup_epochs,
             input_noise,
-            match_hidden,
         )
         self.loss_weights = dict(
             zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
@@ -153,11 +154,10 @@ class CETLStrategy(SupervisedTemplate):
         self.stage_epochs = tuple(stage_epochs)
         self.warmup_epochs = warmup_epochs
         self.input_noise = float(input_noise)
-        self.match_hidden = float(match_hidden)
         self.stage = Stage.CLASSIFY
-        self.importance: dict[str, Importance] = {}
+        self.coupled: CoupledStep | None = None
+        self.allocation = Allocation(self.plan, self.gfi, self.dwa_lambda)
         self._round = Means()
-        self._generator = torch.Generator().manual_seed(self.gfi.seed)
         self._noise = torch.Generator().manual_seed(self.gfi.seed + 1)
         self._warm = False
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -179,6 +179,11 @@ class CETLStrategy(SupervisedTemplate):
         self._coupled_optimizer = StageOptimizer(optimizer)
         self._rows: Rows | None = None
         self._target_loader: Iterable[Any] = []
+
+    @property
+    def importance(self) -> dict[str, Importance]:
+        """The latest GFI1 to GFI3, by name."""
+        return self.allocation.importance
 
     @property
     def round_losses(self) -> dict[str, float]:
@@ -286,7 +291,7 @@ class CETLStrategy(SupervisedTemplate):
                 return
             if self._trains_source_stage:
                 with self._running(Stage.SOURCE, **kwargs):
-                    self._source_step(target)
+                    self._source_step(target, **kwargs)
             with self._running(Stage.COUPLED, **kwargs):
                 self._coupled_step(target, **kwargs)
             with self._running(Stage.CLASSIFY, **kwargs):
@@ -306,7 +311,7 @@ class CETLStrategy(SupervisedTemplate):
                     return
                 batch = [part.to(self.device, non_blocking=True) for part in batch]
                 if stage is Stage.SOURCE:
-                    self._source_step(batch)
+                    self._source_step(batch, **kwargs)
                 else:
                     self._coupled_step(batch, **kwargs)
 
@@ -316,6 +321,7 @@ class CETLStrategy(SupervisedTemplate):
         trigger_plugins(self, "before_stage", **kwargs)
         yield
         trigger_plugins(self, "after_stage", **kwargs)
+        self.coupled = None
 
     def _paired_batches(self) -> Iterator[tuple[list[Tensor], Any]]:
         """Target batches beside labelled ones, for as long as the longer of the two lasts."""
@@ -326,15 +332,16 @@ class CETLStrategy(SupervisedTemplate):
 
     # ------------------------------------------------------------------ one step of a stage
 
-    def _source_step(self, batch: list[Tensor]) -> None:
+    def _source_step(self, batch: list[Tensor], **kwargs: Any) -> None:
         x = batch[0]
         self.optimizer.zero_grad()
         with lone_sample(self.model, len(x)):
             loss = F.mse_loss(self._reconstruct_source(batch), x)
-        self._note("L_rs", loss, len(x), x)
+        self.record_loss("L_rs", loss, x)
         self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
         self.loss.backward()
         self._source_optimizer.step()
+        trigger_plugins(self, "after_step", **kwargs)
 
     def _source_features(self, batch: list[Tensor]) -> Tensor:
         """S's features of a mini-batch: stored, or run once though several stages read them."""
@@ -360,35 +367,35 @@ class CETLStrategy(SupervisedTemplate):
         self._check_finite("loss of stage 2 with penalties", self.loss, x)
         self.loss.backward()
         self._coupled_optimizer.step()
+        trigger_plugins(self, "after_step", **kwargs)
 
     def _coupled_loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         """L_rt and T2's logits; the goal T1(S(x)) is that of the clean image, detached."""
         x = batch[0]
-        matched = self.match_hidden > 0 and self.model.source is not None
-        hidden_goals: list[Tensor] = []
-        with torch.no_grad():
-            if matched:
-                code = self.model.source_code(features=self._source_features(batch))
-                goal, hidden_goals = self.model.decoder.forward_hidden(code)
-            else:
-                goal = self._reconstruct_source(batch) if self.model.source is not None else x
+        features, goal, goal_hidden = None, x, None
+        if self.model.source is not None:
+            features = self._source_features(batch)
+            with torch.no_grad():
+                goal, goal_hidden = self._decode(self.model.source_code(features=features))
         seen = x
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
             seen = x * (keep.to(x.device) >= self.input_noise)
         with lone_sample(self.model, len(x)):
             code, logits = self.model.target_code(seen)
-            if matched:
-                reconstruction, hidden = self.model.decoder.forward_hidden(code)
-            else:
-                reconstruction, hidden = self.model.decoder(code), []
+            reconstruction, hidden = self._decode(code)
         loss = F.mse_loss(reconstruction, goal)
-        self._note("L_rt", loss, len(x), x)
-        if hidden:
-            hint = _hidden_mismatch(hidden, hidden_goals)
-            self._note("L_hint", hint, len(x), x)
-            loss = loss + self.match_hidden * hint
+        self.record_loss("L_rt", loss, x)
+        self.coupled = CoupledStep(
+            x, features, goal, reconstruction, logits, goal_hidden or [], hidden
+        )
         return loss, logits
+
+    def _decode(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run T1; its hidden layers come along where a plugin reads them."""
+        if any(getattr(plugin, "reads_decoder_hidden", False) for plugin in self.plugins):
+            return self.model.decoder.forward_hidden(code)
+        return self.model.decoder(code), []
 
     def _classification_iteration(self, **kwargs: Any) -> None:
         """Avalanche's training iteration, with DWA3 in the loss."""
@@ -409,7 +416,7 @@ class CETLStrategy(SupervisedTemplate):
             if with_source:
                 with lone_sample(self.model, len(x)):
                     loss = F.mse_loss(self._reconstruct_source(target), x)
-                self._note("L_rs", loss, len(x), x)
+                self.record_loss("L_rs", loss, x)
                 total = total + self._share("L_rs") * loss
             return total
 
@@ -433,7 +440,7 @@ class CETLStrategy(SupervisedTemplate):
             self.mb_output = self.forward()
         self._after_forward(**kwargs)
         loss = self.criterion()
-        self._note("L_c", loss, len(self.mb_x), self.mb_x)
+        self.record_loss("L_c", loss, self.mb_x)
         self.loss += self._share("L_c") * loss + extra()
         self._before_backward(**kwargs)
         self._check_finite(f"loss of {self.stage.value} with penalties", self.loss, self.mb_x)
@@ -455,40 +462,23 @@ class CETLStrategy(SupervisedTemplate):
 
     def _penalty(self, importance: str, name: str, rows: int) -> Tensor:
         """DWA with the latest importance of that name; 0 before there is one."""
-        if importance not in self.importance:
+        penalty = self.allocation.penalty(importance, self.model)
+        if penalty is None:
             return torch.zeros((), device=self.device)
-        penalty = self.importance[importance].penalty(self.model, self.dwa_lambda)
         self._round.add(name, float(penalty.detach()), rows)
         return penalty
 
     def _refresh(self, *names: str) -> None:
-        """Measure importances at the weights as they are now, theta*."""
-        if self.plan.importance is None or self.dwa_lambda == 0 or self._stop_training:
+        if self._stop_training:
             return
-        if self.clock.train_exp_epochs % self.gfi.refresh_every != 0 and all(
-            name in self.importance for name in names
-        ):
-            return
-        if self.model.source is None:
-            # Without S there is no L_rs: T1 has one task only, and nothing to allocate.
-            names = tuple(name for name in names if name == "GFI3")
-        for name in names:
-            sample = self._importance_sample()
-            self.importance[name] = measure(
-                self.model,
-                PAIRS[name],
-                sample,
-                self.gfi,
-                self.plan.importance,
-                self._generator,
-            )
-
-    def _importance_sample(self) -> Sample:
-        """Draw target rows, without training augmentation."""
         assert self._rows is not None
-        total = len(self._rows.target)
-        chosen = torch.randperm(total, generator=self._generator)[: self.gfi.samples]
-        return self._target_rows(chosen.tolist())
+        self.allocation.refresh(
+            names,
+            self.model,
+            self.clock.train_exp_epochs,
+            len(self._rows.target),
+            self._target_rows,
+        )
 
     def _target_rows(self, indices: Sequence[int]) -> Sample:
         assert self._rows is not None, "target images are there during training only"
@@ -514,35 +504,23 @@ class CETLStrategy(SupervisedTemplate):
 
     # ------------------------------------------------------------------ what must not pass
 
-    def _note(self, name: str, loss: Tensor, rows: int, x: Tensor) -> None:
+    def record_loss(self, name: str, loss: Tensor, x: Tensor) -> None:
+        """Take a loss of a mini-batch into the round's mean of that name.
+
+        For plugins that add a loss of their own; it then stands in ``round_losses``.
+
+        :param loss: a scalar, the mean over the batch, without its weight.
+        :param x: the mini-batch's images.
+        :raises NonFiniteLossError: when it is NaN or infinite.
+        """
         self._check_finite(name, loss, x)
-        self._round.add(name, float(loss.detach()), rows)
+        self._round.add(name, float(loss.detach()), len(x))
 
     def _check_finite(self, name: str, loss: Tensor, x: Tensor) -> None:
-        if torch.isfinite(loss).all():
-            return
-        self._checked_images(x)
-        raise NonFiniteLossError(
-            f"{name} became {float(loss.detach().sum())} in {self.stage.value}, epoch "
-            f"{self.clock.train_exp_epochs}, experience {self.clock.train_exp_counter}. "
-            "The images are finite: lower the learning rate or dwa_lambda, or normalise the input."
-        )
+        clock = self.clock
+        where = (self.stage.value, clock.train_exp_epochs, clock.train_exp_counter)
+        check_finite_loss(name, loss, x, *where)
 
     def _checked_images(self, x: Tensor) -> Tensor:
-        if not torch.isfinite(x).all():
-            rows = (~torch.isfinite(x)).flatten(1).any(1).sum()
-            raise ValueError(
-                f"{int(rows)} of {len(x)} images of a mini-batch hold NaN or infinity "
-                f"(experience {self.clock.train_exp_counter}, epoch "
-                f"{self.clock.train_exp_epochs}); clean the data set or its transform."
-            )
+        check_finite_images(x, self.clock.train_exp_epochs, self.clock.train_exp_counter)
         return x
-
-
-def _hidden_mismatch(hidden: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
-    """Mean over layers of squared error over the goal's mean square."""
-    errors = [
-        F.mse_loss(mine, goal) / goal.square().mean().clamp_min(1e-8)
-        for mine, goal in zip(hidden, goals, strict=True)
-    ]
-    return torch.stack(errors).mean()

@@ -16,10 +16,12 @@ from avalanche_cetl import (
     CICNN,
     CETLStrategy,
     CoupledModel,
+    DecoderHints,
     Encoder,
     GFISettings,
     ModuleEncoder,
     PrecomputedEncoder,
+    SoftTargets,
     adaptation_benchmark,
     cetl_metrics,
     transfer_benchmark,
@@ -75,9 +77,13 @@ def trained(benchmark, encoder, variant="gfi", **options):
     return strategy
 
 
+DISTILLING = {"plugins": [DecoderHints(0.1), SoftTargets(), SoftTargets(rows="target")]}
+
+
 @pytest.mark.parametrize(
     ("variant", "options"),
-    [(v.value, {}) for v in Variant] + [("gfi", {"alternate": "iteration", "match_hidden": 0.1})],
+    [(v.value, {}) for v in Variant]
+    + [("gfi", {"alternate": "iteration", "plugins": [DecoderHints(0.1), SoftTargets()]})],
 )
 def test_the_same_weights_as_with_the_source_run_live(
     tmp_path, transfer, encoder, variant, options

@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skada.metrics import PredictionEntropyScorer, SoftNeighborhoodDensity
 from torch import nn
 
 from avalanche_cetl import transfer_benchmark, validator_metrics
@@ -59,6 +61,31 @@ def test_equals_the_naive_formula(name, n, k, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(n, k, generator=generator, dtype=torch.float64)
     assert float(SCORES[name](logits)) == pytest.approx(naive(name, logits), rel=1e-9, abs=1e-9)
+
+
+class _Given:
+    """A scikit-learn estimator whose answers are given."""
+
+    def __init__(self, probabilities):
+        self.probabilities = probabilities
+
+    def predict_proba(self, X, **_):
+        return self.probabilities
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
+def test_equals_skada(scale):
+    """SKADA also averages the entropy over classes, and softens the place of an image itself."""
+    torch.manual_seed(0)
+    n, k = 30, 4
+    logits = scale * torch.randn(n, k, dtype=torch.float64)
+    X, y, domain = np.zeros((n, 1)), np.zeros(n), np.full(n, -1)  # negative: target
+    given = _Given(logits.softmax(1).numpy())
+    # Without predict_log_proba SKADA adds 1e-7 under the logarithm.
+    theirs = PredictionEntropyScorer()._score(None, given, X, y, domain) * k
+    assert float(negative_entropy(logits)) == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    theirs = SoftNeighborhoodDensity()._score(None, given, X, y, domain)
+    assert float(soft_neighborhood_density(logits)) == pytest.approx(theirs, rel=1e-5)
 
 
 def test_ranges_and_what_each_prefers():

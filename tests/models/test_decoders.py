@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CICNN, ReversedDecoder
-from avalanche_cetl.models.decoders import Unpool
+from avalanche_cetl.models.decoders import Unpool, _fusible, _unpool_and_convolve
 
 
 def _strange(shape):
@@ -191,3 +191,59 @@ def test_unpooling_is_torchs_nearest_to_the_bit(size):
         torch.testing.assert_close(each[i], one[i])
     double = torch.randn(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(unpool, (double,))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 4, 5), (3, 1, 1), (1, 8, 3)])
+def test_unpooling_and_convolution_in_one_are_the_same(shape, bias):
+    """Value and gradients in float64, against the two layers one after the other."""
+    torch.manual_seed(0)
+    channels, *small = shape
+    unpool = Unpool([2 * side for side in small])
+    layer = nn.ConvTranspose2d(channels, 4, 3, padding=1, bias=bias).double()
+    x = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+    assert _fusible(unpool, layer, x)
+    inputs = [x, *layer.parameters()]
+    found, wanted = _unpool_and_convolve(x, layer), layer(unpool(x))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    g = torch.randn_like(wanted)
+    pairs = (torch.autograd.grad(y, inputs, g) for y in (found, wanted))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_only_a_doubling_before_a_plain_convolution_goes_in_one():
+    x = torch.zeros(1, 2, 4, 4)
+    plain = nn.ConvTranspose2d(2, 3, 3, padding=1)
+    assert _fusible(Unpool((8, 8)), plain, x)
+    for unpool in (Unpool((8, 8), "zeros"), Unpool((8, 9)), Unpool((4, 4))):
+        assert not _fusible(unpool, plain, x)
+    for options in (
+        {"kernel_size": 5, "padding": 2},
+        {"stride": 2},
+        {"padding": 0},
+        {"dilation": 2},
+        {"output_padding": 1, "stride": 2},
+    ):
+        layer = nn.ConvTranspose2d(2, 3, **{"kernel_size": 3, "padding": 1, **options})
+        assert not _fusible(Unpool((8, 8)), layer, x)
+
+
+def test_hooks_see_every_layer():
+    decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16)).double()
+    code = torch.randn(2, decoder.code_dim, dtype=torch.float64)
+    at_once = decoder(code)
+    seen = []
+    for layer in decoder.layers:
+        layer.register_forward_hook(lambda module, _args, _output: seen.append(type(module)))
+    torch.testing.assert_close(decoder(code), at_once, rtol=1e-12, atol=1e-12)
+    assert seen == [type(layer) for layer in decoder.layers] and Unpool in seen
+
+
+def test_the_same_precision_under_autocast():
+    decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16))
+    code = torch.randn(2, decoder.code_dim)
+    with torch.autocast("cpu", torch.bfloat16):
+        at_once = decoder(code)
+        decoder.layers[-2].register_forward_hook(lambda *_: None)
+        assert decoder(code).dtype == at_once.dtype == torch.bfloat16

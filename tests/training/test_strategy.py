@@ -22,6 +22,7 @@ from avalanche_cetl import (
     CETLPlugin,
     CETLStrategy,
     CoupledModel,
+    DecoderHints,
     GFISettings,
     ModuleEncoder,
     Quantile,
@@ -483,7 +484,6 @@ def test_no_target_rows_say_what_is_missing(adaptation):
         ({"warmup_epochs": -1}, ValueError, "warmup"),
         ({"warmup_epochs": 0, "variant": "f"}, ValueError, "warmup"),
         ({"input_noise": 1.0}, ValueError, "input_noise"),
-        ({"match_hidden": -1.0}, ValueError, "match_hidden"),
         ({"stage_epochs": (1, 0, 1)}, ValueError, "stage_epochs"),
         ({"stage_epochs": (1, 1, 2), "alternate": "iteration"}, ValueError, "epoch"),
         ({"gfi": {"samples": 3}}, TypeError, "GFISettings"),
@@ -591,7 +591,8 @@ def test_matching_hidden_layers_brings_them_together(transfer):
     distances = []
     for weight in (0.0, 1.0):
         model = coupled(target=CICNN(3, SHAPE, width=0.2))
-        s = strategy(model, variant="f", warmup_epochs=10, train_epochs=8, match_hidden=weight)
+        hints = [DecoderHints(weight)] if weight else []
+        s = strategy(model, variant="f", warmup_epochs=10, train_epochs=8, plugins=hints)
         s.train(transfer.train_stream)
         assert ("L_hint" in s.round_losses) == (weight > 0)
         model.eval()

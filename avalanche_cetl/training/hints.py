@@ -1,0 +1,224 @@
+"""Hints: hidden layers towards those of S, in T1 and in T2, as plugins."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.distillation import DistillationPlugin, DistilledRows
+from avalanche_cetl.training.stages import Stage
+
+
+def hint_loss(found: Tensor, hint: Tensor) -> Tensor:
+    """Mean squared error over the hint's mean square: 0 when equal, about 1 for an output of 0.
+
+    The l2 of FitNets (Romero et al. 2015, eq. 3), made independent of the hint's scale.
+
+    :param found: what shall become the hint, of any shape.
+    :param hint: of the same shape, taken as constant.
+    """
+    hint = hint.detach()
+    return F.mse_loss(found, hint) / hint.square().mean().clamp_min(1e-8)
+
+
+class DecoderHints(DistillationPlugin):
+    """T1's hidden layers, read from T2's code, towards what they are when read from S's.
+
+    Adds :func:`hint_loss`, mean over T1's hidden layers, in stage 2. The paper matches T1's
+    output alone.
+
+    :param weight: >= 0.
+    :raises ValueError: in training, when the decoder has no ``forward_hidden``.
+    """
+
+    name = "L_hint"
+    reads_decoder_hidden = True
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__(weight, "target")
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Check the decoder."""
+        if not isinstance(strategy.model, CoupledModel):
+            raise ValueError("DecoderHints needs a CoupledModel: only that one has a decoder.")
+        if not hasattr(strategy.model.decoder, "forward_hidden"):
+            raise ValueError(
+                "DecoderHints needs a decoder with forward_hidden(code), such as ReversedDecoder; "
+                f"got {type(strategy.model.decoder).__name__}."
+            )
+
+    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
+        """Give the loss of the latest mini-batch of stage 2."""
+        step = strategy.coupled
+        if not step.goal_hidden:
+            return None
+        pairs = zip(step.hidden, step.goal_hidden, strict=True)
+        return torch.stack([hint_loss(mine, goal) for mine, goal in pairs]).mean()
+
+
+class FitNetsHints(DistillationPlugin):
+    """A hidden layer of T2, through a learned regressor, towards a hidden layer of S.
+
+    Romero et al. 2015. The regressor is a 1x1 convolution between feature maps (the larger is
+    average-pooled to the size of the smaller), else a linear layer (maps are averaged over
+    their positions, tokens over the sequence). It is trained with an optimiser of the same
+    class and settings as the strategy's. FitNets trains the hint before the rest; here it is
+    a term beside it, in stage 2 by default.
+
+    :param target_layer: name of T2's guided layer, as in ``target.named_modules()``.
+    :param source_layer: name of S's hint layer, as in its network's ``named_modules()``; S then
+        runs on every batch. Default: S's features, live or stored.
+    :param weight: >= 0.
+    :param rows: see :class:`DistillationPlugin`.
+    :param source: see :class:`DistillationPlugin`.
+    :ivar regressor: the learned layer; None before the first step.
+    :raises ValueError: for values out of range; in training for layers that are not there.
+    """
+
+    name = "L_fitnet"
+
+    def __init__(
+        self,
+        target_layer: str,
+        source_layer: str | None = None,
+        weight: float = 1.0,
+        *,
+        rows: str = "target",
+        source: Encoder | None = None,
+    ):
+        super().__init__(weight, rows, source)
+        self.target_layer, self.source_layer = target_layer, source_layer
+        self.regressor: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._guided: list[Tensor] = []
+        self._hooks: list[Any] = []
+
+    # The hooks are there in the stages only: not in copies of the model that others make
+    # between epochs (LwF), nor in importance passes.
+
+    def before_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Listen to T2's layer."""
+        if strategy.stage is not Stage.SOURCE:
+            self._listen(strategy)
+
+    def after_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Stop listening."""
+        self._leave()
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Listen, in a strategy without stages."""
+        if not hasattr(strategy, "stage"):
+            self._listen(strategy)
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Stop listening, in a strategy without stages."""
+        self._leave()
+
+    def _listen(self, strategy: Any) -> None:
+        self._leave()
+        model = strategy.model
+        target = model.target.module if isinstance(model, CoupledModel) else model
+        guided = _layer(target, self.target_layer, "target_layer", "T2")
+        self._hooks = [guided.register_forward_hook(_keep(self._guided))]
+
+    def _leave(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._guided.clear()
+
+    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor:
+        """Give the loss of a mini-batch."""
+        # The merged step passes the labelled rows through T2 first, then the target rows.
+        found = self._guided[-1 if self.rows == "target" else 0]
+        self._guided.clear()
+        found, hint = _matched(found, self._read_hint(strategy, batch))
+        if self.regressor is None:
+            self.regressor = _regressor(found, hint)
+            template = strategy.optimizer
+            self._optimizer = type(template)(self.regressor.parameters(), **_settings(template))
+        return hint_loss(self.regressor(found), hint)
+
+    @torch.no_grad()
+    def _read_hint(self, strategy: Any, batch: DistilledRows) -> Tensor:
+        source = self.source(strategy)
+        if self.source_layer is None:
+            features = source(batch.images) if batch.features is None else batch.features
+            return features.to(batch.logits.dtype)
+        inner = getattr(source, "module", source)
+        kept: list[Tensor] = []
+        layer = _layer(inner, self.source_layer, "source_layer", "S")
+        hook = layer.register_forward_hook(_keep(kept))
+        try:
+            source(batch.images)
+        finally:
+            hook.remove()
+        if not kept:
+            raise ValueError(f"source_layer={self.source_layer!r} does not run in S's forward().")
+        return kept[-1]
+
+    def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Train the regressor along with stage 2."""
+        self._step(strategy)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Train the regressor along with stage 3, or any other strategy's step."""
+        self._step(strategy)
+
+    def _step(self, strategy: Any) -> None:
+        if self.regressor is None or self._optimizer is None:
+            return
+        if all(p.grad is None for p in self.regressor.parameters()):
+            return
+        self._optimizer.param_groups[0].update(_settings(strategy.optimizer, now=True))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def _settings(template: torch.optim.Optimizer, now: bool = False) -> dict[str, Any]:
+    """Settings of the optimiser's first group: those its constructor takes, or all."""
+    group = {k: v for k, v in template.param_groups[0].items() if k != "params"}
+    accepted = inspect.signature(type(template).__init__).parameters
+    return group if now else {k: v for k, v in group.items() if k in accepted}
+
+
+def _keep(outputs: list[Tensor]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+
+    return hook
+
+
+def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
+    layers = dict(module.named_modules())
+    if not name or name not in layers:
+        raise ValueError(
+            f"{argument}={name!r} is not in {role}, which has {[n for n in layers if n]}."
+        )
+    return layers[name]
+
+
+def _matched(found: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring both to maps of one size, or both to vectors."""
+    if found.dim() == 4 and hint.dim() == 4:
+        sides = zip(found.shape[2:], hint.shape[2:], strict=True)
+        size = (min(next(sides)), min(next(sides)))
+        return F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(hint, size)
+    return _vector(found), _vector(hint)
+
+
+def _vector(x: Tensor) -> Tensor:
+    if x.dim() == 3:  # tokens
+        return x.mean(1)
+    return x.flatten(2).mean(2) if x.dim() > 3 else x
+
+
+def _regressor(found: Tensor, hint: Tensor) -> nn.Module:
+    kind: Any = nn.Linear if found.dim() == 2 else lambda a, b: nn.Conv2d(a, b, 1)
+    return kind(found.shape[1], hint.shape[1]).to(found)

@@ -1,0 +1,285 @@
+"""How well scores without target labels follow target accuracy.
+
+`python -m benchmarks.validators --data-root DIR [--directions MN-US US-MN]` trains CETL without
+target labels over a grid of settings, and after every round reads the accuracy on the target's
+test images beside each score of the same images, which sees no label. It reports Spearman's rank
+correlation of score and accuracy: over the rounds of a run (mean over settings), over the last
+rounds of all settings, and over everything; and the accuracy of the network that the score
+chooses, beside the best there is.
+
+Protocol, fixed before any figure was read: 2,000 MNIST and 1,800 USPS training images, stratified
+by class as far as seed 0 allows (ADDA's numbers), whole test sets, 28 x 28 grey pixels in [0, 1],
+training images turned by up to 15 degrees, shifted by up to 0.1 and scaled by up to 0.2; S is a
+CI-CNN of width 0.5 trained on the source for 15 epochs, T2 one of width 0.25; variant gfi, 30 % of
+T2's input pixels off in stage 2. Grid: learning rate 3e-4, 1e-3, 3e-3; weight of L_rt 0 (no
+adaptation), 0.3, 1, 3. Higher is better for every score (the bound and the entropy are negated).
+
+Results go to ``benchmarks/results/validators/DIRECTION.json``, run by run, so that a stopped run
+goes on; ``--render`` writes ``table.md`` and ``validators.png`` from those files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
+from torch import Tensor
+from torchvision.transforms.v2 import RandomAffine
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    GFISettings,
+    ModuleEncoder,
+    adaptation_benchmark,
+    bound_metrics,
+    paper_benchmark,
+    validator_metrics,
+)
+
+FOLDER = Path(__file__).parent / "results" / "validators"
+DIRECTIONS = ("MN-US", "US-MN")
+COUNTS = {"MN": 2000, "US": 1800}
+SHAPE = (1, 28, 28)
+GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "rt_weight": (0.0, 0.3, 1.0, 3.0)}
+SETTINGS = {
+    "seed": 0, "source_width": 0.5, "source_epochs": 15, "source_lr": 1e-3, "width": 0.25,
+    "batch": 64, "warmup_epochs": 10, "rounds": 10, "variant": "gfi", "dwa_lambda": 0.03,
+    "gfi_samples": 64, "input_noise": 0.3,
+}  # fmt: skip
+SCORES = (
+    "SourceAccuracy", "NegativeEntropy", "InformationMaximization", "SoftNeighborhoodDensity",
+    "NegativeBound",
+)  # fmt: skip
+
+
+def stratified(dataset: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Draw so many rows, each class by its share (the largest remainders get one more)."""
+    labels = torch.tensor([int(label) for label in dataset.targets])
+    generator = torch.Generator().manual_seed(SETTINGS["seed"])
+    shares = torch.bincount(labels) * (count / len(labels))
+    take = shares.floor().long()
+    take[(shares - take).argsort(descending=True)[: count - int(take.sum())]] += 1
+    chosen = []
+    for label, number in enumerate(take.tolist()):
+        rows = (labels == label).nonzero().flatten()
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:number]])
+    rows = torch.cat(chosen).sort().values
+    return torch.stack([dataset[int(row)][0] for row in rows]), labels[rows]
+
+
+def benchmark_of(direction: str, root: str) -> Any:
+    """Make the sub-sampled benchmark; the target's training labels are hidden in it."""
+    first, second = direction.split("-")
+    whole = paper_benchmark(direction, root)
+    other = paper_benchmark(f"{second}-{first}", root)  # here the target's labels are the source's
+    source = stratified(whole.source_stream[0].dataset.eval(), COUNTS[first])
+    target = stratified(other.source_stream[0].dataset.eval(), COUNTS[second])
+    tests = [_all(stream[0].dataset) for stream in (whole.test_stream, whole.source_test_stream)]
+    return adaptation_benchmark(
+        source,
+        target,
+        tests[0],
+        source_test=tests[1],
+        train_transform=RandomAffine(15, (0.1, 0.1), (0.8, 1.2)),
+    )
+
+
+def _all(dataset: Any) -> tuple[Tensor, Tensor]:
+    rows = [dataset[i] for i in range(len(dataset))]
+    return torch.stack([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
+
+
+def source_network(benchmark: Any) -> ModuleEncoder:
+    """Train S on the source images."""
+    s: dict[str, Any] = SETTINGS
+    torch.manual_seed(s["seed"])
+    network = CICNN(10, SHAPE, width=s["source_width"])
+    Naive(
+        model=network,
+        optimizer=torch.optim.Adam(network.parameters(), s["source_lr"]),
+        train_mb_size=s["batch"],
+        train_epochs=s["source_epochs"],
+        evaluator=None,
+    ).train(benchmark.source_stream)
+    return ModuleEncoder(network, input_shape=SHAPE)
+
+
+def strategy_of(model: CoupledModel, rate: float, weight: float, warmup: int) -> CETLStrategy:
+    """One setting of the grid; trains one round at a time."""
+    s: dict[str, Any] = SETTINGS
+    metrics = [accuracy_metrics(stream=True), validator_metrics(), bound_metrics(error=True)]
+    return CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), rate),
+        variant=s["variant"],
+        loss_weights=(1.0, 1.0, weight),
+        dwa_lambda=s["dwa_lambda"],
+        gfi=GFISettings(samples=s["gfi_samples"]),
+        input_noise=s["input_noise"],
+        warmup_epochs=warmup,
+        train_mb_size=s["batch"],
+        eval_mb_size=500,
+        evaluator=EvaluationPlugin(*metrics, loggers=[]),
+    )
+
+
+def rounds(benchmark: Any, warm: CoupledModel, rate: float, weight: float) -> list[dict[str, Any]]:
+    """Train one setting; give accuracy and scores after every round."""
+    model = copy.deepcopy(warm)
+    torch.manual_seed(SETTINGS["seed"])
+    strategy = strategy_of(model, rate, weight, 0)
+    rows = []
+    for _ in range(int(SETTINGS["rounds"])):
+        strategy.train(benchmark.train_stream)
+        own = _by_name(strategy.eval(benchmark.source_test_stream))
+        found = _by_name(strategy.eval(benchmark.test_stream))
+        rows.append(
+            {
+                "accuracy": found.pop("Top1_Acc_Stream"),
+                "SourceAccuracy": own["Top1_Acc_Stream"],
+                "NegativeBound": -found["Bound_Exp"],
+                **{name.removesuffix("_Exp"): value for name, value in found.items()},
+            }
+        )
+    return rows
+
+
+def _by_name(found: dict[str, float]) -> dict[str, float]:
+    # Of metrics read before, only the last stream's are kept.
+    stream = "source_test_stream" if any("source_test" in name for name in found) else "test_stream"
+    return {name.split("/")[0]: v for name, v in found.items() if f"/{stream}" in name}
+
+
+def run(direction: str, root: str) -> None:
+    """Run what is missing of one direction."""
+    path = FOLDER / f"{direction}.json"
+    document = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    document["settings"] = SETTINGS | {"grid": GRID, "counts": COUNTS}
+    document["versions"] = {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "avalanche-lib", "avalanche-cetl")
+    }
+    done = {(row["learning_rate"], row["rt_weight"]) for row in document["runs"]}
+    missing = [cell for cell in itertools.product(*GRID.values()) if cell not in done]
+    if not missing:
+        return
+    benchmark = benchmark_of(direction, root)
+    source = source_network(benchmark)
+    torch.manual_seed(int(SETTINGS["seed"]))
+    target = CICNN(10, SHAPE, width=float(SETTINGS["width"]))
+    warm = CoupledModel.build(source, target, SHAPE)
+    warming = strategy_of(warm, 1e-3, 1.0, int(SETTINGS["warmup_epochs"]))
+    warming.train_epochs = 0
+    warming.train(benchmark.train_stream)
+    for rate, weight in missing:
+        start = time.perf_counter()
+        rows = rounds(benchmark, warm, rate, weight)
+        document["runs"].append(
+            {
+                "learning_rate": rate,
+                "rt_weight": weight,
+                "rounds": rows,
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+        )
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        print(direction, rate, weight, f"{100 * rows[-1]['accuracy']:.1f} %", flush=True)
+
+
+# ------------------------------------------------------------------ tables
+
+
+def correlations(runs: list[dict[str, Any]], score: str) -> dict[str, float]:
+    """Spearman's rank correlation of a score with accuracy, and what choosing by it gives."""
+    from scipy.stats import spearmanr
+
+    def rank(rows: list[dict[str, float]]) -> float:
+        found = spearmanr([row[score] for row in rows], [row["accuracy"] for row in rows])
+        return float(found.statistic)
+
+    everything = [row for one in runs for row in one["rounds"]]
+    within = [rank(one["rounds"]) for one in runs]
+    return {
+        "rounds": sum(within) / len(within),
+        "settings": rank([one["rounds"][-1] for one in runs]),
+        "all": rank(everything),
+        "chosen": max(everything, key=lambda row: row[score])["accuracy"],
+        "best": max(row["accuracy"] for row in everything),
+        "median": sorted(row["accuracy"] for row in everything)[len(everything) // 2],
+    }
+
+
+def render() -> str:
+    """Write table.md and validators.png from the JSON files alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = [d for d in DIRECTIONS if (FOLDER / f"{d}.json").exists()]
+    lines = [
+        "| direction | score | over rounds | over settings | all | chosen by it | best, median |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    figure, grid = plt.subplots(
+        len(found), len(SCORES), figsize=(3 * len(SCORES), 2.8 * len(found)), squeeze=False
+    )
+    for direction, axes in zip(found, grid, strict=True):
+        runs = json.loads((FOLDER / f"{direction}.json").read_text())["runs"]
+        for score, axis in zip(SCORES, axes, strict=True):
+            row = correlations(runs, score)
+            lines.append(
+                f"| {direction} | {score} | {row['rounds']:+.2f} | {row['settings']:+.2f} | "
+                f"{row['all']:+.2f} | {100 * row['chosen']:.1f} % | {100 * row['best']:.1f}, "
+                f"{100 * row['median']:.1f} % |"
+            )
+            for one in runs:
+                axis.plot(
+                    [r[score] for r in one["rounds"]],
+                    [100 * r["accuracy"] for r in one["rounds"]],
+                    ".",
+                    alpha=0.6,
+                    color=plt.colormaps["viridis"](one["rt_weight"] / 3),
+                )
+            axis.set_title(f"{direction}, {score}\nrank correlation {row['all']:+.2f}", fontsize=8)
+            axis.tick_params(labelsize=7)
+        axes[0].set_ylabel("target accuracy, %")
+    figure.tight_layout()
+    figure.savefig(FOLDER / "validators.png", dpi=100)
+    plt.close(figure)
+    table = "\n".join(lines) + "\n"
+    (FOLDER / "table.md").write_text(table)
+    return table
+
+
+def main() -> None:
+    """Run and render."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"))
+    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
+    parser.add_argument("--render", action="store_true", help="tables and figure only")
+    args = parser.parse_args()
+    if not args.render:
+        if args.data_root is None:
+            raise SystemExit("give --data-root DIR (with MNIST and USPS), or set CETL_DATA.")
+        for direction in args.directions:
+            run(direction, args.data_root)
+    print(render())
+
+
+if __name__ == "__main__":
+    main()

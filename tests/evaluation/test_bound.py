@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
+from torch import nn
+
+from avalanche_cetl import (
+    CICNN,
+    CoupledModel,
+    ModuleEncoder,
+    bound_metrics,
+    transfer_benchmark,
+    with_source_features,
+)
+from avalanche_cetl.evaluation.bound import reconstruction_gap
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
+    source = ModuleEncoder(net, input_shape=SHAPE)
+    return CoupledModel.build(source, CICNN(3, SHAPE, width=0.1), SHAPE)
+
+
+@pytest.fixture
+def benchmark(digits):
+    return transfer_benchmark(digits(30), digits(41, seed=1))
+
+
+def evaluated(model, benchmark, batch=16, **options):
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        eval_mb_size=batch,
+        evaluator=EvaluationPlugin(bound_metrics(**options)),
+    )
+    found = strategy.eval(benchmark.test_stream)
+    assert all(name.endswith("/eval_phase/test_stream/Task000/Exp000") for name in found)
+    return {name.split("_Exp/")[0]: value for name, value in found.items()}
+
+
+def naive(model, dataset):
+    """Image by image, in plain Python numbers."""
+    model.eval()
+    rows = [(x, int(y)) for x, y, *_ in dataset]
+    images = torch.stack([x for x, _ in rows]).double()
+    scale = math.sqrt(float((images - images.mean(0)).square().mean()))
+    differ = wrong = source_gap = target_gap = 0.0
+    with torch.no_grad():
+        for x, y in rows:
+            x = x[None]
+            ours, theirs = model(x).argmax().item(), model.source.logits(x).argmax().item()
+            differ += ours != theirs
+            wrong += ours != y
+            for kind, image in (
+                ("s", model.reconstruct_source(x)),
+                ("t", model.reconstruct_target(x)),
+            ):
+                gap = math.sqrt(float((image - x).square().mean()))
+                source_gap += gap * (kind == "s")
+                target_gap += gap * (kind == "t")
+    n = len(rows)
+    return {
+        "Disagreement": differ / n,
+        "SourceGap": source_gap / n / scale,
+        "TargetGap": target_gap / n / scale,
+        "TargetError": wrong / n,
+    }
+
+
+def test_equals_the_naive_formula(model, benchmark):
+    found = evaluated(model, benchmark, source_error=0.1, error=True)
+    wanted = naive(model, benchmark.test_stream[0].dataset)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-5)
+    assert found["Bound"] == pytest.approx(
+        0.1 + 2 * wanted["Disagreement"] + 3 * wanted["SourceGap"] + 2 * wanted["TargetGap"]
+    )
+    assert found["TargetError"] < found["Bound"]
+
+
+def test_batches_and_stored_features_do_not_matter(model, benchmark, tmp_path):
+    live = evaluated(model, benchmark, batch=7)
+    assert live == pytest.approx(evaluated(model, benchmark, batch=41), rel=1e-6)
+    stored = with_source_features(benchmark, model.source, tmp_path, dtype="float32")
+    model.source.encode = None  # it must not run
+    assert evaluated(model, stored, batch=7) == pytest.approx(live, rel=1e-5)
+
+
+def test_labels_are_read_only_where_the_error_is_asked_for(model, digits):
+    x, y = digits(20)
+    right = evaluated(model, transfer_benchmark((x, y), (x, y)))
+    other = evaluated(model, transfer_benchmark((x, y), (x, (y + 1) % 3)))
+    assert right == other and "TargetError" not in right
+
+
+def test_a_head_for_a_source_with_other_classes(model, benchmark):
+    torch.manual_seed(1)
+    head = nn.Linear(16, 3)
+    found = evaluated(model, benchmark, head=head)
+    x = torch.stack([row[0] for row in benchmark.test_stream[0].dataset])
+    model.eval()
+    with torch.no_grad():
+        wanted = (head(model.source(x)).argmax(1) != model(x).argmax(1)).float().mean()
+    assert found["Disagreement"] == pytest.approx(float(wanted))
+    with pytest.raises(ValueError, match=r"3 classes|give head="):
+        evaluated(model, benchmark, head=nn.Linear(16, 5))
+
+
+def test_the_gap_bounds_differences_of_means():
+    """For f = the distance to a fixed image, which changes by at most the distance itself."""
+    torch.manual_seed(0)
+    x, other = torch.randn(30, 1, 4, 4), torch.randn(1, 1, 4, 4)
+    made = x + 0.3 * torch.randn_like(x)
+    scale = (x - x.mean(0)).square().mean().sqrt()
+
+    def f(images):
+        return (images - other).square().flatten(1).mean(1).sqrt().mean() / scale
+
+    assert float((f(made) - f(x)).abs()) <= float(reconstruction_gap(made, x))
+    assert float(reconstruction_gap(x, x)) == 0
+    mean = x.mean(0, keepdim=True).expand_as(x)
+    assert float(reconstruction_gap(mean, x)) == pytest.approx(1, abs=0.05)
+
+
+def test_bad_input(model, benchmark):
+    with pytest.raises(ValueError, match="source_error=2"):
+        bound_metrics(source_error=2)
+    with pytest.raises(ValueError, match="at least two"):
+        reconstruction_gap(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+    alone = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
+    with pytest.raises(ValueError, match="source network"):
+        evaluated(alone, benchmark)

@@ -1,0 +1,326 @@
+import math
+
+import pytest
+import torch
+from avalanche.training.plugins import LRSchedulerPlugin, LwFPlugin
+from avalanche.training.supervised import Naive
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    DecoderHints,
+    FitNetsHints,
+    GFISettings,
+    ModuleEncoder,
+    PrecomputedEncoder,
+    SoftTargets,
+    TimmEncoder,
+    distillation_benchmark,
+    transfer_benchmark,
+    with_source_features,
+)
+from avalanche_cetl.training import NonFiniteLossError, Variant
+from avalanche_cetl.training.distillation import soft_target_loss
+from avalanche_cetl.training.hints import hint_loss
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def teacher(digits):
+    """A classifier that knows the three classes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 16),
+        nn.ReLU(),
+        nn.Linear(16, 3),
+    )
+    x, y = digits(120, seed=7)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return ModuleEncoder(net, input_shape=SHAPE)
+
+
+@pytest.fixture
+def few(digits):
+    return transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=2)
+
+
+def student(width=0.1, seed=1):
+    torch.manual_seed(seed)
+    return CICNN(3, SHAPE, width=width)
+
+
+def trained(model, benchmark, *plugins, lr=1e-2, **options):
+    settings = {
+        "variant": "e",
+        "train_epochs": 2,
+        "warmup_epochs": 1,
+        "train_mb_size": 16,
+        "gfi": GFISettings(samples=8),
+        "evaluator": None,
+        **options,
+    }
+    torch.manual_seed(2)
+    strategy = CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr),
+        plugins=list(plugins),
+        **settings,
+    )
+    strategy.train(benchmark.train_stream)
+    return strategy
+
+
+def coupled(teacher, seed=1):
+    return CoupledModel.build(teacher, student(seed=seed), SHAPE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    k=st.integers(2, 5),
+    temperature=st.floats(0.5, 20),
+    seed=st.integers(0, 2**31),
+)
+def test_soft_targets_equal_the_naive_formula(n, k, temperature, seed):
+    g = torch.Generator().manual_seed(seed)
+    logits, goal = (3 * torch.randn(n, k, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def probabilities(row):
+        sizes = [math.exp(float(v) / temperature) for v in row]
+        return [s / sum(sizes) for s in sizes]
+
+    total = 0.0
+    for mine, theirs in zip(logits, goal, strict=True):
+        for q, p in zip(probabilities(mine), probabilities(theirs), strict=True):
+            total += p * math.log(p / q)
+    wanted = temperature**2 * total / n
+    found = float(soft_target_loss(logits, goal, temperature))
+    assert found == pytest.approx(wanted, rel=1e-9, abs=1e-10)
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_changes():
+    torch.manual_seed(0)
+    logits = torch.randn(8, 5, requires_grad=True)
+    sizes = []
+    for temperature in (20.0, 40.0):
+        loss = soft_target_loss(logits, torch.randn(8, 5, generator=_seeded()), temperature)
+        sizes.append(float(torch.autograd.grad(loss, logits)[0].norm()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+def _seeded():
+    return torch.Generator().manual_seed(3)
+
+
+def test_hint_loss():
+    hint = torch.tensor([3.0, -4.0], requires_grad=True)
+    assert float(hint_loss(hint, hint)) == 0
+    found = torch.zeros(2, requires_grad=True)
+    hint_loss(found, hint).backward()
+    assert float(hint_loss(found, hint)) == 1 and hint.grad is None
+    assert found.grad.tolist() == pytest.approx([-6 / 25, 8 / 25])
+    assert float(hint_loss(torch.ones(2), torch.zeros(2))) > 0  # no division by zero
+
+
+@pytest.mark.parametrize("variant", [v.value for v in Variant])
+@pytest.mark.parametrize("rows", ["labelled", "target"])
+def test_every_variant_takes_every_loss(teacher, few, variant, rows):
+    plugins = [
+        SoftTargets(2.0, 0.5, rows=rows),
+        FitNetsHints("features.0", "0", rows=rows),
+        DecoderHints(0.3),
+    ]
+    s = trained(coupled(teacher), few, *plugins, variant=variant)
+    assert {"L_soft", "L_hint", "L_fitnet"} <= set(s.round_losses)
+    assert all(math.isfinite(value) for value in s.round_losses.values())
+    assert plugins[1].regressor is not None
+    assert not any(m._forward_hooks for m in s.model.modules())
+
+
+@pytest.mark.parametrize("rows", ["labelled", "target"])
+def test_which_rows_it_reads(teacher, few, rows):
+    seen = []
+
+    class Spy(SoftTargets):
+        def loss(self, strategy, batch):
+            seen.append((strategy.stage.value, len(batch.images)))
+            assert batch.logits.shape == (len(batch.images), 3)
+            return super().loss(strategy, batch)
+
+    trained(coupled(teacher), few, Spy(rows=rows), train_epochs=1)
+    stage, images = ("stage 3", 6) if rows == "labelled" else ("stage 2", 60)
+    assert {name for name, _ in seen} == {stage} and sum(n for _, n in seen) == images
+
+
+def test_soft_targets_teach_without_labels(teacher, few, digits):
+    """Six labels alone are few; S's answers on all images are many."""
+    x, _ = digits(60, seed=5)
+
+    def accuracy(*plugins):
+        model = coupled(teacher)
+        trained(model, few, *plugins, train_epochs=6, lr=5e-3)
+        model.eval()
+        with torch.no_grad():
+            return float((model(x).argmax(1) == teacher.logits(x).argmax(1)).float().mean())
+
+    assert accuracy(SoftTargets(rows="target")) > accuracy()
+
+
+@pytest.mark.parametrize("source_layer", [None, "0", "4"])
+@pytest.mark.parametrize("target_layer", ["features.0", "hidden"])
+def test_hints_come_nearer(teacher, few, source_layer, target_layer):
+    """Maps and vectors on either side; the regressor learns and T2's layer moves."""
+    plugin = FitNetsHints(target_layer, source_layer)
+    model = coupled(teacher)
+    first = trained(model, few, plugin, train_epochs=1).round_losses["L_fitnet"]
+    weights = [p.detach().clone() for p in plugin.regressor.parameters()]
+    last = trained(model, few, plugin, train_epochs=5).round_losses["L_fitnet"]
+    assert last < first
+    moved = [
+        not torch.equal(a, b) for a, b in zip(weights, plugin.regressor.parameters(), strict=True)
+    ]
+    assert all(moved)
+
+
+def test_the_regressor_follows_the_schedule(teacher, few):
+    model = coupled(teacher)
+    plugin = FitNetsHints("features.0", "0")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    CETLStrategy(
+        model=model,
+        optimizer=optimizer,
+        variant="e",
+        train_epochs=3,
+        train_mb_size=16,
+        plugins=[plugin, LRSchedulerPlugin(schedule)],
+        evaluator=None,
+    ).train(few.train_stream)
+    group = plugin._optimizer.param_groups[0]
+    assert type(plugin._optimizer) is torch.optim.SGD and group["momentum"] == 0.9
+    assert group["lr"] == pytest.approx(0.1 * 0.5**2)
+
+
+def test_in_a_stock_strategy_beside_another_plugin(teacher, digits):
+    benchmark = distillation_benchmark(digits(60), digits(30, seed=1))
+    net = student()
+    hints = FitNetsHints("features.0", "0", rows="labelled", source=teacher)
+    strategy = Naive(
+        model=net,
+        optimizer=torch.optim.Adam(net.parameters(), 1e-2),
+        train_mb_size=16,
+        train_epochs=2,
+        plugins=[SoftTargets(source=teacher), hints, LwFPlugin(1.0, 2.0)],
+        evaluator=None,
+    )
+    before = [p.detach().clone() for p in teacher.parameters()]
+    strategy.train(benchmark.train_stream)
+    assert hints.regressor is not None and not net.features[0]._forward_hooks
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+
+
+def test_stored_features_give_the_same_logits_without_running_the_source(
+    teacher, few, tmp_path, monkeypatch
+):
+    stored = with_source_features(few, teacher, tmp_path, dtype="float32")
+    live = trained(coupled(teacher), few, SoftTargets(), SoftTargets(rows="target"))
+    model = coupled(teacher)
+    monkeypatch.setattr(model.source, "encode", None)
+    monkeypatch.setattr(model.source, "logits", None)
+    found = trained(model, stored, SoftTargets(), SoftTargets(rows="target"))
+    assert found.round_losses == pytest.approx(live.round_losses, rel=1e-5)
+
+
+def test_a_head_speaks_for_a_source_with_other_classes(few):
+    torch.manual_seed(0)
+    source = ModuleEncoder(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7)),
+        input_shape=SHAPE,
+    )
+    head = nn.Linear(9, 3)
+    s = trained(coupled(source), few, SoftTargets(head=head))
+    assert s.round_losses["L_soft"] > 0 and head.weight.grad is None
+    with pytest.raises(ValueError, match="7 classes and the target network 3; give head="):
+        trained(coupled(source), few, SoftTargets())
+
+
+def test_precomputed_features_need_a_head(few):
+    rows = torch.randn(60, 5)
+    made = with_source_features(few, PrecomputedEncoder(rows), streams=["train"])
+    model = coupled(PrecomputedEncoder(rows))
+    assert trained(model, made, SoftTargets(head=nn.Linear(5, 3))).round_losses["L_soft"] > 0
+    with pytest.raises(ValueError, match="no classifier"):
+        trained(model, made, SoftTargets())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_timm_classifies_its_features(name):
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, pretrained=False)
+    x = torch.rand(2, 3, 32, 32)
+    assert encoder.classifies_features
+    torch.testing.assert_close(
+        encoder.classify(encoder(x)), encoder.logits(x), rtol=1e-3, atol=1e-4
+    )
+    earlier = TimmEncoder(name, pretrained=False, layer=-2)
+    assert not earlier.classifies_features
+    with pytest.raises(ValueError, match="classifier reads"):
+        earlier.classify(torch.zeros(1, earlier.dim))
+
+
+def test_an_earlier_layer_runs_the_source_for_its_logits(teacher, few):
+    early = ModuleEncoder(teacher.module, "4", input_shape=SHAPE)
+    assert not early.classifies_features and teacher.classifies_features
+    s = trained(coupled(early), few, SoftTargets())
+    assert s.round_losses["L_soft"] > 0
+
+
+def test_bad_arguments(teacher, few):
+    with pytest.raises(ValueError, match="temperature=0"):
+        SoftTargets(0)
+    with pytest.raises(ValueError, match="weight=-1"):
+        SoftTargets(weight=-1)
+    with pytest.raises(ValueError, match="'labelled', 'target'"):
+        SoftTargets(rows="all")
+    with pytest.raises(ValueError, match="weight=nan"):
+        DecoderHints(math.nan)
+    with pytest.raises(ValueError, match="target_layer='nowhere'"):
+        trained(coupled(teacher), few, FitNetsHints("nowhere"))
+    with pytest.raises(ValueError, match="source_layer='nowhere'"):
+        trained(coupled(teacher), few, FitNetsHints("features.0", "nowhere"))
+    alone = CoupledModel.build(None, student(), SHAPE)
+    with pytest.raises(ValueError, match="needs a source network"):
+        trained(alone, few, SoftTargets())
+
+
+def test_bad_places(teacher, few):
+    net = student()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    naive = {"model": net, "optimizer": optimizer, "evaluator": None}
+    with pytest.raises(ValueError, match="CoupledModel"):
+        Naive(plugins=[DecoderHints()], **naive).train(few.train_stream)
+    with pytest.raises(ValueError, match="rows='labelled'"):
+        Naive(plugins=[FitNetsHints("features.0", source=teacher)], **naive).train(few.train_stream)
+    with pytest.raises(ValueError, match="no stage 2"):
+        Naive(plugins=[SoftTargets(rows="target", source=teacher)], **naive).train(few.train_stream)
+
+
+def test_a_teacher_that_is_not_finite_is_named(teacher, few):
+    broken = ModuleEncoder(teacher.module, input_shape=SHAPE)
+    with torch.no_grad():
+        broken.module[6].bias.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match="L_soft"):
+        trained(coupled(broken), few, SoftTargets())
