@@ -152,11 +152,42 @@ def continual() -> str:
     return _table(["average accuracy %", *STREAMS], rows)
 
 
+def validators() -> str:
+    """How well each score follows target accuracy."""
+    from benchmarks.validators import DIRECTIONS, SCORES, correlations
+
+    runs = {d: _results(f"validators/{d}.json")["runs"] for d in DIRECTIONS}
+    rows = []
+    for score in SCORES:
+        cells = [score]
+        for direction in DIRECTIONS:
+            found = correlations(runs[direction], score)
+            cells += [
+                f"{found['rounds']:+.2f}, {found['settings']:+.2f}, {found['all']:+.2f}",
+                f"{100 * found['chosen']:.1f} %",
+            ]
+        rows.append(cells)
+    best = [max(r["accuracy"] for one in runs[d] for r in one["rounds"]) for d in DIRECTIONS]
+    header = ["score"]
+    for direction in DIRECTIONS:
+        header += [f"{direction}: over rounds, settings, all", "chosen"]
+    count = sum(len(one["rounds"]) for one in runs[DIRECTIONS[0]])
+    note = _text(
+        f"Rank correlation of each score with target accuracy over {count} networks a direction "
+        f"({len(runs[DIRECTIONS[0]])} settings, every round), and the accuracy of the network that "
+        f"the score chooses; the best networks have "
+        f"{100 * best[0]:.1f} % ({DIRECTIONS[0]}) and {100 * best[1]:.1f} % ({DIRECTIONS[1]}). "
+        "One seed, 2,000 MNIST and 1,800 USPS training images (`python -m benchmarks.validators`)."
+    )
+    return _table(header, rows) + "\n\n" + note
+
+
 BLOCKS = {
     "demo run": demo_run,
     "demo seeds": demo_seeds,
     "features": features,
     "continual": continual,
+    "validators": validators,
     "speed": speed,
 }
 

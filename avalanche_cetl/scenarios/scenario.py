@@ -27,15 +27,21 @@ class CETLScenario(CLScenario):
     :param classes: names of the classes, where they are known.
     :ivar classes: the n-th is the name of class n; where classes were chosen, what was chosen
         for it. None where no names are known.
+    :ivar data: which files the benchmark was made from, by data set; empty where it was made
+        from the user's own data.
     """
+
+    data: dict[str, str]
 
     def __init__(self, streams: Iterable[Any], classes: Sequence[str] | None = None):
         super().__init__(list(streams))
         self.classes = list(classes) if classes is not None else None
+        self.data = {}
 
     def summary(self) -> str:
         """Give a table: rows, labels, classes, shape and domain of each stream's experiences."""
-        return _table(self, self.classes)
+        origin = [f"{name}: {found}" for name, found in self.data.items()]
+        return "\n".join([_table(self, self.classes), *origin])
 
 
 def make_scenario(

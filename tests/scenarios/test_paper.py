@@ -3,6 +3,9 @@
 import bz2
 import os
 import pickle
+import zipfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +167,7 @@ def test_a_folder_of_jpeg_images_will_do_and_is_told(tmp_path):
     write_cifar10_folder(tmp_path)
     benchmark = paper_benchmark("CIFAR-10", tmp_path)
     assert "JPEG" in benchmark.data["CIFAR10"] and benchmark.classes == CIFAR
+    assert f"CIFAR10: {benchmark.data['CIFAR10']}" in benchmark.summary()
     assert len(benchmark.train_stream[0].dataset) == 50
 
 
@@ -214,3 +218,17 @@ def test_real_digits(data_root, name):
     found = (len(benchmark.train_stream[0].dataset), len(benchmark.test_stream[0].dataset))
     assert found == rows
     assert benchmark.train_stream[0].dataset[0][0].shape == (1, 28, 28)
+
+
+def test_real_cifar10(data_root, tmp_path):
+    archive = Path(data_root) / "cifar10-jpeg.zip"
+    if not archive.is_file():
+        pytest.skip("CETL_DATA has no cifar10-jpeg.zip")
+    zipfile.ZipFile(archive).extractall(tmp_path / "cifar10-jpeg")
+    fifth = paper_benchmark("CIFAR-10-s", tmp_path)
+    counts = Counter(int(label) for label in fifth.train_stream[0].dataset.targets)
+    assert counts == {label: 1000 for label in range(10)}
+    assert len(fifth.test_stream[0].dataset) == 10000 and "JPEG" in fifth.summary()
+    whole = paper_benchmark("CIFAR-10", tmp_path)
+    assert len(whole.train_stream[0].dataset) == 50000
+    assert whole.train_stream[0].dataset[0][0].shape == (3, 32, 32)
