@@ -123,7 +123,7 @@ def features() -> str:
         f"With tf_efficientnet_lite0 at 128 px and CI-CNN on {found['round_images']:,} images of "
         f"{found['data']}, a round with the source network run live costs "
         f"{rounds['e, S live']['median']:.1f} times one with stored features in variant `e`, and "
-        f"{rounds['gfi, S live over stored']['median']:.1f} times in `gfi`. Extraction has "
+        f"{rounds['gfi, S live']['median']:.1f} times in `gfi`. Extraction has "
         f"{rate:.2f} of the bare forward pass's throughput. A linear probe gets "
         f"{100 * probe['float32']['test_accuracy']:.1f} % on features in single and "
         f"{100 * probe['float16']['test_accuracy']:.1f} % in half precision (4,000 training and "

@@ -7,9 +7,7 @@ correlation of score and accuracy: over the rounds of a run (mean over settings)
 rounds of all settings, and over everything; and the accuracy of the network that the score
 chooses, beside the best there is.
 
-Protocol, fixed before any figure was read: 2,000 MNIST and 1,800 USPS training images, stratified
-by class as far as seed 0 allows (ADDA's numbers), whole test sets, 28 x 28 grey pixels in [0, 1],
-training images turned by up to 15 degrees, shifted by up to 0.1 and scaled by up to 0.2; S is a
+Protocol, fixed before any figure was read: the data of ``benchmarks/digits.py``, seed 0; S is a
 CI-CNN of width 0.5 trained on the source for 15 epochs, T2 one of width 0.25; variant gfi, 30 % of
 T2's input pixels off in stage 2. Grid: learning rate 3e-4, 1e-3, 3e-3; weight of L_rt 0 (no
 adaptation), 0.3, 1, 3. Higher is better for every score (the bound and the entropy are negated).
@@ -35,8 +33,6 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
-from torch import Tensor
-from torchvision.transforms.v2 import RandomAffine
 
 from avalanche_cetl import (
     CICNN,
@@ -44,16 +40,12 @@ from avalanche_cetl import (
     CoupledModel,
     GFISettings,
     ModuleEncoder,
-    adaptation_benchmark,
     bound_metrics,
-    paper_benchmark,
     validator_metrics,
 )
+from benchmarks.digits import COUNTS, DIRECTIONS, SHAPE, as_benchmark, read_pair
 
 FOLDER = Path(__file__).parent / "results" / "validators"
-DIRECTIONS = ("MN-US", "US-MN")
-COUNTS = {"MN": 2000, "US": 1800}
-SHAPE = (1, 28, 28)
 GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "rt_weight": (0.0, 0.3, 1.0, 3.0)}
 SETTINGS = {
     "seed": 0, "source_width": 0.5, "source_epochs": 15, "source_lr": 1e-3, "width": 0.25,
@@ -64,43 +56,6 @@ SCORES = (
     "SourceAccuracy", "NegativeEntropy", "InformationMaximization", "SoftNeighborhoodDensity",
     "NegativeBound",
 )  # fmt: skip
-
-
-def stratified(dataset: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Draw so many rows, each class by its share (the largest remainders get one more)."""
-    labels = torch.tensor([int(label) for label in dataset.targets])
-    generator = torch.Generator().manual_seed(SETTINGS["seed"])
-    shares = torch.bincount(labels) * (count / len(labels))
-    take = shares.floor().long()
-    take[(shares - take).argsort(descending=True)[: count - int(take.sum())]] += 1
-    chosen = []
-    for label, number in enumerate(take.tolist()):
-        rows = (labels == label).nonzero().flatten()
-        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:number]])
-    rows = torch.cat(chosen).sort().values
-    return torch.stack([dataset[int(row)][0] for row in rows]), labels[rows]
-
-
-def benchmark_of(direction: str, root: str) -> Any:
-    """Make the sub-sampled benchmark; the target's training labels are hidden in it."""
-    first, second = direction.split("-")
-    whole = paper_benchmark(direction, root)
-    other = paper_benchmark(f"{second}-{first}", root)  # here the target's labels are the source's
-    source = stratified(whole.source_stream[0].dataset.eval(), COUNTS[first])
-    target = stratified(other.source_stream[0].dataset.eval(), COUNTS[second])
-    tests = [_all(stream[0].dataset) for stream in (whole.test_stream, whole.source_test_stream)]
-    return adaptation_benchmark(
-        source,
-        target,
-        tests[0],
-        source_test=tests[1],
-        train_transform=RandomAffine(15, (0.1, 0.1), (0.8, 1.2)),
-    )
-
-
-def _all(dataset: Any) -> tuple[Tensor, Tensor]:
-    rows = [dataset[i] for i in range(len(dataset))]
-    return torch.stack([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
 
 
 def source_network(benchmark: Any) -> ModuleEncoder:
@@ -145,8 +100,8 @@ def rounds(benchmark: Any, warm: CoupledModel, rate: float, weight: float) -> li
     rows = []
     for _ in range(int(SETTINGS["rounds"])):
         strategy.train(benchmark.train_stream)
-        own = _by_name(strategy.eval(benchmark.source_test_stream))
-        found = _by_name(strategy.eval(benchmark.test_stream))
+        own = _of("source_test_stream", strategy.eval(benchmark.source_test_stream))
+        found = _of("test_stream", strategy.eval(benchmark.test_stream))
         rows.append(
             {
                 "accuracy": found.pop("Top1_Acc_Stream"),
@@ -158,10 +113,9 @@ def rounds(benchmark: Any, warm: CoupledModel, rate: float, weight: float) -> li
     return rows
 
 
-def _by_name(found: dict[str, float]) -> dict[str, float]:
-    # Of metrics read before, only the last stream's are kept.
-    stream = "source_test_stream" if any("source_test" in name for name in found) else "test_stream"
-    return {name.split("/")[0]: v for name, v in found.items() if f"/{stream}" in name}
+def _of(stream: str, found: dict[str, float]) -> dict[str, float]:
+    """Metrics of one stream by name; Avalanche also gives those of streams read before."""
+    return {name.split("/")[0]: v for name, v in found.items() if name.split("/")[2] == stream}
 
 
 def run(direction: str, root: str) -> None:
@@ -176,7 +130,7 @@ def run(direction: str, root: str) -> None:
     missing = [cell for cell in itertools.product(*GRID.values()) if cell not in done]
     if not missing:
         return
-    benchmark = benchmark_of(direction, root)
+    benchmark = as_benchmark(read_pair(direction, root, COUNTS, int(SETTINGS["seed"])))
     source = source_network(benchmark)
     torch.manual_seed(int(SETTINGS["seed"]))
     target = CICNN(10, SHAPE, width=float(SETTINGS["width"]))

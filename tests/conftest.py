@@ -9,7 +9,8 @@ import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-torch.set_num_threads(2)
+# Processes that share cores and have several threads each wait for one another.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):

@@ -14,10 +14,14 @@ from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from avalanche_cetl.scenarios.domains import (
     Shape,
+    check_known,
     check_labels,
+    check_names,
     check_one_shape,
     choose_classes,
     common_shape,
@@ -87,20 +91,22 @@ def transfer_benchmark(
     """
     if labels_per_class == 0:
         raise ValueError("labels_per_class=0 leaves no label; adaptation_benchmark needs none.")
-    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
+    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform), task_labels)
     trains, tests = plan.read_all(target_train, target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=None)
     plan.meet(trains, tests, sources)
     check_labels(trains, "the target training data")
+    check_known(tests, trains, "the target test data", all_labelled=True)
+    if "source" in sources:
+        check_labels([sources["source"]], "the source training data")
     train, labelled = [], []
     for number, target in enumerate(trains):
         keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
         task = number if task_labels else 0
         train.append(plan.dataset(_hide(target, keep), TARGET, task))
-        if len(keep) < len(target):
-            labelled.append(plan.dataset(target.select(keep), TARGET, task))
+        labelled.append(plan.dataset(target.select(keep), TARGET, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels)}
-    if labelled:
+    if any(len(some) < len(all_) for some, all_ in zip(labelled, train, strict=True)):
         streams["labelled"] = labelled
     return plan.scenario(streams, sources, trains)
 
@@ -142,6 +148,7 @@ def distillation_benchmark(
     more = {} if unlabelled is None else {"unlabelled": plan.read_unlabelled(unlabelled)}
     plan.meet(trains, tests, more)
     check_labels(trains, "the training data")
+    check_known(tests, trains, "the test data", all_labelled=True)
     known, labelled = [], []
     for data in trains:
         keep = choose_labelled(data.targets, labels_per_class, labelled_fraction, seed)
@@ -149,10 +156,9 @@ def distillation_benchmark(
         if more:
             rows = rows.join(more["unlabelled"])
         known.append(plan.dataset(rows, TARGET, 0))
-        if len(keep) < len(rows):
-            labelled.append(plan.dataset(data.select(keep), TARGET, 0))
+        labelled.append(plan.dataset(data.select(keep), TARGET, 0))
     streams = {"train": known, "test": plan.datasets(tests)}
-    if labelled:
+    if any(len(some) < len(all_) for some, all_ in zip(labelled, known, strict=True)):
         streams["labelled"] = labelled
     return plan.scenario(streams, {}, trains)
 
@@ -201,6 +207,10 @@ def adaptation_benchmark(
         0, or images of several shapes.
     :raises TypeError: for data of another kind.
     """
+    if labels_per_class is None:
+        raise ValueError(
+            "labels_per_class=None would show every target label: give a number; 0: none."
+        )
     plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
     trains, tests = plan.read_all(target_train, target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=classes)
@@ -209,6 +219,10 @@ def adaptation_benchmark(
     plan.meet(trains, tests, sources)
     source = sources["source"]
     check_labels([source], "the source training data")
+    check_known(list(sources.values()), [source], "the source data", all_labelled=True)
+    check_known(trains, [source], "the target training data", all_labelled=False)
+    check_known(tests, [source], "the target test data", all_labelled=True)
+    check_names([*sources.values(), *trains, *tests], "the data")
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
         keep = choose_labelled(target.targets, labels_per_class, None, seed)
@@ -234,6 +248,11 @@ class _Plan:
     image_shape: Shape | None
     how: str
     transforms: tuple[Transform, Transform]
+    several_heads: bool = False  # the n-th target has classes of its own
+
+    def __post_init__(self) -> None:
+        if self.how not in ("resize", "pad"):
+            raise ValueError(f"fit={self.how!r} is not known. Allowed: 'resize', 'pad'.")
 
     @property
     def transformed(self) -> bool:
@@ -260,6 +279,10 @@ class _Plan:
                 f"{len(found[0])} training sets, but {len(found[1])} test sets: one of each makes "
                 "an experience."
             )
+        for train_set, test_set in zip(*found, strict=True):
+            check_names([train_set, test_set], "training and test data")
+        if not self.several_heads:
+            check_names([*found[0], *found[1]], "the targets")
         return found[0], found[1]
 
     def read_some(self, *, classes: Classes, **data: Any) -> dict[str, LabelledImages]:
@@ -284,9 +307,14 @@ class _Plan:
             tests[:] = [fit(data, shape, self.how) for data in tests]
             for name, data in others.items():
                 others[name] = fit(data, shape, self.how)
-        named = {f"train {i}": data for i, data in enumerate(trains)}
-        named |= {f"test {i}": data for i, data in enumerate(tests)} | others
-        check_one_shape(named, self.transformed)
+        read_in_both = {f"train {i}": data for i, data in enumerate(trains)} | others
+        evaluated = {f"test {i}": data for i, data in enumerate(tests)}
+        if not self.transformed:
+            check_one_shape(read_in_both | evaluated)
+        if None in self.transforms:
+            check_one_shape(read_in_both)
+        if self.transforms[1] is None:
+            check_one_shape(evaluated)
 
     def dataset(
         self, images: LabelledImages, domains: int | list[int], task: int
@@ -294,6 +322,8 @@ class _Plan:
         """Give one experience's data."""
         count = len(images)
         domain_labels = [domains] * count if isinstance(domains, int) else domains
+        pictures = not isinstance(images.images[0], Tensor)
+        train, clean = (to_tensor if t is None and pictures else t for t in self.transforms)
         return TaskAwareSupervisedClassificationDataset(
             [images],
             data_attributes=[
@@ -301,9 +331,7 @@ class _Plan:
                 DataAttribute(domain_labels, "domain_labels"),
                 TaskLabels(ConstantSequence(task, count)),
             ],
-            transform_groups=TransformGroups(
-                {"train": (self.transforms[0], None), "eval": (self.transforms[1], None)}
-            ),
+            transform_groups=TransformGroups({"train": (train, None), "eval": (clean, None)}),
         )
 
     def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
@@ -319,7 +347,9 @@ class _Plan:
         """Make the benchmark."""
         for name, data in sources.items():
             streams[name] = [self.dataset(data, SOURCE, 0)]
-        return make_scenario(streams, next((d.classes for d in named if d.classes), None))
+        made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
+        made.source_classes = sources["source"].classes if "source" in sources else None
+        return made
 
 
 def _several(data: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import rgb_to_grayscale, to_tensor
 
-from avalanche_cetl.scenarios.images import LabelledImages, as_floats
+from avalanche_cetl.scenarios.images import UNLABELLED, LabelledImages, as_floats
 
 Shape = tuple[int, int, int]
 
@@ -21,8 +21,10 @@ def common_shape(sets: Sequence[LabelledImages], like: LabelledImages) -> Shape 
     Height and width are those of ``like``, and colour where any set has it. Sets whose images
     have no one shape (or are no tensors, because a transform follows) need a named one.
     """
+    if any(not isinstance(data.images, Tensor) for data in sets):
+        return None
     shapes = [data.shape for data in sets]
-    if any(shape is None for shape in shapes) or len(set(shapes)) == 1 or like.shape is None:
+    if len(set(shapes)) == 1 or like.shape is None:
         return None
     channels = max(shape[0] for shape in shapes if shape is not None)
     return channels, like.shape[1], like.shape[2]
@@ -36,13 +38,11 @@ def fit(data: LabelledImages, shape: Shape, how: str) -> LabelledImages:
     all sides as evenly as may be, images that are larger first resized to fit in, keeping
     their aspect.
 
-    :raises ValueError: for an unknown ``how``, or other numbers of channels than 1 and 3.
+    :raises ValueError: for other numbers of channels than 1 and 3.
     """
-    if how not in ("resize", "pad"):
-        raise ValueError(f"fit={how!r} is not known. Allowed: 'resize', 'pad'.")
-    if data.shape == shape:
-        return data
     if isinstance(data.images, Tensor):
+        if data.shape == shape:
+            return data
         parts = [_fitted(as_floats(part), shape, how) for part in data.images.split(1024)]
         return LabelledImages(torch.cat(parts), data.targets, data.classes)
     tensors = [i if isinstance(i, Tensor) else to_tensor(i) for i in data.images]
@@ -87,17 +87,20 @@ def choose_classes(data: LabelledImages, classes: Sequence[int | str] | None) ->
     """
     if classes is None:
         return data
+    if not len(classes):
+        raise ValueError("classes=[] leaves nothing; None keeps all classes.")
     order: dict[int, int] = {}
     for new, wanted in enumerate(classes):
         for old in _indices(data, wanted):
             if old in order:
                 raise ValueError(f"classes={list(classes)}: {wanted!r} is named twice.")
             order[old] = new
-    missing = {order[old] for old in order} - {order.get(t) for t in data.targets}
-    if missing:
+    missing = set(order.values()) - {order.get(label) for label in data.targets}
+    if missing and set(data.targets) != {UNLABELLED}:
         raise ValueError(
             f"classes {[classes[new] for new in sorted(missing)]} do not occur in the data."
         )
+    order[UNLABELLED] = UNLABELLED
     rows = [i for i, label in enumerate(data.targets) if label in order]
     chosen = data.select(rows)
     names = [str(wanted).split("|")[0] for wanted in classes]
@@ -125,7 +128,7 @@ def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
     """
     found = sorted({label for data in sets for label in data.targets if label >= 0})
     if not found:
-        return
+        raise ValueError(f"{what} has no label.")
     if found[0] != 0:
         raise ValueError(
             f"the labels of {what} start at {found[0]}: they have to be class indices from 0; "
@@ -135,13 +138,48 @@ def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
         raise ValueError(f"{what} has one class only: there is nothing to tell apart.")
 
 
-def check_one_shape(sets: dict[str, LabelledImages], transformed: bool) -> None:
-    """See that all images of a benchmark have one shape, unless a transform follows.
+def check_known(
+    sets: Sequence[LabelledImages], known: Sequence[LabelledImages], what: str, all_labelled: bool
+) -> None:
+    """See that sets have labels of other sets only.
+
+    :param all_labelled: and that every row has one.
+    :raises ValueError: otherwise.
+    """
+    allowed = {label for data in known for label in data.targets} | {UNLABELLED}
+    found = {label for data in sets for label in data.targets}
+    if not found <= allowed:
+        raise ValueError(
+            f"{what} has the labels {sorted(found - allowed)}, which no row to train on has; those "
+            f"have {sorted(allowed - {UNLABELLED})}."
+        )
+    if all_labelled and UNLABELLED in found:
+        raise ValueError(f"{what} has rows without a label (-1); there every row needs one.")
+
+
+def check_names(sets: Sequence[LabelledImages], what: str) -> None:
+    """See that a class that several sets name has the same number in all of them.
+
+    :raises ValueError: otherwise; every folder and data set counts its own classes.
+    """
+    first: dict[str, int] = {}
+    for data in sets:
+        for number, name in enumerate(data.classes or []):
+            if first.setdefault(name, number) != number:
+                lists = [other.classes for other in sets if other.classes]
+                raise ValueError(
+                    f"class {name!r} is number {first[name]} in one part of {what} and {number} in "
+                    f"another, whose classes are {lists}; choose classes=[...] by name."
+                )
+
+
+def check_one_shape(sets: dict[str, LabelledImages]) -> None:
+    """See that all images have one shape, where no transform gives them one.
 
     :raises ValueError: naming the sets and their shapes.
     """
     shapes: dict[str, Any] = {name: data.shape for name, data in sets.items()}
-    if transformed or (len(set(shapes.values()) - {None}) <= 1 and None not in shapes.values()):
+    if len(set(shapes.values()) - {None}) <= 1 and None not in shapes.values():
         return
     told = {
         name: shape if shape is not None else "several shapes" for name, shape in shapes.items()

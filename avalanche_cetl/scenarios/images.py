@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
@@ -53,8 +53,11 @@ class LabelledImages(Dataset):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Shape of every image, ``(C, H, W)``; None for images of several shapes or kinds."""
-        return tuple(self.images.shape[1:]) if isinstance(self.images, Tensor) else None
+        """Shape of every image, ``(C, H, W)``; None for images of several shapes."""
+        if isinstance(self.images, Tensor):
+            return tuple(self.images.shape[1:])
+        shapes = {_shape_of(image) for image in self.images}
+        return shapes.pop() if len(shapes) == 1 else None
 
     def select(self, indices: Sequence[int]) -> LabelledImages:
         """Give some rows as a set of their own (images copied, not referred to)."""
@@ -91,6 +94,12 @@ class LabelledImages(Dataset):
         return LabelledImages(images, self.targets + other.targets, self.classes)
 
 
+def _shape_of(image: Any) -> tuple[int, ...]:
+    if isinstance(image, Image.Image):
+        return len(image.getbands()), image.height, image.width
+    return tuple(image.shape)
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Give bytes as floats in [0, 1], floats as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
@@ -103,7 +112,7 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
         ``(image, label)``, an AvalancheDataset too; or the path of a folder with one folder
         of images a class. Arrays: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8
         in 0 ... 255, or ``(N, C, H, W)`` and ``(N, H, W)`` as floats, kept as they are.
-        Without transforms PIL images become tensors in [0, 1].
+        Without transforms PIL images become tensors in [0, 1]. A label of -1 is unknown.
     :param keep_pil: leave the items of a data set as they are, for transforms that follow.
     :raises TypeError: for anything else.
     :raises ValueError: for a folder that is not there, an empty set, an image that cannot be
@@ -118,11 +127,10 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
         images: Tensor | list[Any] = _stack(data[0])
         targets = [_class_index(label) for label in data[1]]
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        rows = [_row(data, i) for i in range(len(data))]
-        items = [row[0] for row in rows]
-        targets = [_class_index(row[1]) for row in rows]
-        if not keep_pil:
-            items = [i if isinstance(i, Tensor) else to_tensor(i) for i in items]
+        rows = [_row(data, i, keep_pil) for i in range(len(data))]
+        items, targets = [row[0] for row in rows], [row[1] for row in rows]
+        if len({item.dtype for item in items if isinstance(item, Tensor)}) > 1:
+            items = [as_floats(item) if isinstance(item, Tensor) else item for item in items]
         same = all(isinstance(i, Tensor) and i.shape == items[0].shape for i in items)
         images = torch.stack(items) if same and items else items
     else:
@@ -143,9 +151,17 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     if isinstance(data, LabelledImages):
         return data.relabel([UNLABELLED] * len(data))
     if is_pair(data):
+        if np.ndim(data[1]) != 1 or len(data[1]) != len(data[0]):
+            raise ValueError(
+                f"{len(data[0])} images beside something of shape {np.shape(data[1])}, no labels "
+                "of theirs; give one array of images, or a pair (images, labels)."
+            )
         data = data[0]
     if isinstance(data, Tensor | np.ndarray):
-        return LabelledImages(images := _stack(data), [UNLABELLED] * len(images))
+        images = _stack(data)
+        if not len(images):
+            raise ValueError("the data set is empty.")
+        return LabelledImages(images, [UNLABELLED] * len(images))
     if isinstance(data, str | Path):
         data = _Folder(data)
     read = read_images(_WithoutLabels(data), keep_pil)
@@ -153,14 +169,19 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
 
 
 class _WithoutLabels(Dataset):
+    """The same rows, each with no label; a row may also be an image alone."""
+
     def __init__(self, data: Any):
+        if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            raise TypeError(f"{type(data).__name__} is no map-style data set of images.")
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.data[index][0], 0
+        row = self.data[index]
+        return row[0] if isinstance(row, tuple | list) else row, UNLABELLED
 
 
 def is_pair(data: Any) -> bool:
@@ -192,17 +213,32 @@ class _Folder(Dataset):
         try:
             with Image.open(path) as image:
                 return image.convert("RGB"), label
-        except (OSError, UnidentifiedImageError) as problem:
+        except Exception as problem:  # PIL raises its own, SyntaxError and others
             raise ValueError(f"{path} cannot be read as an image: {problem}") from problem
 
 
-def _row(data: Any, index: int) -> Any:
+def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
+    """Image and class of a row; whatever goes wrong with it names the row."""
     try:
         row = data[index]
-        row[0], row[1]
-    except (OSError, ValueError, TypeError, IndexError) as problem:
-        raise ValueError(f"row {index} of {type(data).__name__}: {problem}") from problem
-    return row
+        return _item(row[0], keep_pil), _class_index(row[1])
+    except Exception as problem:
+        kind = type(getattr(data, "data", data) if isinstance(data, _WithoutLabels) else data)
+        told = f"{type(problem).__name__}: {problem}"
+        raise ValueError(f"row {index} of {kind.__name__}: {told}") from problem
+
+
+def _item(image: Any, keep_pil: bool) -> Any:
+    """An image as it is kept: a tensor ``(C, H, W)`` of bytes or single floats, or a PIL image."""
+    if keep_pil and not isinstance(image, Tensor):
+        # A copy: an opened file would be read later, and tells its name, so often its class.
+        return image.copy() if isinstance(image, Image.Image) else image
+    tensor = image if isinstance(image, Tensor) else to_tensor(image)
+    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise ValueError(f"images have to be uint8 or floats, got {tensor.dtype}.")
+    if tensor.dim() == 2:
+        tensor = tensor.unsqueeze(0)
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
 
 
 def _class_names(data: Any) -> list[str] | None:
@@ -215,8 +251,8 @@ def _class_names(data: Any) -> list[str] | None:
 
 def _class_index(label: Any) -> int:
     value = int(label)
-    if value < 0 or value != float(label):
-        raise ValueError(f"labels have to be class indices from 0, got {label!r}.")
+    if value < UNLABELLED or value != float(label):
+        raise ValueError(f"labels have to be class indices from 0 (-1: unknown), got {label!r}.")
     return value
 
 
@@ -228,10 +264,16 @@ def _stack(images: Any) -> Tensor:
             "images have to be (N, C, H, W), (N, H, W) or uint8 (N, H, W, C); got "
             f"{tuple(images.shape)}."
         )
-    if images.dtype == torch.uint8:
-        if images.dim() == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
-            images = images.permute(0, 3, 1, 2)
-    else:
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images have to be uint8 or floats, got {images.dtype}.")
+    if images.dim() == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        if images.dtype != torch.uint8 or images.shape[-1] == 4:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} and type {images.dtype} seem to have their "
+                "channels last; bring them to (N, C, H, W), or to uint8 (N, H, W, 1 or 3)."
+            )
+        images = images.permute(0, 3, 1, 2)
+    if images.dtype != torch.uint8:
         images = images.float()
     if images.dim() == 3:
         images = images.unsqueeze(1)
@@ -244,7 +286,7 @@ def choose_labelled(
     labelled_fraction: float | None,
     seed: int,
 ) -> list[int]:
-    """Choose, class by class, the rows that keep their label.
+    """Choose, class by class, the rows that keep their label; none that has no label.
 
     :param labels_per_class: exactly so many of each class, >= 0; or
     :param labelled_fraction: this share of each class, in (0, 1], rounded, at least one.
@@ -260,11 +302,11 @@ def choose_labelled(
     if labelled_fraction is not None and not 0 < labelled_fraction <= 1:
         raise ValueError(f"labelled_fraction={labelled_fraction} is outside (0, 1].")
     if labels_per_class is None and labelled_fraction is None:
-        return list(range(len(targets)))
+        return [i for i, label in enumerate(targets) if label != UNLABELLED]
     labels = torch.tensor(list(targets))
     generator = torch.Generator().manual_seed(seed)
     chosen: list[int] = []
-    for label in labels.unique().tolist():
+    for label in labels[labels != UNLABELLED].unique().tolist():
         rows = (labels == label).nonzero().flatten()
         if labels_per_class is not None:
             count = labels_per_class

@@ -46,9 +46,9 @@ def paper_benchmark(
     shared classes), and ``"digits-mini"`` (5,000 MNIST digits to UCI optdigits, 8 x 8), whose
     data are in installed packages.
 
-    The files are those of torchvision's data sets, with their checksums. CIFAR-10 may also
-    be a folder of images, ``cifar10-jpeg/{train,test}/<class>/``; the benchmark's ``data``
-    then says ``"JPEG"``.
+    The files are those of torchvision's data sets, found, fetched and checked as it does.
+    CIFAR-10 may also be a folder of images, ``cifar10-jpeg/{train,test}/<class>/``; the
+    benchmark's ``data`` then says ``"JPEG"``.
 
     :param name: one of these.
     :param root: folder that the data sets are in (USPS also in ``root/USPS``).
@@ -165,22 +165,24 @@ class _Files:
     ) -> tuple[LabelledImages, LabelledImages]:
         """Training and test set of one of torchvision's classes."""
         problems = []
-        for place in places:
+        tries = [(place, False) for place in places]
+        for place, fetch in tries + ([(places[0], True)] if self.download else []):
             try:
                 found = [
                     kind(
                         str(place),
                         **({"split": part} if split else {"train": part == "train"}),
-                        download=self.download,
+                        download=fetch,
                     )
                     for part in ("train", "test")
                 ]
-            except (RuntimeError, OSError) as problem:
-                problems.append(f"{place}: {problem}")
+            except (RuntimeError, OSError, EOFError) as problem:
+                problems.append(f"{place}: {problem or type(problem).__name__}")
                 continue
             self.told[name] = f"original, {place}"
             return _read(found[0]), _read(found[1])
-        looked = "\n  ".join([*problems, *(f"{path}: no such folder" for path in more)])
+        missing = [f"{path}: no such folder" for path in more if not path.is_dir()]
+        looked = "\n  ".join([*problems, *missing])
         raise FileNotFoundError(
             f"{name} is not there. Looked in:\n  {looked}\nTo get it: download=True, where there "
             f"is a network, or torchvision.datasets.{name}({str(places[-1])!r}, download=True). "

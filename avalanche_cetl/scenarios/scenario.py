@@ -27,6 +27,7 @@ class CETLScenario(CLScenario):
     :param classes: names of the classes, where they are known.
     :ivar classes: the n-th is the name of class n; where classes were chosen, what was chosen
         for it. None where no names are known.
+    :ivar source_classes: the same for the source data, which may have other classes.
     :ivar data: which files the benchmark was made from, by data set; empty where it was made
         from the user's own data.
     """
@@ -36,6 +37,7 @@ class CETLScenario(CLScenario):
     def __init__(self, streams: Iterable[Any], classes: Sequence[str] | None = None):
         super().__init__(list(streams))
         self.classes = list(classes) if classes is not None else None
+        self.source_classes: list[str] | None = None
         self.data = {}
 
     def summary(self) -> str:
@@ -128,10 +130,11 @@ def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Fig
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(parts), count, squeeze=False)
     generator = torch.Generator().manual_seed(seed)
-    classes = getattr(benchmark, "classes", None)
+    names = getattr(benchmark, "classes", None), getattr(benchmark, "source_classes", None)
     for part, axes in zip(parts, grid, strict=True):
         drawn = torch.randperm(len(part.rows), generator=generator)[:count].tolist()
         dataset = part.dataset.eval()
+        classes = names[part.domain == "source"]
         for place in axes:
             place.axis("off")
         for place, position in zip(axes, drawn, strict=False):
@@ -148,7 +151,7 @@ def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Fig
 def _name(label: int, classes: Sequence[str] | None) -> str:
     if label == UNLABELLED:
         return "?"
-    return str(label) if classes is None else classes[label]
+    return str(label) if classes is None or label >= len(classes) else classes[label]
 
 
 def _draw(place: Any, image: Tensor, title: str) -> None:

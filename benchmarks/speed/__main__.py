@@ -37,7 +37,7 @@ JOBS = {
     "memory": memory,
 }
 PLOTS = {"fisher": plot_fisher, "growth": plot_growth}
-BY_NETWORK = ("fisher", "gfi")  # whose networks may be run one by one
+IN_PARTS = ("fisher", "gfi", "features")  # whose networks or parts may be run one by one
 
 
 def _versions() -> dict[str, str]:
@@ -59,6 +59,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=None, help="images (default: by network)")
     parser.add_argument("--all-estimators", action="store_true")
     parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"), metavar="DIR")
+    parser.add_argument(
+        "--part", choices=["all", "extraction", "round", "probe"], default="all", help="of features"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -67,7 +70,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     name = args.what if args.device == "cpu" else f"{args.what}-{args.device}"
     path = FOLDER / f"{name}.json"
-    if args.what in BY_NETWORK and path.exists():
+    if args.what in IN_PARTS and path.exists():
         result = json.loads(path.read_text())["results"] | result
     document = {
         "settings": {k: v for k, v in vars(args).items() if k != "data_root"},

@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
+from torchvision.transforms.functional import to_tensor
 
 from avalanche_cetl import (
     adaptation_benchmark,
@@ -307,3 +310,141 @@ def test_benchmarks_pickle(digits):
     benchmark = adaptation_benchmark(digits(30), digits(30), digits(30))
     copied = pickle.loads(pickle.dumps(benchmark.train_stream[0].dataset))
     assert torch.equal(copied[31][0], benchmark.train_stream[0].dataset[31][0])
+
+
+# ------------------------------------------------------------------ what must not pass silently
+
+
+def counted(count, names, digits, seed=0):
+    """Rows whose labels count the given names."""
+    images, labels = digits(count, classes=len(names), size=12, seed=seed)
+    return LabelledImages(images, labels.tolist(), names)
+
+
+def test_sets_that_count_their_classes_differently(digits):
+    animals, fewer = ["cat", "dog", "horse"], ["cat", "horse"]
+    with pytest.raises(ValueError, match=r"'horse' is number 2 .* and 1 in another"):
+        transfer_benchmark(counted(30, animals, digits), counted(20, fewer, digits))
+    with pytest.raises(ValueError, match="'horse'"):
+        adaptation_benchmark(
+            counted(20, fewer, digits), counted(30, animals, digits), counted(30, animals, digits)
+        )
+    both = transfer_benchmark(
+        counted(30, animals, digits), counted(20, fewer, digits), classes=["horse", "cat"]
+    )
+    assert both.classes == ["horse", "cat"]
+    targets = [counted(30, animals, digits), counted(20, fewer, digits)]
+    with pytest.raises(ValueError, match="the targets"):
+        transfer_benchmark(targets, targets)
+    heads = transfer_benchmark(targets, targets, task_labels=True)
+    assert len(heads.train_stream) == 2
+
+
+def test_source_classes_are_their_own_in_transfer(digits):
+    benchmark = transfer_benchmark(
+        counted(20, ["cat", "dog"], digits),
+        counted(20, ["cat", "dog"], digits),
+        source_train=counted(30, ["a", "b", "c"], digits),
+    )
+    assert benchmark.source_classes == ["a", "b", "c"] and benchmark.classes == ["cat", "dog"]
+    titles = [axis.get_title() for axis in plot_benchmark(benchmark).axes]
+    assert set(titles[-10:]) == {"a", "b", "c"} and "c" not in titles[:-10]
+
+
+@pytest.mark.parametrize("make", [
+    lambda d: transfer_benchmark(d(12), (d(12)[0], d(12)[1] + 1)),
+    lambda d: distillation_benchmark(d(12), (d(12)[0], d(12)[1] + 1)),
+    lambda d: adaptation_benchmark(d(12), (d(12)[0], d(12)[1] + 1), d(12)),
+    lambda d: adaptation_benchmark(d(12), d(12), (d(12)[0], d(12)[1] + 1)),
+    lambda d: adaptation_benchmark(d(12), d(12), d(12), source_test=(d(12)[0], d(12)[1] + 1)),
+])  # fmt: skip
+def test_labels_that_are_never_trained_on(digits, make):
+    with pytest.raises(ValueError, match=r"has the labels \[3\]"):
+        make(digits)
+
+
+def test_rows_that_come_without_a_label(digits):
+    x, y = digits(12)
+    some = torch.where(torch.arange(12) < 6, y, -1)
+    benchmark = transfer_benchmark((x, some), digits(12))
+    assert len(benchmark.labelled_stream[0].dataset) == 6
+    none = adaptation_benchmark(digits(12), (x, torch.full((12,), -1)), digits(12), classes=[0, 2])
+    assert len(none.train_stream[0].dataset) == 12 + 8
+    with pytest.raises(ValueError, match="rows without a label"):
+        transfer_benchmark(digits(12), (x, some))
+    with pytest.raises(ValueError, match="has no label"):
+        transfer_benchmark((x, torch.full((12,), -1)), digits(12))
+
+
+def test_an_experience_with_all_labels_stays_in_the_labelled_stream(digits):
+    benchmark = transfer_benchmark(
+        [digits(6), digits(30)], [digits(6), digits(6)], labels_per_class=2
+    )
+    assert [len(e.dataset) for e in benchmark.labelled_stream] == [6, 6]
+    assert [e.current_experience for e in benchmark.labelled_stream] == [0, 1]
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (torch.rand(6, 8, 8, 3), "channels last"),
+    (torch.zeros(6, 8, 8, 4, dtype=torch.uint8), "channels last"),
+    (torch.zeros(6, 1, 8, 8, dtype=torch.int64), "uint8 or floats"),
+])  # fmt: skip
+def test_arrays_of_other_layouts(digits, images, message):
+    with pytest.raises(ValueError, match=message):
+        transfer_benchmark((images, torch.arange(6) % 2), digits(6))
+
+
+def test_items_of_a_data_set_become_single_floats_with_a_channel(digits):
+    x, y = digits(12)
+    flat = TensorDataset(x[:, 0].double(), y)
+    read = read_images(flat)
+    assert read.images.dtype == torch.float32 and read.shape == (1, 8, 8)
+    mixed = [((x[i] * 255).to(torch.uint8) if i % 2 else x[i], int(y[i])) for i in range(12)]
+    assert float(read_images(mixed).images.max()) <= 1
+
+
+def test_unlabelled_images_alone(digits):
+    x, y = digits(12)
+    for unlabelled in (x, (x, y), TensorDataset(x, y), list(x), x.numpy()):
+        benchmark = distillation_benchmark((x, y), (x, y), unlabelled=unlabelled)
+        assert len(benchmark.train_stream[0].dataset) == 24
+    with pytest.raises(ValueError, match="no labels of theirs"):
+        distillation_benchmark((x, y), (x, y), unlabelled=(x, x))
+    with pytest.raises(ValueError, match="empty"):
+        distillation_benchmark((x, y), (x, y), unlabelled=x[:0])
+
+
+def test_pictures_become_tensors_where_no_transform_follows(folder):
+    benchmark = transfer_benchmark(folder, folder, train_transform=v2.RandomHorizontalFlip())
+    row = benchmark.test_stream[0].dataset[0]
+    assert isinstance(row[0], torch.Tensor) and row[0].dtype == torch.float32
+    assert isinstance(benchmark.train_stream[0].dataset.eval()[0][0], torch.Tensor)
+
+
+def test_opened_files_leave_no_name_behind(folder):
+    paths = sorted(folder.rglob("*.png"))
+    rows = [(Image.open(path), i % 2) for i, path in enumerate(paths)]
+    benchmark = transfer_benchmark(
+        rows, rows, labels_per_class=1, train_transform=to_tensor, eval_transform=to_tensor
+    )
+    kept = benchmark.train_stream[0].dataset._datasets[0].images
+    assert not any(getattr(image, "filename", "") for image in kept)
+
+
+def test_whatever_is_wrong_with_a_row_is_told_with_its_number(digits):
+    x, _ = digits(3)
+    for bad in ("cat", float("nan"), 1.5, -2):
+        with pytest.raises(ValueError, match="row 2 of list"):
+            read_images([(x[0], 0), (x[1], 1), (x[2], bad)])
+    with pytest.raises(ValueError, match="row 0 of list"):
+        read_images([{"image": x[0]}])
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda d: adaptation_benchmark(d(6), d(6), d(6), labels_per_class=None), "per_class=None"),
+    (lambda d: transfer_benchmark(d(6), d(6), classes=[]), r"classes=\[\]"),
+    (lambda d: transfer_benchmark(d(6), d(6), fit="crop"), "fit='crop'"),
+])  # fmt: skip
+def test_arguments_that_ask_for_nothing(digits, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(digits)

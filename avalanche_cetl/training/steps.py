@@ -1,0 +1,195 @@
+"""One mini-batch of each stage: its losses (eqs. 2 to 6), its penalty, its step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.utils import trigger_plugins
+from torch import Tensor
+from torch.nn import functional as F
+
+from avalanche_cetl.encoders.features import FEATURES_INDEX
+from avalanche_cetl.training.allocation import Allocation
+from avalanche_cetl.training.checks import check_finite_images, check_finite_loss
+from avalanche_cetl.training.data import Rows
+from avalanche_cetl.training.optimizers import StageOptimizer
+from avalanche_cetl.training.settings import Plan, Variant
+from avalanche_cetl.training.stages import CoupledStep, Means, Stage, lone_sample
+
+
+class StageSteps(SupervisedTemplate):
+    """What :class:`CETLStrategy` does with a mini-batch in each stage."""
+
+    variant: Variant
+    plan: Plan
+    loss_weights: dict[str, float]
+    input_noise: float
+    stage: Stage
+    coupled: CoupledStep | None
+    allocation: Allocation
+    _round: Means
+    _rows: Rows | None
+    _seen: tuple[Tensor, Tensor] | None
+    _noise: torch.Generator
+    _source_optimizer: StageOptimizer
+    _coupled_optimizer: StageOptimizer
+
+    def _source_step(self, batch: list[Tensor], **kwargs: Any) -> None:
+        x = batch[0]
+        self.optimizer.zero_grad()
+        with lone_sample(self.model, len(x)):
+            loss = F.mse_loss(self._reconstruct_source(batch), x)
+        self.record_loss("L_rs", loss, x)
+        self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
+        self.loss.backward()
+        self._source_optimizer.step()
+        trigger_plugins(self, "after_step", **kwargs)
+
+    def _source_features(self, batch: list[Tensor]) -> Tensor:
+        """S's features of a mini-batch: stored, or run once though several stages read them."""
+        assert self.model.source is not None and self._rows is not None
+        if self._rows.has_features:
+            return batch[FEATURES_INDEX]
+        x = batch[0]
+        if self._seen is None or self._seen[0] is not x:
+            self._seen = (x, self.model.source(x))
+        return self._seen[1]
+
+    def _reconstruct_source(self, batch: list[Tensor]) -> Tensor:
+        return self.model.reconstruct_source(features=self._source_features(batch))
+
+    def _coupled_step(self, batch: list[Tensor], **kwargs: Any) -> None:
+        self.mbatch = batch
+        x = self.mb_x
+        self.optimizer.zero_grad()
+        loss, self.mb_output = self._coupled_loss(batch)
+        self.loss = self._make_empty_loss()
+        self.loss += self.loss_weights["L_rt"] * loss + self._penalty("GFI1", "DWA1", len(x))
+        self._before_backward(**kwargs)
+        self._check_finite("loss of stage 2 with penalties", self.loss, x)
+        self.loss.backward()
+        self._coupled_optimizer.step()
+        trigger_plugins(self, "after_step", **kwargs)
+
+    def _coupled_loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """L_rt and T2's logits; the goal T1(S(x)) is that of the clean image, detached."""
+        x = batch[0]
+        features, goal, goal_hidden = None, x, None
+        if self.model.source is not None:
+            features = self._source_features(batch)
+            with torch.no_grad():
+                goal, goal_hidden = self._decode(self.model.source_code(features=features))
+        seen = x
+        if self.input_noise > 0:
+            keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
+            seen = x * (keep.to(x.device) >= self.input_noise)
+        with lone_sample(self.model, len(x)):
+            code, logits = self.model.target_code(seen)
+            reconstruction, hidden = self._decode(code)
+        loss = F.mse_loss(reconstruction, goal)
+        self.record_loss("L_rt", loss, x)
+        self.coupled = CoupledStep(
+            x, features, goal, reconstruction, logits, goal_hidden or [], hidden
+        )
+        return loss, logits
+
+    def _decode(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run T1; its hidden layers come along where a plugin reads them."""
+        if any(getattr(plugin, "reads_decoder_hidden", False) for plugin in self.plugins):
+            return self.model.decoder.forward_hidden(code)
+        return self.model.decoder(code), []
+
+    def _classification_iteration(self, **kwargs: Any) -> None:
+        """Avalanche's training iteration, with DWA3 in the loss."""
+
+        def extra() -> Tensor:
+            return self._penalty("GFI3", "DWA3", len(self.mb_x))
+
+        self._iteration(self.optimizer_step, extra, **kwargs)
+
+    def _merged_iteration(self, target: list[Tensor], **kwargs: Any) -> None:
+        """One step on a weighted sum of losses: eq. 6 (joint), or eq. 3 (two_step)."""
+        with_source = "L_rs" in (self.plan.merged or ()) and self.model.source is not None
+
+        def extra() -> Tensor:
+            x = target[0]
+            total, _ = self._coupled_loss(target)
+            total = self._share("L_rt") * total
+            if with_source:
+                with lone_sample(self.model, len(x)):
+                    loss = F.mse_loss(self._reconstruct_source(target), x)
+                self.record_loss("L_rs", loss, x)
+                total = total + self._share("L_rs") * loss
+            return total
+
+        step = self.optimizer_step if self.plan.decoder_in_stage2 else self._step_target_only
+        self._iteration(step, extra, **kwargs)
+
+    def _step_target_only(self) -> None:
+        for parameter in self.model.decoder_parameters().values():
+            parameter.grad = None
+        self.optimizer_step()
+
+    def _iteration(
+        self, step: Callable[[], Any], extra: Callable[[], Tensor], **kwargs: Any
+    ) -> None:
+        self._unpack_minibatch()
+        self._before_training_iteration(**kwargs)
+        self.optimizer.zero_grad()
+        self.loss = self._make_empty_loss()
+        self._before_forward(**kwargs)
+        with lone_sample(self.model, len(self.mb_x)):
+            self.mb_output = self.forward()
+        self._after_forward(**kwargs)
+        loss = self.criterion()
+        self.record_loss("L_c", loss, self.mb_x)
+        self.loss += self._share("L_c") * loss + extra()
+        self._before_backward(**kwargs)
+        self._check_finite(f"loss of {self.stage.value} with penalties", self.loss, self.mb_x)
+        self.backward()
+        self._after_backward(**kwargs)
+        self._before_update(**kwargs)
+        step()
+        self._after_update(**kwargs)
+        self._after_training_iteration(**kwargs)
+
+    def _share(self, name: str) -> float:
+        """Weight of a loss: lambda_i; in eq. 3 those of L_c and L_rt sum to one."""
+        weight = self.loss_weights[name]
+        if self.variant is Variant.TWO_STEP:
+            weight /= self.loss_weights["L_c"] + self.loss_weights["L_rt"]
+        return weight
+
+    def _penalty(self, importance: str, name: str, rows: int) -> Tensor:
+        """DWA with the latest importance of that name; 0 before there is one."""
+        penalty = self.allocation.penalty(importance, self.model)
+        if penalty is None:
+            return torch.zeros((), device=self.device)
+        self._round.add(name, float(penalty.detach()), rows)
+        return penalty
+
+    # ------------------------------------------------------------------ what must not pass
+
+    def record_loss(self, name: str, loss: Tensor, x: Tensor) -> None:
+        """Take a loss of a mini-batch into the round's mean of that name.
+
+        For plugins that add a loss of their own; it then stands in ``round_losses``.
+
+        :param loss: a scalar, the mean over the batch, without its weight.
+        :param x: the mini-batch's images.
+        :raises NonFiniteLossError: when it is NaN or infinite.
+        """
+        self._check_finite(name, loss, x)
+        self._round.add(name, float(loss.detach()), len(x))
+
+    def _check_finite(self, name: str, loss: Tensor, x: Tensor) -> None:
+        clock = self.clock
+        where = (self.stage.value, clock.train_exp_epochs, clock.train_exp_counter)
+        check_finite_loss(name, loss, x, *where)
+
+    def _checked_images(self, x: Tensor) -> Tensor:
+        check_finite_images(x, self.clock.train_exp_epochs, self.clock.train_exp_counter)
+        return x

@@ -1,0 +1,115 @@
+"""MNIST and USPS as a pair of domains, by one protocol for every method.
+
+Fixed before any target test label was read: 2,000 MNIST and 1,800 USPS training images (ADDA's
+numbers), each class by its share, drawn by a seed; whole test sets; 28 x 28 grey pixels in [0, 1];
+training images turned by up to 15 degrees, shifted by up to 0.1 of their side and scaled by 0.8 to
+1.2, each on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avalanche_cetl import adaptation_benchmark, paper_benchmark
+
+DIRECTIONS = ("MN-US", "US-MN")
+COUNTS = {"MN": 2000, "US": 1800}
+SHAPE = (1, 28, 28)
+CLASSES = 10
+
+Images = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images ``(N, 1, 28, 28)`` and labels ``(N,)``.
+
+    ``target`` has images alone: the labels of the target's training rows are not kept.
+    """
+
+    source: Images
+    source_test: Images
+    target: Tensor
+    target_test: Images
+
+
+def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: int) -> Pair:
+    """Read both domains.
+
+    :param direction: ``"MN-US"`` or ``"US-MN"``, source first.
+    :param root: folder with MNIST and USPS as torchvision keeps them.
+    :param counts: training images of either; None: all.
+    :param seed: of the draw.
+    """
+    first, second = direction.split("-")
+    whole = paper_benchmark(direction, root)
+    other = paper_benchmark(f"{second}-{first}", root)  # there the target is the source
+    source = whole.source_stream[0].dataset.eval()
+    target = other.source_stream[0].dataset.eval()
+    return Pair(
+        _rows(source, stratified(source.targets, None if counts is None else counts[first], seed)),
+        _rows(whole.source_test_stream[0].dataset, None),
+        _rows(target, stratified(target.targets, None if counts is None else counts[second], seed))[
+            0
+        ],
+        _rows(whole.test_stream[0].dataset, None),
+    )
+
+
+def stratified(targets: Any, count: int | None, seed: int) -> list[int] | None:
+    """Draw so many rows, each class by its share (the largest remainders get one more)."""
+    labels = torch.tensor([int(label) for label in targets])
+    if count is None or count >= len(labels):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.bincount(labels) * (count / len(labels))
+    take = shares.floor().long()
+    take[(shares - take).argsort(descending=True)[: count - int(take.sum())]] += 1
+    chosen = []
+    for label, number in enumerate(take.tolist()):
+        rows = (labels == label).nonzero().flatten()
+        chosen += rows[torch.randperm(len(rows), generator=generator)[:number]].tolist()
+    return sorted(chosen)
+
+
+def _rows(dataset: Any, rows: list[int] | None) -> Images:
+    found = [dataset[row] for row in (range(len(dataset)) if rows is None else rows)]
+    return torch.stack([row[0] for row in found]), torch.tensor([int(row[1]) for row in found])
+
+
+def jitter(images: Tensor) -> Tensor:
+    """Turn, shift and scale every image on its own, ``(N, 1, H, W)``; empty space is black."""
+    count = len(images)
+    angle = (2 * torch.rand(count) - 1) * (15 * torch.pi / 180)
+    scale = 1 / (0.8 + 0.4 * torch.rand(count))
+    shift = 2 * 0.1 * (2 * torch.rand(count, 2) - 1)  # of a side that is 2 wide
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
+    matrix = torch.stack(rows, 1).to(images)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+class JitterOne:
+    """The same for a single image ``(1, H, W)``, as a data set's transform."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Give the jittered image."""
+        return jitter(image.unsqueeze(0))[0]
+
+
+def as_benchmark(pair: Pair) -> Any:
+    """Make the Avalanche benchmark: no target label is in its training stream."""
+    hidden = torch.full((len(pair.target),), -1)
+    return adaptation_benchmark(
+        pair.source,
+        (pair.target, hidden),
+        pair.target_test,
+        source_test=pair.source_test,
+        train_transform=JitterOne(),
+    )

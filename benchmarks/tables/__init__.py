@@ -1,0 +1,1 @@
+"""The paper's tables, with rivals in the same run: `python -m benchmarks.tables NAME`."""

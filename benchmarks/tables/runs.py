@@ -1,0 +1,96 @@
+"""Results of single runs: one JSON file each, written once, never typed by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parents[1] / "results" / "tables"
+SCALES = ("smoke", "cpu", "full")
+
+
+def file_of(table: str, scale: str, row: str, seed: int) -> Path:
+    """Where the result of a run is kept."""
+    safe = row.replace(" ", "_").replace("/", "-")
+    return FOLDER / table / scale / f"{safe}-seed{seed}.json"
+
+
+def run_once(
+    table: str, scale: str, row: str, seed: int, settings: dict[str, Any], job: Callable[[], Any]
+) -> dict[str, Any]:
+    """Run a job whose result is not there yet, and keep it with all that made it.
+
+    :param settings: everything that the result depends on besides the code.
+    :param job: gives a dict of figures.
+    :raises ValueError: when there is a result of other settings.
+    """
+    path = file_of(table, scale, row, seed)
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["settings"] != settings:
+            raise ValueError(f"{path} was made with other settings; remove it to run again.")
+        return found
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    figures = job()
+    document = {
+        "table": table,
+        "scale": scale,
+        "row": row,
+        "seed": seed,
+        "settings": settings,
+        "figures": figures,
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(unfinished, path)
+    return document
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that takes part."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "avalanche-lib", "avalanche-cetl", "skada"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> str:
+    """Kind of machine: processor kind and number of threads, or the GPU's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def results(table: str, scale: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """All results of a table: by row, by seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted((FOLDER / table / scale).glob("*.json")):
+        document = json.loads(path.read_text())
+        found.setdefault(document["row"], {})[document["seed"]] = document
+    return found
+
+
+def mean(values: list[float], digits: int = 1, sign: bool = False) -> str:
+    """Mean with standard error, ``"91.2 ± 0.3"``; without the error for a single value."""
+    text = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
+    return text
