@@ -81,7 +81,8 @@ def transfer_benchmark(
     :param fit: ``"resize"`` (bilinear, antialiased) or ``"pad"`` (with zeros).
     :param task_labels: give the n-th experience the task label n instead of 0.
     :param seed: of the choice of labels; the same seed chooses the same rows.
-    :param train_transform: applied to training images, image by image.
+    :param train_transform: applied to training images, image by image. Images of a folder or of
+        PIL reach it as they are (with ``image_shape``: as tensors), and become tensors after it.
     :param eval_transform: applied in evaluation.
     :return: an Avalanche benchmark with task labels and a classes timeline; ``.summary()``
         tells what is in it, ``.classes`` the names of its classes where they are known.
@@ -218,11 +219,11 @@ def adaptation_benchmark(
         raise TypeError("source_train=None: adaptation needs labelled source data.")
     plan.meet(trains, tests, sources)
     source = sources["source"]
+    check_names([*sources.values(), *trains, *tests], "the data")
     check_labels([source], "the source training data")
     check_known(list(sources.values()), [source], "the source data", all_labelled=True)
     check_known(trains, [source], "the target training data", all_labelled=False)
     check_known(tests, [source], "the target test data", all_labelled=True)
-    check_names([*sources.values(), *trains, *tests], "the data")
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
         keep = choose_labelled(target.targets, labels_per_class, None, seed)
@@ -323,7 +324,7 @@ class _Plan:
         count = len(images)
         domain_labels = [domains] * count if isinstance(domains, int) else domains
         pictures = not isinstance(images.images[0], Tensor)
-        train, clean = (to_tensor if t is None and pictures else t for t in self.transforms)
+        train, clean = (_ToTensor(t) if pictures else t for t in self.transforms)
         return TaskAwareSupervisedClassificationDataset(
             [images],
             data_attributes=[
@@ -336,7 +337,7 @@ class _Plan:
 
     def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
         """Give the target data of several experiences."""
-        return [self.dataset(d, TARGET, i if tasks else 0) for i, d in enumerate(sets)]
+        return [self.dataset(d, TARGET, i if tasks else 0).eval() for i, d in enumerate(sets)]
 
     def scenario(
         self,
@@ -346,10 +347,23 @@ class _Plan:
     ) -> CETLScenario:
         """Make the benchmark."""
         for name, data in sources.items():
-            streams[name] = [self.dataset(data, SOURCE, 0)]
+            rows = self.dataset(data, SOURCE, 0)
+            streams[name] = [rows.eval() if name.endswith("_test") else rows]
         made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
         made.source_classes = sources["source"].classes if "source" in sources else None
         return made
+
+
+class _ToTensor:
+    """A transform of pictures, if any, and then to a tensor in [0, 1], if it is none yet."""
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def __call__(self, image: Any) -> Tensor:
+        if self.transform is not None:
+            image = self.transform(image)
+        return image if isinstance(image, Tensor) else to_tensor(image)
 
 
 def _several(data: Any) -> list[Any]:

@@ -535,7 +535,7 @@ def test_wrong_image_shape_is_named(digits):
 
 def test_labels_outside_the_classes_are_named(digits):
     images, labels = digits(12)
-    benchmark = transfer_benchmark((images, 2 * labels), digits(6))
+    benchmark = transfer_benchmark((images, 2 * labels), (images, 2 * labels))
     with pytest.raises(ValueError, match=r"label 4.*3 outputs"):
         strategy().train(benchmark.train_stream)
 
