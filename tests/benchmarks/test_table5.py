@@ -1,0 +1,80 @@
+"""Table 5 in a small form, on images made here."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.skipif(
+        not (ROOT / "benchmarks" / "tables").is_dir(), reason="the benchmarks are in the repository"
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture
+def table5(monkeypatch, digits, tmp_path):
+    """The module, with data made here and results in a folder of the test."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    found = sys.modules.get("benchmarks")
+    if found is not None and str(ROOT) not in str(found.__file__):
+        monkeypatch.delitem(sys.modules, "benchmarks")
+    module = importlib.import_module("benchmarks.tables.table5")
+    runs = importlib.import_module("benchmarks.tables.runs")
+    data = importlib.import_module("benchmarks.digits")
+
+    def pair(_direction, _root, _counts, seed):
+        sets = [
+            digits(40, classes=10, size=28, seed=seed + i, shift=0.1 * (i > 1)) for i in range(4)
+        ]
+        return data.Pair(sets[0], sets[1], sets[2][0], sets[3])
+
+    monkeypatch.setattr(module, "read_pair", pair)
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    return module
+
+
+def test_every_row_trains_and_leaves_its_result(table5, tmp_path, capsys):
+    table5.run("smoke", "nowhere", 1)
+    found = {path.name for path in (tmp_path / "table5" / "smoke").iterdir()}
+    for direction in ("MN-US", "US-MN"):
+        for row, (_, strengths) in table5.ROWS.items():
+            name = f"{direction}_{row.replace(' ', '_')}"
+            assert f"{name}-seed0.json" in found
+            tuned = f"{name}_(tuning)-seed{table5.TUNING_SEED}.json" in found
+            assert tuned == (len(strengths) > 1)
+    table = table5.render("smoke")
+    assert all(f"| {row} |" in table for row in table5.ROWS) and "not run" not in table
+    document = json.loads((tmp_path / "table5/smoke/MN-US_MCC-seed0.json").read_text())
+    assert 0 <= document["figures"]["accuracy"] <= 100 and document["versions"]["skada"]
+    assert document["settings"]["strength"] in table5.ROWS["MCC"][1]
+
+
+def test_what_is_there_is_not_run_again(table5, monkeypatch, capsys):
+    table5.run("smoke", "nowhere", 1, ["source only"])
+    first = table5.render("smoke")
+    monkeypatch.setattr(table5, "_test", None)
+    table5.run("smoke", "nowhere", 1, ["source only"])
+    assert table5.render("smoke") == first and "not run" in first
+    other = {"smoke": table5.Budget(None, 2, 0.05, 0.05, 1, 1, 64)}
+    monkeypatch.setattr(table5, "BUDGETS", other)
+    with pytest.raises(ValueError, match="other settings"):
+        table5.run("smoke", "nowhere", 1, ["source only"])
+
+
+def test_the_choice_of_a_strength_reads_no_target_label(table5):
+    job = table5._prepare("MN-US", "nowhere", table5.BUDGETS["smoke"], 0)
+    train, strengths = table5.ROWS["CETL gfi"]
+    first = table5._tune(job, train, strengths)
+    x, y = job.pair.target_test
+    pair = job.pair.__class__(
+        job.pair.source, job.pair.source_test, job.pair.target, (x, y.roll(3))
+    )
+    job.pair = pair
+    torch.manual_seed(0)
+    assert table5._tune(job, train, strengths) == first
