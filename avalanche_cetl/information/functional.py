@@ -97,9 +97,15 @@ def _over_samples(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*performance drop")
-            return vmap(one, in_dims=in_dims, randomness="error")(*batch)
+            found = vmap(one, in_dims=in_dims, randomness="error")(*batch)
+        return {name: _own(values) for name, values in found.items()}
     except (RuntimeError, NotImplementedError) as problem:
         logger.debug("%s: per-sample gradients fall back to a loop: %s", what, problem)
     first = batch[0][0] if batch[0] else batch[1]
     rows = [one(*(select(part, i) for part in batch)) for i in range(len(first))]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _own(values: Tensor) -> Tensor:
+    """Memory of its own for each sample: vmap repeats what no sample changes by stride 0."""
+    return values.clone(memory_format=torch.contiguous_format) if 0 in values.stride() else values
