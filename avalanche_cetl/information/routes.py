@@ -9,6 +9,7 @@ layers that mix samples find the route that holds for them.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -53,12 +54,14 @@ class Plan(NamedTuple):
     :ivar sample_bytes: memory that one captured sample takes.
     :ivar model_bytes: memory that one sample takes in a pass through the whole model.
     :ivar proven: whether every parameter that was tried had a gradient that is not zero.
+    :ivar gave_up: whether the model does not run on single samples at all.
     """
 
     routes: dict[str, Route]
     sample_bytes: int
     model_bytes: int
     proven: bool
+    gave_up: bool = False
 
 
 _plans: WeakKeyDictionary[nn.Module, tuple[Any, Plan]] = WeakKeyDictionary()
@@ -91,13 +94,48 @@ def _plan(
     model: nn.Module, inputs: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
 ) -> Plan:
     two = [part[:2] for part in inputs]
+    plan, doubts = _attempt(model, two, params, losses)
+    if doubts and all(p.dtype == torch.float32 for p in params.values()):
+        # In float32 a unit of one of the two samples may lie so near a kink that rounding
+        # decides its gradient, which says nothing of the route. In float64 none does.
+        exact = _exactly(model, two, params, losses)
+        if exact is not None:
+            plan = plan._replace(routes=exact.routes)
+    for name, route in plan.routes.items():
+        if route.kind in ("module", "model"):
+            what = route.owners[0][0] if route.owners else "the whole model"
+            logger.debug("%s has no closed form here; torch.func runs %s", name, what)
+    return plan
+
+
+def _exactly(
+    model: nn.Module, two: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
+) -> Plan | None:
+    """Plan a copy of the model in float64; None for a model that cannot be that."""
+    try:
+        double = copy.deepcopy(model).double()
+        own = dict(double.named_parameters())
+        chosen = {name: own[name] for name in params}
+    except Exception as problem:
+        logger.debug("%s has no copy in float64: %s", type(model).__name__, problem)
+        return None
+    parts = [part.double() if part.is_floating_point() else part for part in two]
+    plan, _ = _attempt(double, parts, chosen, losses)
+    return None if plan.gave_up else plan
+
+
+def _attempt(
+    model: nn.Module, two: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
+) -> tuple[Plan, bool]:
+    """Plan on two samples, and tell whether a route was given up for its gradients."""
     truth = _two_sample_gradients(model, two, params)
     everything = {name: Route("model") for name in params}
     if truth is None:
-        return Plan(everything, 0, 0, True)
+        return Plan(everything, 0, 0, True, gave_up=True), False
     candidates = {name: _candidates(model, name, p) for name, p in params.items()}
     routes = {name: next(options) for name, options in candidates.items()}
     loss = BoundLoss(_projection, None, 2)
+    doubts = False
     sample_bytes = 0
     while any(route.kind != "model" for route in routes.values()):
         wrong, sample_bytes = _try(model, two, loss, params, routes, truth, losses)
@@ -105,17 +143,14 @@ def _plan(
             routes, sample_bytes = everything, 0
         if not wrong or sample_bytes < 0:
             break
+        doubts = True
         for name in wrong:
             routes[name] = next(candidates[name], Route("model"))
-    for name, route in routes.items():
-        if route.kind in ("module", "model"):
-            what = route.owners[0][0] if route.owners else "the whole model"
-            logger.debug("%s has no closed form here; torch.func runs %s", name, what)
     reached = [
         any(t is not None and t.any() for t in gradients)
         for gradients in zip(*truth.gradients, strict=True)
     ]
-    return Plan(routes, max(sample_bytes, 0), truth.sample_bytes, all(reached))
+    return Plan(routes, max(sample_bytes, 0), truth.sample_bytes, all(reached)), doubts
 
 
 def _candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Route]:

@@ -492,3 +492,27 @@ def test_a_model_for_torch_func_may_have_an_unused_parameter(n):
         for i in range(n)
     ]
     torch.testing.assert_close(fisher["layer.weight"], torch.stack(rows).square().mean(0))
+
+
+class _Kink(nn.Module):
+    """A unit at the kink of its ReLU, where float32 rounds otherwise for a batch of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(3, 2)
+        nn.init.zeros_(self.one.bias)
+
+    def forward(self, x):
+        out = self.one(x)
+        if out.dtype == torch.float32:
+            out = out + (1e-9 if len(x) == 1 else -1e-9)
+        return self.two(out.relu())
+
+
+def test_rounding_at_a_kink_costs_no_closed_form():
+    torch.manual_seed(0)
+    model, x = _Kink(), torch.randn(20, 4)
+    x[0] = 0.0
+    params = dict(model.named_parameters())
+    planned = routes.plan_routes(model, [x], params, 1).routes
+    assert {route.kind for route in planned.values()} == {"layer"}
