@@ -27,6 +27,7 @@ class StageSteps(SupervisedTemplate):
     plan: Plan
     loss_weights: dict[str, float]
     input_noise: float
+    augment: Callable[[Tensor], Tensor] | None
     stage: Stage
     coupled: CoupledStep | None
     allocation: Allocation
@@ -82,10 +83,10 @@ class StageSteps(SupervisedTemplate):
             features = self._source_features(batch)
             with torch.no_grad():
                 goal, goal_hidden = self._decode(self.model.source_code(features=features))
-        seen = x
+        seen = self._view(x)
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
-            seen = x * (keep.to(x.device) >= self.input_noise)
+            seen = seen * (keep.to(x.device) >= self.input_noise)
         with lone_sample(self.model, len(x)):
             code, logits = self.model.target_code(seen)
             reconstruction, hidden = self._decode(code)
@@ -95,6 +96,17 @@ class StageSteps(SupervisedTemplate):
             x, features, goal, reconstruction, logits, goal_hidden or [], hidden
         )
         return loss, logits
+
+    def _view(self, x: Tensor) -> Tensor:
+        """Give what T2 sees of a mini-batch of training images."""
+        if self.augment is None:
+            return x
+        view = self.augment(x)
+        if view.shape != x.shape:
+            raise ValueError(
+                f"augment= changed a mini-batch of shape {tuple(x.shape)} to {tuple(view.shape)}."
+            )
+        return view
 
     def _decode(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run T1; its hidden layers come along where a plugin reads them."""
@@ -137,6 +149,7 @@ class StageSteps(SupervisedTemplate):
         self, step: Callable[[], Any], extra: Callable[[], Tensor], **kwargs: Any
     ) -> None:
         self._unpack_minibatch()
+        self.mbatch[0] = self._view(self.mb_x)
         self._before_training_iteration(**kwargs)
         self.optimizer.zero_grad()
         self.loss = self._make_empty_loss()

@@ -77,6 +77,10 @@ class CETLStrategy(StageSteps):
         that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
         the goal T1(S(x)) stays that of the clean image. The paper has none.
+    :param augment: gives random views of a mini-batch of images ``(N, C, H, W)``, of the same
+        shape; applied to T2's input in stages 2 and 3, while stage 1 and the goal T1(S(x))
+        read the clean images, so that features stored once serve every view. (A benchmark's
+        ``train_transform`` changes what all stages read.) Default: none.
     :param train_mb_size: mini-batch size in all stages.
     :param train_epochs: number of rounds.
     :param eval_mb_size: mini-batch size in evaluation.
@@ -116,6 +120,7 @@ class CETLStrategy(StageSteps):
         stage_epochs: Sequence[int] = (1, 1, 1),
         warmup_epochs: int | None = None,
         input_noise: float = 0.0,
+        augment: Callable[[Tensor], Tensor] | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -150,6 +155,7 @@ class CETLStrategy(StageSteps):
         self.stage_epochs = tuple(stage_epochs)
         self.warmup_epochs = warmup_epochs
         self.input_noise = float(input_noise)
+        self.augment = augment
         self.stage = Stage.CLASSIFY
         self.coupled: CoupledStep | None = None
         self.allocation = Allocation(self.plan, self.gfi, self.dwa_lambda)

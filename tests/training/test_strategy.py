@@ -621,3 +621,27 @@ def test_noise_hides_pixels_from_the_target_only(transfer):
     handle.remove()
     zeros = [float((x == 0).float().mean()) for x in seen]
     assert max(zeros) > 0.4 and min(zeros) < 0.01
+
+
+@pytest.mark.parametrize("variant", ["e", "joint"])
+def test_augmented_views_reach_the_target_only(transfer, variant):
+    model = coupled()
+    seen = {"target": [], "source": [], "L_rs": []}
+
+    class Watch(CETLPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            if strategy.coupled is not None:
+                seen["L_rs"].append(strategy.coupled.images)
+
+    def watch(name):
+        return lambda _m, args: seen[name].append(args[0])
+
+    model.source.register_forward_pre_hook(watch("source"))
+    model.target.module.register_forward_pre_hook(watch("target"))
+    s = strategy(model, variant=variant, augment=lambda x: x + 10.0, plugins=[Watch()])
+    s.train(transfer.train_stream)
+    assert all(x.max() < 5 for x in seen["source"] + seen["L_rs"])
+    training = [x for x in seen["target"] if x.max() > 5]
+    assert sum(map(len, training)) == 60 + (15 if variant == "e" else 60)
+    with pytest.raises(ValueError, match="augment= changed"):
+        strategy(coupled(), augment=lambda x: x[:, :, 1:]).train(transfer.train_stream)
