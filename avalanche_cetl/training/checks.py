@@ -53,6 +53,7 @@ def check_arguments(
     stage_epochs: Sequence[int],
     warmup_epochs: int,
     input_noise: float,
+    fixed_goal: bool,
 ) -> None:
     """Raise TypeError or ValueError with what was given, what is allowed and the remedy."""
     if not isinstance(model, CoupledModel):
@@ -92,6 +93,11 @@ def check_arguments(
         )
     if not 0 <= input_noise < 1:
         raise ValueError(f"input_noise={input_noise} is outside [0, 1).")
+    if fixed_goal and (alternate == "iteration" or variant.plan.merged is not None):
+        raise ValueError(
+            "fixed_goal=True goes with alternate='epoch' and variants that have a stage 2: "
+            "otherwise the goal and T1 take turns at every mini-batch anyway."
+        )
 
 
 def check_weight(name: str, value: float) -> None:

@@ -15,6 +15,7 @@ from avalanche_cetl.encoders.features import FEATURES_INDEX
 from avalanche_cetl.training.allocation import Allocation
 from avalanche_cetl.training.checks import check_finite_images, check_finite_loss
 from avalanche_cetl.training.data import Rows
+from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.settings import Plan, Variant
 from avalanche_cetl.training.stages import CoupledStep, Means, Stage, lone_sample
@@ -28,6 +29,8 @@ class StageSteps(SupervisedTemplate):
     loss_weights: dict[str, float]
     input_noise: float
     augment: Callable[[Tensor], Tensor] | None
+    fixed_goal: bool
+    _goal: FixedGoal
     stage: Stage
     coupled: CoupledStep | None
     allocation: Allocation
@@ -82,14 +85,19 @@ class StageSteps(SupervisedTemplate):
         if self.model.source is not None:
             features = self._source_features(batch)
             with torch.no_grad():
-                goal, goal_hidden = self._decode(self.model.source_code(features=features))
+                if self.fixed_goal:
+                    code = self._goal.code(features)
+                    goal, goal_hidden = self._decode(code, self._goal.decoder)
+                else:
+                    code = self.model.source_code(features=features)
+                    goal, goal_hidden = self._decode(code, self.model.decoder)
         seen = self._view(x)
         if self.input_noise > 0:
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
             seen = seen * (keep.to(x.device) >= self.input_noise)
         with lone_sample(self.model, len(x)):
             code, logits = self.model.target_code(seen)
-            reconstruction, hidden = self._decode(code)
+            reconstruction, hidden = self._decode(code, self.model.decoder)
         loss = F.mse_loss(reconstruction, goal)
         self.record_loss("L_rt", loss, x)
         self.coupled = CoupledStep(
@@ -108,11 +116,11 @@ class StageSteps(SupervisedTemplate):
             )
         return view
 
-    def _decode(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _decode(self, code: Tensor, decoder: Any) -> tuple[Tensor, list[Tensor]]:
         """Run T1; its hidden layers come along where a plugin reads them."""
         if any(getattr(plugin, "reads_decoder_hidden", False) for plugin in self.plugins):
-            return self.model.decoder.forward_hidden(code)
-        return self.model.decoder(code), []
+            return decoder.forward_hidden(code)
+        return decoder(code), []
 
     def _classification_iteration(self, **kwargs: Any) -> None:
         """Avalanche's training iteration, with DWA3 in the loss."""

@@ -26,6 +26,7 @@ from avalanche_cetl.training.checks import (
     check_experience,
 )
 from avalanche_cetl.training.data import Rows, split_rows
+from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
@@ -77,6 +78,10 @@ class CETLStrategy(StageSteps):
         that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
         the goal T1(S(x)) stays that of the clean image. The paper has none.
+    :param fixed_goal: in stage 2 the goal T1(S(x)) comes from T1 as it was when the stage began,
+        so that the two sides of L_rt do not move together; with ``alternate="epoch"`` only. The
+        paper takes the goal from T1 as it changes (default), which can run away: with many or
+        large steps and no DWA1 nothing holds T1(S(x)).
     :param augment: gives random views of a mini-batch of images ``(N, C, H, W)``, of the same
         shape; applied to T2's input in stages 2 and 3, while stage 1 and the goal T1(S(x))
         read the clean images, so that features stored once serve every view. (A benchmark's
@@ -120,6 +125,7 @@ class CETLStrategy(StageSteps):
         stage_epochs: Sequence[int] = (1, 1, 1),
         warmup_epochs: int | None = None,
         input_noise: float = 0.0,
+        fixed_goal: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
@@ -146,6 +152,7 @@ class CETLStrategy(StageSteps):
             stage_epochs,
             warmup_epochs,
             input_noise,
+            fixed_goal,
         )
         self.loss_weights = dict(
             zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
@@ -156,6 +163,8 @@ class CETLStrategy(StageSteps):
         self.warmup_epochs = warmup_epochs
         self.input_noise = float(input_noise)
         self.augment = augment
+        self.fixed_goal = fixed_goal
+        self._goal = FixedGoal()
         self.stage = Stage.CLASSIFY
         self.coupled: CoupledStep | None = None
         self.allocation = Allocation(self.plan, self.gfi, self.dwa_lambda)
@@ -307,6 +316,8 @@ class CETLStrategy(StageSteps):
 
     def _pass(self, stage: Stage, passes: int, **kwargs: Any) -> None:
         """Run stage 1 or 2: some passes over the rows of domain 0."""
+        if stage is Stage.COUPLED and self.fixed_goal and self.model.source is not None:
+            self._goal.renew(self.model)
         with self._running(stage, **kwargs):
             for batch in repeat(self._target_loader, passes):
                 if self._stop_training:

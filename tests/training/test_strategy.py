@@ -484,6 +484,8 @@ def test_no_target_rows_say_what_is_missing(adaptation):
         ({"warmup_epochs": -1}, ValueError, "warmup"),
         ({"warmup_epochs": 0, "variant": "f"}, ValueError, "warmup"),
         ({"input_noise": 1.0}, ValueError, "input_noise"),
+        ({"fixed_goal": True, "alternate": "iteration"}, ValueError, "fixed_goal"),
+        ({"fixed_goal": True, "variant": "joint"}, ValueError, "fixed_goal"),
         ({"stage_epochs": (1, 0, 1)}, ValueError, "stage_epochs"),
         ({"stage_epochs": (1, 1, 2), "alternate": "iteration"}, ValueError, "epoch"),
         ({"gfi": {"samples": 3}}, TypeError, "GFISettings"),
@@ -645,3 +647,26 @@ def test_augmented_views_reach_the_target_only(transfer, variant):
     assert sum(map(len, training)) == 60 + (15 if variant == "e" else 60)
     with pytest.raises(ValueError, match="augment= changed"):
         strategy(coupled(), augment=lambda x: x[:, :, 1:]).train(transfer.train_stream)
+
+
+def test_a_fixed_goal_is_that_of_stage_1(transfer):
+    model = coupled()
+    goals, wanted = [], []
+
+    class Watch(CETLPlugin):
+        def before_stage(self, strategy, *args, **kwargs):
+            self.old = copy.deepcopy(model)
+
+        def before_backward(self, strategy, *args, **kwargs):
+            if strategy.stage is Stage.COUPLED:
+                step = strategy.coupled
+                goals.append(step.goal)
+                wanted.append(self.old.reconstruct_source(features=step.features).detach())
+
+    settings = {"variant": "e", "train_epochs": 2, "plugins": [Watch()]}
+    strategy(model, fixed_goal=True, **settings).train(transfer.train_stream)
+    torch.testing.assert_close(goals, wanted)
+    assert all(not p.requires_grad for p in model.source.parameters())
+    goals.clear(), wanted.clear()
+    strategy(model, **settings).train(transfer.train_stream)
+    assert not torch.allclose(goals[-1], wanted[-1])
