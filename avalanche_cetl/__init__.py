@@ -35,6 +35,7 @@ from avalanche_cetl.training import (
     GFIPlugin,
     GFISettings,
     SoftTargets,
+    ViewConsistency,
 )
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "ReversedDecoder",
     "SoftTargets",
     "TimmEncoder",
+    "ViewConsistency",
     "adaptation_benchmark",
     "as_target",
     "bound_metrics",

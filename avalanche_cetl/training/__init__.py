@@ -1,6 +1,7 @@
 """What runs inside Avalanche's training loop."""
 
 from avalanche_cetl.training.checks import NonFiniteLossError
+from avalanche_cetl.training.consistency import ViewConsistency
 from avalanche_cetl.training.distillation import DistillationPlugin, DistilledRows, SoftTargets
 from avalanche_cetl.training.hints import DecoderHints, FitNetsHints
 from avalanche_cetl.training.plugins import GFI, GFIPlugin
@@ -23,4 +24,5 @@ __all__ = [
     "SoftTargets",
     "Stage",
     "Variant",
+    "ViewConsistency",
 ]

@@ -54,6 +54,7 @@ def check_arguments(
     warmup_epochs: int,
     input_noise: float,
     fixed_goal: bool,
+    lr_factors: Sequence[float],
 ) -> None:
     """Raise TypeError or ValueError with what was given, what is allowed and the remedy."""
     if not isinstance(model, CoupledModel):
@@ -84,6 +85,8 @@ def check_arguments(
         raise ValueError(
             "stage_epochs goes with alternate='epoch'; with 'iteration' stages share steps."
         )
+    if len(lr_factors) != 2 or not all(math.isfinite(f) and f > 0 for f in lr_factors):
+        raise ValueError(f"lr_factors={lr_factors!r}: two finite factors > 0, of stages 1 and 2.")
     if warmup_epochs < 0 or (
         warmup_epochs == 0 and variant.needs_warmup and model.source is not None
     ):

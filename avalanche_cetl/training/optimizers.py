@@ -17,10 +17,11 @@ class StageOptimizer:
     group by group, so a scheduler on it moves this one too.
 
     :param template: the user's optimiser.
+    :param factor: on its learning rates.
     """
 
-    def __init__(self, template: Optimizer):
-        self.template = template
+    def __init__(self, template: Optimizer, factor: float = 1.0):
+        self.template, self.factor = template, factor
         self.optimizer: Optimizer | None = None
 
     def prepare(self, params: Iterable[nn.Parameter]) -> None:
@@ -47,6 +48,8 @@ class StageOptimizer:
         assert self.optimizer is not None, "prepare() comes first"
         for own, group in zip(self.optimizer.param_groups, self.template.param_groups, strict=True):
             own.update(_settings(group))
+            if self.factor != 1.0:
+                own["lr"] = own["lr"] * self.factor
         self.optimizer.step()
 
 

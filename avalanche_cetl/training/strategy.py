@@ -73,6 +73,8 @@ class CETLStrategy(StageSteps):
         ``"iteration"``: the stages take turns at every mini-batch (shorter sets start again).
     :param stage_epochs: passes over their data that stages 1, 2 and 3 make in a round, each
         >= 1; with ``alternate="epoch"`` only. The paper does not say; default 1 each.
+    :param lr_factors: factors, each > 0, on the learning rates of stages 1 and 2; stage 3 has
+        the optimizer's own. The weight of a stage's only loss means nothing to Adam; this does.
     :param warmup_epochs: epochs of stage 1 before the first round of the first experience
         (with ``train_epochs=0`` they are all there is); default 0, but 10 for the variants
         that train T1 there alone.
@@ -123,6 +125,7 @@ class CETLStrategy(StageSteps):
         gfi: GFISettings | None = None,
         alternate: str = "epoch",
         stage_epochs: Sequence[int] = (1, 1, 1),
+        lr_factors: Sequence[float] = (1.0, 1.0),
         warmup_epochs: int | None = None,
         input_noise: float = 0.0,
         fixed_goal: bool = False,
@@ -153,6 +156,7 @@ class CETLStrategy(StageSteps):
             warmup_epochs,
             input_noise,
             fixed_goal,
+            lr_factors,
         )
         self.loss_weights = dict(
             zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
@@ -160,6 +164,7 @@ class CETLStrategy(StageSteps):
         self.dwa_lambda = float(dwa_lambda)
         self.alternate = alternate
         self.stage_epochs = tuple(stage_epochs)
+        self.lr_factors = tuple(lr_factors)
         self.warmup_epochs = warmup_epochs
         self.input_noise = float(input_noise)
         self.augment = augment
@@ -186,8 +191,8 @@ class CETLStrategy(StageSteps):
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
-        self._source_optimizer = StageOptimizer(optimizer)
-        self._coupled_optimizer = StageOptimizer(optimizer)
+        self._source_optimizer = StageOptimizer(optimizer, float(lr_factors[0]))
+        self._coupled_optimizer = StageOptimizer(optimizer, float(lr_factors[1]))
         self._rows: Rows | None = None
         self._target_loader: Iterable[Any] = []
 

@@ -485,6 +485,8 @@ def test_no_target_rows_say_what_is_missing(adaptation):
         ({"warmup_epochs": 0, "variant": "f"}, ValueError, "warmup"),
         ({"input_noise": 1.0}, ValueError, "input_noise"),
         ({"fixed_goal": True, "alternate": "iteration"}, ValueError, "fixed_goal"),
+        ({"lr_factors": (1.0, 0.0)}, ValueError, "lr_factors"),
+        ({"lr_factors": (1.0,)}, ValueError, "lr_factors"),
         ({"fixed_goal": True, "variant": "joint"}, ValueError, "fixed_goal"),
         ({"stage_epochs": (1, 0, 1)}, ValueError, "stage_epochs"),
         ({"stage_epochs": (1, 1, 2), "alternate": "iteration"}, ValueError, "epoch"),
@@ -670,3 +672,31 @@ def test_a_fixed_goal_is_that_of_stage_1(transfer):
     goals.clear(), wanted.clear()
     strategy(model, **settings).train(transfer.train_stream)
     assert not torch.allclose(goals[-1], wanted[-1])
+
+
+def test_learning_rates_of_the_stages(transfer):
+    def after(stage, **settings):
+        torch.manual_seed(0)
+        model = coupled()
+        moves = []
+
+        class Watch(CETLPlugin):
+            def before_stage(self, strategy, *args, **kwargs):
+                self.before = snapshot(model)
+
+            def after_stage(self, strategy, *args, **kwargs):
+                if strategy.stage is stage:
+                    new = dict(model.named_parameters())
+                    moves.append(
+                        sum(float((new[n].detach() - p).norm()) for n, p in self.before.items())
+                    )
+
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        settings = {"variant": "e", "plugins": [Watch()], **settings}
+        strategy(model, optimizer=optimizer, train_mb_size=60, **settings).train(
+            transfer.train_stream
+        )
+        return moves[0]
+
+    for stage, factors in ((Stage.SOURCE, (0.1, 1.0)), (Stage.COUPLED, (1.0, 0.1))):
+        assert after(stage, lr_factors=factors) == pytest.approx(0.1 * after(stage), rel=0.03)

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+
+from avalanche_cetl import (
+    CICNN,
+    CETLPlugin,
+    CETLStrategy,
+    CoupledModel,
+    ViewConsistency,
+    adaptation_benchmark,
+)
+from avalanche_cetl.training.consistency import balance_loss, consistency_loss
+from avalanche_cetl.training.stages import Stage
+
+SHAPE = (1, 8, 8)
+
+
+def test_consistency_counts_sure_rows_only():
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    goal = torch.tensor([[5.0, 0.0], [0.1, 0.0]], dtype=torch.float64)
+    p = 1 / (1 + math.exp(-5.0))  # the first goal is sure, the second is not
+    wanted = 2 * (0.5 - p) ** 2 / 4
+    assert float(consistency_loss(logits, goal, 0.9).detach()) == pytest.approx(wanted)
+    consistency_loss(logits, goal, 0.9).backward()
+    assert logits.grad[0].any() and not logits.grad[1].any()
+    everything = consistency_loss(logits, goal, 0.0)
+    assert float(everything.detach()) > wanted
+    assert float(consistency_loss(goal, goal, 0.0)) == 0
+
+
+def test_balance_is_zero_for_even_classes_and_log_k_for_one():
+    even = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]], dtype=torch.float64)
+    assert float(balance_loss(even)) == pytest.approx(0.0, abs=1e-6)
+    one = torch.tensor([[60.0, 0.0, 0.0]] * 4, dtype=torch.float64)
+    assert float(balance_loss(one)) == pytest.approx(math.log(3), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"weight": -1.0}, "weight"), ({"decay": 1.0}, "decay"), ({"threshold": -0.1}, "threshold"),
+     ({"balance": float("nan")}, "balance")],
+)  # fmt: skip
+def test_bad_values(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ViewConsistency(**settings)
+
+
+def _strategy(plugins, **settings):
+    torch.manual_seed(0)
+    model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.05), SHAPE)
+    return CETLStrategy(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), variant="e",
+        train_mb_size=16, evaluator=None, plugins=plugins,
+        augment=lambda x: x + 0.3 * torch.randn_like(x), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+def test_the_slow_network_is_the_running_mean(digits, alternate):
+    data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
+    plugin = ViewConsistency(decay=0.8)
+    mean, seen = {}, []
+
+    class Watch(CETLPlugin):  # stands behind the plugin, so it sees its state after each step
+        def before_training_exp(self, strategy, *args, **kwargs):
+            mean.update({k: v.clone() for k, v in strategy.model.target.state_dict().items()})
+
+        def after_step(self, strategy, *args, **kwargs):
+            if strategy.stage is Stage.COUPLED:
+                self.after_update(strategy)
+
+        def after_update(self, strategy, *args, **kwargs):
+            for name, value in strategy.model.target.state_dict().items():
+                mean[name] = 0.8 * mean[name] + 0.2 * value
+                torch.testing.assert_close(plugin._slow.state_dict()[name], mean[name])
+            seen.append(strategy.stage)
+
+    s = _strategy([plugin, Watch()], alternate=alternate, train_epochs=2)
+    s.train(data.train_stream)
+    assert set(seen) == {Stage.COUPLED, Stage.CLASSIFY}
+    assert {"L_view", "L_balance"} <= s.round_losses.keys()
+    assert plugin._slow is None
+
+
+def test_views_of_target_images_agree_more_with_it(digits):
+    data = adaptation_benchmark(digits(60, seed=1), digits(60, shift=0.1), digits(30, seed=2))
+    x = torch.stack([row[0] for row in data.test_stream[0].dataset])
+    gaps = []
+    for weight in (0.0, 30.0):
+        s = _strategy([ViewConsistency(weight, threshold=0.0, balance=0.0)], train_epochs=8)
+        s.train(data.train_stream)
+        s.model.eval()
+        with torch.no_grad():
+            noise = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            gaps.append(float(consistency_loss(s.model(x + noise), s.model(x), 0.0)))
+    assert gaps[1] < gaps[0]
