@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -103,7 +104,15 @@ class JitterOne:
         return jitter(image.unsqueeze(0))[0]
 
 
-def as_benchmark(pair: Pair) -> Any:
+class Jitter(SupervisedPlugin):
+    """The same for the mini-batches of a strategy of Avalanche's own."""
+
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Change the mini-batch."""
+        strategy.mbatch[0] = jitter(strategy.mb_x)
+
+
+def as_benchmark(pair: Pair, train_transform: Any = None) -> Any:
     """Make the Avalanche benchmark: no target label is in its training stream."""
     hidden = torch.full((len(pair.target),), -1)
     return adaptation_benchmark(
@@ -111,5 +120,5 @@ def as_benchmark(pair: Pair) -> Any:
         (pair.target, hidden),
         pair.target_test,
         source_test=pair.source_test,
-        train_transform=JitterOne(),
+        train_transform=train_transform,
     )

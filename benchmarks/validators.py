@@ -43,7 +43,7 @@ from avalanche_cetl import (
     bound_metrics,
     validator_metrics,
 )
-from benchmarks.digits import COUNTS, DIRECTIONS, SHAPE, as_benchmark, read_pair
+from benchmarks.digits import COUNTS, DIRECTIONS, SHAPE, JitterOne, as_benchmark, read_pair
 
 FOLDER = Path(__file__).parent / "results" / "validators"
 GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "rt_weight": (0.0, 0.3, 1.0, 3.0)}
@@ -138,7 +138,8 @@ def run(direction: str, root: str) -> None:
     missing = [cell for cell in itertools.product(*GRID.values()) if cell not in done]
     if not missing:
         return
-    benchmark = as_benchmark(read_pair(direction, root, COUNTS, int(SETTINGS["seed"])))
+    pair = read_pair(direction, root, COUNTS, int(SETTINGS["seed"]))
+    benchmark = as_benchmark(pair, train_transform=JitterOne())
     source = source_network(benchmark)
     torch.manual_seed(int(SETTINGS["seed"]))
     target = CICNN(10, SHAPE, width=float(SETTINGS["width"]))

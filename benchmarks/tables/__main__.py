@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tables table5 [--scale smoke|cpu|full] [--seeds N] [--data-root DIR]`.
+"""`python -m benchmarks.tables TABLE [--scale smoke|cpu|full] [--seeds N] [--data-root DIR]`.
 
 Runs what is missing, row by row: a stopped run goes on where it was. Every run leaves one JSON
 file in ``benchmarks/results/tables/``; ``--render`` prints the table from those files alone.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from benchmarks.tables import table5
+from benchmarks.tables import table2, table5
 from benchmarks.tables.runs import SCALES
 
-TABLES = {"table5": table5}
+TABLES = {"table2": table2, "table5": table5}
 
 
 def main() -> None:
@@ -21,16 +21,20 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", type=int, default=None, help="default: 5, in smoke 1")
-    parser.add_argument("--rows", nargs="+", default=None, choices=list(table5.ROWS))
+    parser.add_argument("--rows", nargs="+", default=None, help="default: all of the table")
     parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"))
-    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--processes", type=int, default=1, help="runs side by side")
+    parser.add_argument("--render", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
     table = TABLES[args.table]
+    unknown = [row for row in args.rows or [] if row not in table.ROWS]
+    if unknown:
+        parser.error(f"{args.table} has no row {unknown[0]!r}; it has {list(table.ROWS)}.")
     if not args.render:
         if args.data_root is None:
-            raise SystemExit("give --data-root DIR (with MNIST and USPS), or set CETL_DATA.")
+            parser.error("give --data-root DIR (with MNIST, USPS, CIFAR-10), or set CETL_DATA.")
         seeds = args.seeds if args.seeds is not None else 1 if args.scale == "smoke" else 5
-        table.run(args.scale, args.data_root, seeds, args.rows)
+        table.run(args.scale, args.data_root, seeds, args.rows, args.processes)
     print(table.render(args.scale))
 
 

@@ -35,7 +35,9 @@ def table5(monkeypatch, digits, tmp_path):
 
     monkeypatch.setattr(module, "read_pair", pair)
     monkeypatch.setattr(runs, "FOLDER", tmp_path)
-    return module
+    module.job_of.cache_clear()
+    yield module
+    module.job_of.cache_clear()
 
 
 def test_every_row_trains_and_leaves_its_result(table5, tmp_path, capsys):
@@ -57,19 +59,26 @@ def test_every_row_trains_and_leaves_its_result(table5, tmp_path, capsys):
 def test_what_is_there_is_not_run_again(table5, monkeypatch, capsys):
     table5.run("smoke", "nowhere", 1, ["source only"])
     first = table5.render("smoke")
-    monkeypatch.setattr(table5, "_test", None)
+    monkeypatch.setattr(table5, "predictions", None)
     table5.run("smoke", "nowhere", 1, ["source only"])
     assert table5.render("smoke") == first and "not run" in first
     other = {"smoke": table5.Budget(None, 2, 0.05, 0.05, 1, 1, 64)}
     monkeypatch.setattr(table5, "BUDGETS", other)
+    table5.job_of.cache_clear()
     with pytest.raises(ValueError, match="other settings"):
         table5.run("smoke", "nowhere", 1, ["source only"])
 
 
-def test_the_choice_of_a_strength_reads_no_target_label(table5):
-    job = table5._prepare("MN-US", "nowhere", table5.BUDGETS["smoke"], 0)
-    train, strengths = table5.ROWS["CETL gfi"]
-    first = table5._tune(job, train, strengths)
+def test_the_choice_of_a_strength_reads_no_target_label(table5, tmp_path):
+    def scores():
+        table5.tune("MN-US", "smoke", "nowhere", "CETL gfi")
+        (path,) = (tmp_path / "table5" / "smoke").glob("*tuning*")
+        found = json.loads(path.read_text())["figures"]
+        path.unlink()
+        return found
+
+    first = scores()
+    job = table5.job_of("MN-US", "smoke", "nowhere", table5.TUNING_SEED)
     x, y = job.pair.target_test
     job.pair = dataclasses.replace(job.pair, target_test=(x, y.roll(3)))
-    assert table5._tune(job, train, strengths) == first
+    assert scores() == first
