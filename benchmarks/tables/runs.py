@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parents[1] / "results" / "tables"
+#: Results of the repository; elsewhere with ``CETL_RESULTS``.
+FOLDER = Path(os.environ.get("CETL_RESULTS") or Path(__file__).parents[1] / "results" / "tables")
 SCALES = ("smoke", "cpu", "full")
 
 
@@ -94,3 +95,11 @@ def mean(values: list[float], digits: int = 1, sign: bool = False) -> str:
     if len(values) > 1:
         text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
     return text
+
+
+def paired(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float]:
+    """Differences in accuracy of the seeds that both have."""
+    return [
+        runs[seed]["figures"]["accuracy"] - others[seed]["figures"]["accuracy"]
+        for seed in sorted(runs.keys() & others.keys())
+    ]

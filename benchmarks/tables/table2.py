@@ -9,29 +9,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from avalanche_cetl import FitNetsHints, SoftTargets, TimmEncoder
+from avalanche_cetl.encoders import Encoder
 from benchmarks.cifar import CLASSES
-from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import mean, results, run_once
-from benchmarks.tables.transfer import (
-    Budget,
-    Job,
-    accuracy,
-    coupled,
-    features_of,
-    naive,
-    probe,
-    read_data,
-)
+from benchmarks.tables import board
+from benchmarks.tables.board import Row
+from benchmarks.tables.runs import mean, paired, results
+from benchmarks.tables.sources import packaged
+from benchmarks.tables.transfer import Budget, Job, coupled, naive, probe
 
 TABLE = "table2"
-TUNING_SEED = 100
 SOURCE = "tf_efficientnet_lite0"
 PROBE_STRENGTH = 1e-3
 PAPER = {  # Table 2 as printed
@@ -56,21 +47,6 @@ BUDGETS = {
     "cpu": Budget(per_class=1000, epochs=12, width=0.5, warmup_epochs=5),
     "full": Budget(per_class=1000, epochs=100, width=1.0, warmup_epochs=30),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method: how it trains, and the strengths that it may choose from.
-
-    :ivar train: ``(job, strength) -> network``.
-    :ivar reads_features: whether the network reads S's features in place of images.
-    :ivar scales: where it is run.
-    """
-
-    train: Callable[[Job, float], nn.Module]
-    strengths: tuple[float, ...] = (0.0,)
-    reads_features: bool = False
-    scales: tuple[str, ...] = ("smoke", "cpu", "full")
 
 
 # ------------------------------------------------------------------ methods
@@ -127,7 +103,7 @@ class FineTuned(nn.Module):
 
 def fine_tuning(job: Job, _strength: float) -> nn.Module:
     """S itself with a new head."""
-    return naive(job, FineTuned(encoder_of(job.budget), job))
+    return naive(job, FineTuned(packaged(SOURCE, job.budget.image_size), job))
 
 
 def cetl(variant: str) -> Callable[[Job, float], nn.Module]:
@@ -160,74 +136,16 @@ ROWS = {
 # ------------------------------------------------------------------ the table
 
 
-@lru_cache(maxsize=1)
-def encoder_of(budget: Budget) -> TimmEncoder:
-    """S, with the ImageNet weights of its package."""
-    return TimmEncoder(SOURCE, weights="package", image_size=budget.image_size)
-
-
-def job_of(scale: str, root: str, seed: int) -> Job:
-    """What the methods may read."""
-    budget = BUDGETS[scale]
-    data = read_data(root, budget)
-    features = features_of(data, "train", encoder_of(budget))
-    return Job(data.train, features, budget, seed, data.pixels)
-
-
-def one(scale: str, root: str, row: str, seed: int) -> str:
-    """Train a row with a seed, its strength chosen before; read the test set once."""
-    chosen = ROWS[row]
-    strength = chosen.strengths[0]
-    if len(chosen.strengths) > 1:
-        strength = results(TABLE, scale)[f"{row} (tuning)"][TUNING_SEED]["figures"]["chosen"]
-    figures = _run(scale, root, row, seed, strength, "test")
-    return f"{row}, seed {seed}: {figures['accuracy']:.2f} %"
-
-
-def tune(scale: str, root: str, row: str) -> str:
-    """Choose a row's strength by accuracy on the validation images."""
-
-    def job() -> dict[str, Any]:
-        scores = {
-            strength: _fit(scale, root, row, TUNING_SEED, strength, "validation")["accuracy"]
-            for strength in ROWS[row].strengths
-        }
-        best = max(scores, key=lambda strength: scores[strength])
-        return {"chosen": best, "scores": {str(k): v for k, v in scores.items()}}
-
-    settings = asdict(BUDGETS[scale]) | {"strengths": ROWS[row].strengths, "source": SOURCE}
-    found = run_once(TABLE, scale, f"{row} (tuning)", TUNING_SEED, settings, job)
-    return f"{row}: strength {found['figures']['chosen']}, of {found['figures']['scores']}"
-
-
-def _run(scale: str, root: str, row: str, seed: int, strength: float, part: str) -> dict[str, Any]:
-    settings = asdict(BUDGETS[scale]) | {"strength": strength, "source": SOURCE}
-    return run_once(
-        TABLE, scale, row, seed, settings, lambda: _fit(scale, root, row, seed, strength, part)
-    )["figures"]
-
-
-def _fit(scale: str, root: str, row: str, seed: int, strength: float, part: str) -> dict[str, Any]:
-    network = ROWS[row].train(job_of(scale, root, seed), strength)
-    data = read_data(root, BUDGETS[scale])
-    features = None
-    if ROWS[row].reads_features:
-        features = features_of(data, part, encoder_of(BUDGETS[scale]))
-    return {
-        "accuracy": accuracy(network, data.part(part), features),
-        "parameters": sum(p.numel() for p in network.parameters()),
-    }
+def source_of(row: str, budget: Budget, root: str) -> Encoder:
+    """S, the same for every row."""
+    return packaged(SOURCE, budget.image_size)
 
 
 def run(
     scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
 ) -> None:
     """Run what is missing."""
-    chosen = [row for row in rows or ROWS if scale in ROWS[row].scales]
-    job_of(scale, root, 0)  # S's features are in the store before the processes ask for them
-    tuned = [(scale, root, row) for row in chosen if len(ROWS[row].strengths) > 1]
-    run_all(tune, tuned, processes)
-    run_all(one, [(scale, root, row, seed) for row in chosen for seed in range(seeds)], processes)
+    board.run(TABLE, scale, root, seeds, rows or list(ROWS), processes)
 
 
 def render(scale: str) -> str:
@@ -241,16 +159,13 @@ def render(scale: str) -> str:
     for row in ROWS:
         runs = found.get(row, {})
         values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
-        gains = [
-            runs[seed]["figures"]["accuracy"] - alone[seed]["figures"]["accuracy"]
-            for seed in sorted(runs.keys() & alone.keys())
-        ]
+        gains = paired(runs, alone) if row != "baseline" else []
         strengths = {run["settings"]["strength"] for run in runs.values()} - {0.0}
         paper = PAPER.get(row)
         cells = [
             row,
             mean(values, 2) if values else "not run",
-            mean(gains, 2, sign=True) if gains and row != "baseline" else "",
+            mean(gains, 2, sign=True) if gains else "",
             ", ".join(f"{s:g}" for s in sorted(strengths)),
             f"{paper:.2f}" if paper else "",
             f"{paper - PAPER['baseline']:+.2f}" if paper and row != "baseline" else "",

@@ -98,7 +98,7 @@ class Data:
 def read_data(root: str, budget: Budget) -> Data:
     """Read CIFAR-10 and draw from it."""
     everything, test, kind = read_cifar10(root)
-    chosen, rest = _draw(everything, budget.per_class)
+    chosen, rest = draw(everything, budget.per_class)
     validation = stratified(rest, budget.validation_per_class, DRAW_SEED)
     pixels = Pixels(chosen[0].mean((0, 2, 3)), chosen[0].std((0, 2, 3)))
     if budget.test_per_class is not None:
@@ -117,8 +117,8 @@ def features_of(data: Data, part: str, encoder: Encoder) -> Tensor:
     return torch.stack([row.float() for row in rows])
 
 
-def _draw(data: Set, per_class: int) -> tuple[Set, Set]:
-    """Split a stratified draw off."""
+def draw(data: Set, per_class: int) -> tuple[Set, Set]:
+    """Split a stratified draw off: so many images of every class, and the rest."""
     generator = torch.Generator().manual_seed(DRAW_SEED)
     labels = data[1]
     rows = []

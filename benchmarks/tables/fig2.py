@@ -1,0 +1,153 @@
+"""Fig. 2: losses and penalties of CETL gfi over the rounds, and both sides of eq. 14.
+
+Left, as the paper: L_c and DWA1 to DWA3 on CIFAR-10-s (:mod:`benchmarks.tables.table2`'s
+protocol). Right: the two sides of eq. 14 on MN-US (:mod:`benchmarks.tables.table5`'s), where the
+paper has SV-MN. Everything as printed: no other option of the strategy is used, but the views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin
+
+from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, bound_metrics
+from benchmarks.digits import SHAPE, as_benchmark, jitter
+from benchmarks.tables import runs, table2, table5
+from benchmarks.tables.board import held_features
+from benchmarks.tables.jobs import run_all
+from benchmarks.tables.transfer import Job, coupled, read_data
+
+TABLE = "fig2"
+LOSSES, BOUND = "CIFAR-10-s, losses", "MN-US, bound"
+ROWS = (LOSSES, BOUND)
+TRACED = ("L_c", "DWA1", "DWA2", "DWA3")
+
+
+class Trace(SupervisedPlugin):
+    """Keeps what every round reports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds: list[dict[str, float]] = []
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a round's means."""
+        self.rounds.append(dict(strategy.round_losses))
+
+
+def losses(scale: str, root: str, seed: int) -> dict[str, Any]:
+    """L_c and the penalties by round."""
+    budget = table2.BUDGETS[scale]
+    data = read_data(root, budget)
+    features = held_features(table2.TABLE, "CETL gfi", budget, root, "train")
+    trace = Trace()
+    job = Job(data.train, features, budget, seed, data.pixels)
+    coupled(job, plugins=[trace], variant="gfi")
+    return {"rounds": trace.rounds}
+
+
+def bound(scale: str, root: str, seed: int) -> dict[str, Any]:
+    """Both sides of eq. 14 on the target's test images, by round."""
+    job = table5.job_of("MN-US", scale, root, seed)
+    budget, source = job.budget, job.source
+    x, y = job.pair.source_test
+    with torch.no_grad():
+        wrong = torch.cat([source.cheapest_logits(part).argmax(1) for part in x.split(500)]) != y
+    error = float(wrong.float().mean())
+    model = CoupledModel.build(source, job.network(), SHAPE)
+    metrics = bound_metrics(source_error=error, error=True)
+    strategy = CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), budget.learning_rate),
+        gfi=GFISettings(samples=budget.gfi_samples, seed=seed),
+        augment=jitter,
+        warmup_epochs=budget.warmup_epochs,
+        train_mb_size=budget.batch,
+        eval_mb_size=500,
+        evaluator=EvaluationPlugin(*metrics, loggers=[]),
+    )
+    benchmark = as_benchmark(job.pair)
+    rounds = []
+    for _ in range(budget.epochs):
+        strategy.train(benchmark.train_stream)
+        strategy.eval(benchmark.test_stream)
+        rounds.append(dict(metrics[0].result()) | strategy.round_losses)
+    return {"rounds": rounds, "source_error": error}
+
+
+def one(row: str, scale: str, root: str, seed: int) -> str:
+    """Run one of the two."""
+    work = losses if row == LOSSES else bound
+    settings = asdict((table2 if row == LOSSES else table5).BUDGETS[scale])
+    runs.run_once(TABLE, scale, row, seed, settings, lambda: work(scale, root, seed))
+    return f"{row}, seed {seed}"
+
+
+def run(
+    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
+) -> None:
+    """Run what is missing."""
+    tasks = [(row, scale, root, seed) for row in rows or ROWS for seed in range(seeds)]
+    run_all(one, tasks, processes)
+
+
+def render(scale: str) -> str:
+    """Draw the figure from the result files alone; say in words what it shows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = runs.results(TABLE, scale)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    said = []
+    for number, name in enumerate(TRACED):
+        lines = _lines(found.get(LOSSES, {}), name)
+        for line in lines:
+            top = max(line) or 1.0
+            left.plot(range(1, len(line) + 1), [v / top for v in line], color=f"C{number}")
+        if lines:
+            left.plot([], [], color=f"C{number}", label=name)
+            said.append(f"{name} is highest in round {_peaks(lines)}")
+    left.set(title=LOSSES, xlabel="round", ylabel="over its maximum")
+    for number, (name, title) in enumerate(
+        (("TargetError", "LHS: target error"), ("Bound", "RHS"))
+    ):
+        lines = _lines(found.get(BOUND, {}), name)
+        for line in lines:
+            right.plot(range(1, len(line) + 1), line, color=f"C{number + 4}")
+        if lines:
+            right.plot([], [], color=f"C{number + 4}", label=title)
+            said.append(f"{title} ends at {runs.mean([line[-1] for line in lines], 3)}")
+    right.set(title=BOUND, xlabel="round", yscale="log")
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    figure.tight_layout()
+    path = picture(scale)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return "; ".join(said) + "." if said else "not run"
+
+
+def picture(scale: str) -> Path:
+    """Where the figure is kept."""
+    return runs.FOLDER / TABLE / f"fig2-{scale}.png"
+
+
+def _lines(found: dict[int, dict[str, Any]], name: str) -> list[list[float]]:
+    """A value by round, one list a seed; a penalty that is not there yet is 0."""
+    return [
+        [one.get(name, 0.0) for one in document["figures"]["rounds"]]
+        for _, document in sorted(found.items())
+    ]
+
+
+def _peaks(lines: list[list[float]]) -> str:
+    return ", ".join(str(1 + max(range(len(v)), key=v.__getitem__)) for v in lines)
