@@ -1,0 +1,138 @@
+"""Tables 2 and 3 and Fig. 2 in their smallest form, on images made here."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_cetl import ModuleEncoder
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.skipif(
+        not (ROOT / "benchmarks" / "tables").is_dir(), reason="the benchmarks are in the repository"
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def _photographs(per_class, seed):
+    """Ten classes that differ in colour."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(10).repeat_interleave(per_class)
+    colours = torch.rand(10, 3, generator=torch.Generator().manual_seed(9))
+    x = colours[labels].view(-1, 3, 1, 1) + 0.05 * torch.randn(
+        len(labels), 3, 32, 32, generator=generator
+    )
+    return x.clamp(0, 1), labels
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Give a module of benchmarks.tables, with data made here and files in a folder of the test."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    found = sys.modules.get("benchmarks")
+    if found is not None and str(ROOT) not in str(found.__file__):
+        monkeypatch.delitem(sys.modules, "benchmarks")
+    monkeypatch.setenv("CETL_CACHE", str(tmp_path / "cache" / "features"))
+
+    def module(name):
+        return importlib.import_module(f"benchmarks.tables.{name}")
+
+    transfer, board = module("transfer"), module("board")
+    sets = (_photographs(30, 0), _photographs(5, 1), "made here")
+    for reader in (transfer, module("sources")):
+        monkeypatch.setattr(reader, "read_cifar10", lambda root: sets)
+    monkeypatch.setattr(module("runs"), "FOLDER", tmp_path / "results")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7))
+    small = ModuleEncoder(network, input_shape=(3, 32, 32))
+    for table in ("table2", "table3"):
+        monkeypatch.setattr(module(table), "source_of", lambda *args: small)
+    caches = (transfer.read_data, board.held_features)
+    for cache in caches:
+        cache.cache_clear()
+    yield module
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_table_2_trains_every_row_once_and_renders_from_the_files(load, monkeypatch, tmp_path):
+    table2, board = load("table2"), load("board")
+    rows = [row for row in table2.ROWS if row != "fine-tuning S"]  # needs S's package
+    table2.run("smoke", "nowhere", 1, rows)
+    text = table2.render("smoke")
+    assert text.count("not run") == 1 and all(f"| {row} |" in text for row in table2.ROWS)
+    found = load("runs").results("table2", "smoke")
+    assert found["linear probe on S"][0]["figures"]["accuracy"] > 90
+    tuned = [name for name in found if name.endswith("(tuning)")]
+    assert len(tuned) == sum(len(table2.ROWS[row].strengths) > 1 for row in rows)
+    monkeypatch.setattr(board, "_fit", None)
+    table2.run("smoke", "nowhere", 1, rows)
+    assert table2.render("smoke") == text
+
+
+def test_what_trains_never_holds_the_test_set(load):
+    table2, transfer = load("table2"), load("transfer")
+    names = {field.name for field in dataclasses.fields(transfer.Job)}
+    assert names == {"train", "features", "budget", "seed", "pixels", "source"}
+    data = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
+    held = torch.cat([data.validation[0], data.test[0]]).flatten(1)
+    assert torch.cdist(data.train[0].flatten(1), held).min() > 1
+
+
+def test_a_strength_is_chosen_on_validation_images(load, monkeypatch, tmp_path):
+    table2, board = load("table2"), load("board")
+    parts = []
+    whole = board._fit
+    monkeypatch.setattr(board, "_fit", lambda *args: parts.append(args[-1]) or whole(*args))
+    board.tune("table2", "smoke", "nowhere", "linear probe on S")
+    assert set(parts) == {"validation"}
+    board.one("table2", "smoke", "nowhere", "linear probe on S", 0)
+    assert parts[-1] == "test"
+    path = tmp_path / "results" / "table2" / "smoke" / "linear_probe_on_S-seed0.json"
+    document = json.loads(path.read_text())
+    assert document["figures"]["data"] == "CIFAR-10 (made here)"
+    assert document["settings"]["strength"] in table2.ROWS["linear probe on S"].strengths
+
+
+def test_table_3_runs_its_sources(load):
+    table3 = load("table3")
+    table3.run("smoke", "nowhere", 1, ["EfficientNet-Lite0"])
+    assert table3.render("smoke").count("not run") == len(table3.ROWS) - 1
+
+
+def test_a_source_is_trained_once_and_kept(load, monkeypatch):
+    sources, table3 = load("sources"), load("table3")
+    budget = table3.BUDGETS["smoke"]
+    first = sources.other_classes(budget, "nowhere")
+    monkeypatch.setattr(sources, "Naive", None)
+    again = sources.other_classes(budget, "nowhere")
+    assert first.fingerprint() == again.fingerprint()
+
+
+def test_fig_2_is_drawn_from_its_files(load, tmp_path):
+    fig2 = load("fig2")
+    fig2.run("smoke", "nowhere", 1, [fig2.LOSSES])
+    assert "L_c is highest in round 1" in fig2.render("smoke")
+    assert fig2.picture("smoke").stat().st_size > 5000
+
+
+def test_views_flip_and_shift(load):
+    transfer = load("transfer")
+    x = torch.arange(32.0).expand(200, 3, 32, 32) + 1
+    torch.manual_seed(0)
+    seen = transfer.views(x)
+    assert seen.shape == x.shape
+    rising = (seen[:, 0, 16, 20] > seen[:, 0, 16, 12]).float().mean()
+    assert 0.35 < rising < 0.65  # half of them are flipped
+    shifts = {int(row[16] - 17) for row in seen[:, 0, 16] if row[20] > row[12]}
+    assert shifts == set(range(-4, 5))
+    pixels = transfer.Pixels(torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3]))
+    image = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(pixels.restore(pixels.standardise(image)), image)
