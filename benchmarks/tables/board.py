@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from avalanche_cetl.encoders import Encoder
 from benchmarks.tables.jobs import run_all
 from benchmarks.tables.runs import results, run_once
 from benchmarks.tables.transfer import Budget, Job, accuracy, features_of, read_data
@@ -38,8 +39,14 @@ class Row:
 @lru_cache(maxsize=4)
 def held_features(table: str, row: str, budget: Budget, root: str, part: str) -> Tensor:
     """Give a row's features of S for a part of the data."""
-    encoder = import_module(f"benchmarks.tables.{table}").source_of(row, budget, root)
-    return features_of(read_data(root, budget), part, encoder)
+    return features_of(read_data(root, budget), part, encoder_of(table, row, budget, root))
+
+
+@lru_cache(maxsize=4)
+def encoder_of(table: str, row: str, budget: Budget, root: str) -> Encoder:
+    """Give a row's S."""
+    found: Encoder = import_module(f"benchmarks.tables.{table}").source_of(row, budget, root)
+    return found
 
 
 def _fit(
@@ -50,7 +57,9 @@ def _fit(
     budget: Budget = module.BUDGETS[scale]
     data = read_data(root, budget)
     features = held_features(table, row, budget, root, "train")
-    network = module.ROWS[row].train(Job(data.train, features, budget, seed, data.pixels), strength)
+    encoder = encoder_of(table, row, budget, root)
+    job = Job(data.train, features, budget, seed, data.pixels, encoder)
+    network = module.ROWS[row].train(job, strength)
     held_out = None
     if module.ROWS[row].reads_features:
         held_out = held_features(table, row, budget, root, part)

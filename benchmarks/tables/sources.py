@@ -60,6 +60,17 @@ def other_classes(budget: Budget, root: str) -> Encoder:
     return _trained("resnet26-five-classes", network, data, budget)
 
 
+def teacher(budget: Budget, root: str) -> Encoder:
+    """A ResNet-26 trained on CIFAR-10-s itself, for distillation."""
+    network = ResNet26(len(CLASSES), SHAPE, width=2 * min(0.5, budget.width))
+    return _trained(
+        "resnet26-teacher",
+        network,
+        lambda: draw(read_cifar10(root)[0], budget.per_class)[0],
+        budget,
+    )
+
+
 def digits(budget: Budget, root: str) -> Encoder:
     """A CI-CNN that knows MNIST's digits: a bad source for photographs."""
     network = CICNN(len(CLASSES), SHAPE, width=budget.width)

@@ -161,6 +161,7 @@ class Job:
     budget: Budget
     seed: int
     pixels: Pixels
+    encoder: Encoder | None = None
     source: PrecomputedEncoder = field(init=False)
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ def load(monkeypatch, tmp_path):
     small = ModuleEncoder(network, input_shape=(3, 32, 32))
     for table in ("table2", "table3"):
         monkeypatch.setattr(module(table), "source_of", lambda *args: small)
-    caches = (transfer.read_data, board.held_features)
+    caches = (transfer.read_data, board.held_features, board.encoder_of)
     for cache in caches:
         cache.cache_clear()
     yield module
@@ -80,7 +80,7 @@ def test_table_2_trains_every_row_once_and_renders_from_the_files(load, monkeypa
 def test_what_trains_never_holds_the_test_set(load):
     table2, transfer = load("table2"), load("transfer")
     names = {field.name for field in dataclasses.fields(transfer.Job)}
-    assert names == {"train", "features", "budget", "seed", "pixels", "source"}
+    assert names == {"train", "features", "budget", "seed", "pixels", "encoder", "source"}
     data = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
     held = torch.cat([data.validation[0], data.test[0]]).flatten(1)
     assert torch.cdist(data.train[0].flatten(1), held).min() > 1
@@ -105,6 +105,34 @@ def test_table_3_runs_its_sources(load):
     table3 = load("table3")
     table3.run("smoke", "nowhere", 1, ["EfficientNet-Lite0"])
     assert table3.render("smoke").count("not run") == len(table3.ROWS) - 1
+
+
+def test_table_4_gives_the_share_of_the_gap(load, tmp_path):
+    table4 = load("table4")
+    rows = ["teacher", "student", "soft targets", "FitNets", "FSP", "CETL gfi, soft targets"]
+    table4.run("smoke", "nowhere", 1, rows)
+    assert table4.render("smoke").count("not run") == len(table4.ROWS) - len(rows)
+    found = {
+        name: {0: {"figures": {"accuracy": value}}}
+        for name, value in (("teacher", 80.0), ("student", 70.0), ("FSP", 74.0))
+    }
+    assert table4._shares(found, "FSP") == [pytest.approx(40.0)]
+    assert table4._shares(found, "FitNets") == []
+
+
+def test_fsp_matrices_by_hand(load):
+    fsp_loss = importlib.import_module("benchmarks.rivals.fsp").fsp_loss
+    torch.manual_seed(0)
+    student = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
+    teacher = [torch.randn(2, 3, 2, 2), torch.randn(2, 5, 2, 2)]
+    total = 0.0
+    pooled = nn.functional.adaptive_max_pool2d(student[0], 2)
+    for n in range(2):
+        for a in range(3):
+            for b in range(5):
+                mine = (pooled[n, a] * student[1][n, b]).mean()
+                total += (mine - (teacher[0][n, a] * teacher[1][n, b]).mean()) ** 2
+    torch.testing.assert_close(fsp_loss(student, teacher), total / 30)
 
 
 def test_a_source_is_trained_once_and_kept(load, monkeypatch):

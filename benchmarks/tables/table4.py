@@ -1,0 +1,195 @@
+"""Table 4, distillation on CIFAR-10: teacher ResNet-26, student CI-CNN, one budget for all.
+
+Protocol as in Table 2 (draw, views, validation for strengths, last epoch), with the teacher, which
+is trained on the same images, in the place of S. Scale ``full`` reads 4,500 images a class and
+chooses on the other 500.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from avalanche_cetl import FitNetsHints, ModuleEncoder, SoftTargets
+from avalanche_cetl.encoders import Encoder
+from benchmarks.rivals.fsp import FSP
+from benchmarks.tables import board
+from benchmarks.tables.board import Row
+from benchmarks.tables.runs import mean, results
+from benchmarks.tables.sources import teacher
+from benchmarks.tables.transfer import SHAPE, Budget, Job, coupled, naive
+
+TABLE = "table4"
+PAPER = {  # Table 4 as printed, CIFAR-10; which of the middle three is which is inferred
+    "teacher": 91.86,
+    "student": 87.55,
+    "soft targets": 88.45,
+    "FitNets": 88.57,
+    "FSP": 88.70,
+    "CETL gfi": 89.11,
+}
+BUDGETS = {
+    "smoke": Budget(
+        per_class=16,
+        epochs=1,
+        width=0.05,
+        warmup_epochs=1,
+        image_size=32,
+        gfi_samples=16,
+        validation_per_class=4,
+        test_per_class=4,
+    ),
+    "cpu": Budget(per_class=1000, epochs=12, width=0.5, warmup_epochs=5),
+    "full": Budget(
+        per_class=4500, epochs=100, width=1.0, warmup_epochs=30, validation_per_class=500
+    ),
+}
+
+
+class Live(nn.Module):
+    """The teacher on standardised images."""
+
+    def __init__(self, job: Job):
+        super().__init__()
+        self.network = _network(job)
+        self.pixels = job.pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give logits."""
+        return self.network(self.pixels.restore(x))
+
+
+def _network(job: Job) -> nn.Module:
+    assert isinstance(job.encoder, ModuleEncoder)
+    return job.encoder.module
+
+
+class _Classifier(nn.Module):
+    """The teacher's logits from its stored features."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give logits."""
+        return self.encoder.classify(features)
+
+
+def the_teacher(job: Job, _strength: float) -> nn.Module:
+    """ResNet-26 itself."""
+    return Live(job)
+
+
+def student(job: Job, _strength: float) -> nn.Module:
+    """CI-CNN on the labels alone."""
+    return naive(job, job.network())
+
+
+def _softened(job: Job, weight: float) -> SoftTargets:
+    assert job.encoder is not None
+    return SoftTargets(4.0, weight, source=job.source, head=_Classifier(job.encoder))
+
+
+def soft_targets(job: Job, strength: float) -> nn.Module:
+    """Hinton, Vinyals and Dean 2015, at temperature 4; the teacher reads the clean images."""
+    return naive(job, job.network(), plugins=[_softened(job, strength)])
+
+
+def fitnets(job: Job, strength: float) -> nn.Module:
+    """Romero et al. 2015: the student's last maps towards those of the teacher's last stage."""
+    live = ModuleEncoder(Live(job), input_shape=SHAPE)
+    hints = FitNetsHints(
+        "features.11", "network.blocks", weight=strength, rows="labelled", source=live
+    )
+    return naive(job, job.network(), plugins=[hints])
+
+
+def fsp(job: Job, strength: float) -> nn.Module:
+    """Yim et al. 2017, with the maps at 32, 16 and 8 pixels."""
+    network = job.network()
+    live = Live(job).eval().requires_grad_(False)
+    plugin = FSP(
+        network,
+        live,
+        ("features.1", "features.4", "features.10"),
+        ("network.blocks.3", "network.blocks.7", "network.blocks.11"),
+        strength,
+        job.train[0][:2],
+        job.budget.learning_rate,
+    )
+    return naive(job, network, plugins=[plugin])
+
+
+def cetl(variant: str, soft: bool = False) -> Callable[[Job, float], nn.Module]:
+    """CETL as printed, without or with soft targets in L_c."""
+
+    def train(job: Job, strength: float) -> nn.Module:
+        plugins = [_softened(job, strength)] if soft else []
+        return coupled(job, plugins=plugins, variant=variant)
+
+    return train
+
+
+STRENGTHS = (0.1, 0.3, 1.0)
+ROWS = {
+    "teacher": Row(the_teacher),
+    "student": Row(student),
+    "soft targets": Row(soft_targets, STRENGTHS),
+    "FitNets": Row(fitnets, STRENGTHS),
+    "FSP": Row(fsp, STRENGTHS),
+    "CETL e": Row(cetl("e")),
+    "CETL fi": Row(cetl("fi")),
+    "CETL gfi": Row(cetl("gfi")),
+    "CETL gfi, soft targets": Row(cetl("gfi", soft=True), STRENGTHS),
+}
+
+
+def source_of(row: str, budget: Budget, root: str) -> Encoder:
+    """Give the teacher."""
+    return teacher(budget, root)
+
+
+def run(
+    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
+) -> None:
+    """Run what is missing."""
+    board.run(TABLE, scale, root, seeds, rows or list(ROWS), processes)
+
+
+def render(scale: str) -> str:
+    """Give the table in Markdown, from the result files alone."""
+    found = results(TABLE, scale)
+    lines = [
+        "| | test accuracy % | share of the gap closed % | paper | its share % |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    whole = PAPER["teacher"] - PAPER["student"]
+    for row in ROWS:
+        runs = found.get(row, {})
+        values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+        shares = _shares(found, row)
+        paper = PAPER.get(row)
+        between = row not in ("teacher", "student")
+        cells = [
+            row,
+            mean(values, 2) if values else "not run",
+            mean(shares, 0) if shares and between else "",
+            f"{paper:.2f}" if paper else "",
+            f"{100 * (paper - PAPER['student']) / whole:.0f}" if paper and between else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shares(found: dict, row: str) -> list[float]:
+    """By seed: how far from the student's to the teacher's accuracy, in per cent."""
+    names = ("teacher", "student", row)
+    seeds = set.intersection(*(set(found.get(name, {})) for name in names))
+    shares = []
+    for seed in sorted(seeds):
+        top, low, own = (found[name][seed]["figures"]["accuracy"] for name in names)
+        if top != low:
+            shares.append(100 * (own - low) / (top - low))
+    return shares
