@@ -186,9 +186,11 @@ def skada(name: str) -> Train:
         b = job.budget
         network = _Jittered(job.network())
         width = network.network.head.in_features
-        more: dict[str, Any] = {"num_features": width} if name in ("DANN", "CDAN") else {}
-        if name == "CDAN":
-            more["n_classes"] = CLASSES
+        more: dict[str, Any] = {}
+        if name in ("DANN", "CDAN"):
+            more["domain_classifier"] = _domain_classifier(
+                width * (CLASSES if name == "CDAN" else 1)
+            )
         target = job.pair.target
         images = torch.cat([job.pair.source[0], target]).numpy()
         labels = torch.cat([job.pair.source[1], torch.full((len(target),), -1)]).numpy()
@@ -209,6 +211,18 @@ def skada(name: str) -> Train:
         return net.module_.base_module_.network
 
     return train
+
+
+def _domain_classifier(width: int) -> nn.Module:
+    """SKADA's own, with a sigmoid: in 0.6 it ends in a softmax over its single unit.
+
+    That is 1 whatever comes in, so its gradient is 0 and DANN and CDAN learn from the source alone.
+    """
+    from skada.deep.modules import DomainClassifier
+
+    found = DomainClassifier(num_features=min(width, 4096))
+    found.classifier[-1] = nn.Sigmoid()
+    return found
 
 
 def rival(module: Any) -> Train:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -82,3 +83,15 @@ def test_the_choice_of_a_strength_reads_no_target_label(table5, tmp_path):
     x, y = job.pair.target_test
     job.pair = dataclasses.replace(job.pair, target_test=(x, y.roll(3)))
     assert scores() == first
+
+
+@pytest.mark.parametrize("row", ["DAN", "DANN", "DeepCORAL", "CDAN", "MCC", "ADDA", "WDA"])
+def test_the_strength_of_a_method_matters(table5, row):
+    job = table5.job_of("MN-US", "smoke", "nowhere", 0)
+    job.budget = dataclasses.replace(job.budget, batch=8, epochs=3, width=0.25)
+    train, strengths = table5.ROWS[row]
+    found = []
+    for strength in (strengths[0], strengths[0], strengths[-1]):
+        torch.manual_seed(0)
+        found.append(torch.cat([p.detach().flatten() for p in train(job, strength).parameters()]))
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=1e-4)
