@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals.training import Augment, Images, pairs
+from benchmarks.rivals.training import Augment, Images, epochs_of, pairs
 
 
 def discriminator_loss(source: Tensor, target: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)
     network.train()
     first = epochs - epochs // 2
-    for _ in range(first):
+    for _ in epochs_of(first, optimizer):
         for x, y, _ in pairs(source, target, batch, augment):
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
@@ -61,7 +61,7 @@ def train(
     rate = learning_rate * weight
     betas = (0.5, 0.999)
     optimizers = [torch.optim.Adam(p, rate, betas) for p in (list(critic.parameters()), encoder)]
-    for _ in range(epochs - first):
+    for _ in epochs_of(epochs - first, *optimizers):
         for x, _, z in pairs(source, target, batch, augment):
             with torch.no_grad():
                 own = fixed.forward_features(x)  # type: ignore[operator]

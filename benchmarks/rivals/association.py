@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals.training import Augment, Images, pairs
+from benchmarks.rivals.training import Augment, Images, epochs_of, pairs
 
 
 def association_loss(
@@ -50,7 +50,7 @@ def train(
     """
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)
     network.train()
-    for _ in range(epochs):
+    for _ in epochs_of(epochs, optimizer):
         for x, y, z in pairs(source, target, batch, augment):
             codes = network.forward_features(torch.cat([x, z]))  # type: ignore[operator]
             own, other = codes[: len(x)], codes[len(x) :]

@@ -34,6 +34,15 @@ def _repeated(count: int, rows: int) -> Tensor:
     return torch.cat([torch.randperm(count) for _ in range(times)])[:rows]
 
 
+def epochs_of(count: int, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
+    """Count epochs while the learning rates fall to zero by half a cosine, epoch by epoch."""
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, max(1, count)) for o in optimizers]
+    for epoch in range(count):
+        yield epoch
+        for schedule in schedules:
+            schedule.step()
+
+
 @torch.no_grad()
 def predictions(network: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
     """Give class indices of images, in eval mode."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals.training import Augment, Images, pairs, predictions
+from benchmarks.rivals.training import Augment, Images, epochs_of, pairs, predictions
 
 #: Widths of the Gaussian kernels, as multiples of the mean squared distance.
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -62,7 +62,7 @@ def train(
     classes = int(source[1].max()) + 1
     of_class = torch.ones(classes)
     network.train()
-    for epoch in range(epochs):
+    for epoch in epochs_of(epochs, optimizer):
         if epoch:
             of_class = class_weights(source[1], predictions(network, target), classes)
         for x, y, z in pairs(source, target, batch, augment):
