@@ -1,7 +1,7 @@
-"""Write the README's figures from the result files alone: `python -m benchmarks.render`.
+"""Write the figures of README.md and benchmarks/README.md: `python -m benchmarks.render`.
 
-Each block of the README between ``<!-- name -->`` and ``<!-- /name -->`` is made here; no
-number in them is typed by hand.
+They come from the result files alone. Each block between ``<!-- name -->`` and ``<!-- /name -->``
+is made here; no number in them is typed by hand.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import json
 import re
 import statistics
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 README = Path(__file__).parents[1] / "README.md"
+TABLES_PAGE = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 
 NETWORKS = {
@@ -182,7 +185,7 @@ def validators() -> str:
     return _table(header, rows) + "\n\n" + note
 
 
-BLOCKS = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "demo run": demo_run,
     "demo seeds": demo_seeds,
     "features": features,
@@ -192,16 +195,52 @@ BLOCKS = {
 }
 
 
+def table(name: str) -> str:
+    """One of the paper's tables or its figure, at the scales that were run."""
+    from benchmarks.tables import fig2
+    from benchmarks.tables.__main__ import TABLES
+    from benchmarks.tables.runs import SCALES, results
+
+    shown = []
+    for scale in SCALES:
+        if not results(name, scale):
+            continue
+        made = TABLES[name].render(scale)
+        if name == "fig2":
+            made += f"\n\n![Fig. 2]({fig2.picture(scale).relative_to(TABLES_PAGE.parent)})"
+        shown.append(f"Scale `{scale}`:\n\n{made}")
+    return "\n\n".join(shown) if shown else "Not run."
+
+
+def tried() -> str:
+    """Single runs that showed the way, with their settings."""
+    rows = [
+        [run["data"], run["method"], run["settings"], f"{run['value']:.{run['digits']}f}"]
+        for run in _results("tables/tried.json")["runs"]
+    ]
+    return _table(["data and measure", "method", "settings", "value"], rows)
+
+
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: BLOCKS,
+    TABLES_PAGE: {
+        **{name: partial(table, name) for name in ("table2", "table3", "table4", "table5", "fig2")},
+        "tried": tried,
+    },
+}
+
+
 def main() -> None:
     """Fill in every block."""
-    text = README.read_text()
-    for name, make in BLOCKS.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
-        if not block.search(text):
-            raise SystemExit(f"README.md has no block <!-- {name} --> ... <!-- /{name} -->")
-        made = make()
-        text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
-    README.write_text(text)
+    for page, blocks in PAGES.items():
+        text = page.read_text()
+        for name, make in blocks.items():
+            block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+            if not block.search(text):
+                raise SystemExit(f"{page.name} has no block <!-- {name} --> ... <!-- /{name} -->")
+            made = make()
+            text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+        page.write_text(text)
 
 
 if __name__ == "__main__":
