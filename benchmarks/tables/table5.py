@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from avalanche_cetl import (
     CICNN,
+    CETLPlugin,
     CETLStrategy,
     CoupledModel,
+    DecoderHints,
     GFISettings,
     ModuleEncoder,
     ViewConsistency,
@@ -251,11 +253,12 @@ def rival(module: Any) -> Train:
     return train
 
 
-def cetl(variant: str, with_source: bool = True, consistent: bool = False) -> Train:
+def cetl(
+    variant: str, with_source: bool = True, plugin: Callable[[float], CETLPlugin] | None = None
+) -> Train:
     """CETL; without S it is DRCN: T2's code decoded back to the image itself.
 
-    The strength is the factor on stage 2's learning rate or, with ``consistent``, the weight of
-    :class:`ViewConsistency`.
+    The strength is the weight of a plugin, or without one the factor on stage 2's learning rate.
     """
 
     def train(job: Job, strength: float) -> nn.Module:
@@ -264,12 +267,11 @@ def cetl(variant: str, with_source: bool = True, consistent: bool = False) -> Tr
         network = job.network()  # sets the seed, after S had its own
         model = CoupledModel.build(source, network, SHAPE)
         optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
-        consistency = [ViewConsistency(strength)] if consistent else []
         CETLStrategy(
             model=model,
             optimizer=optimizer,
             variant=variant,
-            lr_factors=(1.0, 1.0 if consistent else strength),
+            lr_factors=(1.0, 1.0 if plugin else strength),
             dwa_lambda=b.dwa_lambda,
             gfi=GFISettings(samples=b.gfi_samples, seed=job.seed),
             input_noise=b.input_noise,
@@ -279,7 +281,7 @@ def cetl(variant: str, with_source: bool = True, consistent: bool = False) -> Tr
             train_mb_size=b.batch,
             train_epochs=b.epochs,
             evaluator=None,
-            plugins=[cosine(optimizer, b.epochs), *consistency],
+            plugins=[cosine(optimizer, b.epochs), *([plugin(strength)] if plugin else [])],
         ).train(as_benchmark(job.pair).train_stream)
         return network
 
@@ -301,10 +303,10 @@ ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "CETL e": (cetl("e"), (0.1, 0.3, 1.0)),
     "CETL fi": (cetl("fi"), (0.1, 0.3, 1.0)),
     "CETL gfi": (cetl("gfi"), (0.1, 0.3, 1.0)),
-    "DRCN, consistent views": (cetl("e", with_source=False, consistent=True), (3.0, 10.0, 30.0)),
-    "CETL e, consistent views": (cetl("e", consistent=True), (3.0, 10.0, 30.0)),
-    "CETL fi, consistent views": (cetl("fi", consistent=True), (3.0, 10.0, 30.0)),
-    "CETL gfi, consistent views": (cetl("gfi", consistent=True), (3.0, 10.0, 30.0)),
+    "CETL e, hints": (cetl("e", plugin=DecoderHints), (0.3, 1.0, 3.0)),
+    "CETL fi, hints": (cetl("fi", plugin=DecoderHints), (0.3, 1.0, 3.0)),
+    "CETL gfi, hints": (cetl("gfi", plugin=DecoderHints), (0.3, 1.0, 3.0)),
+    "CETL gfi, consistent views": (cetl("gfi", plugin=ViewConsistency), (3.0, 10.0, 30.0)),
 }
 
 
