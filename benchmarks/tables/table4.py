@@ -8,13 +8,14 @@ chooses on the other 500.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from avalanche_cetl import FitNetsHints, ModuleEncoder, SoftTargets
 from avalanche_cetl.encoders import Encoder
 from benchmarks.rivals.fsp import FSP
-from benchmarks.tables import board
+from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
 from benchmarks.tables.runs import mean, results
 from benchmarks.tables.sources import teacher
@@ -30,20 +31,8 @@ PAPER = {  # Table 4 as printed, CIFAR-10; which of the middle three is which is
     "CETL gfi": 89.11,
 }
 BUDGETS = {
-    "smoke": Budget(
-        per_class=16,
-        epochs=1,
-        width=0.05,
-        warmup_epochs=1,
-        image_size=32,
-        gfi_samples=16,
-        validation_per_class=4,
-        test_per_class=4,
-    ),
-    "cpu": Budget(per_class=1000, epochs=12, width=0.5, warmup_epochs=5),
-    "full": Budget(
-        per_class=4500, epochs=100, width=1.0, warmup_epochs=30, validation_per_class=500
-    ),
+    **table2.BUDGETS,
+    "full": replace(table2.BUDGETS["full"], per_class=4500, validation_per_class=500),
 }
 
 
