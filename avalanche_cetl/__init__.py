@@ -1,5 +1,11 @@
 """Coupled end-to-end transfer learning with Generalized Fisher Information, for Avalanche."""
 
+from avalanche_cetl.checkpoints import (
+    CheckpointError,
+    CheckpointPlugin,
+    load_checkpoint,
+    save_checkpoint,
+)
 from avalanche_cetl.encoders import (
     Encoder,
     FeatureStoreError,
@@ -44,6 +50,8 @@ __all__ = [
     "CETLPlugin",
     "CETLScenario",
     "CETLStrategy",
+    "CheckpointError",
+    "CheckpointPlugin",
     "CoupledModel",
     "DecoderHints",
     "Encoder",
@@ -69,9 +77,11 @@ __all__ = [
     "fisher_information",
     "generalized_fisher",
     "gfi_metrics",
+    "load_checkpoint",
     "paper_benchmark",
     "plot_benchmark",
     "relative_fisher",
+    "save_checkpoint",
     "transfer_benchmark",
     "validator_metrics",
     "with_source_features",

@@ -84,6 +84,15 @@ class ViewConsistency(CETLPlugin):
         """Let the slow T2 go."""
         self._slow = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the slow T2's weights, for checkpoints."""
+        return {"slow": None if self._slow is None else dict(self._slow.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them, where there is a slow T2: within an experience."""
+        if self._slow is not None and state["slow"] is not None:
+            self._slow.load_state_dict(state["slow"])
+
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add both losses to the step's."""
         step = strategy.coupled

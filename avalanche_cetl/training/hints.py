@@ -96,11 +96,28 @@ class FitNetsHints(DistillationPlugin):
         self.target_layer, self.source_layer = target_layer, source_layer
         self.regressor: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self._moments: dict[str, Any] | None = None
         self._guided: list[Tensor] = []
         self._hooks: list[Any] = []
 
     # The hooks are there in the stages only: not in copies of the model that others make
     # between epochs (LwF), nor in importance passes.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the regressor and its moments, for checkpoints."""
+        if self.regressor is None:
+            return {"regressor": None, "moments": None}
+        moments = self._moments if self._optimizer is None else self._optimizer.state_dict()
+        return {"regressor": dict(self.regressor.state_dict()), "moments": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them; the optimiser follows with the next step."""
+        self.regressor, self._optimizer, self._moments = None, None, None
+        if state["regressor"] is not None:
+            weight = state["regressor"]["weight"]
+            self.regressor = _regressor(weight.shape[1], weight.shape[0], weight.dim() == 2)
+            self.regressor.to(weight).load_state_dict(state["regressor"])
+            self._moments = state["moments"]
 
     def before_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Listen to T2's layer."""
@@ -140,9 +157,14 @@ class FitNetsHints(DistillationPlugin):
         self._guided.clear()
         found, hint = _matched(found, self._read_hint(strategy, batch))
         if self.regressor is None:
-            self.regressor = _regressor(found, hint)
+            self.regressor = _regressor(found.shape[1], hint.shape[1], found.dim() == 2)
+        if self._optimizer is None:
+            self.regressor.to(found)
             template = strategy.optimizer
             self._optimizer = type(template)(self.regressor.parameters(), **_settings(template))
+            if self._moments is not None:
+                self._optimizer.load_state_dict(self._moments)
+                self._moments = None
         return hint_loss(self.regressor(found), hint)
 
     @torch.no_grad()
@@ -219,6 +241,5 @@ def _vector(x: Tensor) -> Tensor:
     return x.flatten(2).mean(2) if x.dim() > 3 else x
 
 
-def _regressor(found: Tensor, hint: Tensor) -> nn.Module:
-    kind: Any = nn.Linear if found.dim() == 2 else lambda a, b: nn.Conv2d(a, b, 1)
-    return kind(found.shape[1], hint.shape[1]).to(found)
+def _regressor(width: int, wanted: int, flat: bool) -> nn.Module:
+    return nn.Linear(width, wanted) if flat else nn.Conv2d(width, wanted, 1)

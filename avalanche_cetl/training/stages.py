@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
@@ -66,13 +66,18 @@ class CETLPlugin(SupervisedPlugin):
     def after_step(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
         """Call after each step in stages 1 and 2; in the others ``after_update`` is called."""
 
+    def after_round(self, strategy: CETLStrategy, *args: Any, **kwargs: Any) -> Any:
+        """Call after each round, when metrics, evaluation and clock are done with it."""
+
 
 class Means:
     """Running means of named scalars, weighted by rows."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._rows: dict[str, int] = defaultdict(int)
+    def __init__(
+        self, sums: Mapping[str, float] | None = None, rows: Mapping[str, int] | None = None
+    ) -> None:
+        self._sums: dict[str, float] = defaultdict(float, sums or {})
+        self._rows: dict[str, int] = defaultdict(int, rows or {})
 
     def add(self, name: str, value: float, rows: int) -> None:
         """Take one mean over so many rows in."""

@@ -29,6 +29,7 @@ from avalanche_cetl.training.data import Rows, split_rows
 from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
+from avalanche_cetl.training.resume import Resume
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
 from avalanche_cetl.training.stages import (
     CETLPlugin,
@@ -100,6 +101,7 @@ class CETLStrategy(StageSteps):
     :ivar coupled: what stage 2 (or the merged step) computed on its latest mini-batch of
         target images, a :class:`CoupledStep`; None in the other stages.
     :ivar importance: the latest GFI1 to GFI3, by name.
+    :ivar resume: where it stands, and where a loaded checkpoint lets it go on.
     :ivar round_losses: mean L_rs, L_rt, L_c, DWA1 to DWA3 and plugins' losses of the current
         round, by name.
     :raises TypeError: when the model is no CoupledModel.
@@ -112,6 +114,7 @@ class CETLStrategy(StageSteps):
 
     adapted_dataset: Any
     optimized_param_id: Any
+    _stop_training: bool
 
     def __init__(
         self,
@@ -195,6 +198,7 @@ class CETLStrategy(StageSteps):
         self._coupled_optimizer = StageOptimizer(optimizer, float(lr_factors[1]))
         self._rows: Rows | None = None
         self._target_loader: Iterable[Any] = []
+        self.resume = Resume()
 
     @property
     def importance(self) -> dict[str, Importance]:
@@ -205,6 +209,40 @@ class CETLStrategy(StageSteps):
     def round_losses(self) -> dict[str, float]:
         """Mean losses and penalties of the current (or last) round, by name."""
         return self._round.result()
+
+    # ------------------------------------------------------------------ calls and experiences
+
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Train on an experience or a stream, as every Avalanche strategy does.
+
+        After ``load_checkpoint`` the first call goes on where the saved one stood.
+        """
+        if eval_streams is None:
+            eval_streams = [experiences]
+        result = super().train(self.resume.begin_call(experiences), eval_streams, **kwargs)
+        self.resume.end_call()
+        return result
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        assert self._rows is not None
+        done = self.resume.begin_experience((len(self._rows.target), len(self._rows.labelled)))
+        for _ in range(done, self.train_epochs):
+            self._before_training_epoch(**kwargs)
+            if self._stop_training:
+                self._stop_training = False
+                break
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+
+    def _after_training_epoch(self, **kwargs: Any) -> None:
+        super()._after_training_epoch(**kwargs)
+        self.resume.whole = True
+        trigger_plugins(self, "after_round", **kwargs)
+        self.resume.whole = False
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        super()._after_training_exp(**kwargs)
+        self.resume.end_experience()
 
     # ------------------------------------------------------------------ set-up per experience
 

@@ -1,0 +1,13 @@
+"""Checkpoints: exact, safe to load, written in one step."""
+
+from avalanche_cetl.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
+from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.checkpoints.plugin import CheckpointPlugin
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointPlugin",
+    "Progress",
+    "load_checkpoint",
+    "save_checkpoint",
+]

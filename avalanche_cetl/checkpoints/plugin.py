@@ -1,0 +1,138 @@
+"""CheckpointPlugin: a checkpoint every few rounds, the newest ones and the best one kept."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_checkpoint
+from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.training.stages import CETLPlugin
+
+BEST = f"best{SUFFIX}"
+
+
+class CheckpointPlugin(CETLPlugin):
+    """Saves :class:`CETLStrategy` after rounds, into ``folder/checkpoint-000012.safetensors``.
+
+    The number is that of rounds since the first call of ``train()``, over all experiences. With
+    ``best`` the checkpoint of the highest (or lowest) score is also kept as
+    ``best.safetensors``. ``load_checkpoint(strategy, folder)`` takes the newest that is whole.
+
+    :param folder: where; it is made when it is not there.
+    :param every: rounds between two checkpoints, >= 1. The last round of an experience always
+        has one.
+    :param keep: number of newest checkpoints that stay, >= 1.
+    :param best: the score: the name of a metric of the evaluator, or its beginning, read as it
+        was last emitted (labelled, as ``"Top1_Acc_Stream"``, or label-free, as
+        ``validator_metrics()`` give), or a function ``(strategy) -> float``. None: no best one.
+    :param mode: ``"max"`` or ``"min"``: which score is best.
+    :param ignore: see :func:`save_checkpoint`.
+    :ivar best_score: the best so far; None before there is one.
+    :ivar rounds: rounds so far.
+    :raises ValueError: for arguments out of range, and in training for a name that no metric has.
+    :raises CheckpointError: in training, see :func:`save_checkpoint`.
+    """
+
+    supports_distributed = True
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every: int = 1,
+        keep: int = 2,
+        best: str | Callable[[Any], float] | None = None,
+        mode: str = "max",
+        *,
+        ignore: Sequence[str] = (),
+    ):
+        super().__init__()
+        if every < 1 or keep < 1:
+            raise ValueError(f"every={every} and keep={keep} have to be >= 1.")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} is not known. Allowed: 'max', 'min'.")
+        self.folder = Path(folder)
+        self.every, self.keep, self.mode = every, keep, mode
+        self.best, self.ignore = best, tuple(ignore)
+        self.best_score: float | None = None
+        self.rounds = 0
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Give what a new run's plugin has to know."""
+        return {"rounds": self.rounds, "best_score": self.best_score}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Take it."""
+        score = state["best_score"]
+        self.rounds = int(state["rounds"])
+        self.best_score = None if score is None else float(score)
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Check the strategy, and clear what a killed process left."""
+        if not hasattr(strategy, "resume"):
+            raise CheckpointError(
+                f"CheckpointPlugin saves CETLStrategy; a {type(strategy).__name__} can be saved "
+                "with save_checkpoint() outside of train()."
+            )
+        if _first() and self.folder.is_dir():
+            for left in self.folder.glob(f".*{SUFFIX}.*.tmp"):
+                left.unlink(missing_ok=True)
+
+    def after_round(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Save, where it is time."""
+        self.rounds += 1
+        improved = self._improved(strategy)
+        last = strategy.clock.train_exp_epochs >= strategy.train_epochs
+        if improved:
+            self._save(strategy, self.folder / BEST)
+        if last or self.rounds % self.every == 0:
+            self._save(strategy, self.folder / f"checkpoint-{self.rounds:06}{SUFFIX}")
+            if _first():
+                self._drop_old()
+
+    def _save(self, strategy: Any, path: Path) -> None:
+        save_checkpoint(strategy, path, ignore=self.ignore)
+
+    def _drop_old(self) -> None:
+        # Those with higher numbers are of a run that was given up for this one.
+        found = [p for p in checkpoints_in(self.folder) if p.stem <= self._newest()]
+        for path in found[: -self.keep]:
+            path.unlink(missing_ok=True)
+
+    def _newest(self) -> str:
+        return f"checkpoint-{self.rounds:06}"
+
+    def _improved(self, strategy: Any) -> bool:
+        if self.best is None:
+            return False
+        score = self.best(strategy) if callable(self.best) else self._metric(strategy)
+        if score is None or not math.isfinite(score):
+            return False
+        sign = 1 if self.mode == "max" else -1
+        if self.best_score is not None and sign * score <= sign * self.best_score:
+            return False
+        self.best_score = float(score)
+        return True
+
+    def _metric(self, strategy: Any) -> float | None:
+        assert isinstance(self.best, str)
+        results = strategy.evaluator.last_metric_results
+        found = [name for name in results if name.startswith(self.best)]
+        if not found:
+            known = ", ".join(sorted(results)) or "none yet"
+            raise ValueError(
+                f"best={self.best!r} is no metric of the evaluator, which has emitted: {known}. "
+                "A metric of eval() needs eval_every=1."
+            )
+        return float(results[found[-1]])
+
+
+def _first() -> bool:
+    """Whether this process is the one that writes."""
+    started = distributed.is_available() and distributed.is_initialized()
+    return not started or distributed.get_rank() == 0

@@ -1,0 +1,310 @@
+"""What a strategy is in the middle of training, as plain data, and back into a strategy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.checkpoints.objects import Objects
+from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
+from avalanche_cetl.checkpoints.plain import is_plain
+from avalanche_cetl.checkpoints.random import random_states, set_random_states
+from avalanche_cetl.training.importance import Importance
+from avalanche_cetl.training.stages import Means, Stage
+from avalanche_cetl.training.strategy import CETLStrategy
+
+_SETTINGS = (
+    "variant",
+    "loss_weights",
+    "dwa_lambda",
+    "alternate",
+    "stage_epochs",
+    "lr_factors",
+    "input_noise",
+    "fixed_goal",
+    "train_mb_size",
+)
+
+
+def capture(strategy: SupervisedTemplate, ignore: Sequence[str] = ()) -> dict[str, Any]:
+    """Give everything that training changes, as plain data.
+
+    :param ignore: class names of plugins that have no state.
+    :raises CheckpointError: when a plugin or metric has state that cannot be kept.
+    """
+    model, names = strategy.model, _names(strategy.model)
+    objects = Objects([strategy, model, strategy.optimizer, *model.modules()])
+    plugins = [
+        {
+            "type": type(plugin).__qualname__,
+            "state": None
+            if type(plugin).__name__ in ignore
+            else objects.take(plugin, type(plugin).__name__),
+        }
+        for plugin in _plugins(strategy)
+    ]
+    state = {
+        "strategy": type(strategy).__qualname__,
+        "written_by": {"avalanche-cetl": version("avalanche-cetl"), "torch": torch.__version__},
+        "model": dict(model.state_dict()),
+        "optimizer": optimizer_state(strategy.optimizer, names),
+        "plugins": plugins,
+        "keepers": [plugin.checkpoint_state() for plugin in _keepers(strategy)],
+        "evaluator": _evaluator_state(strategy.evaluator, objects),
+        "stop": strategy._stop_training,
+        "clock": dict(vars(strategy.clock)),
+        "random": random_states(),
+        "cetl": _cetl_state(strategy, names) if isinstance(strategy, CETLStrategy) else None,
+    }
+    return state
+
+
+def restore(
+    strategy: SupervisedTemplate, state: dict[str, Any], ignore: Sequence[str] = ()
+) -> None:
+    """Make a strategy what another one was when its state was captured.
+
+    :raises CheckpointError: when it was made with another network, optimiser or other plugins.
+    """
+    _check(strategy, state)
+    params = dict(strategy.model.named_parameters())
+    names = _names(strategy.model)
+    _set_model(strategy.model, state["model"])
+    strategy.make_optimizer()  # the first call of it would throw the moments away
+    if isinstance(strategy, CETLStrategy):
+        _set_cetl(strategy, state["cetl"], params, names)
+    set_optimizer_state(strategy.optimizer, state["optimizer"], params, names)
+    objects = Objects([strategy, strategy.model, strategy.optimizer])
+    for plugin, kept in zip(_plugins(strategy), state["plugins"], strict=True):
+        if type(plugin).__name__ not in ignore:
+            objects.put(plugin, kept["state"], type(plugin).__name__)
+    for plugin, kept in zip(_keepers(strategy), state["keepers"], strict=False):
+        plugin.load_checkpoint_state(kept)
+    _set_evaluator(strategy.evaluator, state["evaluator"], objects)
+    strategy._stop_training = bool(state["stop"])
+    objects.put(strategy.clock.__dict__, {"how": "plain", "value": dict(state["clock"])}, "Clock")
+    set_random_states(state["random"])
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _plugins(strategy: SupervisedTemplate) -> list[Any]:
+    own = (strategy.evaluator, strategy.clock)
+    return [
+        plugin
+        for plugin in strategy.plugins
+        if not any(plugin is one for one in own) and not hasattr(plugin, "checkpoint_state")
+    ]
+
+
+def _keepers(strategy: SupervisedTemplate) -> list[Any]:
+    """Plugins that write checkpoints: a run may go on with others, or without."""
+    return [plugin for plugin in strategy.plugins if hasattr(plugin, "checkpoint_state")]
+
+
+# ------------------------------------------------------------------ checks
+
+
+def _check(strategy: SupervisedTemplate, state: dict[str, Any]) -> None:
+    kind = type(strategy).__qualname__
+    if state["strategy"] != kind:
+        raise CheckpointError(
+            f"the checkpoint is of a {str(state['strategy'])[:60]}, the strategy is a {kind}."
+        )
+    mine = [type(plugin).__qualname__ for plugin in _plugins(strategy)]
+    its = [kept["type"] for kept in state["plugins"]]
+    if mine != its:
+        raise CheckpointError(f"the strategy has the plugins {mine}, in the checkpoint {its}.")
+    _check_tensors(strategy.model, state["model"])
+    if isinstance(strategy, CETLStrategy):
+        cetl = state["cetl"]
+        if cetl["source"] != _source_fingerprint(strategy.model):
+            raise CheckpointError(
+                "the source network is not the one of the checkpoint: its fingerprint differs."
+            )
+        settings = _settings(strategy)
+        other = [name for name in settings if cetl["settings"].get(name) != settings[name]]
+        if other:
+            raise CheckpointError(
+                "the strategy has other settings than the checkpoint: "
+                + "; ".join(
+                    f"{name}={settings[name]!r} for {cetl['settings'].get(name)!r}"
+                    for name in other
+                )
+                + ". Make it with the same ones; learning rates and train_epochs may differ."
+            )
+
+
+def _check_tensors(model: nn.Module, saved: Any) -> None:
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(own[name].shape)}, in the checkpoint {tuple(saved[name].shape)}"
+        for name in own.keys() & saved.keys()
+        if own[name].shape != saved[name].shape or own[name].dtype != saved[name].dtype
+    ]
+    if missing or unknown or shapes:
+        told = [
+            *(f"{name} is not in the checkpoint" for name in missing[:1]),
+            *(f"{name[:80]} is not in the model" for name in unknown[:1]),
+            *sorted(shapes)[:1],
+        ]
+        count = len(missing) + len(unknown) + len(shapes)
+        raise CheckpointError(
+            f"the checkpoint is of another network ({count} tensors differ): {'; '.join(told)}."
+        )
+
+
+def _settings(strategy: CETLStrategy) -> dict[str, Any]:
+    found = {name: getattr(strategy, name) for name in _SETTINGS}
+    return found | {"variant": strategy.variant.value, "gfi": str(strategy.gfi)}
+
+
+_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def _source_fingerprint(model: Any) -> str | None:
+    """S's, computed once: it is frozen."""
+    source = model.source
+    if source is None:
+        return None
+    if source not in _fingerprints:
+        _fingerprints[source] = source.fingerprint()
+    return _fingerprints[source]
+
+
+# ------------------------------------------------------------------ the parts
+
+
+def _set_model(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def _cetl_state(strategy: CETLStrategy, names: dict[int, str]) -> dict[str, Any]:
+    return {
+        "settings": _settings(strategy),
+        "source": _source_fingerprint(strategy.model),
+        "stages": [
+            optimizer_state(stage.optimizer, names)
+            for stage in (strategy._source_optimizer, strategy._coupled_optimizer)
+        ],
+        "importance": {name: dict(vars(one)) for name, one in strategy.importance.items()},
+        "generators": [g.get_state() for g in _generators(strategy)],
+        "warm": strategy._warm,
+        "stage": strategy.stage.value,
+        "round": [dict(strategy._round._sums), dict(strategy._round._rows)],
+    }
+
+
+def _generators(strategy: CETLStrategy) -> list[torch.Generator]:
+    return [strategy._noise, strategy.allocation._generator]
+
+
+def _set_cetl(
+    strategy: CETLStrategy,
+    state: dict[str, Any],
+    params: dict[str, nn.Parameter],
+    names: dict[int, str],
+) -> None:
+    stages = (strategy._source_optimizer, strategy._coupled_optimizer)
+    for stage, kept in zip(stages, state["stages"], strict=True):
+        assert stage.optimizer is not None
+        if kept is None:
+            stage.optimizer.state.clear()
+        else:
+            set_optimizer_state(stage.optimizer, kept, params, names)
+    strategy.allocation.importance = {
+        name: _importance(kept, params) for name, kept in state["importance"].items()
+    }
+    for generator, kept in zip(_generators(strategy), state["generators"], strict=True):
+        generator.set_state(kept)
+    strategy._warm = bool(state["warm"])
+    strategy.stage = Stage(state["stage"])
+    sums, rows = state["round"]
+    strategy._round = Means(sums, rows)
+
+
+def _importance(kept: dict[str, Any], params: dict[str, nn.Parameter]) -> Importance:
+    for field in ("values", "anchors"):
+        for name, tensor in kept[field].items():
+            if tensor.shape != params[name].shape:
+                raise CheckpointError(f"the importance of {name} has another shape than {name}.")
+            kept[field][name] = tensor.to(params[name].device)
+    return Importance(**kept)
+
+
+def _evaluator_state(evaluator: EvaluationPlugin, objects: Objects) -> dict[str, Any]:
+    return {
+        "metrics": [
+            {"type": type(metric).__qualname__, "state": objects.take(metric, str(metric))}
+            for metric in evaluator.metrics
+        ],
+        "all": {
+            name: (list(xs), [value if is_plain(value) else None for value in values])
+            for name, (xs, values) in evaluator.all_metric_results.items()
+        },
+        "last": {
+            name: value for name, value in evaluator.last_metric_results.items() if is_plain(value)
+        },
+        "active": evaluator.active,
+        "logs": [_log_state(logger) for logger in evaluator.loggers],
+    }
+
+
+def _set_evaluator(evaluator: EvaluationPlugin, state: dict[str, Any], objects: Objects) -> None:
+    mine = [type(metric).__qualname__ for metric in evaluator.metrics]
+    its = [kept["type"] for kept in state["metrics"]]
+    if mine != its:
+        raise CheckpointError(f"the evaluator has the metrics {mine}, in the checkpoint {its}.")
+    for metric, kept in zip(evaluator.metrics, state["metrics"], strict=True):
+        objects.put(metric, kept["state"], str(metric))
+    results = evaluator.all_metric_results
+    results.clear()
+    for name, (xs, values) in state["all"].items():
+        results[str(name)] = (list(xs), list(values))
+    evaluator.last_metric_results = dict(state["last"])
+    evaluator.active = bool(state["active"])
+    for logger, kept in zip(evaluator.loggers, state["logs"], strict=False):
+        _set_log(logger, kept)
+
+
+def _log_state(logger: Any) -> dict[str, Any] | None:
+    """How far a text log in a file has come."""
+    file = getattr(logger, "file", None)
+    if file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
+        return None
+    file.flush()
+    return {"end": int(file.tell())}
+
+
+def _set_log(logger: Any, kept: dict[str, Any] | None) -> None:
+    """Cut off what a text log says of the rounds that are run again."""
+    file = getattr(logger, "file", None)
+    if kept is None or file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
+        return
+    end = int(kept["end"])
+    file.seek(0, 2)
+    if 0 <= end < file.tell():
+        file.seek(end)
+        file.truncate()
+
+
+def _seekable(file: Any) -> bool:
+    try:
+        return bool(file.seekable() and file.writable())
+    except (AttributeError, ValueError, OSError):
+        return False
