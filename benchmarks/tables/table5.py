@@ -254,11 +254,13 @@ def rival(module: Any) -> Train:
 
 
 def cetl(
-    variant: str, with_source: bool = True, plugin: Callable[[float], CETLPlugin] | None = None
+    variant: str,
+    with_source: bool = True,
+    plugins: Callable[[float], list[CETLPlugin]] | None = None,
 ) -> Train:
     """CETL; without S it is DRCN: T2's code decoded back to the image itself.
 
-    The strength is the weight of a plugin, or without one the factor on stage 2's learning rate.
+    The strength is that of plugins, or without them the factor on stage 2's learning rate.
     """
 
     def train(job: Job, strength: float) -> nn.Module:
@@ -271,7 +273,7 @@ def cetl(
             model=model,
             optimizer=optimizer,
             variant=variant,
-            lr_factors=(1.0, 1.0 if plugin else strength),
+            lr_factors=(1.0, 1.0 if plugins else strength),
             dwa_lambda=b.dwa_lambda,
             gfi=GFISettings(samples=b.gfi_samples, seed=job.seed),
             input_noise=b.input_noise,
@@ -281,13 +283,24 @@ def cetl(
             train_mb_size=b.batch,
             train_epochs=b.epochs,
             evaluator=None,
-            plugins=[cosine(optimizer, b.epochs), *([plugin(strength)] if plugin else [])],
+            plugins=[cosine(optimizer, b.epochs), *(plugins(strength) if plugins else [])],
         ).train(as_benchmark(job.pair).train_stream)
         return network
 
     return train
 
 
+def hints(strength: float) -> list[CETLPlugin]:
+    """T1's hidden layers matched too."""
+    return [DecoderHints(strength)]
+
+
+def hints_and_views(strength: float) -> list[CETLPlugin]:
+    """The same, and T2's classes of two views of a target image: what ``gfi`` is best with."""
+    return [DecoderHints(1.0), ViewConsistency(strength)]
+
+
+HINTS, VIEWS = (0.3, 1.0, 3.0), (3.0, 10.0, 30.0)
 ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "source only": (source_only, (0.0,)),
     "SA": (subspace_alignment, (0.0,)),
@@ -303,10 +316,21 @@ ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "CETL e": (cetl("e"), (0.1, 0.3, 1.0)),
     "CETL fi": (cetl("fi"), (0.1, 0.3, 1.0)),
     "CETL gfi": (cetl("gfi"), (0.1, 0.3, 1.0)),
-    "CETL e, hints": (cetl("e", plugin=DecoderHints), (0.3, 1.0, 3.0)),
-    "CETL fi, hints": (cetl("fi", plugin=DecoderHints), (0.3, 1.0, 3.0)),
-    "CETL gfi, hints": (cetl("gfi", plugin=DecoderHints), (0.3, 1.0, 3.0)),
-    "CETL gfi, consistent views": (cetl("gfi", plugin=ViewConsistency), (3.0, 10.0, 30.0)),
+    "CETL e, hints": (cetl("e", plugins=hints), HINTS),
+    "CETL fi, hints": (cetl("fi", plugins=hints), HINTS),
+    "CETL gfi, hints": (cetl("gfi", plugins=hints), HINTS),
+    "CETL e, hints and views": (cetl("e", plugins=hints_and_views), VIEWS),
+    "CETL gfi, hints and views": (cetl("gfi", plugins=hints_and_views), VIEWS),
+}
+
+
+#: Rows that take another row's strength: variants of the same method.
+TUNED_AS = {
+    "CETL fi": "CETL e",
+    "CETL gfi": "CETL e",
+    "CETL e, hints": "CETL gfi, hints",
+    "CETL fi, hints": "CETL gfi, hints",
+    "CETL e, hints and views": "CETL gfi, hints and views",
 }
 
 
@@ -359,7 +383,7 @@ def one(direction: str, scale: str, root: str, row: str, seed: int) -> str:
     train, strengths = ROWS[row]
     strength = strengths[0]
     if len(strengths) > 1:
-        tuned = results(TABLE, scale)[f"{direction} {row} (tuning)"]
+        tuned = results(TABLE, scale)[f"{direction} {TUNED_AS.get(row, row)} (tuning)"]
         strength = tuned[TUNING_SEED]["figures"]["chosen"]
     job = job_of(direction, scale, root, seed)
 
@@ -388,7 +412,7 @@ def run(
     tunings = [
         (direction, scale, root, row)
         for direction in DIRECTIONS
-        for row in chosen
+        for row in dict.fromkeys(TUNED_AS.get(row, row) for row in chosen)
         if len(ROWS[row][1]) > 1
     ]
     run_all(tune, tunings, processes)
