@@ -20,6 +20,7 @@ import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.utils import ParamData
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.plain import DEEPEST, is_plain
@@ -126,6 +127,8 @@ class Objects:
                 current.set_state(taken["state"].cpu())
             return current
         if how == "own" and hasattr(current, "load_state_dict"):
+            if isinstance(current, LRScheduler) and set(taken["state"]) - set(current.state_dict()):
+                raise CheckpointError(f"{where} has other fields than in the checkpoint.")
             current.load_state_dict(taken["state"])
             return current
         if how == "entries" and isinstance(current, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def set_optimizer_state(
             "the optimizer covers other parameters, or in other groups, than in the checkpoint."
         )
     for own, group in zip(optimizer.param_groups, groups, strict=True):
-        own.update({key: value for key, value in group.items() if key != "params"})
+        own.update({k: _setting(k, v, own) for k, v in group.items() if k != "params"})
     kept = {p: values for p, values in optimizer.state.items() if id(p) not in names}
     optimizer.state.clear()
     optimizer.state.update(kept)
@@ -60,6 +61,16 @@ def set_optimizer_state(
         optimizer.state[parameter] = {
             key: _placed(key, value, parameter, on_device) for key, value in moments.items()
         }
+
+
+def _setting(key: str, value: Any, group: dict[str, Any]) -> Any:
+    """A setting of a group; a scheduler's start is the one that may be new."""
+    like = group["lr"] if key == "initial_lr" else group.get(key)
+    known = key in group or key == "initial_lr"
+    numbers = isinstance(value, Number) and isinstance(like, Number)
+    if not known or not (numbers or value is None or like is None or type(value) is type(like)):
+        raise CheckpointError(f"the optimizer has no setting {key[:40]!r} like the checkpoint's.")
+    return value
 
 
 def _placed(key: str, value: Any, parameter: nn.Parameter, on_device: bool) -> Any:

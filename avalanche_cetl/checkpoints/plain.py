@@ -113,7 +113,8 @@ class Unpacker:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"):
-        self.tensors, self.device = tensors, device
+        self.device = device
+        self._left = dict(tensors)
 
     def unpack(self, value: Any, depth: int = 0) -> Any:
         """Give the data.
@@ -137,18 +138,24 @@ class Unpacker:
                 f"the checkpoint's data are not in order ({type(why).__name__})."
             ) from why
 
+    def _once(self, value: dict[str, Any]) -> Tensor:
+        """A tensor; a second use of it would let a small file fill the memory."""
+        return self._left.pop(value["name"])
+
     def _kind(self, value: dict[str, Any], depth: int) -> Any:
         kind = value[KIND]
         if kind == "tensor":
-            tensor = self.tensors[value["name"]]
+            tensor = self._once(value)
             return tensor.to(self.device, copy=True) if value.get("moved") else tensor.clone()
         if kind == "array":
-            return self.tensors[value["name"]].numpy().astype(np.dtype(_array(value["dtype"])))
+            return self._once(value).numpy().astype(np.dtype(_array(value["dtype"])))
         if kind == "numbers":
-            numbers = self.tensors[value["name"]].tolist()
-            if value["in"] not in ("list", "tuple") or not isinstance(numbers, list):
+            tensor = self._once(value)
+            # Eight bytes each: lists of them stay within a few times the file's size.
+            if tensor.dim() != 1 or tensor.dtype not in (torch.int64, torch.float64):
                 raise ValueError
-            return tuple(numbers) if value["in"] == "tuple" else numbers
+            numbers = tensor.tolist()
+            return tuple(numbers) if value.get("in") == "tuple" else numbers
         if kind == "int":
             return int(value["hex"][:4096], 16)
         if kind == "float":

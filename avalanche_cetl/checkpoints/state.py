@@ -91,7 +91,8 @@ def restore(
         plugin.load_checkpoint_state(kept)
     _set_evaluator(strategy.evaluator, state["evaluator"], objects)
     strategy._stop_training = bool(state["stop"])
-    objects.put(strategy.clock.__dict__, {"how": "plain", "value": dict(state["clock"])}, "Clock")
+    for counter in vars(strategy.clock):
+        setattr(strategy.clock, counter, int(state["clock"][counter]))
     set_random_states(state["random"])
 
 

@@ -168,6 +168,20 @@ def check_finite_loss(
     )
 
 
+def check_finite_weights(model: CoupledModel, epoch: int, experience: int) -> None:
+    """Raise NonFiniteLossError when a trained weight is NaN or infinite.
+
+    A loss can be finite and its gradient not; after the last step no loss would tell.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise NonFiniteLossError(
+                f"the weights {name} hold NaN or infinity after epoch {epoch}, experience "
+                f"{experience}, though the losses were finite: their gradients were not. Lower "
+                "the learning rate, or look for a layer without a gradient at some input."
+            )
+
+
 def check_finite_images(x: Tensor, epoch: int, experience: int) -> None:
     """Raise ValueError when images of a mini-batch hold NaN or infinity."""
     if torch.isfinite(x).all():

@@ -24,6 +24,7 @@ from avalanche_cetl.training.checks import (
     check_arguments,
     check_classes,
     check_experience,
+    check_finite_weights,
 )
 from avalanche_cetl.training.data import Rows, split_rows
 from avalanche_cetl.training.goal import FixedGoal
@@ -235,6 +236,8 @@ class CETLStrategy(StageSteps):
             self._after_training_epoch(**kwargs)
 
     def _after_training_epoch(self, **kwargs: Any) -> None:
+        clock = self.clock
+        check_finite_weights(self.model, clock.train_exp_epochs, clock.train_exp_counter)
         super()._after_training_epoch(**kwargs)
         self.resume.whole = True
         trigger_plugins(self, "after_round", **kwargs)

@@ -1,0 +1,1 @@
+"""Faults tried on purpose: killed runs, damaged files, broken data, full disks."""
