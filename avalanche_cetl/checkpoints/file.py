@@ -7,6 +7,7 @@ bit is found. Nothing in it is executed, and it names no other file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -130,7 +131,8 @@ def _write(path: Path, content: bytearray) -> None:
         os.replace(temporary, path)
         _settle(path.parent)
     except OSError as problem:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _explained(problem, path) from problem
 
 

@@ -48,8 +48,9 @@ class StageSteps(SupervisedTemplate):
             loss = F.mse_loss(self._reconstruct_source(batch), x)
         self.record_loss("L_rs", loss, x)
         self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
-        self.loss.backward()
-        self._source_optimizer.step()
+        if self.loss.requires_grad:  # a frozen T1 has nothing to learn here
+            self.loss.backward()
+            self._source_optimizer.step()
         trigger_plugins(self, "after_step", **kwargs)
 
     def _source_features(self, batch: list[Tensor]) -> Tensor:

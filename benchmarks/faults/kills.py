@@ -113,9 +113,9 @@ def moments() -> dict[str, Callable[[Path], None]]:
 
     return {
         "in the warm-up": _in_stage("stage 1", 3),
-        "in stage 1 of a round": _in_stage("stage 1", 25),
-        "in stage 2": _in_stage("stage 2", 16),
-        "in stage 3": _in_stage("stage 3", 33),
+        "in stage 1 of a round": _in_stage("stage 1", 15),
+        "in stage 2": _in_stage("stage 2", 9),
+        "in stage 3": _in_stage("stage 3", 16),
         "while GFI is measured": _in_call(allocation, "measure", 5),
         "before a checkpoint reaches the disk": _in_call(os, "fsync", 3),
         "between a checkpoint and its name": _in_call(os, "replace", 3),

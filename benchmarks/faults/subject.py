@@ -73,7 +73,7 @@ def make(network: CoupledModel | None = None, **arguments: Any) -> CETLStrategy:
     return CETLStrategy(model=network, optimizer=optimizer, **settings)
 
 
-def whole_run(folder: Path, plugins: list[Any] | None = None, rounds: int = 5) -> None:
+def whole_run(folder: Path, plugins: list[Any] | None = None, rounds: int = 4) -> None:
     """Run, or go on where a killed run stood; leave weights, metrics and a log in the folder."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -109,7 +109,7 @@ def whole_run(folder: Path, plugins: list[Any] | None = None, rounds: int = 5) -
                 loggers=[TextLogger(log)],
             ),
         )
-        benchmark = transfer_benchmark(digits(160), digits(100, 200))
+        benchmark = transfer_benchmark(digits(96), digits(100, 200))
         torch.manual_seed(7)
         np.random.seed(7)
         random.seed(7)
