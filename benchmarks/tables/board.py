@@ -27,12 +27,14 @@ class Row:
 
     :ivar train: ``(job, strength) -> network``.
     :ivar reads_features: whether the network reads S's features in place of images.
+    :ivar tuned_as: the row whose strength it takes; None: it chooses.
     :ivar scales: where it is run.
     """
 
     train: Callable[[Job, float], nn.Module]
     strengths: tuple[float, ...] = (0.0,)
     reads_features: bool = False
+    tuned_as: str | None = None
     scales: tuple[str, ...] = ("smoke", "cpu", "full")
 
 
@@ -93,7 +95,7 @@ def one(table: str, scale: str, root: str, row: str, seed: int) -> str:
     module = import_module(f"benchmarks.tables.{table}")
     strength = module.ROWS[row].strengths[0]
     if len(module.ROWS[row].strengths) > 1:
-        tuned = results(table, scale)[f"{row} (tuning)"]
+        tuned = results(table, scale)[f"{module.ROWS[row].tuned_as or row} (tuning)"]
         strength = tuned[TUNING_SEED]["figures"]["chosen"]
     settings = asdict(module.BUDGETS[scale]) | {"strength": strength}
     figures = run_once(
@@ -113,7 +115,9 @@ def run(table: str, scale: str, root: str, seeds: int, rows: list[str], processe
     chosen = [row for row in rows if scale in module.ROWS[row].scales]
     for row in chosen:  # features are in the store before several processes ask for them
         held_features(table, row, module.BUDGETS[scale], root, "train")
-    tuned = [(table, scale, root, row) for row in chosen if len(module.ROWS[row].strengths) > 1]
-    run_all(tune, tuned, processes)
+    tuned = dict.fromkeys(
+        module.ROWS[row].tuned_as or row for row in chosen if len(module.ROWS[row].strengths) > 1
+    )
+    run_all(tune, [(table, scale, root, row) for row in tuned], processes)
     tasks = [(table, scale, root, row, seed) for seed in range(seeds) for row in chosen]
     run_all(one, tasks, processes)

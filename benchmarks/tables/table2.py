@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_cetl import FitNetsHints, SoftTargets, TimmEncoder
+from avalanche_cetl import DecoderHints, FitNetsHints, SoftTargets, TimmEncoder
 from avalanche_cetl.encoders import Encoder
 from benchmarks.cifar import CLASSES
 from benchmarks.tables import board
@@ -44,7 +44,7 @@ BUDGETS = {
         validation_per_class=4,
         test_per_class=4,
     ),
-    "cpu": Budget(per_class=1000, epochs=12, width=0.5, warmup_epochs=5),
+    "cpu": Budget(per_class=200, epochs=20, width=0.25, warmup_epochs=5, gfi_samples=128),
     "full": Budget(per_class=1000, epochs=100, width=1.0, warmup_epochs=30),
 }
 
@@ -115,21 +115,48 @@ def cetl(variant: str) -> Callable[[Job, float], nn.Module]:
     return train
 
 
+def hints(job: Job, strength: float) -> nn.Module:
+    """The same with a fixed goal, T1's hidden layers, and a slower stage 2: the strength."""
+    return coupled(
+        job,
+        plugins=[DecoderHints(1.0)],
+        variant="gfi",
+        dwa_lambda=PENALTIES[1],
+        fixed_goal=True,
+        lr_factors=(1.0, strength),
+    )
+
+
+def hints_and_soft_targets(job: Job, strength: float) -> nn.Module:
+    """And soft targets of the probe on S; the strength is theirs."""
+    return coupled(
+        job,
+        plugins=[DecoderHints(1.0), softened(job, strength)],
+        variant="gfi",
+        dwa_lambda=PENALTIES[1],
+        fixed_goal=True,
+        lr_factors=(1.0, 0.1),
+    )
+
+
 PENALTIES = (1e-3, 1e-2, 1e-1)
+WEIGHTS = (0.3, 1.0, 3.0)
 ROWS = {
     "baseline": Row(baseline),
     "baseline, 3 times the epochs": Row(longer),
     "linear probe on S": Row(linear_probe, (1e-4, 1e-3, 1e-2), reads_features=True),
     "fine-tuning S": Row(fine_tuning, scales=("smoke", "full")),
-    "feature distillation": Row(feature_distillation, (0.1, 0.3, 1.0)),
-    "soft targets": Row(soft_targets, (0.1, 0.3, 1.0)),
+    "feature distillation": Row(feature_distillation, WEIGHTS),
+    "soft targets": Row(soft_targets, WEIGHTS),
     "CETL f": Row(cetl("f")),
     "CETL u": Row(cetl("u")),
     "CETL e": Row(cetl("e")),
     "CETL joint": Row(cetl("joint")),
     "CETL two_step": Row(cetl("two_step")),
-    "CETL fi": Row(cetl("fi"), PENALTIES),
+    "CETL fi": Row(cetl("fi"), PENALTIES, tuned_as="CETL gfi"),
     "CETL gfi": Row(cetl("gfi"), PENALTIES),
+    "CETL gfi, hints": Row(hints, (0.03, 0.1, 0.3)),
+    "CETL gfi, hints, soft targets": Row(hints_and_soft_targets, WEIGHTS),
 }
 
 

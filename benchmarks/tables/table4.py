@@ -121,7 +121,7 @@ def cetl(variant: str, soft: bool = False) -> Callable[[Job, float], nn.Module]:
     return train
 
 
-STRENGTHS = (0.1, 0.3, 1.0)
+STRENGTHS = (0.3, 1.0, 3.0)
 ROWS = {
     "teacher": Row(the_teacher),
     "student": Row(student),
