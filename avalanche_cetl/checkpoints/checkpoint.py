@@ -52,6 +52,8 @@ def save_checkpoint(
         other supervised strategy outside of ``train()``.
     :param path: of the file; missing folders are made.
     :param ignore: class names of plugins whose state need not be kept.
+    With several processes all call it, and the first one writes.
+
     :return: how far training has come.
     :raises CheckpointError: within a round, when a plugin or a metric keeps what cannot be
         written, or when the file cannot be written.
@@ -68,7 +70,8 @@ def save_checkpoint(
         )
     except NotPlainError as problem:
         raise CheckpointError(f"a {problem} cannot be kept in a checkpoint.") from problem
-    write_checkpoint_file(Path(path), packer.tensors, state)
+    if not isinstance(strategy, CETLStrategy) or strategy.parallel.first:
+        write_checkpoint_file(Path(path), packer.tensors, state)
     return progress
 
 

@@ -18,6 +18,7 @@ from avalanche_cetl.checkpoints.objects import Objects
 from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
 from avalanche_cetl.checkpoints.plain import is_plain
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
+from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.training.importance import Importance
 from avalanche_cetl.training.stages import Means, Stage
 from avalanche_cetl.training.strategy import CETLStrategy
@@ -62,7 +63,7 @@ def capture(strategy: SupervisedTemplate, ignore: Sequence[str] = ()) -> dict[st
         "evaluator": _evaluator_state(strategy.evaluator, objects),
         "stop": strategy._stop_training,
         "clock": dict(vars(strategy.clock)),
-        "random": random_states(),
+        "random": _company(strategy).meet(random_states()),
         "cetl": _cetl_state(strategy, names) if isinstance(strategy, CETLStrategy) else None,
     }
     return state
@@ -93,7 +94,13 @@ def restore(
     strategy._stop_training = bool(state["stop"])
     for counter in vars(strategy.clock):
         setattr(strategy.clock, counter, int(state["clock"][counter]))
-    set_random_states(state["random"])
+    rank = _company(strategy).rank
+    if rank < len(state["random"]):  # a process that the saved run did not have draws its own
+        set_random_states(state["random"][rank])
+
+
+def _company(strategy: SupervisedTemplate) -> Processes:
+    return strategy.parallel.processes if isinstance(strategy, CETLStrategy) else Processes(None)
 
 
 def _names(model: nn.Module) -> dict[int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.importance import PAIRS, Importance, Sample, measure
 from avalanche_cetl.training.settings import GFISettings, Plan
@@ -39,12 +40,14 @@ class Allocation:
         epoch: int,
         rows: int,
         read: Callable[[list[int]], Sample],
+        processes: Processes | None = None,
     ) -> None:
         """Measure importances at the weights as they are now, theta*, where they are due.
 
         :param epoch: rounds done in this experience.
         :param rows: number of target rows.
         :param read: gives target rows, without training augmentation.
+        :param processes: that share the measurement.
         """
         if self.plan.importance is None or self.strength == 0:
             return
@@ -63,4 +66,5 @@ class Allocation:
                 self.settings,
                 self.plan.importance,
                 self._generator,
+                processes,
             )

@@ -105,7 +105,8 @@ class ViewConsistency(CETLPlugin):
         balance = balance_loss(step.logits)
         strategy.record_loss("L_view", view, step.images)
         strategy.record_loss("L_balance", balance, step.images)
-        strategy.loss = strategy.loss + self.weight * view + self.balance * balance
+        added = self.weight * view + self.balance * balance
+        strategy.loss = strategy.loss + strategy.row_share * added
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Follow T2 after a step of stage 2."""

@@ -85,7 +85,8 @@ class DistillationPlugin(CETLPlugin):
             return
         if hasattr(strategy, "record_loss"):
             strategy.record_loss(self.name, loss, batch.images)
-        strategy.loss = strategy.loss + self.weight * loss
+        share = getattr(strategy, "row_share", 1.0)
+        strategy.loss = strategy.loss + self.weight * share * loss
 
     def source(self, strategy: Any) -> Encoder:
         """Give S.

@@ -156,6 +156,12 @@ class FitNetsHints(DistillationPlugin):
         found = self._guided[-1 if self.rows == "target" else 0]
         self._guided.clear()
         found, hint = _matched(found, self._read_hint(strategy, batch))
+        parallel = getattr(strategy, "parallel", None)
+        if parallel is not None and not parallel.alone:
+            raise ValueError(
+                "FitNetsHints trains a regressor of its own, which processes do not share; use "
+                "DecoderHints, or one process."
+            )
         if self.regressor is None:
             self.regressor = _regressor(found.shape[1], hint.shape[1], found.dim() == 2)
         if self._optimizer is None:

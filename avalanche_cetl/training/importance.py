@@ -20,6 +20,7 @@ from avalanche_cetl.information.likelihood import (
     negative_log_likelihood,
     sample_targets,
 )
+from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.information.relative import fisher_and_relative
 from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks
 from avalanche_cetl.training.settings import GFISettings
@@ -80,6 +81,7 @@ def measure(
     settings: GFISettings,
     importance: Literal["fisher", "gfi"],
     generator: torch.Generator,
+    processes: Processes | None = None,
 ) -> Importance:
     """Measure one importance of Algorithm 1 at the model's current weights.
 
@@ -88,6 +90,7 @@ def measure(
         S runs.
     :param importance: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it.
     :param generator: CPU generator of drawn targets and of the gate.
+    :param processes: that share the rows out; all have the same sample and generator.
     """
     params = model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
     params = {name: p for name, p in params.items() if p.requires_grad}
@@ -97,22 +100,33 @@ def measure(
         if features is None:
             features = model.source(images) if model.source is not None else images.flatten(1)
         goals = _goals(model, features, images, labels, settings.fisher, generator)
+    own, group = slice(None), None
+    if processes is not None and 1 < processes.size <= len(images):
+        own, group = slice(processes.rank, None, processes.size), processes.group
+    inputs = (features[own], images[own])
+    goals = {name: goal[own] for name, goal in goals.items()}
     names = (pair.keep, pair.partner)
     if importance == "fisher":
         fisher = fisher_information(
-            tasks, (features, images), _loss_of(pair.keep), params, targets=goals[pair.keep]
+            tasks,
+            inputs,
+            _loss_of(pair.keep),
+            params,
+            targets=goals[pair.keep],
+            process_group=group,
         )
         values = fisher
         shared: dict[str, float] = {}
     else:
         fisher, relative = fisher_and_relative(
             tasks,
-            (features, images),
+            inputs,
             (_loss_of(names[0]), _loss_of(names[1])),
             params,
             targets=(goals[names[0]], goals[names[1]]),
             estimator=settings.estimator,
             normalize_samples=settings.normalize_samples,
+            process_group=group,
         )
         values = generalized_fisher(
             fisher,

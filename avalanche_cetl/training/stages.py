@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
+from avalanche_cetl.information.processes import Processes
+
 if TYPE_CHECKING:
     from avalanche_cetl.training.strategy import CETLStrategy
 
@@ -84,9 +86,23 @@ class Means:
         self._sums[name] += value * rows
         self._rows[name] += rows
 
+    def merge(self, processes: Processes) -> None:
+        """Take in what the other processes counted; all do so at once."""
+        if processes.alone:
+            return
+        found = processes.meet((dict(self._sums), dict(self._rows)))
+        self._sums.clear()
+        self._rows.clear()
+        for sums, rows in found:
+            for name in sums:
+                self._sums[name] += sums[name]
+                self._rows[name] += rows[name]
+
     def result(self) -> dict[str, float]:
         """Give the means so far."""
-        return {name: self._sums[name] / self._rows[name] for name in self._sums}
+        return {
+            name: total / rows for name, total in self._sums.items() if (rows := self._rows[name])
+        }
 
 
 @contextmanager

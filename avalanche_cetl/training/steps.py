@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from avalanche_cetl.training.checks import check_finite_images, check_finite_los
 from avalanche_cetl.training.data import Rows
 from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.optimizers import StageOptimizer
+from avalanche_cetl.training.parallel import DataParallel, share_of
 from avalanche_cetl.training.settings import Plan, Variant
 from avalanche_cetl.training.stages import CoupledStep, Means, Stage, lone_sample
 
@@ -31,6 +33,9 @@ class StageSteps(SupervisedTemplate):
     augment: Callable[[Tensor], Tensor] | None
     fixed_goal: bool
     _goal: FixedGoal
+    parallel: DataParallel
+    _target_loader: Iterable[Any]
+    _share_now: float = 1.0
     stage: Stage
     coupled: CoupledStep | None
     allocation: Allocation
@@ -44,10 +49,16 @@ class StageSteps(SupervisedTemplate):
     def _source_step(self, batch: list[Tensor], **kwargs: Any) -> None:
         x = batch[0]
         self.optimizer.zero_grad()
-        with lone_sample(self.model, len(x)):
-            loss = F.mse_loss(self._reconstruct_source(batch), x)
-        self.record_loss("L_rs", loss, x)
-        self.loss = self.loss_weights["L_rs"] * loss + self._penalty("GFI2", "DWA2", len(x))
+        self._share_now = share_of(self._target_loader)
+
+        def whole() -> Tensor:
+            with lone_sample(self.model, len(x)):
+                loss = F.mse_loss(self._reconstruct_source(batch), x)
+            self.record_loss("L_rs", loss, x)
+            counted = self.loss_weights["L_rs"] * self.row_share * loss
+            return counted + self._penalty("GFI2", "DWA2", len(x))
+
+        self.loss = self.parallel.step(whole)
         if self.loss.requires_grad:  # a frozen T1 has nothing to learn here
             self.loss.backward()
             self._source_optimizer.step()
@@ -70,10 +81,17 @@ class StageSteps(SupervisedTemplate):
         self.mbatch = batch
         x = self.mb_x
         self.optimizer.zero_grad()
-        loss, self.mb_output = self._coupled_loss(batch)
-        self.loss = self._make_empty_loss()
-        self.loss += self.loss_weights["L_rt"] * loss + self._penalty("GFI1", "DWA1", len(x))
-        self._before_backward(**kwargs)
+        self._share_now = share_of(self._target_loader)
+
+        def whole() -> Tensor:
+            loss, self.mb_output = self._coupled_loss(batch)
+            self.loss = self._make_empty_loss()
+            counted = self.loss_weights["L_rt"] * self.row_share * loss
+            self.loss += counted + self._penalty("GFI1", "DWA1", len(x))
+            self._before_backward(**kwargs)
+            return self.loss
+
+        self.loss = self.parallel.step(whole)
         self._check_finite("loss of stage 2 with penalties", self.loss, x)
         self.loss.backward()
         self._coupled_optimizer.step()
@@ -137,13 +155,14 @@ class StageSteps(SupervisedTemplate):
 
         def extra() -> Tensor:
             x = target[0]
+            self._share_now = share_of(self._target_loader)
             total, _ = self._coupled_loss(target)
-            total = self._share("L_rt") * total
+            total = self._share("L_rt") * self.row_share * total
             if with_source:
                 with lone_sample(self.model, len(x)):
                     loss = F.mse_loss(self._reconstruct_source(target), x)
                 self.record_loss("L_rs", loss, x)
-                total = total + self._share("L_rs") * loss
+                total = total + self._share("L_rs") * self.row_share * loss
             return total
 
         step = self.optimizer_step if self.plan.decoder_in_stage2 else self._step_target_only
@@ -161,22 +180,54 @@ class StageSteps(SupervisedTemplate):
         self.mbatch[0] = self._view(self.mb_x)
         self._before_training_iteration(**kwargs)
         self.optimizer.zero_grad()
-        self.loss = self._make_empty_loss()
-        self._before_forward(**kwargs)
-        with lone_sample(self.model, len(self.mb_x)):
-            self.mb_output = self.forward()
-        self._after_forward(**kwargs)
-        loss = self.criterion()
-        self.record_loss("L_c", loss, self.mb_x)
-        self.loss += self._share("L_c") * loss + extra()
-        self._before_backward(**kwargs)
+
+        def whole() -> Tensor:
+            self._share_now = share_of(self.dataloader)
+            self.loss = self._make_empty_loss()
+            self._before_forward(**kwargs)
+            with lone_sample(self.model, len(self.mb_x)):
+                self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+            loss = self.criterion()
+            self.record_loss("L_c", loss, self.mb_x)
+            self.loss += self._share("L_c") * self.row_share * loss + extra()
+            self._before_backward(**kwargs)
+            return self.loss
+
+        self.loss = self.parallel.step(whole)
         self._check_finite(f"loss of {self.stage.value} with penalties", self.loss, self.mb_x)
         self.backward()
         self._after_backward(**kwargs)
         self._before_update(**kwargs)
         step()
         self._after_update(**kwargs)
-        self._after_training_iteration(**kwargs)
+        with self._whole_batch():
+            self._after_training_iteration(**kwargs)
+
+    @contextmanager
+    def _whole_batch(self) -> Iterator[None]:
+        """Show metrics labels, tasks, outputs and loss of the whole mini-batch."""
+        if self.parallel.alone:
+            yield
+            return
+        batch, output, loss = self.mbatch, self.mb_output, self.loss
+        assert isinstance(output, Tensor)
+        count = len(output) if share_of(self.dataloader) else 0
+        labels, tasks = (self.parallel.rows(batch[i], count) for i in (1, -1))
+        self.mbatch = [batch[0], labels, *batch[2:-1], tasks]
+        self.mb_output, self.loss = self.parallel.rows(output, count), self.parallel.mean(loss)
+        try:
+            yield
+        finally:
+            self.mbatch, self.mb_output, self.loss = batch, output, loss
+
+    @property
+    def row_share(self) -> float:
+        """What a plugin's mean over the rows of a step is to be multiplied by.
+
+        1 for one process, and where a mini-batch splits evenly over several.
+        """
+        return self._share_now
 
     def _share(self, name: str) -> float:
         """Weight of a loss: lambda_i; in eq. 3 those of L_c and L_rt sum to one."""
@@ -190,7 +241,7 @@ class StageSteps(SupervisedTemplate):
         penalty = self.allocation.penalty(importance, self.model)
         if penalty is None:
             return torch.zeros((), device=self.device)
-        self._round.add(name, float(penalty.detach()), rows)
+        self._round.add(name, float(penalty.detach()), self._counted(rows))
         return penalty
 
     # ------------------------------------------------------------------ what must not pass
@@ -205,7 +256,11 @@ class StageSteps(SupervisedTemplate):
         :raises NonFiniteLossError: when it is NaN or infinite.
         """
         self._check_finite(name, loss, x)
-        self._round.add(name, float(loss.detach()), len(x))
+        self._round.add(name, float(loss.detach()), self._counted(len(x)))
+
+    def _counted(self, rows: int) -> int:
+        """Rows that count: none in a process for which a mini-batch has no row."""
+        return rows if self.row_share else 0
 
     def _check_finite(self, name: str, loss: Tensor, x: Tensor) -> None:
         clock = self.clock

@@ -30,6 +30,7 @@ from avalanche_cetl.training.data import Rows, split_rows
 from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
+from avalanche_cetl.training.parallel import DataParallel, explained, share_of
 from avalanche_cetl.training.resume import Resume
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
 from avalanche_cetl.training.stages import (
@@ -116,6 +117,7 @@ class CETLStrategy(StageSteps):
     adapted_dataset: Any
     optimized_param_id: Any
     _stop_training: bool
+    dataloader: Any
 
     def __init__(
         self,
@@ -200,6 +202,7 @@ class CETLStrategy(StageSteps):
         self._rows: Rows | None = None
         self._target_loader: Iterable[Any] = []
         self.resume = Resume()
+        self.parallel = DataParallel()
 
     @property
     def importance(self) -> dict[str, Importance]:
@@ -220,7 +223,16 @@ class CETLStrategy(StageSteps):
         """
         if eval_streams is None:
             eval_streams = [experiences]
-        result = super().train(self.resume.begin_call(experiences), eval_streams, **kwargs)
+        now = DataParallel()
+        if now.processes.size != self.parallel.processes.size:  # a group has begun, or ended
+            self.parallel = now
+        try:
+            result = super().train(self.resume.begin_call(experiences), eval_streams, **kwargs)
+        except RuntimeError as problem:
+            told = explained(problem, self.parallel)
+            if told is problem:
+                raise
+            raise told from problem
         self.resume.end_call()
         return result
 
@@ -237,6 +249,7 @@ class CETLStrategy(StageSteps):
 
     def _after_training_epoch(self, **kwargs: Any) -> None:
         clock = self.clock
+        self._round.merge(self.parallel.processes)
         check_finite_weights(self.model, clock.train_exp_epochs, clock.train_exp_counter)
         super()._after_training_epoch(**kwargs)
         self.resume.whole = True
@@ -261,9 +274,15 @@ class CETLStrategy(StageSteps):
         assert self._rows is not None
         labelled, self.adapted_dataset = self.adapted_dataset, self._rows.target
         super().make_train_dataloader(**kwargs)
-        self._target_loader = self.dataloader
+        self._target_loader = self.parallel.shared(self.dataloader)
         self.adapted_dataset = labelled
         super().make_train_dataloader(**kwargs)
+        self.dataloader = self.parallel.shared(self.dataloader)
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        """Make Avalanche's loader; with several processes each evaluates on everything."""
+        super().make_eval_dataloader(**kwargs)
+        self.dataloader = self.parallel.whole(self.dataloader)
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Cover the trainable parameters, S's never; the stages' optimisers follow."""
@@ -282,6 +301,7 @@ class CETLStrategy(StageSteps):
         self._coupled_optimizer.prepare(
             chain(decoder, target) if self.plan.decoder_in_stage2 else target
         )
+        self.parallel.cover(self.model)
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         # A stop asked for in the last epoch would otherwise silence the next experience.
@@ -310,7 +330,10 @@ class CETLStrategy(StageSteps):
             batch = [part.to(self.device, non_blocking=True) for part in batch]
             self._checked_images(batch[0])
             features.append(self._source_features(batch).float())
-        self.model.fit_source_statistics(torch.cat(features))
+        rows = torch.cat(features)
+        # A small last mini-batch may have left a row here that is another process's.
+        kept = len(rows) if share_of(self._target_loader) else len(rows) - 1
+        self.model.fit_source_statistics(self.parallel.rows(rows, kept))
 
     # ------------------------------------------------------------------ one round
 
@@ -401,6 +424,7 @@ class CETLStrategy(StageSteps):
             self.clock.train_exp_epochs,
             len(self._rows.target),
             self._target_rows,
+            self.parallel.processes,
         )
 
     def _target_rows(self, indices: Sequence[int]) -> Sample:

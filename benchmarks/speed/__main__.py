@@ -1,7 +1,7 @@
 """Time ours against what else there is: `python -m benchmarks.speed`.
 
     python -m benchmarks.speed fisher [--nets cicnn,resnet26,resnet18,vit] [--repeats 5]
-    python -m benchmarks.speed gfi | penalty | epoch | growth | memory
+    python -m benchmarks.speed gfi | penalty | epoch | growth | memory | checkpoint
     python -m benchmarks.speed features --data-root DIR
 
 Every figure is a ratio within one process. Rows are timed in turn, several times, so that a
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.speed.checkpoint import checkpoint
 from benchmarks.speed.epoch import epoch
 from benchmarks.speed.features import features
 from benchmarks.speed.fisher import fisher, growth, plot_fisher, plot_growth
@@ -33,6 +34,7 @@ JOBS = {
     "penalty": penalty,
     "epoch": epoch,
     "features": features,
+    "checkpoint": checkpoint,
     "growth": growth,
     "memory": memory,
 }

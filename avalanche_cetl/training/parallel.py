@@ -1,0 +1,174 @@
+"""Several processes: each takes its share of every mini-batch; torch averages the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from avalanche_cetl.information.processes import OtherProcessError, Processes
+from avalanche_cetl.models.coupled import CoupledModel
+
+
+class DataParallel:
+    """The processes that train together, or this one alone.
+
+    All have the same model, and see the mini-batches that one process would see; each loads and
+    computes its share of the rows. A step's loss is computed inside the forward pass of torch's
+    DistributedDataParallel, which averages the gradients in the backward pass.
+
+    :ivar processes: the default group of torch.distributed, where it is initialised.
+    """
+
+    def __init__(self) -> None:
+        started = distributed.is_available() and distributed.is_initialized()
+        several = started and distributed.get_world_size() > 1
+        self.processes = Processes(distributed.group.WORLD if several else None)
+        self._wrapped: DistributedDataParallel | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.processes.alone
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and shows bars."""
+        return self.processes.rank == 0
+
+    def cover(self, model: CoupledModel) -> None:
+        """Take T1 and T2 as they are now, with the first process's weights everywhere."""
+        if self.alone:
+            return
+        self._wrapped = None  # its hooks go before new ones come
+        # A stage trains some of the weights only.
+        self._wrapped = DistributedDataParallel(_Steps(model), find_unused_parameters=True)
+
+    def step(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Compute a loss whose backward pass averages gradients over the processes."""
+        if self._wrapped is None:
+            return loss()
+        found: Tensor = self._wrapped(loss)
+        return found
+
+    def shared(self, loader: Any) -> Any:
+        """Give a loader of this process's share of every mini-batch."""
+        return loader if self.alone else SharedLoader(self.whole(loader), self.processes)
+
+    def whole(self, loader: Any) -> Any:
+        """Give a loader of all rows: Avalanche's own would draw a part for each process."""
+        if not self.alone and hasattr(loader, "distributed_sampling"):
+            loader.distributed_sampling = False
+        return loader
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a scalar over the processes, detached."""
+        if self.alone:
+            return value
+        total = value.detach().clone()
+        self.processes.add([total])
+        return total / self.processes.size
+
+    def rows(self, tensor: Tensor, count: int) -> Tensor:
+        """All processes' first ``count`` rows, detached, in the order of the mini-batch."""
+        counts = self.processes.meet(count)
+        return self.processes.rows(tensor.detach()[:count], counts)
+
+
+class _Steps(nn.Module):
+    """T1 and T2; its forward pass is whatever a step computes with them."""
+
+    def __init__(self, model: CoupledModel):
+        super().__init__()
+        self.parts = nn.ModuleList(
+            part
+            for part in (
+                model.decoder,
+                model.source_adapter,
+                model.target_adapter,
+                model.target,
+            )
+            if part is not None
+        )
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Compute."""
+        return loss()
+
+
+class SharedLoader:
+    """A loader's mini-batches, of each the rows that belong to this process.
+
+    The order is that of the first process's random numbers, whatever the others draw. A process
+    for which a small last mini-batch has no row reads one that does not count.
+
+    :param loader: Avalanche's, or torch's.
+    :ivar share: this process's rows over the mean per process in the latest mini-batch: the
+        factor that makes a mean over its rows count as it should in the mean over processes.
+    """
+
+    def __init__(self, loader: Any, processes: Processes):
+        self.loader, self.processes = loader, processes
+        self.share = 1.0
+
+    def __len__(self) -> int:
+        return len(self._torch())
+
+    def _torch(self) -> DataLoader[Any]:
+        """Torch's loader behind Avalanche's."""
+        found: DataLoader[Any] = (
+            self.loader if isinstance(self.loader, DataLoader) else self.loader._get_loader()
+        )
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        whole = self._torch()
+        # As many draws from the global generator as torch's own iterator makes, in its order.
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        batches = self._order(whole)
+        own, shares = [], []
+        for rows in batches:
+            mine = rows[self.processes.rank :: self.processes.size]
+            shares.append(len(mine) * self.processes.size / len(rows))
+            own.append(mine or rows[:1])
+        loader = DataLoader(
+            whole.dataset,
+            batch_sampler=own,
+            num_workers=whole.num_workers,
+            collate_fn=whole.collate_fn,
+            pin_memory=whole.pin_memory,
+            generator=torch.Generator().manual_seed(seed + self.processes.rank),
+        )
+        for self.share, batch in zip(shares, loader, strict=True):
+            yield batch
+
+    def _order(self, whole: DataLoader[Any]) -> list[list[int]]:
+        """Rows of every mini-batch, as the first process draws them."""
+        assert whole.batch_sampler is not None
+        found: list[Any] = [None]
+        if self.processes.rank == 0:
+            found = [[[int(row) for row in rows] for rows in whole.batch_sampler]]
+        distributed.broadcast_object_list(found, src=0, group=self.processes.group)
+        batches: list[list[int]] = found[0]
+        return batches
+
+
+def share_of(loader: Any) -> float:
+    """Give the factor of the latest mini-batch; 1 for one process."""
+    return float(getattr(loader, "share", 1.0))
+
+
+def explained(problem: RuntimeError, parallel: DataParallel) -> RuntimeError:
+    """Say so when another process has gone."""
+    text = str(problem)
+    lost = ("onnection closed", "onnection reset", "Timed out", "timed out", "NCCL", "Broken pipe")
+    if parallel.alone or not any(sign in text for sign in lost):
+        return problem
+    return OtherProcessError(
+        f"process {parallel.processes.rank} stops, because another process of the group ended or "
+        f"does not answer: {text[:300]}"
+    )

@@ -1,0 +1,181 @@
+"""Two processes against one, with the same data order, mini-batches and weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+SCRIPT = """
+import datetime, json, os, sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from torch import distributed, nn
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche_cetl import (
+    CICNN, CETLPlugin, CETLStrategy, CheckpointPlugin, CoupledModel, GFISettings,
+    ModuleEncoder, ViewConsistency, load_checkpoint, transfer_benchmark,
+)
+
+torch.set_num_threads(1)
+home, tasks = sys.argv[1], json.loads(sys.argv[2])
+rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+if size > 1:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{home}/store", rank=rank, world_size=size,
+        timeout=datetime.timedelta(seconds=45),
+    )
+
+SHAPE = (1, 8, 8)
+def made(count, seed):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = 0.2 * torch.rand(count, *SHAPE, generator=g)
+    for i, label in enumerate(labels.tolist()):
+        images[i, 0, 1 + 2 * label : 3 + 2 * label] += 0.6
+    return images, labels
+
+def work(folder, task):
+    torch.manual_seed(rank)  # the processes start with other weights; the first one's count
+    source = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for p in source.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) / 4)
+    model = CoupledModel.build(
+        ModuleEncoder(source, input_shape=SHAPE), CICNN(3, SHAPE, width=0.05), SHAPE
+    )
+    class Wait(CETLPlugin):
+        def after_step(self, strategy, *args, **kwargs):
+            if "die" in task and strategy.clock.train_exp_epochs == 1:
+                open(f"{folder}/ready{rank}", "w").close()
+                time.sleep(0.05)
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
+
+    plugins = [Wait()]
+    if task.get("plugins"):
+        plugins += [ViewConsistency(1.0, balance=0.0)]
+    if task.get("checkpoints"):
+        plugins.append(CheckpointPlugin(f"{folder}/checkpoints", keep=99))
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(minibatch=True, epoch=True, stream=True), loss_metrics(epoch=True),
+        loggers=[],
+    )
+    strategy = CETLStrategy(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.02, momentum=0.9),
+        variant=task["variant"], alternate=task.get("alternate", "epoch"), dwa_lambda=0.1,
+        gfi=GFISettings(samples=10), warmup_epochs=1, train_mb_size=8,
+        train_epochs=task.get("rounds", 2), eval_mb_size=16, plugins=plugins, evaluator=evaluator,
+    )
+    benchmark = transfer_benchmark(made(task["rows"], 0), made(20, 1), labels_per_class=5)
+    rounds = []
+    class Rounds(CETLPlugin):
+        def after_round(self, strategy, *args, **kwargs):
+            rounds.append(strategy.round_losses)
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
+    strategy.plugins.insert(0, Rounds())
+    torch.manual_seed(3)
+    if task.get("resume"):
+        load_checkpoint(strategy, task["resume"])
+    strategy.train(benchmark.train_stream, eval_streams=[], num_workers=task.get("workers", 0))
+    strategy.eval(benchmark.test_stream)
+    torch.save(model.state_dict(), f"{folder}/weights{rank}.pt")
+    kept = {}
+    for one in strategy.importance.values():
+        kept |= {name: float(value.sum()) for name, value in one.values.items()}
+    found = {"rounds": rounds, "metrics": strategy.evaluator.get_all_metrics(), "importance": kept}
+    open(f"{folder}/found{rank}.json", "w").write(json.dumps(found))
+
+for name, task in tasks.items():
+    os.makedirs(f"{home}/{name}", exist_ok=True)
+    work(f"{home}/{name}", task)
+"""
+
+
+def start(folder, tasks, size):
+    folder.mkdir(exist_ok=True)
+    (folder / "script.py").write_text(SCRIPT)
+    processes = []
+    for rank in range(size):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if size > 1:
+            environment |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+        command = [sys.executable, str(folder / "script.py"), str(folder), json.dumps(tasks)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=environment, stderr=pipe, text=True))
+    return processes
+
+
+def run(folder, tasks, size):
+    """Give weights and findings of every task, which all processes agree on."""
+    for process in start(folder, tasks, size):
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors[-2000:]
+    results = {}
+    for name in tasks:
+        weights = [torch.load(folder / name / f"weights{rank}.pt") for rank in range(size)]
+        for other in weights[1:]:
+            assert all(torch.equal(weights[0][n], other[n]) for n in other)
+        files = [folder / name / f"found{rank}.json" for rank in range(size)]
+        found = [json.loads(file.read_text()) for file in files]
+        assert all(other == found[0] for other in found), "the processes disagree"
+        results[name] = weights[0], found[0]
+    return results
+
+
+def assert_close(mine, its):
+    (weights, found), (others, want) = mine, its
+    for one, other in zip(found["rounds"], want["rounds"], strict=True):
+        assert one.keys() == other.keys() and {"L_rt", "L_c"} <= one.keys()
+        for name in one:
+            assert one[name] == pytest.approx(other[name], abs=1e-4), name
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], atol=1e-4, rtol=1e-3)
+    assert found["importance"] == pytest.approx(want["importance"], rel=1e-2, abs=1e-3)
+    assert found["metrics"].keys() == want["metrics"].keys()
+    for name, (steps, values) in found["metrics"].items():
+        assert steps == want["metrics"][name][0]
+        assert values == pytest.approx(want["metrics"][name][1], abs=1e-4), name
+
+
+TASKS = {
+    "e": {"variant": "e", "rows": 33},  # in the last mini-batch the second process has no row
+    "gfi": {"variant": "gfi", "rows": 36, "plugins": True},
+    "iteration": {"variant": "gfi", "rows": 30, "alternate": "iteration"},
+    "joint": {"variant": "joint", "rows": 27, "workers": 1},
+}
+SAVED = {"variant": "gfi", "rows": 29, "rounds": 3, "checkpoints": True}
+
+
+def test_two_processes_give_the_losses_and_weights_of_one_and_go_on_where_they_were(tmp_path):
+    one = run(tmp_path / "one", {n: {**task, "workers": 0} for n, task in TASKS.items()}, 1)
+    saved = tmp_path / "two" / "whole" / "checkpoints" / "checkpoint-000001.safetensors"
+    more = {"whole": SAVED, "again": {**SAVED, "resume": str(saved)}}
+    two = run(tmp_path / "two", {**TASKS, **more}, 2)
+    for name in TASKS:
+        assert_close(two[name], one[name])
+    (weights, found), (others, want) = two["again"], two["whole"]
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert found["metrics"] == want["metrics"]
+    again = tmp_path / "two" / "again" / "checkpoints"
+    assert len(list(again.iterdir())) == 2
+
+
+def test_a_dead_process_ends_the_others_with_a_message(tmp_path):
+    task = {"variant": "e", "rows": 60, "rounds": 50, "die": True}
+    first, second = start(tmp_path / "all", {"dead": task}, 2)
+    end = time.monotonic() + 120
+    while not (tmp_path / "all" / "dead" / "ready1").exists():
+        assert time.monotonic() < end and second.poll() is None
+        time.sleep(0.05)
+    second.send_signal(signal.SIGKILL)
+    _, errors = first.communicate(timeout=60)
+    second.communicate()
+    assert first.returncode not in (0, None)
+    assert "another process of the group ended" in errors
