@@ -33,6 +33,8 @@ _SETTINGS = (
     "input_noise",
     "fixed_goal",
     "train_mb_size",
+    "accumulate",
+    "precision",
 )
 
 

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avalanche.core import SupervisedPlugin
@@ -122,11 +121,6 @@ def lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
-
-
-def repeat(loader: Iterable[Any], passes: int) -> Iterator[Any]:
-    """Give the loader's batches, so many passes in a row."""
-    return chain.from_iterable(loader for _ in range(passes))
 
 
 def cycle(loader: Iterable[Any], steps: int) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.parallel import DataParallel, share_of
 from avalanche_cetl.training.settings import Plan, Variant
 from avalanche_cetl.training.stages import CoupledStep, Means, Stage, lone_sample
+from avalanche_cetl.training.switches import WHOLE, Part, Passes, casting, layout
 
 
 class StageSteps(SupervisedTemplate):
@@ -34,6 +35,9 @@ class StageSteps(SupervisedTemplate):
     fixed_goal: bool
     _goal: FixedGoal
     parallel: DataParallel
+    passes: Passes
+    precision: str
+    channels_last: bool
     _target_loader: Iterable[Any]
     _share_now: float = 1.0
     stage: Stage
@@ -46,23 +50,51 @@ class StageSteps(SupervisedTemplate):
     _source_optimizer: StageOptimizer
     _coupled_optimizer: StageOptimizer
 
-    def _source_step(self, batch: list[Tensor], **kwargs: Any) -> None:
+    def _placed(self, batch: Iterable[Tensor]) -> list[Tensor]:
+        """Give a mini-batch of target rows where and as the networks read it."""
+        moved = [part.to(self.device, non_blocking=True) for part in batch]
+        return layout(moved, self.channels_last)
+
+    def _unpack_minibatch(self) -> None:
+        super()._unpack_minibatch()
+        layout(self.mbatch, self.channels_last)
+
+    def forward(self) -> Tensor:
+        """Give T2's logits, in float32, as Avalanche's loops ask for them."""
+        with casting(self.precision, self.device):
+            if self.is_training and self.passes.compiled:
+                return self.passes.logits(self.model, self.mb_x).float()
+            return super().forward().float()
+
+    def _computed(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Compute the loss of a step in the precision, and over the processes, that are set."""
+
+        def cast() -> Tensor:
+            with casting(self.precision, self.device):
+                return loss()
+
+        return self.parallel.step(cast)
+
+    def _source_step(self, batch: list[Tensor], part: Part = WHOLE, **kwargs: Any) -> None:
         x = batch[0]
-        self.optimizer.zero_grad()
+        if part.first:
+            self.optimizer.zero_grad()
         self._share_now = share_of(self._target_loader)
 
         def whole() -> Tensor:
             with lone_sample(self.model, len(x)):
-                loss = F.mse_loss(self._reconstruct_source(batch), x)
+                loss = F.mse_loss(self._reconstruct_source(batch).float(), x)
             self.record_loss("L_rs", loss, x)
             counted = self.loss_weights["L_rs"] * self.row_share * loss
             return counted + self._penalty("GFI2", "DWA2", len(x))
 
-        self.loss = self.parallel.step(whole)
+        self.loss = self._computed(whole)
         if self.loss.requires_grad:  # a frozen T1 has nothing to learn here
-            self.loss.backward()
-            self._source_optimizer.step()
-        trigger_plugins(self, "after_step", **kwargs)
+            (self.loss * part.weight).backward()
+            if part.last:
+                self._source_optimizer.step()
+        if part.last:
+            trigger_plugins(self, "after_step", **kwargs)
 
     def _source_features(self, batch: list[Tensor]) -> Tensor:
         """S's features of a mini-batch: stored, or run once though several stages read them."""
@@ -75,12 +107,14 @@ class StageSteps(SupervisedTemplate):
         return self._seen[1]
 
     def _reconstruct_source(self, batch: list[Tensor]) -> Tensor:
-        return self.model.reconstruct_source(features=self._source_features(batch))
+        code = self.model.source_code(features=self._source_features(batch))
+        return self.passes.decode(self.model.decoder, code)
 
-    def _coupled_step(self, batch: list[Tensor], **kwargs: Any) -> None:
+    def _coupled_step(self, batch: list[Tensor], part: Part = WHOLE, **kwargs: Any) -> None:
         self.mbatch = batch
         x = self.mb_x
-        self.optimizer.zero_grad()
+        if part.first:
+            self.optimizer.zero_grad()
         self._share_now = share_of(self._target_loader)
 
         def whole() -> Tensor:
@@ -91,11 +125,12 @@ class StageSteps(SupervisedTemplate):
             self._before_backward(**kwargs)
             return self.loss
 
-        self.loss = self.parallel.step(whole)
+        self.loss = self._computed(whole)
         self._check_finite("loss of stage 2 with penalties", self.loss, x)
-        self.loss.backward()
-        self._coupled_optimizer.step()
-        trigger_plugins(self, "after_step", **kwargs)
+        (self.loss * part.weight).backward()
+        if part.last:
+            self._coupled_optimizer.step()
+            trigger_plugins(self, "after_step", **kwargs)
 
     def _coupled_loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         """L_rt and T2's logits; the goal T1(S(x)) is that of the clean image, detached."""
@@ -115,8 +150,10 @@ class StageSteps(SupervisedTemplate):
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
             seen = seen * (keep.to(x.device) >= self.input_noise)
         with lone_sample(self.model, len(x)):
-            code, logits = self.model.target_code(seen)
+            code, logits = self.passes.encode(self.model, seen)
+            logits = logits.float()
             reconstruction, hidden = self._decode(code, self.model.decoder)
+        reconstruction, goal = reconstruction.float(), goal.float()
         loss = F.mse_loss(reconstruction, goal)
         self.record_loss("L_rt", loss, x)
         self.coupled = CoupledStep(
@@ -138,16 +175,17 @@ class StageSteps(SupervisedTemplate):
     def _decode(self, code: Tensor, decoder: Any) -> tuple[Tensor, list[Tensor]]:
         """Run T1; its hidden layers come along where a plugin reads them."""
         if any(getattr(plugin, "reads_decoder_hidden", False) for plugin in self.plugins):
-            return decoder.forward_hidden(code)
-        return decoder(code), []
+            image, hidden = self.passes.decode_hidden(decoder, code)
+            return image, [layer.float() for layer in hidden]
+        return self.passes.decode(decoder, code), []
 
-    def _classification_iteration(self, **kwargs: Any) -> None:
+    def _classification_iteration(self, part: Part = WHOLE, **kwargs: Any) -> None:
         """Avalanche's training iteration, with DWA3 in the loss."""
 
         def extra() -> Tensor:
             return self._penalty("GFI3", "DWA3", len(self.mb_x))
 
-        self._iteration(self.optimizer_step, extra, **kwargs)
+        self._iteration(self.optimizer_step, extra, part, **kwargs)
 
     def _merged_iteration(self, target: list[Tensor], **kwargs: Any) -> None:
         """One step on a weighted sum of losses: eq. 6 (joint), or eq. 3 (two_step)."""
@@ -160,7 +198,7 @@ class StageSteps(SupervisedTemplate):
             total = self._share("L_rt") * self.row_share * total
             if with_source:
                 with lone_sample(self.model, len(x)):
-                    loss = F.mse_loss(self._reconstruct_source(target), x)
+                    loss = F.mse_loss(self._reconstruct_source(target).float(), x)
                 self.record_loss("L_rs", loss, x)
                 total = total + self._share("L_rs") * self.row_share * loss
             return total
@@ -174,12 +212,17 @@ class StageSteps(SupervisedTemplate):
         self.optimizer_step()
 
     def _iteration(
-        self, step: Callable[[], Any], extra: Callable[[], Tensor], **kwargs: Any
+        self,
+        step: Callable[[], Any],
+        extra: Callable[[], Tensor],
+        part: Part = WHOLE,
+        **kwargs: Any,
     ) -> None:
         self._unpack_minibatch()
         self.mbatch[0] = self._view(self.mb_x)
         self._before_training_iteration(**kwargs)
-        self.optimizer.zero_grad()
+        if part.first:
+            self.optimizer.zero_grad()
 
         def whole() -> Tensor:
             self._share_now = share_of(self.dataloader)
@@ -194,13 +237,16 @@ class StageSteps(SupervisedTemplate):
             self._before_backward(**kwargs)
             return self.loss
 
-        self.loss = self.parallel.step(whole)
+        self.loss = self._computed(whole)
         self._check_finite(f"loss of {self.stage.value} with penalties", self.loss, self.mb_x)
+        shown, self.loss = self.loss, self.loss * part.weight
         self.backward()
+        self.loss = shown
         self._after_backward(**kwargs)
-        self._before_update(**kwargs)
-        step()
-        self._after_update(**kwargs)
+        if part.last:
+            self._before_update(**kwargs)
+            step()
+            self._after_update(**kwargs)
         with self._whole_batch():
             self._after_training_iteration(**kwargs)
 

@@ -39,9 +39,9 @@ from avalanche_cetl.training.stages import (
     Means,
     Stage,
     cycle,
-    repeat,
 )
 from avalanche_cetl.training.steps import StageSteps
+from avalanche_cetl.training.switches import Passes, check_switches, parts
 
 
 class CETLStrategy(StageSteps):
@@ -91,7 +91,17 @@ class CETLStrategy(StageSteps):
         shape; applied to T2's input in stages 2 and 3, while stage 1 and the goal T1(S(x))
         read the clean images, so that features stored once serve every view. (A benchmark's
         ``train_transform`` changes what all stages read.) Default: none.
-    :param train_mb_size: mini-batch size in all stages.
+    :param precision: ``"float32"``, or ``"bfloat16"``: the forward passes under
+        ``torch.autocast``; weights, losses, penalties and importances stay in float32.
+    :param channels_last: lay images and convolutions out channels last, which is faster on GPUs
+        with tensor cores and on many CPUs.
+    :param accumulate: mini-batches to a step, >= 1; the gradient is the mean over all their rows,
+        so that 4 with ``train_mb_size=32`` steps as 128 does. What is left at the end of a pass
+        makes a step. With ``alternate="epoch"``, separate stages and one process only.
+    :param compile: compile T1's and T2's training passes by ``torch.compile``; True, or the name
+        of a backend. The first mini-batches take long.
+    :param train_mb_size: mini-batch size in all stages; with several processes (an initialised
+        group of torch.distributed) that of all together.
     :param train_epochs: number of rounds.
     :param eval_mb_size: mini-batch size in evaluation.
     :param device: where to train.
@@ -136,6 +146,10 @@ class CETLStrategy(StageSteps):
         input_noise: float = 0.0,
         fixed_goal: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None,
+        precision: str = "float32",
+        channels_last: bool = False,
+        accumulate: int = 1,
+        compile: bool | str = False,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -164,6 +178,14 @@ class CETLStrategy(StageSteps):
             fixed_goal,
             lr_factors,
         )
+        check_switches(precision, channels_last, accumulate, compile)
+        if accumulate > 1 and (alternate == "iteration" or self.plan.merged is not None):
+            raise ValueError(
+                f"accumulate={accumulate} goes with alternate='epoch' and variants with separate "
+                "stages: otherwise stages would share gradients."
+            )
+        self.precision, self.channels_last, self.accumulate = precision, channels_last, accumulate
+        self.passes = Passes(compile)
         self.loss_weights = dict(
             zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
         )
@@ -226,6 +248,13 @@ class CETLStrategy(StageSteps):
         now = DataParallel()
         if now.processes.size != self.parallel.processes.size:  # a group has begun, or ended
             self.parallel = now
+        if self.accumulate > 1 and not self.parallel.alone:
+            raise ValueError(
+                f"accumulate={self.accumulate} goes with one process: with {now.processes.size}, "
+                "each holds its share of train_mb_size already."
+            )
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         try:
             result = super().train(self.resume.begin_call(experiences), eval_streams, **kwargs)
         except RuntimeError as problem:
@@ -327,7 +356,7 @@ class CETLStrategy(StageSteps):
     def _fit_source_statistics(self) -> None:
         features = []
         for batch in self._target_loader:
-            batch = [part.to(self.device, non_blocking=True) for part in batch]
+            batch = self._placed(batch)
             self._checked_images(batch[0])
             features.append(self._source_features(batch).float())
         rows = torch.cat(features)
@@ -359,11 +388,11 @@ class CETLStrategy(StageSteps):
         self._pass(Stage.COUPLED, self.stage_epochs[1], **kwargs)
         self._refresh("GFI2", "GFI3")
         with self._running(Stage.CLASSIFY, **kwargs):
-            for batch in repeat(self.dataloader, self.stage_epochs[2]):
-                if self._stop_training:
+            batches = parts(self.dataloader, self.stage_epochs[2], self.accumulate)
+            for self.mbatch, part in batches:
+                if self._stop_training and part.first:
                     return
-                self.mbatch = batch
-                self._classification_iteration(**kwargs)
+                self._classification_iteration(part, **kwargs)
 
     def _round_by_iterations(self, **kwargs: Any) -> None:
         for target, labelled in self._paired_batches():
@@ -388,14 +417,11 @@ class CETLStrategy(StageSteps):
         if stage is Stage.COUPLED and self.fixed_goal and self.model.source is not None:
             self._goal.renew(self.model)
         with self._running(stage, **kwargs):
-            for batch in repeat(self._target_loader, passes):
-                if self._stop_training:
+            for batch, part in parts(self._target_loader, passes, self.accumulate):
+                if self._stop_training and part.first:
                     return
-                batch = [part.to(self.device, non_blocking=True) for part in batch]
-                if stage is Stage.SOURCE:
-                    self._source_step(batch, **kwargs)
-                else:
-                    self._coupled_step(batch, **kwargs)
+                step = self._source_step if stage is Stage.SOURCE else self._coupled_step
+                step(self._placed(batch), part, **kwargs)
 
     @contextmanager
     def _running(self, stage: Stage, **kwargs: Any) -> Iterator[None]:
@@ -410,7 +436,7 @@ class CETLStrategy(StageSteps):
         loaders = (self._target_loader, self.dataloader)
         steps = max(len(loader) for loader in loaders)  # type: ignore[arg-type]
         for target, labelled in zip(*(cycle(loader, steps) for loader in loaders), strict=True):
-            yield [part.to(self.device, non_blocking=True) for part in target], labelled
+            yield self._placed(target), labelled
 
     # ------------------------------------------------------------------ GFI
 
