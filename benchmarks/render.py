@@ -33,6 +33,7 @@ PEERS = {
     "avalanche_ewc": "EWCPlugin, batches of 1",
     "loop": "loop",
 }
+FAULTS = ("kills", "trials", "files")
 STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
 METHODS = (
     "Naive", "EWC", "LwF", "SI", "MAS", "RWalk", "per-sample EWC", "GFI", "GFI, u = 0.2"
@@ -185,6 +186,35 @@ def validators() -> str:
     return _table(header, rows) + "\n\n" + note
 
 
+def faults() -> str:
+    """What was done to runs and files on purpose, and what was lost."""
+    found = {part: _results(f"faults/{part}.json")["found"] for part in FAULTS}
+    kills, trials, files = (found[part] for part in FAULTS)
+    checkpoints, stores = files["checkpoints"], files["feature stores"]
+    other = len(checkpoints["other errors"]) + len(stores["other errors"])
+    cost = _results("speed/checkpoint.json")["results"]
+    return _text(
+        f"`python -m benchmarks.faults`: {kills['killed']} runs killed by SIGKILL, "
+        f"{kills['random']} at random moments and {kills['at chosen moments']} at chosen ones (in "
+        "each stage, while GFI is measured, while a checkpoint is written, named or removed); "
+        f"{kills['same end']} of them went on to the same weights, metrics and log, bit for bit. "
+        f"{len(trials)} faults tried one by one (full disks, broken images, gradients and files, "
+        "dying workers), each with a clear error or a right result. "
+        f"{checkpoints['mutated'] + stores['mutated']:,} mutated files: "
+        f"{checkpoints['damaged, refused']:,} damaged checkpoints, all refused; "
+        f"{checkpoints['forged, refused'] + checkpoints.get('forged, read', 0):,} forged ones with "
+        f"a checksum that fits, of which {checkpoints['forged, refused']:,} were refused and the "
+        f"rest changed numbers only; {stores['mutated']:,} damaged feature stores, "
+        f"{stores['right features']:,} of which gave the right features again. Other errors: "
+        f"{other}; files opened elsewhere: {len(files['opened elsewhere'])}; at most "
+        f"{max(checkpoints['memory added, MiB'], stores['memory added, MiB'])} MiB of memory "
+        "added. Lost: nothing but the round that was running. A checkpoint of a round with CI-CNN "
+        f"and {cost['images']:,} images takes {100 * cost['e']['saving over a round']:.1f} % of "
+        f"the round in variant `e`, {100 * cost['gfi']['saving over a round']:.1f} % in `gfi`, and "
+        f"{cost['gfi']['bytes over those of its tensors']:.3f} times the bytes of its tensors."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo run": demo_run,
     "demo seeds": demo_seeds,
@@ -192,6 +222,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "continual": continual,
     "validators": validators,
     "speed": speed,
+    "faults": faults,
 }
 
 

@@ -24,7 +24,7 @@ from avalanche_cetl.checkpoints.errors import CheckpointError
 
 FORMAT = "avalanche-cetl checkpoint"
 VERSION = 1
-MOST_HEADER_BYTES = 64 * 2**20  #: of the header, which holds the plain data
+MOST_HEADER_BYTES = 16 * 2**20  #: of the header, which holds the plain data
 
 _NO_DIGEST = b"0" * 64
 
@@ -59,8 +59,8 @@ def write_checkpoint_file(path: Path, tensors: dict[str, Tensor], state: Any) ->
 def read_checkpoint_file(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read a checkpoint, and check it.
 
-    Memory stays below four times the size of the file, and 50 times that of its header, which
-    is at most 64 MiB.
+    Memory stays below four times the size of the file, and 80 times that of its header, which
+    is at most 16 MiB.
 
     :return: tensors on the CPU, and plain data.
     :raises CheckpointError: when it is not there, damaged, of another version, or no checkpoint.
