@@ -146,9 +146,11 @@ def try_kills(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
     generator = random.Random(seed)
     found = []
     for number in range(count):
-        share = generator.random()
-        own = folder / f"random-{number}"
-        code = forked(lambda own=own: whole_run(own, [_InStage("never", 1)]), share * length)
+        own, code = folder / f"random-{number}", 0
+        while code == 0:  # a run may be faster than the first one, and done before it is killed
+            shutil.rmtree(own, ignore_errors=True)
+            share = generator.random()
+            code = forked(lambda own=own: whole_run(own, [_InStage("never", 1)]), share * length)
         found.append({"when": f"{share:.2f} of the run", **_go_on(own, code, want)})
     for name, run in moments().items():
         own = folder / name.replace(" ", "-")
