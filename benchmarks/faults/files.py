@@ -32,7 +32,7 @@ MEMORY = 256 * 2**20
 
 
 def try_files(folder: Path, checkpoints: int, stores: int, seed: int = 0) -> dict[str, Any]:
-    """Mutate files and read them.
+    """Mutate files and read them; hypothesis draws the mutations.
 
     :param checkpoints: mutated checkpoints; half of them damaged, half forged: changed on
         purpose, with a checksum that fits.
@@ -42,25 +42,63 @@ def try_files(folder: Path, checkpoints: int, stores: int, seed: int = 0) -> dic
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    generator = random.Random(seed)
-    opened: list[str] = []
-    watch = _Watch(opened)
-    found = {
-        "checkpoints": _checkpoints(folder, checkpoints, generator, watch),
-        "feature stores": _stores(folder, stores, generator, watch),
-    }
-    return {**found, "opened elsewhere": sorted(set(opened))}
+    watch = Watch()
+    files = Checkpoints(folder, watch), Stores(folder, watch)
+    kinds = [(kind, checkpoints // 2, files[0]) for kind in ("damaged", "forged")]
+    found: dict[str, Any] = {"checkpoints": {}, "feature stores": {}}
+    for kind, count, subject in [*kinds, ("damaged", stores, files[1])]:
+        part = found["checkpoints" if subject is files[0] else "feature stores"]
+        before = _peak()
+        outcomes, others = _many(subject, kind, count, seed)
+        subject.close()
+        added = _peak() - before
+        part["mutated"] = part.get("mutated", 0) + count
+        part.update(outcomes)
+        part["other errors"] = part.get("other errors", {}) | others
+        part["memory added, MiB"] = max(part.get("memory added, MiB", 0), round(added / 2**20))
+        part["memory stays below its bound"] = part["memory added, MiB"] * 2**20 < MEMORY
+    found["checkpoints"]["bytes of the file"] = len(files[0].content)
+    return {**found, "opened elsewhere": sorted(set(watch.opened))}
 
 
-class _Watch:
+def _many(subject: Any, kind: str, count: int, seed: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Count outcomes and errors that are not ours over mutations drawn by hypothesis."""
+    import hypothesis
+    from hypothesis import strategies as st
+
+    outcomes: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+
+    def once(generator: random.Random) -> None:
+        try:
+            outcomes[subject.read(kind, generator)] += 1
+        except Exception as problem:
+            others[f"{kind}: {type(problem).__name__}: {str(problem)[:100]}"] += 1
+
+    settings = hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    drawn = hypothesis.given(st.randoms(use_true_random=False))(once)
+    settings(hypothesis.seed(seed)(drawn))()
+    while outcomes.total() + others.total() < count:  # hypothesis may stop a little early
+        once(random.Random(seed + outcomes.total()))
+    return dict(outcomes), dict(others)
+
+
+class Watch:
     """Notes files that are opened outside of a folder while it is on."""
 
-    def __init__(self, opened: list[str]):
-        self.opened = opened
+    def __init__(self) -> None:
+        self.opened: list[str] = []
         self.folder: Path | None = None
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Take an event of the interpreter."""
         if event != "open" or self.folder is None:
             return
         name = arguments[0]
@@ -73,45 +111,41 @@ class _Watch:
 # ------------------------------------------------------------------ checkpoints
 
 
-def _checkpoints(
-    folder: Path, count: int, generator: random.Random, watch: _Watch
-) -> dict[str, Any]:
-    home = folder / "checkpoints"
-    strategy = make(model(width=0.02), train_epochs=1)
-    data = transfer_benchmark(digits(32), digits(10, 200))
-    strategy.train(data.train_stream, eval_streams=[])
-    path = home / "x.safetensors"
-    save_checkpoint(strategy, path)
-    content = path.read_bytes()
-    fresh = make(model(width=0.02), train_epochs=1)
-    fresh.train(data.train_stream, eval_streams=[])
-    outcomes: Counter[str] = Counter()
-    other: Counter[str] = Counter()
-    before = _peak()
-    watch.folder = home.resolve()
-    for number in range(count):
-        damage = number % 2 == 0
-        mutated = _damaged(content, generator) if damage else _forged(content, generator)
-        path.write_bytes(mutated)
-        kind = "damaged" if damage else "forged"
+class Checkpoints:
+    """A checkpoint to mutate, and a strategy that reads it."""
+
+    def __init__(self, folder: Path, watch: Watch):
+        self.home, self.watch = folder / "checkpoints", watch
+        strategy = make(model(width=0.02), train_epochs=1)
+        data = transfer_benchmark(digits(32), digits(10, 200))
+        strategy.train(data.train_stream, eval_streams=[])
+        self.path = self.home / "x.safetensors"
+        save_checkpoint(strategy, self.path)
+        self.content = self.path.read_bytes()
+        self.fresh = make(model(width=0.02), train_epochs=1)
+        self.fresh.train(data.train_stream, eval_streams=[])
+
+    def read(self, kind: str, generator: random.Random) -> str:
+        """Mutate and read; give what came of it, and let errors that are not ours through.
+
+        :param kind: ``"damaged"``, or ``"forged"``: with a checksum that fits.
+        """
+        mutate = _damaged if kind == "damaged" else _forged
+        mutated = mutate(self.content, generator)
+        self.path.write_bytes(mutated)
+        self.watch.folder = self.home.resolve()
         try:
-            load_checkpoint(fresh, path)
-            outcomes[f"{kind}, read" if mutated != content else f"{kind}, unchanged"] += 1
+            load_checkpoint(self.fresh, self.path)
         except CheckpointError:
-            outcomes[f"{kind}, refused"] += 1
-        except Exception as problem:
-            other[f"{kind}: {type(problem).__name__}: {str(problem)[:100]}"] += 1
-    watch.folder = None
-    path.write_bytes(content)
-    load_checkpoint(fresh, path)  # what was refused or read before left nothing behind
-    return {
-        "mutated": count,
-        **dict(outcomes),
-        "other errors": dict(other),
-        "bytes of the file": len(content),
-        "memory added, MiB": round((_peak() - before) / 2**20),
-        "memory stays below its bound": _peak() - before < MEMORY,
-    }
+            return f"{kind}, refused"
+        finally:
+            self.watch.folder = None
+        return f"{kind}, read" if mutated != self.content else f"{kind}, unchanged"
+
+    def close(self) -> None:
+        """Read the whole file: what was refused or read before left nothing behind."""
+        self.path.write_bytes(self.content)
+        load_checkpoint(self.fresh, self.path)
 
 
 def _damaged(content: bytes, generator: random.Random) -> bytes:
@@ -208,48 +242,44 @@ def _strange(generator: random.Random) -> Any:
 # ------------------------------------------------------------------ feature stores
 
 
-def _stores(folder: Path, count: int, generator: random.Random, watch: _Watch) -> dict[str, Any]:
-    home = folder / "stores"
-    data = transfer_benchmark(digits(12), digits(4, 200))
-    encoder = model(width=0.02).source
-    assert encoder is not None
+class Stores:
+    """A feature store of a few files to mutate."""
 
-    def features() -> torch.Tensor:
-        rows = with_source_features(data, encoder, home, streams=["train"]).train_stream[0].dataset
-        return torch.stack(list(rows.source_features))
+    def __init__(self, folder: Path, watch: Watch):
+        self.home, self.watch = folder / "stores", watch
+        self.data = transfer_benchmark(digits(12), digits(4, 200))
+        encoder = model(width=0.02).source
+        assert encoder is not None
+        self.encoder = encoder
+        self.want = self._features()
+        files = [path for path in self.home.rglob("*") if path.is_file()]
+        self.whole = {p: p.read_bytes() for p in sorted(files) if not p.name.endswith(".lock")}
 
-    want = features()
-    files = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    files = [path for path in files if path.name != ".lock"]
-    whole = {path: path.read_bytes() for path in files}
-    outcomes: Counter[str] = Counter()
-    other: Counter[str] = Counter()
-    before = _peak()
-    for _ in range(count):
-        path = generator.choice(files)
+    def _features(self) -> torch.Tensor:
+        kept = with_source_features(self.data, self.encoder, self.home, streams=["train"])
+        return torch.stack(list(kept.train_stream[0].dataset.source_features))
+
+    def read(self, kind: str, generator: random.Random) -> str:
+        """Mutate one file and ask for the features; let errors that are not ours through."""
+        path = generator.choice(list(self.whole))
         change: Callable[[bytes, random.Random], bytes] = _damaged
         if path.suffix == ".json" and generator.random() < 0.5:
             change = _changed_json
-        mutated = change(whole[path], generator)
-        path.write_bytes(mutated)
-        watch.folder = home.resolve()
+        path.write_bytes(change(self.whole[path], generator))
+        self.watch.folder = self.home.resolve()
         try:
-            same = torch.equal(features(), want)
-            outcomes["right features" if same else "WRONG FEATURES"] += 1
+            same = torch.equal(self._features(), self.want)
         except FeatureStoreError:
-            outcomes["refused"] += 1
-        except Exception as problem:
-            other[f"{type(problem).__name__}: {str(problem)[:100]}"] += 1
-        watch.folder = None
-        for name, content in whole.items():
+            return "refused"
+        finally:
+            self.watch.folder = None
+            self.close()
+        return "right features" if same else "WRONG FEATURES"
+
+    def close(self) -> None:
+        """Put all files back."""
+        for name, content in self.whole.items():
             name.write_bytes(content)
-    return {
-        "mutated": count,
-        **dict(outcomes),
-        "other errors": dict(other),
-        "memory added, MiB": round((_peak() - before) / 2**20),
-        "memory stays below its bound": _peak() - before < MEMORY,
-    }
 
 
 def _changed_json(content: bytes, generator: random.Random) -> bytes:
