@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ def balance_loss(logits: Tensor) -> Tensor:
     return (mean * (mean.log() + torch.tensor(float(logits.shape[1])).log().to(mean))).sum()
 
 
+def ramp(done: int, length: int) -> float:
+    """Give the factor on a weight after so many rounds, in [exp(-5), 1]."""
+    return math.exp(-5 * (1 - done / length) ** 2) if done < length else 1.0
+
+
 class ViewConsistency(CETLPlugin):
     """T2's classes for a view of a target image towards a slow T2's for the clean image.
 
@@ -54,6 +60,9 @@ class ViewConsistency(CETLPlugin):
     :param decay: of the running mean, in [0, 1); 0 is T2 itself.
     :param threshold: in [0, 1): how sure the slow T2 has to be.
     :param balance: >= 0; for target data whose classes are about equally frequent.
+    :param rampup_rounds: rounds of an experience over which both weights rise from exp(-5) to 1
+        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the slow T2 is sure of
+        before it has learnt much may be wrong, and is not unlearnt.
     :raises ValueError: for values out of range, or in training without a ``CoupledModel``.
     """
 
@@ -63,6 +72,7 @@ class ViewConsistency(CETLPlugin):
         decay: float = 0.99,
         threshold: float = 0.9,
         balance: float = 0.05,
+        rampup_rounds: int = 0,
     ):
         super().__init__()
         check_weight("weight", weight)
@@ -71,7 +81,10 @@ class ViewConsistency(CETLPlugin):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is outside [0, 1).")
         self.weight, self.decay = float(weight), float(decay)
+        if rampup_rounds < 0:
+            raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
         self.threshold, self.balance = float(threshold), float(balance)
+        self.rampup_rounds = rampup_rounds
         self._slow: nn.Module | None = None
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -106,7 +119,8 @@ class ViewConsistency(CETLPlugin):
         strategy.record_loss("L_view", view, step.images)
         strategy.record_loss("L_balance", balance, step.images)
         added = self.weight * view + self.balance * balance
-        strategy.loss = strategy.loss + strategy.row_share * added
+        share = strategy.row_share * ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
+        strategy.loss = strategy.loss + share * added
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Follow T2 after a step of stage 2."""
