@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -60,14 +61,14 @@ def other_classes(budget: Budget, root: str) -> Encoder:
     return _trained("resnet26-five-classes", network, data, budget)
 
 
-def teacher(budget: Budget, root: str) -> Encoder:
+def teacher(budget: Budget, root: str, epochs: int) -> Encoder:
     """A ResNet-26 trained on CIFAR-10-s itself, for distillation."""
     network = ResNet26(len(CLASSES), SHAPE, width=2 * min(0.5, budget.width))
     return _trained(
         "resnet26-teacher",
         network,
         lambda: draw(read_cifar10(root)[0], budget.per_class)[0],
-        budget,
+        replace(budget, epochs=epochs),
     )
 
 

@@ -296,8 +296,13 @@ def hints(strength: float) -> list[CETLPlugin]:
 
 
 def hints_and_views(strength: float) -> list[CETLPlugin]:
-    """The same, and T2's classes of two views of a target image: what ``gfi`` is best with."""
+    """The same, and T2's classes of two views of a target image."""
     return [DecoderHints(1.0), ViewConsistency(strength)]
+
+
+def hints_and_late_views(strength: float) -> list[CETLPlugin]:
+    """The same, trusting the slow T2 later and less: a ramp, and French et al.'s threshold."""
+    return [DecoderHints(1.0), ViewConsistency(strength, threshold=0.968, rampup_rounds=6)]
 
 
 HINTS, VIEWS = (0.3, 1.0, 3.0), (3.0, 10.0, 30.0)
@@ -321,6 +326,9 @@ ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "CETL gfi, hints": (cetl("gfi", plugins=hints), HINTS),
     "CETL e, hints and views": (cetl("e", plugins=hints_and_views), VIEWS),
     "CETL gfi, hints and views": (cetl("gfi", plugins=hints_and_views), VIEWS),
+    "CETL e, hints and late views": (cetl("e", plugins=hints_and_late_views), VIEWS),
+    "CETL fi, hints and late views": (cetl("fi", plugins=hints_and_late_views), VIEWS),
+    "CETL gfi, hints and late views": (cetl("gfi", plugins=hints_and_late_views), VIEWS),
 }
 
 
@@ -331,6 +339,8 @@ TUNED_AS = {
     "CETL e, hints": "CETL gfi, hints",
     "CETL fi, hints": "CETL gfi, hints",
     "CETL e, hints and views": "CETL gfi, hints and views",
+    "CETL e, hints and late views": "CETL gfi, hints and late views",
+    "CETL fi, hints and late views": "CETL gfi, hints and late views",
 }
 
 
