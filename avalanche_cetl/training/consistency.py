@@ -13,8 +13,12 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.checks import check_weight
 from avalanche_cetl.training.stages import CETLPlugin, Stage
 
+ROWS = ("target", "unlabelled")
 
-def consistency_loss(logits: Tensor, goal: Tensor, threshold: float) -> Tensor:
+
+def consistency_loss(
+    logits: Tensor, goal: Tensor, threshold: float, counted: Tensor | None = None
+) -> Tensor:
     """Squared difference of class probabilities, where the goal is sure of its class.
 
     Mean over all rows and classes; rows whose goal has no probability above the threshold
@@ -23,10 +27,14 @@ def consistency_loss(logits: Tensor, goal: Tensor, threshold: float) -> Tensor:
     :param logits: ``(N, K)``.
     :param goal: logits ``(N, K)``, taken as constant.
     :param threshold: in [0, 1).
+    :param counted: ``(N,)``, bool: rows that are False count as zero too. Default: all True.
     :return: a scalar in [0, 2 / K].
     """
     wanted = goal.detach().softmax(1)
-    sure = (wanted.amax(1) > threshold).to(logits.dtype).unsqueeze(1)
+    sure = wanted.amax(1) > threshold
+    if counted is not None:
+        sure = sure & counted
+    sure = sure.to(logits.dtype).unsqueeze(1)
     return ((logits.softmax(1) - wanted).square() * sure).mean()
 
 
@@ -63,6 +71,9 @@ class ViewConsistency(CETLPlugin):
     :param rampup_rounds: rounds of an experience over which both weights rise from exp(-5) to 1
         as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the slow T2 is sure of
         before it has learnt much may be wrong, and is not unlearnt.
+    :param rows: ``"target"``: all rows of stage 2; ``"unlabelled"``: those of them without a label.
+        The others count as zero in the consistency, and not at all in the balance, which weighs
+        as much as the share of the unlabelled rows.
     :raises ValueError: for values out of range, or in training without a ``CoupledModel``.
     """
 
@@ -73,6 +84,7 @@ class ViewConsistency(CETLPlugin):
         threshold: float = 0.9,
         balance: float = 0.05,
         rampup_rounds: int = 0,
+        rows: str = "target",
     ):
         super().__init__()
         check_weight("weight", weight)
@@ -85,6 +97,9 @@ class ViewConsistency(CETLPlugin):
             raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
         self.threshold, self.balance = float(threshold), float(balance)
         self.rampup_rounds = rampup_rounds
+        if rows not in ROWS:
+            raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, ROWS))}.")
+        self.rows = rows
         self._slow: nn.Module | None = None
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -114,8 +129,13 @@ class ViewConsistency(CETLPlugin):
         slow: Any = self._slow
         with torch.no_grad():
             _, goal = slow.encode(step.images)
-        view = consistency_loss(step.logits, goal, self.threshold)
-        balance = balance_loss(step.logits)
+        labels = step.labels
+        counted = labels < 0 if self.rows == "unlabelled" else torch.ones_like(labels).bool()
+        view = consistency_loss(step.logits, goal, self.threshold, counted)
+        if counted.any():
+            balance = balance_loss(step.logits[counted]) * counted.float().mean()
+        else:
+            balance = 0 * view
         strategy.record_loss("L_view", view, step.images)
         strategy.record_loss("L_balance", balance, step.images)
         added = self.weight * view + self.balance * balance

@@ -37,6 +37,7 @@ class CoupledStep(NamedTuple):
     :ivar goal_hidden: T1's hidden layers as read from S's code, detached; empty without S, and
         where no plugin says ``reads_decoder_hidden = True``.
     :ivar hidden: the same as read from T2's code.
+    :ivar labels: ``(N,)``, -1 where there is none.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class CoupledStep(NamedTuple):
     logits: Tensor
     goal_hidden: list[Tensor]
     hidden: list[Tensor]
+    labels: Tensor
 
 
 class CETLPlugin(SupervisedPlugin):

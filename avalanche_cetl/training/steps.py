@@ -157,7 +157,7 @@ class StageSteps(SupervisedTemplate):
         loss = F.mse_loss(reconstruction, goal)
         self.record_loss("L_rt", loss, x)
         self.coupled = CoupledStep(
-            x, features, goal, reconstruction, logits, goal_hidden or [], hidden
+            x, features, goal, reconstruction, logits, goal_hidden or [], hidden, batch[1]
         )
         return loss, logits
 

@@ -31,6 +31,7 @@ from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.parallel import DataParallel, explained, share_of
+from avalanche_cetl.training.presets import parse_preset
 from avalanche_cetl.training.resume import Resume
 from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
 from avalanche_cetl.training.stages import (
@@ -69,20 +70,28 @@ class CETLStrategy(StageSteps):
         :class:`Variant`.
     :param loss_weights: lambda_1, lambda_2, lambda_3 of eq. 6: weights of L_rs, L_c, L_rt,
         in every variant; eq. 3's lambda is ``l2 / (l2 + l3)``.
-    :param dwa_lambda: lambda of eq. 11, >= 0. With ``GFISettings(normalize=True)`` it counts
-        against importances of mean 1.
+    :param preset: values for those of ``dwa_lambda``, ``gfi``, ``lr_factors``, ``warmup_epochs``,
+        ``input_noise`` and ``fixed_goal`` that are not given. ``"paper"``: the algorithm as
+        printed, with GFI unscaled and a lambda of 1e-2 (the paper gives none). ``"best"``: what
+        measured best without target labels: a fixed goal, a warm-up of 10 epochs, noised inputs,
+        lambda 0.03, ``DecoderHints`` (with a decoder that has ``forward_hidden``), and for
+        unlabelled rows ``ViewConsistency``, which wants classes that are about equally frequent;
+        a plugin of the same class in ``plugins`` takes its place. None: the defaults below.
+    :param dwa_lambda: lambda of eq. 11, >= 0; default 1e-3. With ``GFISettings(normalize=True)``
+        it counts against importances of mean 1.
     :param gfi: see :class:`GFISettings`.
     :param alternate: ``"epoch"``: each stage passes over all its data in turn;
         ``"iteration"``: the stages take turns at every mini-batch (shorter sets start again).
     :param stage_epochs: passes over their data that stages 1, 2 and 3 make in a round, each
         >= 1; with ``alternate="epoch"`` only. The paper does not say; default 1 each.
     :param lr_factors: factors, each > 0, on the learning rates of stages 1 and 2; stage 3 has
-        the optimizer's own. The weight of a stage's only loss means nothing to Adam; this does.
+        the optimizer's own; default 1 each. The weight of a stage's only loss means nothing to
+        Adam; this does.
     :param warmup_epochs: epochs of stage 1 before the first round of the first experience
         (with ``train_epochs=0`` they are all there is); default 0, but 10 for the variants
         that train T1 there alone.
     :param input_noise: share in [0, 1) of T2's input pixels set to zero in stage 2, while
-        the goal T1(S(x)) stays that of the clean image. The paper has none.
+        the goal T1(S(x)) stays that of the clean image. The paper has none; default 0.
     :param fixed_goal: in stage 2 the goal T1(S(x)) comes from T1 as it was when the stage began,
         so that the two sides of L_rt do not move together; with ``alternate="epoch"`` only. The
         paper takes the goal from T1 as it changes (default), which can run away: with many or
@@ -137,14 +146,15 @@ class CETLStrategy(StageSteps):
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         variant: str | Variant = "gfi",
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        dwa_lambda: float = 1e-3,
+        preset: str | None = None,
+        dwa_lambda: float | None = None,
         gfi: GFISettings | None = None,
         alternate: str = "epoch",
         stage_epochs: Sequence[int] = (1, 1, 1),
-        lr_factors: Sequence[float] = (1.0, 1.0),
+        lr_factors: Sequence[float] | None = None,
         warmup_epochs: int | None = None,
-        input_noise: float = 0.0,
-        fixed_goal: bool = False,
+        input_noise: float | None = None,
+        fixed_goal: bool | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
         precision: str = "float32",
         channels_last: bool = False,
@@ -161,22 +171,33 @@ class CETLStrategy(StageSteps):
     ):
         self.variant = parse_variant(variant)
         self.plan = self.variant.plan
-        if warmup_epochs is None:
-            warmup_epochs = 10 if self.variant.needs_warmup else 0
-        self.gfi = GFISettings() if gfi is None else gfi
+        own = parse_preset(preset)
+        chosen = own.fill(
+            self.variant,
+            alternate,
+            {
+                "dwa_lambda": dwa_lambda,
+                "gfi": gfi,
+                "warmup_epochs": warmup_epochs,
+                "input_noise": input_noise,
+                "fixed_goal": fixed_goal,
+                "lr_factors": lr_factors,
+            },
+        )
+        self.gfi: GFISettings = chosen["gfi"]
         check_arguments(
             model,
             optimizer,
             self.variant,
             self.gfi,
             loss_weights,
-            dwa_lambda,
+            chosen["dwa_lambda"],
             alternate,
             stage_epochs,
-            warmup_epochs,
-            input_noise,
-            fixed_goal,
-            lr_factors,
+            chosen["warmup_epochs"],
+            chosen["input_noise"],
+            chosen["fixed_goal"],
+            chosen["lr_factors"],
         )
         check_switches(precision, channels_last, accumulate, compile)
         if accumulate > 1 and (alternate == "iteration" or self.plan.merged is not None):
@@ -189,14 +210,14 @@ class CETLStrategy(StageSteps):
         self.loss_weights = dict(
             zip(("L_rs", "L_c", "L_rt"), map(float, loss_weights), strict=True)
         )
-        self.dwa_lambda = float(dwa_lambda)
+        self.dwa_lambda = float(chosen["dwa_lambda"])
         self.alternate = alternate
         self.stage_epochs = tuple(stage_epochs)
-        self.lr_factors = tuple(lr_factors)
-        self.warmup_epochs = warmup_epochs
-        self.input_noise = float(input_noise)
+        self.lr_factors: tuple[float, float] = tuple(chosen["lr_factors"])
+        self.warmup_epochs: int = chosen["warmup_epochs"]
+        self.input_noise = float(chosen["input_noise"])
         self.augment = augment
-        self.fixed_goal = fixed_goal
+        self.fixed_goal: bool = chosen["fixed_goal"]
         self._goal = FixedGoal()
         self.stage = Stage.CLASSIFY
         self.coupled: CoupledStep | None = None
@@ -214,13 +235,13 @@ class CETLStrategy(StageSteps):
             train_epochs=train_epochs,
             eval_mb_size=eval_mb_size,
             device=device,
-            plugins=list(plugins) if plugins is not None else None,
+            plugins=own.plugins_beside(list(plugins or []), model),
             evaluator=evaluator,
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
-        self._source_optimizer = StageOptimizer(optimizer, float(lr_factors[0]))
-        self._coupled_optimizer = StageOptimizer(optimizer, float(lr_factors[1]))
+        self._source_optimizer = StageOptimizer(optimizer, float(self.lr_factors[0]))
+        self._coupled_optimizer = StageOptimizer(optimizer, float(self.lr_factors[1]))
         self._rows: Rows | None = None
         self._target_loader: Iterable[Any] = []
         self.resume = Resume()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from avalanche_cetl import DecoderHints, FitNetsHints, SoftTargets, TimmEncoder
 from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.training.presets import parse_preset
 from benchmarks.cifar import CLASSES
 from benchmarks.tables import board
 from benchmarks.tables.board import Row
@@ -139,6 +141,16 @@ def hints_and_soft_targets(job: Job, strength: float) -> nn.Module:
     )
 
 
+def preset(name: str) -> Callable[[Job, float], nn.Module]:
+    """CETL gfi with the settings of a preset."""
+
+    def train(job: Job, _strength: float) -> nn.Module:
+        own = replace(parse_preset(name).gfi, samples=job.budget.gfi_samples, seed=job.seed)
+        return coupled(job, preset=name, gfi=own, warmup_epochs=None)
+
+    return train
+
+
 PENALTIES = (1e-3, 1e-2, 1e-1)
 WEIGHTS = (0.3, 1.0, 3.0)
 ROWS = {
@@ -155,6 +167,8 @@ ROWS = {
     "CETL two_step": Row(cetl("two_step")),
     "CETL fi": Row(cetl("fi"), PENALTIES, tuned_as="CETL gfi"),
     "CETL gfi": Row(cetl("gfi"), PENALTIES),
+    "CETL gfi, preset paper": Row(preset("paper")),
+    "CETL gfi, preset best": Row(preset("best")),
     "CETL gfi, hints": Row(hints, (0.03, 0.1, 0.3)),
     "CETL gfi, hints, soft targets": Row(hints_and_soft_targets, WEIGHTS),
 }

@@ -10,8 +10,9 @@ from avalanche_cetl import (
     CoupledModel,
     ViewConsistency,
     adaptation_benchmark,
+    transfer_benchmark,
 )
-from avalanche_cetl.training.consistency import balance_loss, consistency_loss
+from avalanche_cetl.training.consistency import balance_loss, consistency_loss, ramp
 from avalanche_cetl.training.stages import Stage
 
 SHAPE = (1, 8, 8)
@@ -30,6 +31,21 @@ def test_consistency_counts_sure_rows_only():
     assert float(consistency_loss(goal, goal, 0.0)) == 0
 
 
+def test_rows_that_do_not_count_are_zero():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    goal = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    counted = torch.tensor([True, False, True, False, False, True])
+    some = consistency_loss(logits[counted], goal[counted], 0.0)
+    torch.testing.assert_close(consistency_loss(logits, goal, 0.0, counted), some / 2)
+
+
+def test_the_ramp_rises_from_almost_nothing_to_one():
+    factors = [ramp(done, 5) for done in range(8)]
+    assert factors[0] == pytest.approx(math.exp(-5)) and factors[5:] == [1.0] * 3
+    assert factors[:6] == sorted(set(factors[:6]))
+    assert ramp(0, 0) == 1.0
+
+
 def test_balance_is_zero_for_even_classes_and_log_k_for_one():
     even = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]], dtype=torch.float64)
     assert float(balance_loss(even)) == pytest.approx(0.0, abs=1e-6)
@@ -40,7 +56,8 @@ def test_balance_is_zero_for_even_classes_and_log_k_for_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"weight": -1.0}, "weight"), ({"decay": 1.0}, "decay"), ({"threshold": -0.1}, "threshold"),
-     ({"balance": float("nan")}, "balance")],
+     ({"balance": float("nan")}, "balance"), ({"rampup_rounds": -1}, "rampup_rounds"),
+     ({"rows": "labelled"}, "rows")],
 )  # fmt: skip
 def test_bad_values(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -96,3 +113,38 @@ def test_views_of_target_images_agree_more_with_it(digits):
             noise = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             gaps.append(float(consistency_loss(s.model(x + noise), s.model(x), 0.0)))
     assert gaps[1] < gaps[0]
+
+
+def test_the_ramp_weighs_what_is_added(digits):
+    data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
+    bare, rounds = [], []
+
+    class Before(CETLPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            bare.append(float(strategy.loss.detach()))
+
+    class After(CETLPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            if strategy.stage is Stage.COUPLED:
+                done = strategy.clock.train_exp_epochs
+                whole = 1000 * float(balance_loss(strategy.coupled.logits.detach()))
+                added = float(strategy.loss.detach()) - bare[-1]
+                assert added == pytest.approx(ramp(done, 2) * whole, rel=1e-3, abs=1e-4)
+                rounds.append(done)
+
+    plugin = ViewConsistency(0.0, balance=1000.0, rampup_rounds=2)
+    _strategy([Before(), plugin, After()], train_epochs=3).train(data.train_stream)
+    assert set(rounds) == {0, 1, 2}
+
+
+def test_labelled_rows_do_not_count_among_the_unlabelled(digits):
+    """All rows have labels: rows="unlabelled" is then as no plugin at all."""
+    x, y = digits(40, seed=1)
+    weights = []
+    for plugins in ([], [ViewConsistency(rows="unlabelled")]):
+        s = _strategy(plugins, train_epochs=2)
+        s.train(transfer_benchmark((x, y), (x[:2], y[:2])).train_stream)
+        weights.append(dict(s.model.state_dict()))
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    assert s.round_losses["L_view"] == 0 and s.round_losses["L_balance"] == 0

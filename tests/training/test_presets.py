@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    DecoderHints,
+    GFISettings,
+    ModuleEncoder,
+    ViewConsistency,
+    adaptation_benchmark,
+)
+
+SHAPE = (1, 8, 8)
+
+
+def _strategy(preset, **settings):
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
+    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    return CETLStrategy(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), preset=preset,
+        train_mb_size=16, evaluator=None, **settings,
+    )  # fmt: skip
+
+
+def _plugins(strategy, kind):
+    return [plugin for plugin in strategy.plugins if isinstance(plugin, kind)]
+
+
+def test_the_paper_s_is_the_algorithm_and_nothing_else():
+    s = _strategy("paper")
+    assert not s.gfi.normalize and s.gfi.threshold == 0.5 and s.gfi.probability == 0.9
+    assert not s.fixed_goal and s.warmup_epochs == 0 and s.input_noise == 0
+    assert s.lr_factors == (1.0, 1.0) and s.dwa_lambda == 1e-2
+    assert not _plugins(s, (DecoderHints, ViewConsistency))
+
+
+def test_the_best_has_its_plugins_and_what_is_given_stays():
+    s = _strategy("best")
+    assert s.fixed_goal and s.warmup_epochs == 10 and s.gfi.normalize
+    assert len(_plugins(s, DecoderHints)) == 1
+    assert [p.rows for p in _plugins(s, ViewConsistency)] == ["unlabelled"]
+    mine = ViewConsistency(3.0)
+    s = _strategy(
+        "best", warmup_epochs=0, dwa_lambda=0.0, fixed_goal=False, gfi=GFISettings(samples=7),
+        lr_factors=(1.0, 0.5), input_noise=0.0, plugins=[mine],
+    )  # fmt: skip
+    assert (s.warmup_epochs, s.dwa_lambda, s.fixed_goal, s.input_noise) == (0, 0.0, False, 0.0)
+    assert s.gfi.samples == 7 and s.lr_factors == (1.0, 0.5)
+    assert _plugins(s, ViewConsistency) == [mine]
+
+
+def test_strategies_do_not_share_a_preset_s_plugins():
+    first, second = (_plugins(_strategy("best"), ViewConsistency)[0] for _ in range(2))
+    assert first is not second
+
+
+@pytest.mark.parametrize("settings", [{"alternate": "iteration"}, {"variant": "joint"}])
+def test_the_best_leaves_the_goal_where_it_cannot_be_fixed(settings):
+    assert not _strategy("best", **settings).fixed_goal
+
+
+@pytest.mark.parametrize("preset", ["paper", "best"])
+@pytest.mark.parametrize("variant", ["gfi", "u", "joint"])
+def test_presets_train(digits, preset, variant):
+    data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
+    s = _strategy(preset, variant=variant, train_epochs=2)
+    before = [p.detach().clone() for p in s.model.target.parameters()]
+    s.train(data.train_stream)
+    pairs = zip(before, s.model.target.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert ("L_hint" in s.round_losses) == (preset == "best")
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match=r"preset='bset'.*'paper', 'best'"):
+        _strategy("bset")
