@@ -108,7 +108,9 @@ class CETLStrategy(StageSteps):
         so that 4 with ``train_mb_size=32`` steps as 128 does. What is left at the end of a pass
         makes a step. With ``alternate="epoch"``, separate stages and one process only.
     :param compile: compile T1's and T2's training passes by ``torch.compile``; True, or the name
-        of a backend. The first mini-batches take long.
+        of a backend. Every kind of pass is compiled when it is first met, and once more for another
+        size of mini-batch: with a small CI-CNN and inductor on two CPU cores that makes the first
+        round a minute or two longer.
     :param train_mb_size: mini-batch size in all stages; with several processes (an initialised
         group of torch.distributed) that of all together.
     :param train_epochs: number of rounds.

@@ -126,6 +126,7 @@ def render(scale: str) -> str:
             said.append(f"{title} ends at {runs.mean([line[-1] for line in lines], 3)}")
     right.set(title=BOUND, xlabel="round", yscale="log")
     for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     figure.tight_layout()
