@@ -34,6 +34,7 @@ PEERS = {
     "loop": "loop",
 }
 FAULTS = ("kills", "trials", "files")
+TABLES = ("table2", "table2u", "table3", "table4", "table5", "fig2")
 STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
 METHODS = (
     "Naive", "EWC", "LwF", "SI", "MAS", "RWalk", "per-sample EWC", "GFI", "GFI, u = 0.2"
@@ -255,7 +256,7 @@ def tried() -> str:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: BLOCKS,
     TABLES_PAGE: {
-        **{name: partial(table, name) for name in ("table2", "table3", "table4", "table5", "fig2")},
+        **{name: partial(table, name) for name in TABLES},
         "tried": tried,
     },
 }

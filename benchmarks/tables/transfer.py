@@ -61,6 +61,10 @@ class Budget:
     validation_per_class: int = 200
     test_per_class: int | None = None
 
+    def unlabelled(self) -> int:
+        """Give the number of unlabelled target images of a class, besides."""
+        return 0
+
 
 class Pixels(NamedTuple):
     """Mean and deviation of every channel, ``(C,)`` each."""
@@ -80,7 +84,10 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """Standardised images and labels of the draw, the validation images and the test set."""
+    """Standardised images and labels of the draw, the validation images and the test set.
+
+    Unlabelled images, with label -1, come behind those of the draw.
+    """
 
     train: Set
     validation: Set
@@ -99,8 +106,12 @@ def read_data(root: str, budget: Budget) -> Data:
     """Read CIFAR-10 and draw from it."""
     everything, test, kind = read_cifar10(root)
     chosen, rest = draw(everything, budget.per_class)
-    validation = stratified(rest, budget.validation_per_class, DRAW_SEED)
+    validation, rest = draw(rest, budget.validation_per_class)
     pixels = Pixels(chosen[0].mean((0, 2, 3)), chosen[0].std((0, 2, 3)))
+    if budget.unlabelled():
+        more = draw(rest, budget.unlabelled())[0][0]
+        hidden = torch.full((len(more),), -1)
+        chosen = torch.cat([chosen[0], more]), torch.cat([chosen[1], hidden])
     if budget.test_per_class is not None:
         test = stratified(test, budget.test_per_class, DRAW_SEED)
     sets = [(pixels.standardise(x), y) for x, y in (chosen, validation, test)]
