@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from avalanche_cetl import FitNetsHints, ModuleEncoder, SoftTargets
+from avalanche_cetl import DecoderHints, FitNetsHints, ModuleEncoder, SoftTargets
 from avalanche_cetl.encoders import Encoder
 from benchmarks.rivals.fsp import FSP
 from benchmarks.tables import board, table2
@@ -138,6 +138,18 @@ def cetl(variant: str, soft: bool = False) -> Callable[[Job, float], nn.Module]:
     return train
 
 
+def hints(job: Job, strength: float) -> nn.Module:
+    """The same with a fixed goal, T1's hidden layers, and a slower stage 2, as in Table 2."""
+    return coupled(
+        job,
+        plugins=[DecoderHints(1.0), _softened(job, strength)],
+        variant="gfi",
+        dwa_lambda=table2.PENALTIES[1],
+        fixed_goal=True,
+        lr_factors=(1.0, 0.1),
+    )
+
+
 STRENGTHS = (0.3, 1.0, 3.0)
 ROWS = {
     "teacher": Row(the_teacher),
@@ -149,6 +161,7 @@ ROWS = {
     "CETL fi": Row(cetl("fi")),
     "CETL gfi": Row(cetl("gfi")),
     "CETL gfi, soft targets": Row(cetl("gfi", soft=True), STRENGTHS),
+    "CETL gfi, hints, soft targets": Row(hints, STRENGTHS),
 }
 
 
