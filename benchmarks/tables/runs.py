@@ -89,6 +89,11 @@ def results(table: str, scale: str) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+def accuracies(runs: dict[int, dict[str, Any]]) -> list[float]:
+    """Give the test accuracies of a row's runs, by seed."""
+    return [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+
+
 def mean(values: list[float], digits: int = 1, sign: bool = False) -> str:
     """Mean with standard error, ``"91.2 ± 0.3"``; without the error for a single value."""
     text = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"

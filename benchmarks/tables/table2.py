@@ -20,7 +20,7 @@ from avalanche_cetl.training.presets import parse_preset
 from benchmarks.cifar import CLASSES
 from benchmarks.tables import board
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import mean, paired, results
+from benchmarks.tables.runs import accuracies, mean, paired, results
 from benchmarks.tables.sources import packaged
 from benchmarks.tables.transfer import Budget, Job, coupled, naive, probe
 
@@ -199,7 +199,7 @@ def render(scale: str) -> str:
     ]
     for row in ROWS:
         runs = found.get(row, {})
-        values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+        values = accuracies(runs)
         gains = paired(runs, alone) if row != "baseline" else []
         strengths = {run["settings"]["strength"] for run in runs.values()} - {0.0}
         paper = PAPER.get(row)

@@ -16,7 +16,7 @@ from avalanche_cetl import DecoderHints, FitNetsHints, SoftTargets
 from avalanche_cetl.encoders import Encoder
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import mean, paired, results
+from benchmarks.tables.runs import accuracies, mean, paired, results
 from benchmarks.tables.table2 import PROBE_STRENGTH, WEIGHTS
 from benchmarks.tables.transfer import Budget, Job, coupled, probe
 
@@ -128,7 +128,7 @@ def render(scale: str) -> str:
     ]
     for row in ROWS:
         runs = found.get(row, {})
-        values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+        values = accuracies(runs)
         gains = [paired(runs, other) if row != "soft targets" or i == 0 else []
                  for i, other in enumerate(others)]  # fmt: skip
         cells = [

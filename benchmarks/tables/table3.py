@@ -13,7 +13,7 @@ from torch import nn
 from avalanche_cetl.encoders import Encoder
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import mean, paired, results
+from benchmarks.tables.runs import accuracies, mean, paired, results
 from benchmarks.tables.sources import digits, downloaded, other_classes, packaged
 from benchmarks.tables.transfer import Budget, Job, coupled
 
@@ -85,7 +85,7 @@ def render(scale: str) -> str:
     ]
     for row in ROWS:
         runs = found.get(row, {})
-        values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+        values = accuracies(runs)
         gains = paired(runs, alone)
         cells = [
             row,

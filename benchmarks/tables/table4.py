@@ -17,7 +17,7 @@ from avalanche_cetl.encoders import Encoder
 from benchmarks.rivals.fsp import FSP
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import mean, results
+from benchmarks.tables.runs import accuracies, mean, results
 from benchmarks.tables.sources import teacher
 from benchmarks.tables.transfer import SHAPE, Budget, Job, coupled, naive
 
@@ -188,7 +188,7 @@ def render(scale: str) -> str:
     whole = PAPER["teacher"] - PAPER["student"]
     for row in ROWS:
         runs = found.get(row, {})
-        values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+        values = accuracies(runs)
         shares = _shares(found, row)
         paper = PAPER.get(row)
         between = row not in ("teacher", "student")

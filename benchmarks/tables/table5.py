@@ -48,7 +48,7 @@ from benchmarks.digits import (
 from benchmarks.rivals import adda, association, weighted_mmd
 from benchmarks.rivals.training import predictions
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import mean, results, run_once
+from benchmarks.tables.runs import accuracies, mean, results, run_once
 from benchmarks.tables.transfer import cosine
 
 TABLE = "table5"
@@ -446,7 +446,7 @@ def render(scale: str) -> str:
         cells = []
         for direction in DIRECTIONS:
             runs = found.get(f"{direction} {row}", {})
-            values = [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]
+            values = accuracies(runs)
             cells.append(mean(values) if values else "not run")
         paper = [f"{value:.2f}" for value in PAPER.get(row, ())] or ["", ""]
         lines.append("| " + " | ".join([row, *cells, *paper]) + " |")
