@@ -103,6 +103,12 @@ def check_arguments(
         )
 
 
+def check_rows(rows: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless the plugin knows these rows."""
+    if rows not in allowed:
+        raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")
+
+
 def check_weight(name: str, value: float) -> None:
     """Raise ValueError unless the value is a finite number >= 0."""
     if not math.isfinite(value) or value < 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.checks import check_weight
+from avalanche_cetl.training.checks import check_rows, check_weight
 from avalanche_cetl.training.stages import CETLPlugin, Stage
 
 ROWS = ("target", "unlabelled")
@@ -97,8 +97,7 @@ class ViewConsistency(CETLPlugin):
             raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
         self.threshold, self.balance = float(threshold), float(balance)
         self.rampup_rounds = rampup_rounds
-        if rows not in ROWS:
-            raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, ROWS))}.")
+        check_rows(rows, ROWS)
         self.rows = rows
         self._slow: nn.Module | None = None
 

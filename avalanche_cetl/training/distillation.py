@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.features import features_in
-from avalanche_cetl.training.checks import check_weight
+from avalanche_cetl.training.checks import check_rows, check_weight
 from avalanche_cetl.training.stages import CETLPlugin, Stage
 
 ROWS = ("labelled", "target")
@@ -59,8 +59,7 @@ class DistillationPlugin(CETLPlugin):
     def __init__(self, weight: float, rows: str, source: Encoder | None = None):
         super().__init__()
         check_weight("weight", weight)
-        if rows not in ROWS:
-            raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, ROWS))}.")
+        check_rows(rows, ROWS)
         self.weight, self.rows, self._given = float(weight), rows, source
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -109,10 +109,17 @@ def one(table: str, scale: str, root: str, row: str, seed: int) -> str:
     return f"{row}, seed {seed}: {figures['accuracy']:.2f} %"
 
 
-def run(table: str, scale: str, root: str, seeds: int, rows: list[str], processes: int) -> None:
-    """Run what is missing, seed by seed."""
+def run(
+    table: str,
+    scale: str,
+    root: str,
+    seeds: int,
+    rows: list[str] | None = None,
+    processes: int = 1,
+) -> None:
+    """Run what is missing, seed by seed; all rows by default."""
     module = import_module(f"benchmarks.tables.{table}")
-    chosen = [row for row in rows if scale in module.ROWS[row].scales]
+    chosen = [row for row in rows or module.ROWS if scale in module.ROWS[row].scales]
     for row in chosen:  # features are in the store before several processes ask for them
         held_features(table, row, module.BUDGETS[scale], root, "train")
     tuned = dict.fromkeys(

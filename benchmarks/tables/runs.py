@@ -102,6 +102,11 @@ def mean(values: list[float], digits: int = 1, sign: bool = False) -> str:
     return text
 
 
+def cell(values: list[float], digits: int = 1, sign: bool = False, empty: str = "") -> str:
+    """Mean with standard error, as a table shows it; ``empty`` where there are no values."""
+    return mean(values, digits, sign) if values else empty
+
+
 def paired(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float]:
     """Differences in accuracy of the seeds that both have."""
     return [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from avalanche_cetl.training.presets import parse_preset
 from benchmarks.cifar import CLASSES
 from benchmarks.tables import board
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, mean, paired, results
+from benchmarks.tables.runs import accuracies, cell, paired, results
 from benchmarks.tables.sources import packaged
 from benchmarks.tables.transfer import Budget, Job, coupled, naive, probe
 
@@ -80,10 +81,11 @@ def soft_targets(job: Job, strength: float) -> nn.Module:
     return naive(job, job.network(), plugins=[softened(job, strength)])
 
 
-def softened(job: Job, weight: float) -> SoftTargets:
-    """Soft targets of a probe on S at temperature 2."""
-    head = probe(job.features, job.train[1], PROBE_STRENGTH)
-    return SoftTargets(2.0, weight, source=job.source, head=head)
+def softened(job: Job, weight: float, rows: str = "labelled") -> SoftTargets:
+    """Soft targets, at temperature 2, of a probe on S that is fitted on the labelled images."""
+    known = job.train[1] >= 0
+    head = probe(job.features[known], job.train[1][known], PROBE_STRENGTH)
+    return SoftTargets(2.0, weight, rows=rows, source=job.source, head=head)
 
 
 class FineTuned(nn.Module):
@@ -182,11 +184,7 @@ def source_of(row: str, budget: Budget, root: str) -> Encoder:
     return packaged(SOURCE, budget.image_size)
 
 
-def run(
-    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
-) -> None:
-    """Run what is missing."""
-    board.run(TABLE, scale, root, seeds, rows or list(ROWS), processes)
+run = partial(board.run, TABLE)
 
 
 def render(scale: str) -> str:
@@ -205,8 +203,8 @@ def render(scale: str) -> str:
         paper = PAPER.get(row)
         cells = [
             row,
-            mean(values, 2) if values else "not run",
-            mean(gains, 2, sign=True) if gains else "",
+            cell(values, 2, empty="not run"),
+            cell(gains, 2, sign=True),
             ", ".join(f"{s:g}" for s in sorted(strengths)),
             f"{paper:.2f}" if paper else "",
             f"{paper - PAPER['baseline']:+.2f}" if paper and row != "baseline" else "",

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from torch import nn
 
-from avalanche_cetl import DecoderHints, FitNetsHints, SoftTargets
+from avalanche_cetl import DecoderHints, FitNetsHints
 from avalanche_cetl.encoders import Encoder
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, mean, paired, results
-from benchmarks.tables.table2 import PROBE_STRENGTH, WEIGHTS
-from benchmarks.tables.transfer import Budget, Job, coupled, probe
+from benchmarks.tables.runs import accuracies, cell, paired, results
+from benchmarks.tables.table2 import WEIGHTS, softened
+from benchmarks.tables.transfer import Budget, Job, coupled
 
 TABLE = "table2u"
 
@@ -50,13 +51,6 @@ BUDGETS = {
 }
 
 
-def softened(job: Job, weight: float) -> SoftTargets:
-    """Soft targets, on all target images, of a probe fitted on the labelled ones."""
-    known = job.train[1] >= 0
-    head = probe(job.features[known], job.train[1][known], PROBE_STRENGTH)
-    return SoftTargets(2.0, weight, rows="target", head=head)
-
-
 def feature_distillation(job: Job, strength: float) -> nn.Module:
     """T2's code towards S's features of all images, beside the labels, in one step."""
     hints = FitNetsHints("hidden", weight=strength, rows="target")
@@ -67,7 +61,7 @@ def soft_targets(job: Job, strength: float) -> nn.Module:
     """T2's logits towards the probe's on all images, beside the labels, in one step."""
     return coupled(
         job,
-        plugins=[softened(job, strength)],
+        plugins=[softened(job, strength, "target")],
         variant="joint",
         loss_weights=(0, 1, 0),
         warmup_epochs=0,
@@ -81,7 +75,7 @@ def cetl(variant: str, soft: bool = True) -> Callable[[Job, float], nn.Module]:
     """
 
     def train(job: Job, strength: float) -> nn.Module:
-        plugins = [DecoderHints(1.0), *([softened(job, strength)] if soft else [])]
+        plugins = [DecoderHints(1.0), *([softened(job, strength, "target")] if soft else [])]
         return coupled(
             job,
             plugins=plugins,
@@ -111,11 +105,7 @@ def source_of(row: str, budget: Budget, root: str) -> Encoder:
     return table2.source_of(row, budget, root)
 
 
-def run(
-    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
-) -> None:
-    """Run what is missing."""
-    board.run(TABLE, scale, root, seeds, rows or list(ROWS), processes)
+run = partial(board.run, TABLE)
 
 
 def render(scale: str) -> str:
@@ -133,8 +123,8 @@ def render(scale: str) -> str:
                  for i, other in enumerate(others)]  # fmt: skip
         cells = [
             row,
-            mean(values, 2) if values else "not run",
-            *(mean(gain, 2, sign=True) if gain else "" for gain in gains),
+            cell(values, 2, empty="not run"),
+            *(cell(gain, 2, sign=True) for gain in gains),
             ", ".join(sorted({f"{run['settings']['strength']:g}" for run in runs.values()})),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -7,13 +7,14 @@ their weights can be downloaded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from avalanche_cetl.encoders import Encoder
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, mean, paired, results
+from benchmarks.tables.runs import accuracies, cell, paired, results
 from benchmarks.tables.sources import digits, downloaded, other_classes, packaged
 from benchmarks.tables.transfer import Budget, Job, coupled
 
@@ -69,11 +70,7 @@ def source_of(row: str, budget: Budget, root: str) -> Encoder:
     return SOURCES[row](budget, root)
 
 
-def run(
-    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
-) -> None:
-    """Run what is missing."""
-    board.run(TABLE, scale, root, seeds, rows or list(ROWS), processes)
+run = partial(board.run, TABLE)
 
 
 def render(scale: str) -> str:
@@ -89,8 +86,8 @@ def render(scale: str) -> str:
         gains = paired(runs, alone)
         cells = [
             row,
-            mean(values, 2) if values else "not run",
-            mean(gains, 2, sign=True) if gains else "",
+            cell(values, 2, empty="not run"),
+            cell(gains, 2, sign=True),
             f"{PAPER[row]:.2f}" if row in PAPER else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")

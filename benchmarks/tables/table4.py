@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from avalanche_cetl.encoders import Encoder
 from benchmarks.rivals.fsp import FSP
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, mean, results
+from benchmarks.tables.runs import accuracies, cell, results
 from benchmarks.tables.sources import teacher
 from benchmarks.tables.transfer import SHAPE, Budget, Job, coupled, naive
 
@@ -171,11 +172,7 @@ def source_of(row: str, budget: Budget, root: str) -> Encoder:
     return teacher(budget, root, budget.teacher_epochs)
 
 
-def run(
-    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
-) -> None:
-    """Run what is missing."""
-    board.run(TABLE, scale, root, seeds, rows or list(ROWS), processes)
+run = partial(board.run, TABLE)
 
 
 def render(scale: str) -> str:
@@ -194,8 +191,8 @@ def render(scale: str) -> str:
         between = row not in ("teacher", "student")
         cells = [
             row,
-            mean(values, 2) if values else "not run",
-            mean(shares, 0) if shares and between else "",
+            cell(values, 2, empty="not run"),
+            cell(shares if between else [], 0),
             f"{paper:.2f}" if paper else "",
             f"{100 * (paper - PAPER['student']) / whole:.0f}" if paper and between else "",
         ]

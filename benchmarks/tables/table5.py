@@ -48,7 +48,7 @@ from benchmarks.digits import (
 from benchmarks.rivals import adda, association, weighted_mmd
 from benchmarks.rivals.training import predictions
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import accuracies, mean, paired, results, run_once
+from benchmarks.tables.runs import accuracies, cell, paired, results, run_once
 from benchmarks.tables.transfer import cosine
 
 TABLE = "table5"
@@ -447,9 +447,9 @@ def render(scale: str) -> str:
         for direction in DIRECTIONS:
             runs = found.get(f"{direction} {row}", {})
             lead = paired(found.get(f"{direction} {BEST}", {}), runs) if row != BEST else []
-            gains.append(mean(lead, sign=True) if lead else "")
+            gains.append(cell(lead, sign=True))
             values = accuracies(runs)
-            cells.append(mean(values) if values else "not run")
+            cells.append(cell(values, empty="not run"))
         paper = [f"{value:.2f}" for value in PAPER.get(row, ())] or ["", ""]
         lines.append("| " + " | ".join([row, *cells, *paper, *gains]) + " |")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ FUZZ = settings(
 generators = st.randoms(use_true_random=False)
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=200)
 @given(generator=generators)
 def test_a_damaged_checkpoint_is_refused(mutable, generator):
     found = mutable["checkpoint"].read("damaged", generator)
@@ -54,14 +54,14 @@ def test_a_damaged_checkpoint_is_refused(mutable, generator):
     assert mutable["checkpoint"].watch.opened == []
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=200)
 @given(generator=generators)
 def test_a_forged_checkpoint_is_read_or_refused(mutable, generator):
     assert mutable["checkpoint"].read("forged", generator).startswith("forged")
     assert mutable["checkpoint"].watch.opened == []
 
 
-@settings(FUZZ, max_examples=40)
+@settings(FUZZ, max_examples=60)
 @given(generator=generators)
 def test_a_store_with_a_mutated_file_gives_the_right_features_or_refuses(mutable, generator):
     assert mutable["store"].read("damaged", generator) in ("right features", "refused")
