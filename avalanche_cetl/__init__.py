@@ -13,6 +13,7 @@ from avalanche_cetl.encoders import (
     ONNXEncoder,
     PrecomputedEncoder,
     TimmEncoder,
+    linear_probe,
 )
 from avalanche_cetl.encoders.features import with_source_features
 from avalanche_cetl.evaluation import bound_metrics, cetl_metrics, gfi_metrics, validator_metrics
@@ -28,9 +29,11 @@ from avalanche_cetl.scenarios import (
     CETLScenario,
     adaptation_benchmark,
     distillation_benchmark,
+    mixed_images,
     paper_benchmark,
     plot_benchmark,
     transfer_benchmark,
+    with_mixed_images,
 )
 from avalanche_cetl.training import (
     GFI,
@@ -77,12 +80,15 @@ __all__ = [
     "fisher_information",
     "generalized_fisher",
     "gfi_metrics",
+    "linear_probe",
     "load_checkpoint",
+    "mixed_images",
     "paper_benchmark",
     "plot_benchmark",
     "relative_fisher",
     "save_checkpoint",
     "transfer_benchmark",
     "validator_metrics",
+    "with_mixed_images",
     "with_source_features",
 ]

@@ -43,10 +43,11 @@ from avalanche_cetl import (
     bound_metrics,
     validator_metrics,
 )
-from benchmarks.digits import COUNTS, DIRECTIONS, SHAPE, JitterOne, as_benchmark, read_pair
+from benchmarks.digits import COUNTS, DIRECTIONS, JitterOne, as_benchmark, read_pair
 
 FOLDER = Path(__file__).parent / "results" / "validators"
 GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "rt_weight": (0.0, 0.3, 1.0, 3.0)}
+SHAPE = (1, 28, 28)
 SETTINGS = {
     "seed": 0, "source_width": 0.5, "source_epochs": 15, "source_lr": 1e-3, "width": 0.25,
     "batch": 64, "warmup_epochs": 10, "rounds": 10, "variant": "gfi", "dwa_lambda": 0.03,

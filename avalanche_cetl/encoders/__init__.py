@@ -7,6 +7,7 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.module import ModuleEncoder
 from avalanche_cetl.encoders.onnx import ONNXEncoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
+from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.encoders.shards import FeatureStoreError
 from avalanche_cetl.encoders.timm import TimmEncoder
 
@@ -17,4 +18,5 @@ __all__ = [
     "ONNXEncoder",
     "PrecomputedEncoder",
     "TimmEncoder",
+    "linear_probe",
 ]

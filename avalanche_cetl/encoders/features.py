@@ -102,11 +102,9 @@ def with_source_features(
                 held_out = name == "test" or name.endswith("_test")
                 drawn = [] if held_out else [rows(dataset.train(), v) for v in range(views)]
                 dataset = _with_rows(dataset, drawn or [clean], [clean])
-            experiences.append(_experience(experience, dataset))
+            experiences.append(experience_of(experience, dataset))
         made.append(EagerCLStream(name, experiences))
-    result = copy.copy(benchmark)  # of the same class, with what else it knows
-    CLScenario.__init__(result, made)
-    return result
+    return benchmark_of(benchmark, made)
 
 
 def features_in(dataset: Any, batch: Sequence[Any]) -> torch.Tensor | None:
@@ -216,7 +214,15 @@ class _Rows(Sequence[Any]):
         return self.rows[index]
 
 
-def _experience(experience: Any, dataset: Any) -> DatasetExperience:
+def benchmark_of(benchmark: CLScenario, streams: Sequence[Any]) -> CLScenario:
+    """Give a benchmark of the same class, with what else it knows, and these streams."""
+    result = copy.copy(benchmark)
+    CLScenario.__init__(result, list(streams))
+    return result
+
+
+def experience_of(experience: Any, dataset: Any) -> DatasetExperience:
+    """Give an experience with this data set, and with what else it knows."""
     made: DatasetExperience = DatasetExperience(dataset=dataset)
     for name, value in vars(experience).items():
         if not name.startswith("_"):

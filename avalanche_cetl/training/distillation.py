@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.features import features_in
+from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.training.checks import check_rows, check_weight
 from avalanche_cetl.training.stages import CETLPlugin, Stage
 
 ROWS = ("labelled", "target")
+PROBE = "probe"
 
 
 def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -125,8 +127,12 @@ class SoftTargets(DistillationPlugin):
     :param weight: >= 0; Hinton's mixture is ``loss_weights=(1, 1 - a, 1)`` with ``weight=a``.
     :param rows: see :class:`DistillationPlugin`.
     :param source: see :class:`DistillationPlugin`.
-    :param head: a classifier of S's features, ``(N, dim) -> (N, K)`` (a linear probe), for an S
-        whose classes are not T2's; default: S's own logits.
+    :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
+        not T2's; default: S's own logits. ``"probe"``, with :class:`CETLStrategy`: a
+        :func:`linear_probe`, fitted when an experience begins on S's features of the clean target
+        images that have a label. Without S, or with labels of fewer than two classes (domain
+        adaptation), the plugin then adds nothing.
+    :ivar classifier: the classifier of features that is in use; None: S's own, or no probe.
     :raises ValueError: for values out of range; in training when S has no logits, or not as
         many classes as T2.
     """
@@ -140,16 +146,39 @@ class SoftTargets(DistillationPlugin):
         *,
         rows: str = "labelled",
         source: Encoder | None = None,
-        head: nn.Module | None = None,
+        head: nn.Module | str | None = None,
     ):
         super().__init__(weight, rows, source)
         check_weight("temperature", temperature)
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} has to be > 0.")
+        if isinstance(head, str) and head != PROBE:
+            raise ValueError(f"head={head!r} is not known. Allowed: a module, {PROBE!r}, None.")
         self.temperature, self.head = float(temperature), head
+        self.classifier: nn.Module | None = None if isinstance(head, str) else head
 
-    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor:
-        """Give the loss of a mini-batch."""
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Fit the probe."""
+        if self.head != PROBE:
+            return
+        if not hasattr(strategy, "labelled_features"):
+            raise ValueError(
+                f"head={PROBE!r} goes with CETLStrategy; elsewhere give "
+                "head=linear_probe(features, labels)."
+            )
+        self.classifier = None
+        given = self._given if self._given is not None else strategy.model.source
+        if given is None:
+            return
+        features, labels = strategy.labelled_features(self.source(strategy))
+        if len(labels.unique()) > 1:
+            classes = strategy.model.target.measure(strategy.model.input_shape)[1]
+            self.classifier = linear_probe(features, labels, num_classes=classes)
+
+    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
+        """Give the loss of a mini-batch; None without a probe."""
+        if self.head == PROBE and self.classifier is None:
+            return None
         teacher = self.teacher_logits(strategy, batch)
         if teacher.shape != batch.logits.shape:
             raise ValueError(
@@ -164,9 +193,9 @@ class SoftTargets(DistillationPlugin):
         """Give S's logits of a mini-batch, ``(N, K)``."""
         source = self.source(strategy)
         features = batch.features
-        if self.head is not None:
-            self.head.to(strategy.device).eval()
+        if self.classifier is not None:
+            self.classifier.to(strategy.device).eval()
             if features is None:
                 features = source(batch.images)
-            return self.head(features.to(batch.logits.dtype))
+            return self.classifier(features.to(batch.logits.dtype))
         return source.cheapest_logits(batch.images, features)

@@ -155,7 +155,9 @@ class FitNetsHints(DistillationPlugin):
         # The merged step passes the labelled rows through T2 first, then the target rows.
         found = self._guided[-1 if self.rows == "target" else 0]
         self._guided.clear()
-        found, hint = _matched(found, self._read_hint(strategy, batch))
+        # Under autocast maps are in half precision; the regressor's weights are not.
+        dtype = batch.logits.dtype
+        found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
         parallel = getattr(strategy, "parallel", None)
         if parallel is not None and not parallel.alone:
             raise ValueError(
@@ -171,7 +173,7 @@ class FitNetsHints(DistillationPlugin):
             if self._moments is not None:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = None
-        return hint_loss(self.regressor(found), hint)
+        return hint_loss(self.regressor(found).to(dtype), hint)
 
     @torch.no_grad()
     def _read_hint(self, strategy: Any, batch: DistilledRows) -> Tensor:

@@ -10,6 +10,7 @@ from avalanche.core import BasePlugin
 
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.consistency import ViewConsistency
+from avalanche_cetl.training.distillation import SoftTargets
 from avalanche_cetl.training.hints import DecoderHints
 from avalanche_cetl.training.settings import GFISettings, Variant
 
@@ -69,14 +70,14 @@ def _has_hidden_layers(model: Any) -> bool:
 #: variants that train T1 there, nothing added. It gives no lambda: 1e-2 is ours.
 PAPER = Preset(dwa_lambda=1e-2, gfi=GFISettings(normalize=False))
 
-#: What measured best where target images have no labels (``benchmarks/README.md``, Table 5).
+#: What measured best, with target labels and without (``benchmarks/README.md``, Tables 2, 4, 5).
 BEST = Preset(
     dwa_lambda=0.03,
     warmup_epochs=10,
-    input_noise=0.3,
     fixed_goal=True,
     plugins=(
         lambda: DecoderHints(1.0),
+        lambda: SoftTargets(2.0, 10.0, rows="target", head="probe"),
         lambda: ViewConsistency(10.0, threshold=0.968, rampup_rounds=6, rows="unlabelled"),
     ),
 )

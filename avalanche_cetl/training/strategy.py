@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.optim import Optimizer
 
+from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.features import FEATURES_INDEX
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.allocation import Allocation
@@ -73,10 +74,11 @@ class CETLStrategy(StageSteps):
     :param preset: values for those of ``dwa_lambda``, ``gfi``, ``lr_factors``, ``warmup_epochs``,
         ``input_noise`` and ``fixed_goal`` that are not given. ``"paper"``: the algorithm as
         printed, with GFI unscaled and a lambda of 1e-2 (the paper gives none). ``"best"``: what
-        measured best without target labels: a fixed goal, a warm-up of 10 epochs, noised inputs,
-        lambda 0.03, ``DecoderHints`` (with a decoder that has ``forward_hidden``), and for
-        unlabelled rows ``ViewConsistency``, which wants classes that are about equally frequent;
-        a plugin of the same class in ``plugins`` takes its place. None: the defaults below.
+        measured best: a fixed goal, a warm-up of 10 epochs, lambda 0.03, ``DecoderHints`` (with a
+        decoder that has ``forward_hidden``), where target rows have labels ``SoftTargets`` of a
+        probe on S, and for unlabelled rows ``ViewConsistency``, which wants classes that are about
+        equally frequent; a plugin of the same class in ``plugins`` takes its place. It does best
+        with :func:`with_mixed_images`. None: the defaults below.
     :param dwa_lambda: lambda of eq. 11, >= 0; default 1e-3. With ``GFISettings(normalize=True)``
         it counts against importances of mean 1.
     :param gfi: see :class:`GFISettings`.
@@ -497,3 +499,22 @@ class CETLStrategy(StageSteps):
         """
         assert self._rows is not None, "target images are there during training only"
         return self._target_rows(range(min(count, len(self._rows.target))))
+
+    @torch.no_grad()
+    def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
+        """Give S's features of the experience's target rows that have a label, and the labels.
+
+        Without training augmentation.
+
+        :param source: S; it runs where the benchmark has no features.
+        :return: ``(N, dim)`` and ``(N,)``; N is 0 where no target row has a label.
+        """
+        assert self._rows is not None, "target images are there during training only"
+        known = [i for i, label in enumerate(self._rows.target.targets) if int(label) >= 0]
+        features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
+        for start in range(0, len(known), self.train_mb_size):
+            found = self._target_rows(known[start : start + self.train_mb_size])
+            rows = source(found.images) if found.features is None else found.features
+            features.append(rows.float().cpu())
+            labels.append(found.labels.cpu())
+        return torch.cat(features), torch.cat(labels)

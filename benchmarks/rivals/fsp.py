@@ -68,6 +68,7 @@ class FSP(SupervisedPlugin):
         self.adapters = nn.ModuleList(
             nn.Conv2d(mine.shape[1], goal.shape[1], 1, bias=False) for mine, goal in pairs
         )
+        self.adapters.to(example.device)
         self.optimizer = torch.optim.Adam(self.adapters.parameters(), learning_rate)
         self._forget()
 
@@ -86,7 +87,8 @@ class FSP(SupervisedPlugin):
         """Add the loss."""
         with torch.no_grad():
             self.teacher(strategy.mb_x)
-        mine = [a(m) for a, m in zip(self.adapters, self._maps["student"], strict=True)]
+        maps = zip(self.adapters, self._maps["student"], strict=True)
+        mine = [adapter(one.float()) for adapter, one in maps]  # half precision under autocast
         loss = fsp_loss(mine, self._maps["teacher"])
         strategy.loss = strategy.loss + self.weight * loss
         self.optimizer.zero_grad()

@@ -45,9 +45,9 @@ def epochs_of(count: int, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
 
 @torch.no_grad()
 def predictions(network: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
-    """Give class indices of images, in eval mode."""
+    """Give class indices of images, in eval mode, on the CPU."""
     training = network.training
     network.eval()
-    found = torch.cat([network(part).argmax(1) for part in images.split(batch)])
+    found = torch.cat([network(part).argmax(1).cpu() for part in images.split(batch)])
     network.train(training)
     return found

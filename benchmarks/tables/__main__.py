@@ -1,4 +1,5 @@
-"""`python -m benchmarks.tables TABLE [--scale smoke|cpu|full] [--seeds N] [--data-root DIR]`.
+"""`python -m benchmarks.tables TABLE [--scale smoke|cpu|full] [--seeds N] [--data-root DIR]
+[--device DEVICE]`.
 
 Runs what is missing, row by row: a stopped run goes on where it was. Every run leaves one JSON
 file in ``benchmarks/results/tables/``; ``--render`` prints the table from those files alone.
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=None, help="default: all of the table")
     parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"))
     parser.add_argument("--processes", type=int, default=1, help="runs side by side")
+    parser.add_argument("--device", default="cpu", help="such as cuda; full is in bfloat16 there")
     parser.add_argument("--render", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
     table = TABLES[args.table]
@@ -41,7 +43,7 @@ def main() -> None:
         if args.data_root is None:
             parser.error("give --data-root DIR (with MNIST, USPS, CIFAR-10), or set CETL_DATA.")
         seeds = args.seeds if args.seeds is not None else 1 if args.scale == "smoke" else 5
-        table.run(args.scale, args.data_root, seeds, args.rows, args.processes)
+        table.run(args.scale, args.data_root, seeds, args.rows, args.processes, args.device)
     print(table.render(args.scale))
 
 

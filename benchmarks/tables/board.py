@@ -1,12 +1,12 @@
-"""Runs the rows of a table on CIFAR-10-s: strengths on validation images, then the test, once.
+"""Runs the rows of a table of photographs: strengths on validation images, then the test, once.
 
-A table's module has ``ROWS``, ``BUDGETS`` and ``source_of(row, budget, root)``.
+A table's module has ``ROWS``, ``BUDGETS`` and ``source_of(row, budget, root, where)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from avalanche_cetl.encoders import Encoder
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import results, run_once
-from benchmarks.tables.transfer import Budget, Job, accuracy, features_of, read_data
+from benchmarks.tables.runs import SCALES, results, run_once
+from benchmarks.tables.transfer import Budget, Data, Job, accuracy, features_of, read_data
+from benchmarks.tables.where import HERE, Where
 
 TUNING_SEED = 100
 
@@ -29,84 +30,133 @@ class Row:
     :ivar reads_features: whether the network reads S's features in place of images.
     :ivar tuned_as: the row whose strength it takes; None: it chooses.
     :ivar scales: where it is run.
+    :ivar mixed: unlabelled mixed images that it reads for every training image.
+    :ivar data: the data set.
+    :ivar changes: values of the budget that differ from the table's, by name.
     """
 
     train: Callable[[Job, float], nn.Module]
     strengths: tuple[float, ...] = (0.0,)
     reads_features: bool = False
     tuned_as: str | None = None
-    scales: tuple[str, ...] = ("smoke", "cpu", "full")
+    scales: tuple[str, ...] = SCALES
+    mixed: int = 0
+    data: str = "CIFAR-10"
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of a table at a scale, where its data are, and where it is computed."""
+
+    table: str
+    scale: str
+    root: str
+    row: str
+    where: Where = HERE
+
+    @property
+    def module(self) -> Any:
+        """The table's."""
+        return import_module(f"benchmarks.tables.{self.table}")
+
+    @property
+    def the_row(self) -> Row:
+        """The row itself."""
+        found: Row = self.module.ROWS[self.row]
+        return found
+
+    @property
+    def budget(self) -> Budget:
+        """What it may spend."""
+        found: Budget = replace(self.module.BUDGETS[self.scale], **dict(self.the_row.changes))
+        return found
+
+    def data(self) -> Data:
+        """Read its data."""
+        row = self.the_row
+        return read_data(self.root, self.budget, row.mixed, row.data)
+
+    def settings(self) -> dict[str, Any]:
+        """Give what its result depends on, but for the strength."""
+        row = self.the_row
+        return (
+            asdict(self.budget)
+            | ({"mixed": row.mixed} if row.mixed else {})
+            | ({"data": row.data} if row.data != "CIFAR-10" else {})
+        )
 
 
 @lru_cache(maxsize=4)
-def held_features(table: str, row: str, budget: Budget, root: str, part: str) -> Tensor:
+def held_features(place: Place, part: str) -> Tensor:
     """Give a row's features of S for a part of the data."""
-    return features_of(read_data(root, budget), part, encoder_of(table, row, budget, root))
+    return features_of(place.data(), part, encoder_of(place), place.where)
 
 
 @lru_cache(maxsize=4)
-def encoder_of(table: str, row: str, budget: Budget, root: str) -> Encoder:
+def encoder_of(place: Place) -> Encoder:
     """Give a row's S."""
-    found: Encoder = import_module(f"benchmarks.tables.{table}").source_of(row, budget, root)
+    found: Encoder = place.module.source_of(place.row, place.budget, place.root, place.where)
     return found
 
 
-def _fit(
-    table: str, scale: str, root: str, row: str, seed: int, strength: float, part: str
-) -> dict[str, Any]:
+def job_of(place: Place, seed: int) -> Job:
+    """Give what a row's method reads."""
+    data = place.data()
+    features, encoder = held_features(place, "train"), encoder_of(place)
+    return Job(
+        data.train, features, place.budget, seed, data.pixels, data.classes, encoder, place.where
+    )
+
+
+def _fit(place: Place, seed: int, strength: float, part: str) -> dict[str, Any]:
     """Train, and read one of the held-out sets."""
-    module = import_module(f"benchmarks.tables.{table}")
-    budget: Budget = module.BUDGETS[scale]
-    data = read_data(root, budget)
-    features = held_features(table, row, budget, root, "train")
-    encoder = encoder_of(table, row, budget, root)
-    job = Job(data.train, features, budget, seed, data.pixels, encoder)
-    network = module.ROWS[row].train(job, strength)
-    held_out = None
-    if module.ROWS[row].reads_features:
-        held_out = held_features(table, row, budget, root, part)
+    network = place.the_row.train(job_of(place, seed), strength)
+    data = place.data()
+    held_out = held_features(place, part) if place.the_row.reads_features else None
     return {
         "accuracy": accuracy(network, data.part(part), held_out),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "data": f"CIFAR-10 ({data.kind})",
+        "data": data.kind,
     }
 
 
-def tune(table: str, scale: str, root: str, row: str) -> str:
+def tune(place: Place) -> str:
     """Choose a row's strength by accuracy on the validation images."""
-    module = import_module(f"benchmarks.tables.{table}")
-    strengths = module.ROWS[row].strengths
+    strengths = place.the_row.strengths
 
     def job() -> dict[str, Any]:
         scores = {
-            strength: _fit(table, scale, root, row, TUNING_SEED, strength, "validation")["accuracy"]
+            strength: _fit(place, TUNING_SEED, strength, "validation")["accuracy"]
             for strength in strengths
         }
         best = max(scores, key=lambda strength: scores[strength])
         return {"chosen": best, "scores": {str(k): v for k, v in scores.items()}}
 
-    settings = asdict(module.BUDGETS[scale]) | {"strengths": strengths}
-    figures = run_once(table, scale, f"{row} (tuning)", TUNING_SEED, settings, job)["figures"]
-    return f"{row}: strength {figures['chosen']}, of {figures['scores']}"
+    settings = place.settings() | {"strengths": strengths}
+    name = f"{place.row} (tuning)"
+    found = run_once(place.table, place.scale, name, TUNING_SEED, settings, job, place.where)
+    return f"{place.row}: strength {found['figures']['chosen']}, of {found['figures']['scores']}"
 
 
-def one(table: str, scale: str, root: str, row: str, seed: int) -> str:
+def one(place: Place, seed: int) -> str:
     """Train a row with a seed, its strength chosen before; read the test set once."""
-    module = import_module(f"benchmarks.tables.{table}")
-    strength = module.ROWS[row].strengths[0]
-    if len(module.ROWS[row].strengths) > 1:
-        tuned = results(table, scale)[f"{module.ROWS[row].tuned_as or row} (tuning)"]
+    row = place.the_row
+    strength = row.strengths[0]
+    if len(row.strengths) > 1:
+        tuned = results(place.table, place.scale)[f"{row.tuned_as or place.row} (tuning)"]
         strength = tuned[TUNING_SEED]["figures"]["chosen"]
-    settings = asdict(module.BUDGETS[scale]) | {"strength": strength}
+    settings = place.settings() | {"strength": strength}
     figures = run_once(
-        table,
-        scale,
-        row,
+        place.table,
+        place.scale,
+        place.row,
         seed,
         settings,
-        lambda: _fit(table, scale, root, row, seed, strength, "test"),
+        lambda: _fit(place, seed, strength, "test"),
+        place.where,
     )["figures"]
-    return f"{row}, seed {seed}: {figures['accuracy']:.2f} %"
+    return f"{place.row}, seed {seed}: {figures['accuracy']:.2f} %"
 
 
 def run(
@@ -116,15 +166,27 @@ def run(
     seeds: int,
     rows: list[str] | None = None,
     processes: int = 1,
+    device: str = "cpu",
 ) -> None:
-    """Run what is missing, seed by seed; all rows by default."""
+    """Run what is missing, seed by seed; all rows by default.
+
+    A row whose data or whose source's weights are not to be had stays as it is, "not run".
+    """
     module = import_module(f"benchmarks.tables.{table}")
-    chosen = [row for row in rows or module.ROWS if scale in module.ROWS[row].scales]
-    for row in chosen:  # features are in the store before several processes ask for them
-        held_features(table, row, module.BUDGETS[scale], root, "train")
+    where = Where.of(scale, device)
+    places = []
+    for row in rows or module.ROWS:
+        if scale not in module.ROWS[row].scales:
+            continue
+        place = Place(table, scale, root, row, where)
+        try:  # features are in the store before several processes ask for them
+            held_features(place, "train")
+        except OSError as problem:
+            print(f"{row}: not run. {problem}")
+            continue
+        places.append(place)
     tuned = dict.fromkeys(
-        module.ROWS[row].tuned_as or row for row in chosen if len(module.ROWS[row].strengths) > 1
+        place.the_row.tuned_as or place.row for place in places if len(place.the_row.strengths) > 1
     )
-    run_all(tune, [(table, scale, root, row) for row in tuned], processes)
-    tasks = [(table, scale, root, row, seed) for seed in range(seeds) for row in chosen]
-    run_all(one, tasks, processes)
+    run_all(tune, [(Place(table, scale, root, row, where),) for row in tuned], processes)
+    run_all(one, [(place, seed) for seed in range(seeds) for place in places], processes)

@@ -16,11 +16,10 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, bound_metrics
-from benchmarks.digits import SHAPE, as_benchmark, jitter
-from benchmarks.tables import runs, table2, table5
-from benchmarks.tables.board import held_features
+from benchmarks.tables import board, runs, table2, table5
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.transfer import Job, coupled, read_data
+from benchmarks.tables.transfer import coupled
+from benchmarks.tables.where import Where
 
 TABLE = "fig2"
 LOSSES, BOUND = "CIFAR-10-s, losses", "MN-US, bound"
@@ -40,59 +39,64 @@ class Trace(SupervisedPlugin):
         self.rounds.append(dict(strategy.round_losses))
 
 
-def losses(scale: str, root: str, seed: int) -> dict[str, Any]:
+def losses(scale: str, root: str, seed: int, where: Where) -> dict[str, Any]:
     """L_c and the penalties by round."""
-    budget = table2.BUDGETS[scale]
-    data = read_data(root, budget)
-    features = held_features(table2.TABLE, "CETL gfi", budget, root, "train")
     trace = Trace()
-    job = Job(data.train, features, budget, seed, data.pixels)
+    job = board.job_of(board.Place(table2.TABLE, scale, root, "CETL gfi", where), seed)
     coupled(job, plugins=[trace], variant="gfi")
     return {"rounds": trace.rounds}
 
 
-def bound(scale: str, root: str, seed: int) -> dict[str, Any]:
+def bound(scale: str, root: str, seed: int, where: Where) -> dict[str, Any]:
     """Both sides of eq. 14 on the target's test images, by round."""
-    job = table5.job_of("MN-US", scale, root, seed)
+    job = table5.job_of("MN-US", scale, root, seed, where)
     budget, source = job.budget, job.source
     x, y = job.pair.source_test
     with torch.no_grad():
-        wrong = torch.cat([source.cheapest_logits(part).argmax(1) for part in x.split(500)]) != y
-    error = float(wrong.float().mean())
-    model = CoupledModel.build(source, job.network(), SHAPE)
+        parts = [part.to(where.device) for part in x.split(500)]
+        found = torch.cat([source.cheapest_logits(part).argmax(1).cpu() for part in parts])
+    error = float((found != y).float().mean())
+    model = CoupledModel.build(source, job.network(), job.shape)
     metrics = bound_metrics(source_error=error, error=True)
     strategy = CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), budget.learning_rate),
         gfi=GFISettings(samples=budget.gfi_samples, seed=seed),
-        augment=jitter,
+        augment=job.augment,
+        **where.switches(),
         warmup_epochs=budget.warmup_epochs,
         train_mb_size=budget.batch,
         eval_mb_size=500,
         evaluator=EvaluationPlugin(*metrics, loggers=[]),
     )
-    benchmark = as_benchmark(job.pair)
+    benchmark = job.benchmark()
     rounds = []
     for _ in range(budget.epochs):
-        strategy.train(benchmark.train_stream)
-        strategy.eval(benchmark.test_stream)
+        strategy.train(benchmark.train_stream, pin_memory=False)
+        strategy.eval(benchmark.test_stream, pin_memory=False)
         rounds.append(dict(metrics[0].result()) | strategy.round_losses)
     return {"rounds": rounds, "source_error": error}
 
 
-def one(row: str, scale: str, root: str, seed: int) -> str:
+def one(row: str, scale: str, root: str, seed: int, where: Where) -> str:
     """Run one of the two."""
     work = losses if row == LOSSES else bound
     settings = asdict((table2 if row == LOSSES else table5).BUDGETS[scale])
-    runs.run_once(TABLE, scale, row, seed, settings, lambda: work(scale, root, seed))
+    runs.run_once(TABLE, scale, row, seed, settings, lambda: work(scale, root, seed, where), where)
     return f"{row}, seed {seed}"
 
 
 def run(
-    scale: str, root: str, seeds: int, rows: list[str] | None = None, processes: int = 1
+    scale: str,
+    root: str,
+    seeds: int,
+    rows: list[str] | None = None,
+    processes: int = 1,
+    device: str = "cpu",
 ) -> None:
     """Run what is missing."""
-    tasks = [(row, scale, root, seed) for row in rows or ROWS for seed in range(seeds)]
+    where = Where.of(scale, device)
+    tasks = [(row, scale, root, seed, where) for row in rows or ROWS for seed in range(seeds)]
     run_all(one, tasks, processes)
 
 

@@ -8,11 +8,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.tables.where import HERE, Where
 
 #: Results of the repository; elsewhere with ``CETL_RESULTS``.
 FOLDER = Path(os.environ.get("CETL_RESULTS") or Path(__file__).parents[1] / "results" / "tables")
@@ -26,7 +29,13 @@ def file_of(table: str, scale: str, row: str, seed: int) -> Path:
 
 
 def run_once(
-    table: str, scale: str, row: str, seed: int, settings: dict[str, Any], job: Callable[[], Any]
+    table: str,
+    scale: str,
+    row: str,
+    seed: int,
+    settings: dict[str, Any],
+    job: Callable[[], Any],
+    where: Where = HERE,
 ) -> dict[str, Any]:
     """Run a job whose result is not there yet, and keep it with all that made it.
 
@@ -53,7 +62,8 @@ def run_once(
         "figures": figures,
         "seconds": round(time.perf_counter() - start, 1),
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine(where.device),
+        "where": asdict(where),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
@@ -73,10 +83,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """Kind of machine: processor kind and number of threads, or the GPU's name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 

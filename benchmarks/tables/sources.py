@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
-from avalanche.training.supervised import Naive
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,10 +14,19 @@ from torch.nn import functional as F
 from avalanche_cetl import CICNN, ModuleEncoder, ResNet26, TimmEncoder, transfer_benchmark
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.encoders.store import default_cache_dir
-from benchmarks.cifar import CLASSES, Set, read_cifar10
-from benchmarks.tables.transfer import DRAW_SEED, SHAPE, Budget, Views, cosine, draw
+from benchmarks.cifar import CLASSES, Set
+from benchmarks.tables.transfer import (
+    DRAW_SEED,
+    Augmented,
+    Budget,
+    draw,
+    fit_plainly,
+    read_set,
+)
+from benchmarks.tables.where import HERE, Where
 
 SEED = 0
+SMALL = (3, 32, 32)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision has it
 
 
@@ -29,52 +36,77 @@ def packaged(name: str, image_size: int) -> TimmEncoder:
     return TimmEncoder(name, weights="package", image_size=image_size)
 
 
-def downloaded(name: str) -> Encoder:
-    """A network of torchvision with its ImageNet weights, without its last layer.
+def of_torchvision(name: str) -> nn.Module:
+    """A network of torchvision with its ImageNet weights.
 
     :raises OSError: where they cannot be downloaded.
     """
     from torchvision import models
 
-    network = models.get_model(name, weights="DEFAULT")
-    return ModuleEncoder(network, input_shape=SHAPE, transform=_for_imagenet)
+    found: nn.Module = models.get_model(name, weights="DEFAULT")
+    return found
 
 
-def _for_imagenet(x: Tensor) -> Tensor:
+def downloaded(name: str) -> Encoder:
+    """The same as a source network, without its last layer."""
+    shape = (3, 224, 224)
+    return ModuleEncoder(of_torchvision(name), input_shape=shape, transform=for_imagenet)
+
+
+def for_imagenet(x: Tensor) -> Tensor:
     """Enlarge and normalise images in [0, 1] as torchvision's weights expect."""
     x = F.interpolate(x, size=(224, 224), mode="bilinear", antialias=True)
     mean, std = (x.new_tensor(v).view(-1, 1, 1) for v in (MEAN, STD))
     return (x - mean) / std
 
 
-def other_classes(budget: Budget, root: str) -> Encoder:
+def other_classes(budget: Budget, root: str, where: Where = HERE) -> Encoder:
     """A ResNet-26 that knows five classes, from images that CIFAR-10-s leaves out."""
-    network = ResNet26(5, SHAPE, width=2 * budget.width)
+    network = ResNet26(5, SMALL, width=2 * budget.width)
 
     def data() -> Set:
-        everything, _, _ = read_cifar10(root)
+        everything, _, _ = read_set("CIFAR-10", root)
         _, rest = draw(everything, budget.per_class)
         few, _ = draw(rest, budget.per_class)
         known = few[1] < 5
         return few[0][known], few[1][known]
 
-    return _trained("resnet26-five-classes", network, data, budget)
+    return _trained("resnet26-five-classes", network, data, budget, SMALL, where)
 
 
-def teacher(budget: Budget, root: str, epochs: int) -> Encoder:
-    """A ResNet-26 trained on CIFAR-10-s itself, for distillation."""
-    network = ResNet26(len(CLASSES), SHAPE, width=2 * min(0.5, budget.width))
-    return _trained(
-        "resnet26-teacher",
-        network,
-        lambda: draw(read_cifar10(root)[0], budget.per_class)[0],
-        replace(budget, epochs=epochs),
-    )
+def teacher(
+    budget: Budget, root: str, epochs: int, name: str = "CIFAR-10", where: Where = HERE
+) -> Encoder:
+    """A ResNet-26 trained on the target's images themselves, for distillation."""
+    own = replace(budget, epochs=epochs)
+    classes = 100 if name == "CIFAR-100" else len(CLASSES)
+    network = ResNet26(classes, SMALL, width=2 * min(0.5, budget.width))
+
+    def data() -> Set:
+        return draw(read_set(name, root)[0], budget.per_class)[0]
+
+    key = "resnet26-teacher" if name == "CIFAR-10" else f"resnet26-teacher-{name}"
+    return _trained(key, network, data, own, SMALL, where)
 
 
-def digits(budget: Budget, root: str) -> Encoder:
+def of_cifar100(budget: Budget, root: str, where: Where = HERE) -> Encoder:
+    """A CI-CNN that knows CIFAR-100's classes, the paper's best source for STL-10."""
+
+    def data() -> Set:
+        return read_set("CIFAR-100", root)[0]
+
+    network = CICNN(100, SMALL, width=budget.width)
+    return _trained("cicnn-cifar100", network, data, budget, SMALL, where, _to_small)
+
+
+def _to_small(x: Tensor) -> Tensor:
+    """Bring images to 32 x 32 pixels."""
+    return F.interpolate(x, size=SMALL[1:], mode="bilinear", antialias=True)
+
+
+def digits(budget: Budget, root: str, where: Where = HERE) -> Encoder:
     """A CI-CNN that knows MNIST's digits: a bad source for photographs."""
-    network = CICNN(len(CLASSES), SHAPE, width=budget.width)
+    network = CICNN(len(CLASSES), SMALL, width=budget.width)
 
     def data() -> Set:
         from torchvision.datasets import MNIST
@@ -86,10 +118,18 @@ def digits(budget: Budget, root: str) -> Encoder:
         x = F.pad(pixels[chosen].float().div(255).unsqueeze(1), (2, 2, 2, 2))
         return x.expand(-1, 3, -1, -1).contiguous(), labels[chosen]
 
-    return _trained("cicnn-mnist", network, data, budget)
+    return _trained("cicnn-mnist", network, data, budget, SMALL, where)
 
 
-def _trained(name: str, network: nn.Module, data: Callable[[], Set], budget: Budget) -> Encoder:
+def _trained(
+    name: str,
+    network: nn.Module,
+    data: Callable[[], Set],
+    budget: Budget,
+    shape: tuple[int, int, int],
+    where: Where,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> Encoder:
     """Train a source network on images in [0, 1], or read it from the cache folder."""
     key = f"{name}-{budget.per_class}-{budget.width}-{budget.epochs}-{budget.batch}"
     path = default_cache_dir().parent / "benchmarks" / f"{key}.safetensors"
@@ -97,17 +137,13 @@ def _trained(name: str, network: nn.Module, data: Callable[[], Set], budget: Bud
         network.load_state_dict(load_file(path))
     else:
         torch.manual_seed(SEED)
-        images = data()
-        optimizer = torch.optim.Adam(network.parameters(), budget.learning_rate)
-        plugins: list[Any] = [Views(), cosine(optimizer, budget.epochs)]
-        Naive(
-            model=network,
-            optimizer=optimizer,
-            train_mb_size=budget.batch,
-            train_epochs=budget.epochs,
-            evaluator=None,
-            plugins=plugins,
-        ).train(transfer_benchmark(images, (images[0][:2], images[1][:2])).train_stream)
+        x, y = data()
+        x = x.to(where.device)
+        stream = transfer_benchmark((x, y), (x[:2], y[:2])).train_stream
+        network = fit_plainly(
+            network, stream, budget.epochs, budget.batch, budget.learning_rate, [Augmented()], where
+        )
+        network = network.to("cpu", memory_format=torch.contiguous_format)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(network.state_dict(), path)
-    return ModuleEncoder(network, input_shape=SHAPE)
+    return ModuleEncoder(network, input_shape=shape, transform=transform)

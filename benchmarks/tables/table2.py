@@ -8,22 +8,22 @@ leaves out, with a seed of its own; then it is the same for all seeds. The last 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_cetl import DecoderHints, FitNetsHints, SoftTargets, TimmEncoder
-from avalanche_cetl.encoders import Encoder
+from avalanche_cetl import DecoderHints, FitNetsHints, GFISettings, SoftTargets, TimmEncoder
+from avalanche_cetl.encoders import Encoder, linear_probe
 from avalanche_cetl.training.presets import parse_preset
-from benchmarks.cifar import CLASSES
 from benchmarks.tables import board
 from benchmarks.tables.board import Row
 from benchmarks.tables.runs import accuracies, cell, paired, results
 from benchmarks.tables.sources import packaged
-from benchmarks.tables.transfer import Budget, Job, coupled, naive, probe
+from benchmarks.tables.transfer import Budget, Job, coupled, in_half_the_rounds, naive
+from benchmarks.tables.where import Where
 
 TABLE = "table2"
 SOURCE = "tf_efficientnet_lite0"
@@ -65,9 +65,14 @@ def longer(job: Job, _strength: float) -> nn.Module:
     return naive(job, job.network(), passes=3)
 
 
-def linear_probe(job: Job, strength: float) -> nn.Module:
+def longer_on_mixed(job: Job, _strength: float) -> nn.Module:
+    """The same with CutMix and MixUp in every mini-batch, labels mixed too."""
+    return naive(job, job.network(), passes=3, mixed=True)
+
+
+def probe(job: Job, strength: float) -> nn.Module:
     """A classifier of S's features: for those who can run S in the end."""
-    return probe(job.features, job.train[1], strength)
+    return linear_probe(job.features, job.train[1], strength)
 
 
 def feature_distillation(job: Job, strength: float) -> nn.Module:
@@ -84,7 +89,7 @@ def soft_targets(job: Job, strength: float) -> nn.Module:
 def softened(job: Job, weight: float, rows: str = "labelled") -> SoftTargets:
     """Soft targets, at temperature 2, of a probe on S that is fitted on the labelled images."""
     known = job.train[1] >= 0
-    head = probe(job.features[known], job.train[1][known], PROBE_STRENGTH)
+    head = linear_probe(job.features[known], job.train[1][known], PROBE_STRENGTH)
     return SoftTargets(2.0, weight, rows=rows, source=job.source, head=head)
 
 
@@ -95,7 +100,7 @@ class FineTuned(nn.Module):
         super().__init__()
         self.trunk = copy.deepcopy(encoder.module).requires_grad_(True)
         self.preprocess = encoder.preprocess
-        self.head = nn.Linear(encoder.dim, len(CLASSES))
+        self.head = nn.Linear(encoder.dim, job.classes)
         self.pixels = job.pixels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,6 +148,46 @@ def hints_and_soft_targets(job: Job, strength: float) -> nn.Module:
     )
 
 
+def on_all(job: Job, plugin: Any) -> nn.Module:
+    """Train by a distillation loss on all images, beside the labels, in one step."""
+    half = in_half_the_rounds(job)
+    weights = (0, 1, 0)
+    return coupled(half, [plugin], variant="joint", loss_weights=weights, warmup_epochs=0)
+
+
+def feature_distillation_on_mixed(job: Job, strength: float) -> nn.Module:
+    """T2's code towards S's features, of mixed images too."""
+    return on_all(job, FitNetsHints("hidden", weight=strength, rows="target"))
+
+
+def soft_targets_on_mixed(job: Job, strength: float) -> nn.Module:
+    """T2's logits towards the probe's, of mixed images too."""
+    return on_all(job, softened(job, strength, "target"))
+
+
+def on_mixed(job: Job, variant: str, plugins: Sequence[Any] = ()) -> nn.Module:
+    """``preset="best"`` in half the rounds, with two passes over the labelled images in each."""
+    half = in_half_the_rounds(job)
+    return coupled(
+        half,
+        plugins,
+        variant=variant,
+        preset="best",
+        gfi=best_gfi(half),
+        stage_epochs=(1, 1, 2),
+    )
+
+
+def best_on_mixed(variant: str) -> Callable[[Job, float], nn.Module]:
+    """The same, with nothing else."""
+    return lambda job, _strength: on_mixed(job, variant)
+
+
+def best_gfi(job: Job) -> GFISettings:
+    """Give the preset's settings with the budget's samples."""
+    return replace(parse_preset("best").gfi, samples=job.budget.gfi_samples, seed=job.seed)
+
+
 def preset(name: str) -> Callable[[Job, float], nn.Module]:
     """CETL gfi with the settings of a preset."""
 
@@ -155,13 +200,18 @@ def preset(name: str) -> Callable[[Job, float], nn.Module]:
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
 WEIGHTS = (0.3, 1.0, 3.0)
+SOFT = (1.0, 3.0, 10.0)
+MIXED = 4  # images to every labelled one
 ROWS = {
     "baseline": Row(baseline),
     "baseline, 3 times the epochs": Row(longer),
-    "linear probe on S": Row(linear_probe, (1e-4, 1e-3, 1e-2), reads_features=True),
+    "baseline, mixed images, 3 times the epochs": Row(longer_on_mixed),
+    "linear probe on S": Row(probe, (1e-4, 1e-3, 1e-2), reads_features=True),
     "fine-tuning S": Row(fine_tuning, scales=("smoke", "full")),
     "feature distillation": Row(feature_distillation, WEIGHTS),
     "soft targets": Row(soft_targets, WEIGHTS),
+    "feature distillation, mixed images": Row(feature_distillation_on_mixed, WEIGHTS, mixed=MIXED),
+    "soft targets, mixed images": Row(soft_targets_on_mixed, SOFT, mixed=MIXED),
     "CETL f": Row(cetl("f")),
     "CETL u": Row(cetl("u")),
     "CETL e": Row(cetl("e")),
@@ -173,13 +223,16 @@ ROWS = {
     "CETL gfi, preset best": Row(preset("best")),
     "CETL gfi, hints": Row(hints, (0.03, 0.1, 0.3)),
     "CETL gfi, hints, soft targets": Row(hints_and_soft_targets, WEIGHTS),
+    "CETL e, preset best, mixed images": Row(best_on_mixed("e"), mixed=MIXED),
+    "CETL fi, preset best, mixed images": Row(best_on_mixed("fi"), mixed=MIXED),
+    "CETL gfi, preset best, mixed images": Row(best_on_mixed("gfi"), mixed=MIXED),
 }
 
 
 # ------------------------------------------------------------------ the table
 
 
-def source_of(row: str, budget: Budget, root: str) -> Encoder:
+def source_of(row: str, budget: Budget, root: str, where: Where) -> Encoder:
     """S, the same for every row."""
     return packaged(SOURCE, budget.image_size)
 

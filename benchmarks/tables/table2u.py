@@ -18,8 +18,9 @@ from avalanche_cetl.encoders import Encoder
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
 from benchmarks.tables.runs import accuracies, cell, paired, results
-from benchmarks.tables.table2 import WEIGHTS, softened
+from benchmarks.tables.table2 import SOFT, WEIGHTS, softened
 from benchmarks.tables.transfer import Budget, Job, coupled
+from benchmarks.tables.where import Where
 
 TABLE = "table2u"
 
@@ -88,7 +89,6 @@ def cetl(variant: str, soft: bool = True) -> Callable[[Job, float], nn.Module]:
     return train
 
 
-SOFT = (1.0, 3.0, 10.0)
 BEST = "CETL gfi, hints, soft targets"
 ROWS = {
     "feature distillation": Row(feature_distillation, WEIGHTS),
@@ -100,9 +100,9 @@ ROWS = {
 }
 
 
-def source_of(row: str, budget: Budget, root: str) -> Encoder:
+def source_of(row: str, budget: Budget, root: str, where: Where) -> Encoder:
     """S, as in Table 2."""
-    return table2.source_of(row, budget, root)
+    return table2.source_of(row, budget, root, where)
 
 
 run = partial(board.run, TABLE)

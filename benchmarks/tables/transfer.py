@@ -11,8 +11,8 @@ S reads the clean images once, enlarged; its features come out of the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.supervised import Naive
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from avalanche_cetl import (
     CICNN,
@@ -29,13 +30,15 @@ from avalanche_cetl import (
     CoupledModel,
     GFISettings,
     PrecomputedEncoder,
+    mixed_images,
+    paper_benchmark,
     transfer_benchmark,
     with_source_features,
 )
 from avalanche_cetl.encoders import Encoder
-from benchmarks.cifar import CLASSES, Set, read_cifar10, stratified
+from benchmarks.cifar import Set, read_cifar10, stratified
+from benchmarks.tables.where import HERE, Where
 
-SHAPE = (3, 32, 32)
 DRAW_SEED = 0
 
 
@@ -95,16 +98,26 @@ class Data:
     pixels: Pixels
     kind: str
 
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.test[1].max()) + 1
+
     def part(self, name: str) -> Set:
         """``"train"``, ``"validation"`` or ``"test"``."""
         found: Set = getattr(self, name)
         return found
 
 
-@lru_cache(maxsize=1)
-def read_data(root: str, budget: Budget) -> Data:
-    """Read CIFAR-10 and draw from it."""
-    everything, test, kind = read_cifar10(root)
+@lru_cache(maxsize=2)
+def read_data(root: str, budget: Budget, mixed: int = 0, name: str = "CIFAR-10") -> Data:
+    """Read a data set and draw from it.
+
+    :param mixed: unlabelled mixed images for every training image, behind all others.
+    :param name: ``"CIFAR-10"``, or another of :func:`paper_benchmark`'s.
+    :raises FileNotFoundError: when it is not there.
+    """
+    everything, test, kind = read_set(name, root)
     chosen, rest = draw(everything, budget.per_class)
     validation, rest = draw(rest, budget.validation_per_class)
     pixels = Pixels(chosen[0].mean((0, 2, 3)), chosen[0].std((0, 2, 3)))
@@ -112,18 +125,39 @@ def read_data(root: str, budget: Budget) -> Data:
         more = draw(rest, budget.unlabelled())[0][0]
         hidden = torch.full((len(more),), -1)
         chosen = torch.cat([chosen[0], more]), torch.cat([chosen[1], hidden])
+    if mixed:
+        more = mixed_images(chosen[0], mixed * len(chosen[0]), DRAW_SEED)
+        hidden = torch.full((len(more),), -1)
+        chosen = torch.cat([chosen[0], more]), torch.cat([chosen[1], hidden])
     if budget.test_per_class is not None:
         test = stratified(test, budget.test_per_class, DRAW_SEED)
     sets = [(pixels.standardise(x), y) for x, y in (chosen, validation, test)]
-    return Data(*sets, pixels, kind)
+    return Data(*sets, pixels, f"{name} ({kind})")
 
 
-def features_of(data: Data, part: str, encoder: Encoder) -> Tensor:
+def read_set(name: str, root: str) -> tuple[Set, Set, str]:
+    """Read training and test set, images in [0, 1], and say what was found.
+
+    :param name: ``"CIFAR-10"``, or another of :func:`paper_benchmark`'s.
+    :raises FileNotFoundError: when it is not there.
+    """
+    if name == "CIFAR-10":
+        return read_cifar10(root)
+    found = paper_benchmark(name, root)
+    datasets = [stream[0].dataset.eval() for stream in (found.train_stream, found.test_stream)]
+    sets = [
+        (torch.stack([row[0] for row in dataset]), torch.tensor(list(dataset.targets)))
+        for dataset in datasets
+    ]
+    return sets[0], sets[1], "original"
+
+
+def features_of(data: Data, part: str, encoder: Encoder, where: Where = HERE) -> Tensor:
     """Give S's features of a part, ``(N, dim)``, computed once and kept in the feature store."""
     images, labels = data.part(part)
     raw = data.pixels.restore(images)
     plain = transfer_benchmark((raw, labels), (raw[:2], labels[:2]))
-    stored = with_source_features(plain, encoder, streams=["train"])
+    stored = with_source_features(plain, encoder, streams=["train"], device=where.device)
     rows = stored.train_stream[0].dataset.source_features
     return torch.stack([row.float() for row in rows])
 
@@ -133,7 +167,7 @@ def draw(data: Set, per_class: int) -> tuple[Set, Set]:
     generator = torch.Generator().manual_seed(DRAW_SEED)
     labels = data[1]
     rows = []
-    for label in range(len(CLASSES)):
+    for label in labels.unique():
         found = (labels == label).nonzero().flatten()
         rows.append(found[torch.randperm(len(found), generator=generator)[:per_class]])
     chosen = torch.cat(rows)
@@ -155,12 +189,29 @@ def views(x: Tensor) -> Tensor:
     return x.gather(3, columns.expand(-1, channels, height, -1))
 
 
-class Views(SupervisedPlugin):
-    """The same views for a strategy of Avalanche's own."""
+class Augmented(SupervisedPlugin):
+    """Random views of every mini-batch, for a strategy of Avalanche's own."""
+
+    def __init__(self, augment: Callable[[Tensor], Tensor] = views) -> None:
+        super().__init__()
+        self.augment = augment
 
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Change the mini-batch."""
-        strategy.mbatch[0] = views(strategy.mb_x)
+        strategy.mbatch[0] = self.augment(strategy.mb_x)
+
+
+class MixedViews(Augmented):
+    """Views, of which every mini-batch is mixed with itself, labels too, by torchvision."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.mix = v2.RandomChoice([kind(num_classes=classes) for kind in (v2.CutMix, v2.MixUp)])
+
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Change the mini-batch; its labels become shares of classes, ``(N, K)``."""
+        super().before_forward(strategy)
+        strategy.mbatch[:2] = self.mix(*strategy.mbatch[:2])
 
 
 @dataclass
@@ -172,19 +223,29 @@ class Job:
     budget: Budget
     seed: int
     pixels: Pixels
+    classes: int
     encoder: Encoder | None = None
+    where: Where = HERE
     source: PrecomputedEncoder = field(init=False)
 
     def __post_init__(self) -> None:
+        device = self.where.device
+        self.train = (self.train[0].to(device), self.train[1])
+        self.features = self.features.to(device)
         self.source = PrecomputedEncoder(self.features)  # the store's rows, in memory
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image, ``(C, H, W)``."""
+        return tuple(self.train[0].shape[1:])
 
     def network(self) -> CICNN:
         """A new T2, the same for every method of a seed."""
         torch.manual_seed(self.seed)
-        return CICNN(len(CLASSES), SHAPE, width=self.budget.width)
+        return CICNN(self.classes, self.shape, width=self.budget.width)
 
     def benchmark(self) -> Any:
-        """CIFAR-10-s with S's features; the test stream holds two training images."""
+        """The training images with S's features; the test stream holds two of them."""
         few = (self.train[0][:2], self.train[1][:2])
         plain = transfer_benchmark(self.train, few)
         return with_source_features(plain, self.source, streams=["train"])
@@ -193,20 +254,61 @@ class Job:
 Train = Callable[[Job, float], nn.Module]
 
 
-def naive(job: Job, network: nn.Module, passes: int = 1, plugins: Any = ()) -> nn.Module:
-    """Train a network by Avalanche's Naive, with plugins, on the labelled images."""
-    b = job.budget
-    epochs = passes * b.epochs
-    optimizer = torch.optim.Adam(network.parameters(), b.learning_rate)
-    Naive(
+class Plain(Naive):
+    """Avalanche's Naive on a device, in its precision and layout."""
+
+    def __init__(self, where: Where, **settings: Any):
+        self.where = where
+        super().__init__(device=where.device, **settings)
+
+    def _unpack_minibatch(self) -> None:
+        super()._unpack_minibatch()
+        if self.where.channels_last:
+            self.mbatch[0] = self.mbatch[0].contiguous(memory_format=torch.channels_last)
+
+    def forward(self) -> Tensor:
+        """Give logits, in float32."""
+        with self.where.casting():
+            return super().forward().float()
+
+
+def fit_plainly(
+    network: nn.Module,
+    stream: Any,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    plugins: Sequence[Any],
+    where: Where = HERE,
+) -> nn.Module:
+    """Train a network by Naive and Adam, its rate falling to zero by a cosine."""
+    network = where.place(network)
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    Plain(
+        where,
         model=network,
         optimizer=optimizer,
-        train_mb_size=b.batch,
+        train_mb_size=batch,
         train_epochs=epochs,
         evaluator=None,
-        plugins=[Views(), cosine(optimizer, epochs), *plugins],
-    ).train(job.benchmark().train_stream)
+        plugins=[*plugins[:1], cosine(optimizer, epochs), *plugins[1:]],
+    ).train(stream, pin_memory=False)  # the images lie on the device
     return network
+
+
+def naive(
+    job: Job, network: nn.Module, passes: int = 1, plugins: Any = (), mixed: bool = False
+) -> nn.Module:
+    """Train a network by Avalanche's Naive, with plugins, on the labelled images.
+
+    :param mixed: mix the images of a mini-batch, and their labels.
+    """
+    b = job.budget
+    seen = MixedViews(job.classes) if mixed else Augmented()
+    stream = job.benchmark().train_stream
+    return fit_plainly(
+        network, stream, passes * b.epochs, b.batch, b.learning_rate, [seen, *plugins], job.where
+    )
 
 
 def cosine(optimizer: torch.optim.Optimizer, epochs: int) -> LRSchedulerPlugin:
@@ -215,11 +317,18 @@ def cosine(optimizer: torch.optim.Optimizer, epochs: int) -> LRSchedulerPlugin:
     return LRSchedulerPlugin(schedule, step_granularity="epoch")
 
 
+def in_half_the_rounds(job: Job) -> Job:
+    """Give the same with half the rounds: for rounds with two passes over the labelled images."""
+    b = job.budget
+    epochs, warmup_epochs = max(1, b.epochs // 2), max(1, b.warmup_epochs // 2)
+    return replace(job, budget=replace(b, epochs=epochs, warmup_epochs=warmup_epochs))
+
+
 def coupled(job: Job, plugins: Any = (), **settings: Any) -> nn.Module:
     """Train T2 by CETL."""
     b = job.budget
     network = job.network()
-    model = CoupledModel.build(job.source, network, SHAPE)
+    model = CoupledModel.build(job.source, network, job.shape)
     optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
     chosen: dict[str, Any] = {
         "gfi": GFISettings(samples=b.gfi_samples, seed=job.seed),
@@ -234,35 +343,17 @@ def coupled(job: Job, plugins: Any = (), **settings: Any) -> nn.Module:
         train_epochs=b.epochs,
         evaluator=None,
         plugins=[cosine(optimizer, b.epochs), *plugins],
+        **job.where.switches(),
         **chosen,
-    ).train(job.benchmark().train_stream)
+    ).train(job.benchmark().train_stream, pin_memory=False)  # the images lie on the device
     return network
-
-
-def probe(features: Tensor, labels: Tensor, strength: float) -> nn.Linear:
-    """Fit a logistic regression on standardised features; give it as a linear layer.
-
-    :param features: ``(N, dim)``.
-    :param strength: inverse of the l2 penalty's weight, as scikit-learn's ``C``.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    mean = features.mean(0)
-    std = features.std(0).clamp_min(0.1 * features.std(0).square().mean().sqrt())
-    scaled = ((features - mean) / std).double().numpy()
-    fitted = LogisticRegression(C=strength, max_iter=300).fit(scaled, labels.numpy())
-    layer = nn.Linear(features.shape[1], len(CLASSES))
-    with torch.no_grad():
-        weight = torch.as_tensor(fitted.coef_, dtype=features.dtype) / std
-        layer.weight.copy_(weight)
-        layer.bias.copy_(torch.as_tensor(fitted.intercept_, dtype=features.dtype) - weight @ mean)
-    return layer.requires_grad_(False)
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Set, features: Tensor | None = None) -> float:
     """Per cent right, in eval mode; a probe reads the features instead of the images."""
     network.eval()
+    device = next(network.parameters()).device
     inputs = data[0] if features is None else features
-    found = torch.cat([network(part).argmax(1) for part in inputs.split(500)])
+    found = torch.cat([network(part.to(device)).argmax(1).cpu() for part in inputs.split(500)])
     return 100 * float((found == data[1]).float().mean())

@@ -19,7 +19,9 @@ from avalanche_cetl import (
     PrecomputedEncoder,
     SoftTargets,
     TimmEncoder,
+    adaptation_benchmark,
     distillation_benchmark,
+    linear_probe,
     transfer_benchmark,
     with_source_features,
 )
@@ -255,6 +257,61 @@ def test_a_head_speaks_for_a_source_with_other_classes(few):
     assert s.round_losses["L_soft"] > 0 and head.weight.grad is None
     with pytest.raises(ValueError, match="7 classes and the target network 3; give head="):
         trained(coupled(source), few, SoftTargets())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_probe_is_fitted_on_the_labelled_target_rows(few, digits, tmp_path, stored):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7))
+    source = ModuleEncoder(layers, input_shape=SHAPE)
+    data = with_source_features(few, source, tmp_path, dtype="float32") if stored else few
+    plugin = SoftTargets(2.0, rows="target", head="probe")
+    s = trained(coupled(source), data, plugin)
+    assert s.round_losses["L_soft"] > 0
+    images, labels = map(
+        torch.stack,
+        zip(
+            *[(x, torch.tensor(y)) for x, y, *_ in few.labelled_stream[0].dataset.eval()],
+            strict=True,
+        ),
+    )
+    wanted = linear_probe(source(images), labels, num_classes=3)
+    x, _ = digits(9, seed=8)
+    torch.testing.assert_close(
+        plugin.classifier(source(x)), wanted(source(x)), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_without_labelled_target_rows_there_is_no_probe(teacher, digits):
+    data = adaptation_benchmark(digits(30), digits(30, shift=0.1), digits(30, seed=2))
+    plugin = SoftTargets(rows="target", head="probe")
+    assert "L_soft" not in trained(coupled(teacher), data, plugin).round_losses
+    assert plugin.classifier is None
+    alone = CoupledModel.build(None, student(), SHAPE)
+    few = transfer_benchmark(digits(30), digits(30))
+    plugin = SoftTargets(head="probe")
+    assert "L_soft" not in trained(alone, few, plugin).round_losses
+
+
+def test_a_probe_needs_the_strategy(teacher, few):
+    net = student()
+    naive = Naive(
+        model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), evaluator=None,
+        plugins=[SoftTargets(source=teacher, head="probe")],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="goes with CETLStrategy"):
+        naive.train(few.labelled_stream)
+    with pytest.raises(ValueError, match="head='prob'"):
+        SoftTargets(head="prob")
+
+
+@pytest.mark.parametrize("source_layer", [None, "0"])
+def test_a_regressor_in_half_precision_keeps_its_weights(teacher, few, source_layer):
+    plugin = FitNetsHints("features.0", source_layer)
+    s = trained(coupled(teacher), few, plugin, precision="bfloat16")
+    assert {p.dtype for p in plugin.regressor.parameters()} == {torch.float32}
+    plain = trained(coupled(teacher), few, FitNetsHints("features.0", source_layer))
+    assert s.round_losses["L_fitnet"] == pytest.approx(plain.round_losses["L_fitnet"], rel=0.1)
 
 
 def test_precomputed_features_need_a_head(few):
