@@ -118,6 +118,7 @@ def _fit(place: Place, seed: int, strength: float, part: str) -> dict[str, Any]:
         "accuracy": accuracy(network, data.part(part), held_out),
         "parameters": sum(p.numel() for p in network.parameters()),
         "data": data.kind,
+        "source": encoder_of(place).fingerprint(),
     }
 
 

@@ -62,7 +62,9 @@ def for_imagenet(x: Tensor) -> Tensor:
 
 def other_classes(budget: Budget, root: str, where: Where = HERE) -> Encoder:
     """A ResNet-26 that knows five classes, from images that CIFAR-10-s leaves out."""
-    network = ResNet26(5, SMALL, width=2 * budget.width)
+
+    def build() -> nn.Module:
+        return ResNet26(5, SMALL, width=2 * budget.width)
 
     def data() -> Set:
         everything, _, _ = read_set("CIFAR-10", root)
@@ -71,7 +73,7 @@ def other_classes(budget: Budget, root: str, where: Where = HERE) -> Encoder:
         known = few[1] < 5
         return few[0][known], few[1][known]
 
-    return _trained("resnet26-five-classes", network, data, budget, SMALL, where)
+    return _trained("resnet26-five-classes", build, data, budget, SMALL, where)
 
 
 def teacher(
@@ -80,13 +82,15 @@ def teacher(
     """A ResNet-26 trained on the target's images themselves, for distillation."""
     own = replace(budget, epochs=epochs)
     classes = 100 if name == "CIFAR-100" else len(CLASSES)
-    network = ResNet26(classes, SMALL, width=2 * min(0.5, budget.width))
+
+    def build() -> nn.Module:
+        return ResNet26(classes, SMALL, width=2 * min(0.5, budget.width))
 
     def data() -> Set:
         return draw(read_set(name, root)[0], budget.per_class)[0]
 
     key = "resnet26-teacher" if name == "CIFAR-10" else f"resnet26-teacher-{name}"
-    return _trained(key, network, data, own, SMALL, where)
+    return _trained(key, build, data, own, SMALL, where)
 
 
 def of_cifar100(budget: Budget, root: str, where: Where = HERE) -> Encoder:
@@ -95,8 +99,10 @@ def of_cifar100(budget: Budget, root: str, where: Where = HERE) -> Encoder:
     def data() -> Set:
         return read_set("CIFAR-100", root)[0]
 
-    network = CICNN(100, SMALL, width=budget.width)
-    return _trained("cicnn-cifar100", network, data, budget, SMALL, where, _to_small)
+    def build() -> nn.Module:
+        return CICNN(100, SMALL, width=budget.width)
+
+    return _trained("cicnn-cifar100", build, data, budget, SMALL, where, _to_small)
 
 
 def _to_small(x: Tensor) -> Tensor:
@@ -106,7 +112,9 @@ def _to_small(x: Tensor) -> Tensor:
 
 def digits(budget: Budget, root: str, where: Where = HERE) -> Encoder:
     """A CI-CNN that knows MNIST's digits: a bad source for photographs."""
-    network = CICNN(len(CLASSES), SMALL, width=budget.width)
+
+    def build() -> nn.Module:
+        return CICNN(len(CLASSES), SMALL, width=budget.width)
 
     def data() -> Set:
         from torchvision.datasets import MNIST
@@ -118,12 +126,12 @@ def digits(budget: Budget, root: str, where: Where = HERE) -> Encoder:
         x = F.pad(pixels[chosen].float().div(255).unsqueeze(1), (2, 2, 2, 2))
         return x.expand(-1, 3, -1, -1).contiguous(), labels[chosen]
 
-    return _trained("cicnn-mnist", network, data, budget, SMALL, where)
+    return _trained("cicnn-mnist", build, data, budget, SMALL, where)
 
 
 def _trained(
     name: str,
-    network: nn.Module,
+    build: Callable[[], nn.Module],
     data: Callable[[], Set],
     budget: Budget,
     shape: tuple[int, int, int],
@@ -131,12 +139,13 @@ def _trained(
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Encoder:
     """Train a source network on images in [0, 1], or read it from the cache folder."""
-    key = f"{name}-{budget.per_class}-{budget.width}-{budget.epochs}-{budget.batch}"
+    key = f"{name}-seed{SEED}-{budget.per_class}-{budget.width}-{budget.epochs}-{budget.batch}"
     path = default_cache_dir().parent / "benchmarks" / f"{key}.safetensors"
+    torch.manual_seed(SEED)
+    network = build()
     if path.exists():
         network.load_state_dict(load_file(path))
     else:
-        torch.manual_seed(SEED)
         x, y = data()
         x = x.to(where.device)
         stream = transfer_benchmark((x, y), (x[:2], y[:2])).train_stream
