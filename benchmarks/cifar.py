@@ -65,7 +65,7 @@ def stratified(data: Set, per_class: int, seed: int) -> Set:
     """Draw the same number of rows of every class, shuffled."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for label in range(len(CLASSES)):
+    for label in data[1].unique():
         found = (data[1] == label).nonzero().flatten()
         rows.append(found[torch.randperm(len(found), generator=generator)[:per_class]])
     chosen = torch.cat(rows)

@@ -170,7 +170,7 @@ class StageSteps(SupervisedTemplate):
             raise ValueError(
                 f"augment= changed a mini-batch of shape {tuple(x.shape)} to {tuple(view.shape)}."
             )
-        return view
+        return layout([view], self.channels_last)[0]
 
     def _decode(self, code: Tensor, decoder: Any) -> tuple[Tensor, list[Tensor]]:
         """Run T1; its hidden layers come along where a plugin reads them."""

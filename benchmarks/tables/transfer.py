@@ -101,7 +101,7 @@ class Data:
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return int(self.test[1].max()) + 1
+        return int(self.train[1].max()) + 1
 
     def part(self, name: str) -> Set:
         """``"train"``, ``"validation"`` or ``"test"``."""
@@ -261,13 +261,10 @@ class Plain(Naive):
         self.where = where
         super().__init__(device=where.device, **settings)
 
-    def _unpack_minibatch(self) -> None:
-        super()._unpack_minibatch()
-        if self.where.channels_last:
-            self.mbatch[0] = self.mbatch[0].contiguous(memory_format=torch.channels_last)
-
     def forward(self) -> Tensor:
         """Give logits, in float32."""
+        if self.where.channels_last:
+            self.mbatch[0] = self.mbatch[0].contiguous(memory_format=torch.channels_last)
         with self.where.casting():
             return super().forward().float()
 

@@ -46,8 +46,7 @@ def load(monkeypatch, tmp_path):
 
     transfer, board = module("transfer"), module("board")
     sets = (_photographs(30, 0), _photographs(5, 1), "made here")
-    for reader in (transfer, module("sources")):
-        monkeypatch.setattr(reader, "read_cifar10", lambda root: sets)
+    monkeypatch.setattr(transfer, "read_cifar10", lambda root: sets)
     monkeypatch.setattr(module("runs"), "FOLDER", tmp_path / "results")
     torch.manual_seed(0)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7))
@@ -82,7 +81,9 @@ def test_table_2_trains_a_row_once_and_renders_from_the_files(load, monkeypatch,
 def test_what_trains_never_holds_the_test_set(load, table):
     table2, transfer = load(table), load("transfer")
     names = {field.name for field in dataclasses.fields(transfer.Job)}
-    assert names == {"train", "features", "budget", "seed", "pixels", "encoder", "source"}
+    assert names == {
+        "train", "features", "budget", "seed", "pixels", "classes", "encoder", "where", "source"
+    }  # fmt: skip
     data = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
     held = torch.cat([data.validation[0], data.test[0]]).flatten(1)
     assert torch.cdist(data.train[0].flatten(1), held).min() > 1
@@ -113,14 +114,150 @@ def test_a_strength_is_chosen_on_validation_images(load, monkeypatch, tmp_path):
     parts = []
     whole = board._fit
     monkeypatch.setattr(board, "_fit", lambda *args: parts.append(args[-1]) or whole(*args))
-    board.tune("table2", "smoke", "nowhere", "linear probe on S")
+    place = board.Place("table2", "smoke", "nowhere", "linear probe on S")
+    board.tune(place)
     assert set(parts) == {"validation"}
-    board.one("table2", "smoke", "nowhere", "linear probe on S", 0)
+    board.one(place, 0)
     assert parts[-1] == "test"
     path = tmp_path / "results" / "table2" / "smoke" / "linear_probe_on_S-seed0.json"
     document = json.loads(path.read_text())
     assert document["figures"]["data"] == "CIFAR-10 (made here)"
     assert document["settings"]["strength"] in table2.ROWS["linear probe on S"].strengths
+
+
+def test_mixed_images_come_behind_the_draw(load):
+    table2, transfer, board = load("table2"), load("transfer"), load("board")
+    plain = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
+    place = board.Place("table2", "smoke", "nowhere", "CETL gfi, preset best, mixed images")
+    x, y = place.data().train
+    count = len(plain.train[1])
+    assert torch.equal(x[:count], plain.train[0]) and (y[count:] == -1).all()
+    assert len(y) == count * (1 + table2.MIXED)
+    assert place.settings()["mixed"] == table2.MIXED
+    assert "mixed" not in board.Place("table2", "smoke", "nowhere", "baseline").settings()
+    job = board.job_of(place, 0)
+    assert job.features.shape == (len(y), 12)
+    raw = plain.pixels.restore(x[count : count + 3])
+    found = board.encoder_of(place)(raw)
+    torch.testing.assert_close(job.features[count : count + 3], found, rtol=1e-2, atol=1e-2)
+
+
+def test_rows_with_mixed_images_run(load):
+    table2 = load("table2")
+    rows = [row for row in table2.ROWS if "mixed" in row]
+    table2.run("smoke", "nowhere", 1, rows)
+    assert table2.render("smoke").count("not run") == len(table2.ROWS) - len(rows)
+    assert load("runs").results("table2", "smoke")[rows[-1]][0]["figures"]["source"]
+
+
+def test_mixed_mini_batches_have_shares_of_classes(load):
+    transfer = load("transfer")
+
+    class Strategy:
+        mbatch = [torch.rand(16, 3, 32, 32), torch.arange(16) % 10, torch.zeros(16)]
+        mb_x = mbatch[0]
+
+    before = Strategy.mbatch[0]
+    transfer.MixedViews(10).before_forward(Strategy)
+    x, y, _ = Strategy.mbatch
+    assert y.shape == (16, 10) and torch.allclose(y.sum(1), torch.ones(16))
+    assert x.shape == before.shape and not torch.equal(x, before)
+
+
+def test_a_data_set_or_weights_that_are_not_there_leave_a_row_not_run(load, monkeypatch, capsys):
+    table3 = load("table3")
+    name = "STL-10, no source"
+    rows = {row: dataclasses.replace(table3.ROWS[row], scales=("smoke",))
+            for row in (name, "VGG-16")}  # fmt: skip
+    monkeypatch.setattr(table3, "ROWS", table3.ROWS | rows)
+
+    def offline(*args):
+        raise OSError("no network")
+
+    monkeypatch.setattr(table3, "source_of", offline)
+    table3.run("smoke", "nowhere", 1, list(rows))
+    said = capsys.readouterr().out
+    assert "VGG-16: not run. no network" in said
+    assert f"{name}: not run. STL10 is not there" in said
+    assert "3 x 96" not in said and "not run" in table3.render("smoke")
+
+
+@pytest.mark.parametrize("table, row, size, classes", [
+    ("table3", "STL-10, CI-CNN, CIFAR-100", 64, 3), ("table4", "CIFAR-100, student", 32, 12),
+    ("table4", "CIFAR-100, FSP", 32, 12),
+])  # fmt: skip
+def test_other_data_sets_bring_their_shape_and_classes(
+    load, monkeypatch, table, row, size, classes
+):
+    module, transfer, board = load(table), load("transfer"), load("board")
+
+    def read(name, root):
+        generator = torch.Generator().manual_seed(len(name))
+        count = 100 if name == "CIFAR-100" and table == "table3" else classes
+        labels = torch.arange(count).repeat_interleave(12)
+        side = 32 if name == "CIFAR-100" else size
+        sets = [(torch.rand(len(labels), 3, side, side, generator=generator), labels)] * 2
+        return *sets, "made here"
+
+    monkeypatch.setattr(transfer, "read_set", read)
+    monkeypatch.setattr(load("sources"), "read_set", read)
+    changes = (("per_class", 8), ("validation_per_class", 4))
+    found = dataclasses.replace(
+        module.ROWS[row], scales=("smoke",), changes=changes, strengths=(1.0,)
+    )
+    monkeypatch.setattr(module, "ROWS", {row: found})
+    if table == "table3":
+        monkeypatch.setattr(module, "source_of", lambda row, *args: module.SOURCES[row](*args))
+    else:
+        sources = load("sources")
+        made = sources.teacher
+        monkeypatch.setattr(sources, "ResNet26", lambda _classes, *args, **kw: resnet(classes, kw))
+        assert made is module.teacher
+    module.run("smoke", "nowhere", 1)
+    place = board.Place(table, "smoke", "nowhere", row)
+    document = load("runs").results(table, "smoke")[row][0]
+    assert document["settings"]["data"] == row.split(",")[0] == document["figures"]["data"][:-12]
+    job = board.job_of(place, 0)
+    assert job.shape == (3, size, size) and job.network().num_classes == classes
+
+
+def resnet(classes, options):
+    from avalanche_cetl import ResNet26
+
+    return ResNet26(classes, (3, 32, 32), **options)
+
+
+def test_full_on_a_gpu_is_fast_and_all_else_is_plain(load):
+    where = load("where").Where
+    assert where.of("full", "cuda:0") == where("cuda:0", "bfloat16", True)
+    assert where.of("cpu", "cuda") == where("cuda") and where.of("full", "cpu") == where()
+
+
+@pytest.mark.parametrize("table, row", [
+    ("table2", "baseline"), ("table2", "feature distillation"), ("table2", "CETL gfi"),
+    ("table4", "FSP"), ("table4", "FitNets"), ("table2", "soft targets"),
+])  # fmt: skip
+def test_half_precision_and_layout_reach_every_method(load, table, row):
+    board, transfer = load("board"), load("transfer")
+    fast = load("where").Where("cpu", "bfloat16", True)
+    job = board.job_of(board.Place(table, "smoke", "nowhere", row, fast), 0)
+    seen = []
+
+    class Watched(transfer.CICNN):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.features[0].register_forward_hook(self.note)
+
+        def note(self, _module, inputs, output):
+            if self.training:
+                flat = inputs[0].is_contiguous(memory_format=torch.channels_last)
+                seen.append((output.dtype, flat))
+
+    job.network = lambda: Watched(10, (3, 32, 32), width=0.05)
+    network = load(table).ROWS[row].train(job, 1.0)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+    assert (torch.bfloat16, True) in seen
 
 
 def test_table_3_runs_its_sources(load):
@@ -157,13 +294,18 @@ def test_fsp_matrices_by_hand(load):
     torch.testing.assert_close(fsp_loss(student, teacher), total / 30)
 
 
-def test_a_source_is_trained_once_and_kept(load, monkeypatch):
+def test_a_source_is_trained_once_and_kept(load, monkeypatch, tmp_path):
     sources, table3 = load("sources"), load("table3")
     budget = table3.BUDGETS["smoke"]
     first = sources.other_classes(budget, "nowhere")
-    monkeypatch.setattr(sources, "Naive", None)
-    again = sources.other_classes(budget, "nowhere")
-    assert first.fingerprint() == again.fingerprint()
+    train = sources.fit_plainly
+    monkeypatch.setattr(sources, "fit_plainly", None)
+    assert first.fingerprint() == sources.other_classes(budget, "nowhere").fingerprint()
+    for path in (tmp_path / "cache" / "benchmarks").iterdir():  # from nothing, the same again
+        path.unlink()
+    monkeypatch.setattr(sources, "fit_plainly", train)
+    torch.manual_seed(5)
+    assert first.fingerprint() == sources.other_classes(budget, "nowhere").fingerprint()
 
 
 def test_fig_2_is_drawn_from_its_files(load, tmp_path):

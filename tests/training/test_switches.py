@@ -102,6 +102,24 @@ def test_channels_last_changes_the_layout_and_nothing_else(benchmark):
         assert last.round_losses[name] == pytest.approx(plain.round_losses[name], abs=1e-5)
 
 
+def test_views_have_the_layout_too(digits):
+    x, y = digits(32)
+    colours = transfer_benchmark((x.expand(-1, 3, -1, -1), y), (x.expand(-1, 3, -1, -1), y))
+    model = CoupledModel.build(None, CICNN(3, (3, 8, 8), width=0.05), (3, 8, 8))
+    seen = []
+
+    def note(module, inputs, _output):
+        if module.training:
+            seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    model.target.module.features[0].register_forward_hook(note)
+    trained(
+        colours, model, variant="e", channels_last=True, input_noise=0.1, train_epochs=1,
+        augment=lambda images: images.flip(3).contiguous(memory_format=torch.contiguous_format),
+    )  # fmt: skip
+    assert seen and all(seen)
+
+
 @pytest.mark.parametrize("variant", ["e", "gfi"])
 def test_two_batches_to_a_step_are_one_of_twice_the_size(benchmark, variant):
     benchmark = copy.copy(benchmark)
