@@ -72,7 +72,7 @@ def test_what_is_there_is_not_run_again(table5, monkeypatch, capsys):
 
 def test_the_choice_of_a_strength_reads_no_target_label(table5, tmp_path):
     def scores():
-        table5.tune("MN-US", "smoke", "nowhere", "CETL gfi")
+        table5.tune("MN-US", "smoke", "nowhere", "CETL gfi", table5.HERE)
         (path,) = (tmp_path / "table5" / "smoke").glob("*tuning*")
         found = json.loads(path.read_text())["figures"]
         path.unlink()
@@ -95,3 +95,58 @@ def test_the_strength_of_a_method_matters(table5, row):
         torch.manual_seed(0)
         found.append(torch.cat([p.detach().flatten() for p in train(job, strength).parameters()]))
     assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=1e-4)
+
+
+def test_digits_mini_comes_out_of_packages():
+    data = importlib.import_module("benchmarks.digits")
+    pair = data.read_pair("digits-mini", "nowhere", data.COUNTS, 0)
+    assert pair.shape == (1, 8, 8) and pair.classes == 10
+    assert len(pair.source[0]) == 5000 and len(pair.target) + len(pair.target_test[0]) == 1797
+    assert set(pair.target_test[1].tolist()) == set(range(10))
+    moved = data.jitter(pair.target[:4])
+    assert moved.shape == (4, 1, 8, 8) and not torch.equal(moved, pair.target[:4])
+
+
+def test_pairs_of_photographs_and_pairs_that_are_not_there(table5, monkeypatch, capsys):
+    data = importlib.import_module("benchmarks.digits")
+    read = []
+
+    def pair(direction, _root, _counts, seed):
+        read.append(direction)
+        if "SV" in direction:
+            raise FileNotFoundError("SVHN is not there")
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(40) % 8
+        sets = [(torch.rand(40, 3, 32, 32, generator=generator), labels) for _ in range(4)]
+        return data.Pair(sets[0], sets[1], sets[2][0], sets[3])
+
+    monkeypatch.setattr(table5, "read_pair", pair)
+    monkeypatch.setattr(table5, "PAIRS", {"smoke": ("SV-MN", "ST-CI")})
+    table5.run("smoke", "nowhere", 1, ["source only", "CDAN", "CETL e"])
+    assert "SV-MN: not run. SVHN is not there" in capsys.readouterr().out
+    job = table5.job_of("ST-CI", "smoke", "nowhere", 0)
+    assert job.photographs and job.network().num_classes == 8
+    table = table5.render("smoke")
+    (row,) = [line for line in table.splitlines() if line.startswith("| source only | not run (62")]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:4] == ["not run (62.33)", "not run (25.95)"]
+    assert cells[4].endswith("(54.17)") and "not run" not in cells[4]
+
+
+@pytest.mark.parametrize("row", ["source only", "DANN", "ADDA", "WDA", "Association", "CETL gfi"])
+def test_half_precision_reaches_every_method(table5, row):
+    where = importlib.import_module("benchmarks.tables.where")
+    fast = where.Where("cpu", "bfloat16", True)
+    job = table5.job_of("MN-US", "smoke", "nowhere", 0, fast)
+    job.budget = dataclasses.replace(job.budget, batch=16)  # SKADA drops what is no whole batch
+    network = job.network()
+    seen = []
+    network.features[0].register_forward_hook(
+        lambda module, _inputs, output: seen.append(output.dtype) if module.training else None
+    )
+    job.network = lambda: network
+    train, strengths = table5.ROWS[row]
+    trained = train(job, strengths[0])
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in trained.parameters())
