@@ -194,11 +194,16 @@ class _Jittered(nn.Module):
     def __init__(self, network: CICNN, job: Job):
         super().__init__()
         self.network, self.augment, self.casting = network, job.augment, job.where.casting
+        network.hidden.register_forward_hook(_in_float32)  # SKADA's losses are outside of forward
 
     def forward(self, x: Tensor, sample_weight: Any = None) -> Tensor:
         """Give logits."""
         with self.casting():
             return self.network(self.augment(x) if self.training else x)
+
+
+def _in_float32(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
 
 
 def skada(name: str) -> Train:
