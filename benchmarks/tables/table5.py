@@ -14,7 +14,7 @@ has was settled by that score too, and on another pair, ``digits-mini`` (MNIST t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ from avalanche_cetl import (
     ViewConsistency,
 )
 from avalanche_cetl.evaluation import information_maximization
+from avalanche_cetl.training.presets import parse_preset
 from benchmarks.digits import (
     COUNTS,
     DIRECTIONS,
@@ -317,6 +318,27 @@ def cetl(
     return train
 
 
+def preset_best(job: Job, _strength: float) -> nn.Module:
+    """CETL gfi with ``preset="best"`` and nothing else: as the last row, but without input noise."""
+    b = job.budget
+    source, network = job.source, job.network()
+    model = CoupledModel.build(source, network, job.shape)
+    optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
+    CETLStrategy(
+        model=model,
+        optimizer=optimizer,
+        preset="best",
+        gfi=replace(parse_preset("best").gfi, samples=b.gfi_samples, seed=job.seed),
+        augment=job.augment,
+        **job.where.switches(),
+        train_mb_size=b.batch,
+        train_epochs=b.epochs,
+        evaluator=None,
+        plugins=[cosine(optimizer, b.epochs)],
+    ).train(job.benchmark().train_stream, pin_memory=False)
+    return network
+
+
 def hints(strength: float) -> list[CETLPlugin]:
     """T1's hidden layers matched too."""
     return [DecoderHints(strength)]
@@ -333,7 +355,7 @@ def hints_and_late_views(strength: float) -> list[CETLPlugin]:
 
 
 HINTS, VIEWS = (0.3, 1.0, 3.0), (3.0, 10.0, 30.0)
-BEST = "CETL gfi, hints and late views"  # CETLStrategy(preset="best"), but for the tuned weight
+BEST = "CETL gfi, hints and late views"
 ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "source only": (source_only, (0.0,)),
     "SA": (subspace_alignment, (0.0,)),
@@ -355,6 +377,7 @@ ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "CETL gfi, hints and views": (cetl("gfi", plugins=hints_and_views), VIEWS),
     "CETL e, hints and late views": (cetl("e", plugins=hints_and_late_views), VIEWS),
     "CETL fi, hints and late views": (cetl("fi", plugins=hints_and_late_views), VIEWS),
+    "CETL gfi, preset best": (preset_best, (0.0,)),
     BEST: (cetl("gfi", plugins=hints_and_late_views), VIEWS),
 }
 
