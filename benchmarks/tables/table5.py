@@ -319,7 +319,7 @@ def cetl(
 
 
 def preset_best(job: Job, _strength: float) -> nn.Module:
-    """CETL gfi with ``preset="best"`` and nothing else: as the last row, but without input noise."""
+    """``preset="best"`` and nothing else: the last row without input noise."""
     b = job.budget
     source, network = job.source, job.network()
     model = CoupledModel.build(source, network, job.shape)
