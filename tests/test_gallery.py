@@ -24,6 +24,7 @@ def script(name):
     [
         ("transfer", {"source_epochs": 1, "rounds": 2}, 0.3),
         ("few_labels", {"rounds": 3}, 0.2),
+        ("mixed_images", {"source_epochs": 1, "rounds": 2, "per_image": 2}, 0.3),
         ("soft_targets", {"teacher_epochs": 3, "rounds": 3}, 0.3),
         ("hints", {"teacher_epochs": 2, "rounds": 2}, 0.2),
         ("unsupervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.2),
@@ -31,7 +32,8 @@ def script(name):
         ("continual_transfer", {"rounds": 1}, 0.15),
     ],
 )
-def test_runs_and_beats_chance(name, options, at_least, capsys):
+def test_runs_and_beats_chance(name, options, at_least, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CETL_CACHE", str(tmp_path))
     assert at_least < script(name).main(**options) <= 1
 
 
@@ -69,6 +71,7 @@ def test_they_are_short_and_all_are_tested():
     assert names == {
         "transfer", "few_labels", "soft_targets", "hints", "unsupervised_adaptation",
         "semi_supervised_adaptation", "continual_transfer", "own_folders", "timm_networks",
+        "mixed_images",
     }  # fmt: skip
     for name in names:
         assert len((GALLERY / f"{name}.py").read_text().splitlines()) < 40, name
