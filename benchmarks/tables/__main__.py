@@ -1,5 +1,5 @@
-"""`python -m benchmarks.tables TABLE [--scale smoke|cpu|full] [--seeds N] [--data-root DIR]
-[--device DEVICE]`.
+"""`python -m benchmarks.tables TABLE [TABLE ...] [--scale smoke|cpu|full] [--seeds N]
+[--data-root DIR] [--device DEVICE]`.
 
 Runs what is missing, row by row: a stopped run goes on where it was. Every run leaves one JSON
 file in ``benchmarks/results/tables/``; ``--render`` prints the table from those files alone.
@@ -26,7 +26,9 @@ TABLES = {
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.tables")
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument(
+        "tables", nargs="+", choices=TABLES, metavar="table", help=", ".join(TABLES)
+    )
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", type=int, default=None, help="default: 5, in smoke 1")
     parser.add_argument("--rows", nargs="+", default=None, help="default: all of the table")
@@ -35,16 +37,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="such as cuda; full is in bfloat16 there")
     parser.add_argument("--render", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
-    table = TABLES[args.table]
-    unknown = [row for row in args.rows or [] if row not in table.ROWS]
-    if unknown:
-        parser.error(f"{args.table} has no row {unknown[0]!r}; it has {list(table.ROWS)}.")
-    if not args.render:
-        if args.data_root is None:
-            parser.error("give --data-root DIR (with MNIST, USPS, CIFAR-10), or set CETL_DATA.")
-        seeds = args.seeds if args.seeds is not None else 1 if args.scale == "smoke" else 5
-        table.run(args.scale, args.data_root, seeds, args.rows, args.processes, args.device)
-    print(table.render(args.scale))
+    for name in args.tables:
+        unknown = [row for row in args.rows or [] if row not in TABLES[name].ROWS]
+        if unknown:
+            parser.error(f"{name} has no row {unknown[0]!r}; it has {list(TABLES[name].ROWS)}.")
+    if not args.render and args.data_root is None:
+        parser.error("give --data-root DIR (with MNIST, USPS, CIFAR-10), or set CETL_DATA.")
+    seeds = args.seeds if args.seeds is not None else 1 if args.scale == "smoke" else 5
+    for name in args.tables:
+        table = TABLES[name]
+        if not args.render:
+            table.run(args.scale, args.data_root, seeds, args.rows, args.processes, args.device)
+        print(table.render(args.scale))
 
 
 if __name__ == "__main__":
