@@ -311,7 +311,7 @@ def test_a_source_is_trained_once_and_kept(load, monkeypatch, tmp_path):
 def test_fig_2_is_drawn_from_its_files(load, tmp_path):
     fig2 = load("fig2")
     fig2.run("smoke", "nowhere", 1, [fig2.LOSSES])
-    assert "L_c is highest in round 1" in fig2.render("smoke")
+    assert "CIFAR-10-s, losses: L_c is highest in round 1" in fig2.render("smoke")
     assert fig2.picture("smoke").stat().st_size > 5000
 
 
