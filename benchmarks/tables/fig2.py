@@ -2,8 +2,8 @@
 
 Left, as the paper: L_c and DWA1 to DWA3 on CIFAR-10-s (:mod:`benchmarks.tables.table2`'s
 protocol). Right: the two sides of eq. 14 on MN-US (:mod:`benchmarks.tables.table5`'s), where the
-paper has SV-MN. Above, everything as printed: no other option of the strategy is used, but the views.
-Below, stage 2's goal is that of T1 as stage 1 left it.
+paper has SV-MN. Above, everything as printed: no other option of the strategy is used, but the
+views. Below, stage 2's goal is that of T1 as stage 1 left it.
 """
 
 from __future__ import annotations
