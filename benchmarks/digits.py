@@ -27,13 +27,14 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """Images ``(N, 1, 28, 28)`` and labels ``(N,)``.
+    """Images ``(N, C, H, W)`` and labels ``(N,)``.
 
-    ``target`` has images alone: the labels of the target's training rows are not kept.
+    ``target`` has images alone: the labels of the target's training rows are not kept. Without a
+    test set of the source (digits-mini) ``source_test`` is None.
     """
 
     source: Images
-    source_test: Images
+    source_test: Images | None
     target: Tensor
     target_test: Images
 
@@ -49,11 +50,12 @@ class Pair:
 
     def to(self, device: str) -> Pair:
         """Give the pair with its images and labels on a device."""
-        both = [
-            (x.to(device), y.to(device))
-            for x, y in (self.source, self.source_test, self.target_test)
-        ]
-        return Pair(both[0], both[1], self.target.to(device), both[2])
+
+        def moved(images: Images) -> Images:
+            return images[0].to(device), images[1].to(device)
+
+        held_out = None if self.source_test is None else moved(self.source_test)
+        return Pair(moved(self.source), held_out, self.target.to(device), moved(self.target_test))
 
 
 def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: int) -> Pair:
@@ -78,10 +80,10 @@ def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: in
         ]
     else:
         wanted[1] = [i for i, domain in enumerate(target.domain_labels) if int(domain) == 0]
-    source_test = whole.streams.get("source_test", whole.streams["source"])[0].dataset.eval()
+    held_out = whole.streams.get("source_test")
     return Pair(
         _rows(source, wanted[0]),
-        _rows(source_test, None),
+        None if held_out is None else _rows(held_out[0].dataset.eval(), None),
         _rows(target, wanted[1])[0],
         _rows(whole.test_stream[0].dataset, None),
     )
@@ -109,7 +111,7 @@ def _rows(dataset: Any, rows: list[int] | None) -> Images:
 
 
 def jitter(images: Tensor) -> Tensor:
-    """Turn, shift and scale every image on its own, ``(N, 1, H, W)``; empty space is black."""
+    """Turn, shift and scale every image on its own, ``(N, C, H, W)``; empty space is black."""
     count = len(images)
     angle = (2 * torch.rand(count) - 1) * (15 * torch.pi / 180)
     scale = 1 / (0.8 + 0.4 * torch.rand(count))

@@ -14,14 +14,14 @@ def linear_probe(
 ) -> nn.Linear:
     """Fit a logistic regression on standardised features, with an l2 penalty; as a linear layer.
 
-    It reads features as they are: the standardisation is in its weights.
+    It reads raw features, in float32: the standardisation is in its weights.
 
-    :param features: ``(N, dim)``.
-    :param labels: ``(N,)``, class indices >= 0, of two classes or more.
+    :param features: ``(N, dim)``, of any floating type.
+    :param labels: ``(N,)``, integer class indices >= 0, of two classes or more.
     :param strength: inverse of the l2 penalty's weight, > 0 (scikit-learn's ``C``).
     :param num_classes: outputs K; default: the highest label + 1. Classes without a row get a logit
         of -30.
-    :return: ``nn.Linear(dim, K)``, frozen; its outputs are logits.
+    :return: ``nn.Linear(dim, K)`` in float32 on the features' device, frozen; it gives logits.
     :raises ValueError: for values out of range or of the wrong shape.
 
     >>> x = torch.tensor([[0.0, 1.0], [0.0, 2.0], [3.0, 1.0], [3.0, 2.0]])
@@ -30,6 +30,8 @@ def linear_probe(
     """
     from sklearn.linear_model import LogisticRegression
 
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}: class indices have to be integers.")
     known = labels.unique().tolist()
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
@@ -43,6 +45,7 @@ def linear_probe(
         raise ValueError(f"num_classes={count}, but there is a label {max(known)}.")
     if not strength > 0:
         raise ValueError(f"strength={strength} has to be > 0.")
+    device = features.device
     features = features.detach().float().cpu()
     mean, std = features.mean(0), features.std(0)
     std = std.clamp_min(max(0.1 * float(std.square().mean().sqrt()), 1e-8))  # near-constant ones
@@ -59,4 +62,4 @@ def linear_probe(
         layer.bias.fill_(ABSENT)
         layer.weight[known] = weight
         layer.bias[known] = bias
-    return layer.requires_grad_(False)
+    return layer.requires_grad_(False).to(device)

@@ -121,6 +121,9 @@ class CoupledModel(nn.Module):
             dim = int(source.dim)  # type: ignore[arg-type]
             self.source_adapter = nn.Sequential(Standardize(dim), _linear(dim, width))
         self.register_load_state_dict_post_hook(_forgive_source)
+        like = next(self.target.parameters(), None)
+        if like is not None:
+            self.to(like.device)
         self._check_shapes()
 
     @classmethod
@@ -140,7 +143,7 @@ class CoupledModel(nn.Module):
         :param input_shape: shape of T2's input, ``(C, H, W)``.
         :param code: T2's code layer, see :func:`as_target`.
         :param unpool: ``"nearest"`` or ``"zeros"``.
-        :return: the model, on the CPU.
+        :return: the model, all of it on the target's device.
         """
         wrapped = as_target(target, code)
         return cls(source, ReversedDecoder(wrapped, input_shape, unpool), wrapped)

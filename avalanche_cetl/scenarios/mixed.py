@@ -38,8 +38,8 @@ def mixed_images(
     :raises ValueError: for fewer than two images, a negative count, or unknown kinds.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise ValueError(f"kinds={list(kinds)} has to be some of {list(KINDS)}.")
+    if unknown or not kinds or isinstance(kinds, str):
+        raise ValueError(f"kinds={kinds!r} has to be a list of some of {list(KINDS)}.")
     if images.dim() != 4 or len(images) < 2 or not images.is_floating_point():
         raise ValueError(
             f"images of shape {tuple(images.shape)}, {images.dtype}: two or more float images "
@@ -79,21 +79,18 @@ def with_mixed_images(
     :param per_image: mixed images for every target image of an experience, >= 1.
     :param seed: of the mixtures.
     :param kinds: see :func:`mixed_images`; taken in turn.
-    :param streams: names of the streams to extend.
+    :param streams: names of the training streams to extend.
     :return: a new benchmark; the given one is unchanged. Where it has no stream ``labelled`` and
         all target rows of the first of ``streams`` have a label, it gets one of the rows as they
         were, for strategies that cannot read unlabelled rows.
     :raises ValueError: for arguments out of range, unknown streams, an experience with fewer than
         two target images, or data that has S's features already.
     """
-    if per_image < 1:
-        raise ValueError(f"per_image={per_image} has to be >= 1.")
-    unknown = [name for name in streams if name not in benchmark.streams]
-    if unknown or not streams:
-        raise ValueError(
-            f"streams={list(streams)} has to be one or more of the benchmark's: "
-            f"{list(benchmark.streams)}."
-        )
+    if not isinstance(per_image, int) or per_image < 1:
+        raise ValueError(f"per_image={per_image} has to be a whole number >= 1.")
+    allowed = [name for name in benchmark.streams if name != "labelled" and not _held_out(name)]
+    if not streams or any(name not in allowed for name in streams):
+        raise ValueError(f"streams={list(streams)} has to be one or more of {allowed}.")
     made = []
     for name, stream in benchmark.streams.items():
         experiences = []
@@ -108,6 +105,10 @@ def with_mixed_images(
         same = [experience_of(experience, experience.dataset) for experience in first]
         made.append(EagerCLStream("labelled", same))
     return benchmark_of(benchmark, made)
+
+
+def _held_out(name: str) -> bool:
+    return name == "test" or name.endswith("_test")
 
 
 def _target_rows(dataset: Any) -> list[int]:

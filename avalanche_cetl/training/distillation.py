@@ -130,8 +130,9 @@ class SoftTargets(DistillationPlugin):
     :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
         not T2's; default: S's own logits. ``"probe"``, with :class:`CETLStrategy`: a
         :func:`linear_probe`, fitted when an experience begins on S's features of the clean target
-        images that have a label. Without S, or with labels of fewer than two classes (domain
-        adaptation), the plugin then adds nothing.
+        images that have a label. It speaks of its classes alone: T2's logits of others are left
+        out. Without S, or where a class of the experience has no labelled target image (domain
+        adaptation), it would know too little, and the plugin adds nothing.
     :ivar classifier: the classifier of features that is in use; None: S's own, or no probe.
     :raises ValueError: for values out of range; in training when S has no logits, or not as
         many classes as T2.
@@ -156,10 +157,11 @@ class SoftTargets(DistillationPlugin):
             raise ValueError(f"head={head!r} is not known. Allowed: a module, {PROBE!r}, None.")
         self.temperature, self.head = float(temperature), head
         self.classifier: nn.Module | None = None if isinstance(head, str) else head
+        self._classes = torch.zeros(0, dtype=torch.long)
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Fit the probe."""
-        if self.head != PROBE:
+        if self.head != PROBE or not self.weight:
             return
         if not hasattr(strategy, "labelled_features"):
             raise ValueError(
@@ -170,15 +172,20 @@ class SoftTargets(DistillationPlugin):
         given = self._given if self._given is not None else strategy.model.source
         if given is None:
             return
+        wanted = {int(label) for label in strategy.adapted_dataset.targets}
         features, labels = strategy.labelled_features(self.source(strategy))
-        if len(labels.unique()) > 1:
-            classes = strategy.model.target.measure(strategy.model.input_shape)[1]
-            self.classifier = linear_probe(features, labels, num_classes=classes)
+        self._classes = labels.unique()
+        if len(wanted) > 1 and set(self._classes.tolist()) == wanted:
+            self.classifier = linear_probe(features, labels)
 
     def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
         """Give the loss of a mini-batch; None without a probe."""
-        if self.head == PROBE and self.classifier is None:
-            return None
+        if self.head == PROBE:
+            if self.classifier is None:
+                return None
+            known = self._classes.to(batch.logits.device)
+            teacher = self.teacher_logits(strategy, batch)[:, known]
+            return soft_target_loss(batch.logits[:, known], teacher, self.temperature)
         teacher = self.teacher_logits(strategy, batch)
         if teacher.shape != batch.logits.shape:
             raise ValueError(

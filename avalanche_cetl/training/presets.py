@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from avalanche.core import BasePlugin
@@ -48,6 +48,18 @@ class Preset:
             "lr_factors": self.lr_factors,
         }
         return {name: own[name] if given[name] is None else given[name] for name in own}
+
+    def describe(self) -> dict[str, Any]:
+        """Give its values by name, its plugins by class and settings: for records of runs."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own["gfi"] = asdict(self.gfi)
+        made = [make() for make in self.plugins]
+        own["plugins"] = [
+            {"class": type(plugin).__name__}
+            | {k: v for k, v in vars(plugin).items() if isinstance(v, int | float | str)}
+            for plugin in made
+        ]
+        return own
 
     def plugins_beside(self, plugins: list[BasePlugin], model: Any) -> list[BasePlugin]:
         """Give the preset's own plugins, before those that were given."""

@@ -512,8 +512,9 @@ class CETLStrategy(StageSteps):
         assert self._rows is not None, "target images are there during training only"
         known = [i for i, label in enumerate(self._rows.target.targets) if int(label) >= 0]
         features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
-        for start in range(0, len(known), self.train_mb_size):
-            found = self._target_rows(known[start : start + self.train_mb_size])
+        size = max(64, self.train_mb_size)
+        for start in range(0, len(known), size):
+            found = self._target_rows(known[start : start + size])
             rows = source(found.images) if found.features is None else found.features
             features.append(rows.float().cpu())
             labels.append(found.labels.cpu())

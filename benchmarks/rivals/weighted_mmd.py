@@ -64,7 +64,8 @@ def train(
     network.train()
     for epoch in epochs_of(epochs, optimizer):
         if epoch:
-            of_class = class_weights(source[1], predictions(network, target), classes)
+            found = predictions(network, target).to(source[1].device)
+            of_class = class_weights(source[1], found, classes)
         for x, y, z in pairs(source, target, batch, augment):
             codes = network.forward_features(torch.cat([x, z]))  # type: ignore[operator]
             logits = network.head(codes)  # type: ignore[operator]

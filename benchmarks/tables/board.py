@@ -14,9 +14,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.training.presets import parse_preset
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import SCALES, results, run_once
-from benchmarks.tables.transfer import Budget, Data, Job, accuracy, features_of, read_data
+from benchmarks.tables.runs import NOT_THERE, SCALES, results, run_once
+from benchmarks.tables.transfer import (
+    Budget,
+    Data,
+    Job,
+    accuracy,
+    features_of,
+    in_half_the_rounds,
+    read_data,
+)
 from benchmarks.tables.where import HERE, Where
 
 TUNING_SEED = 100
@@ -30,9 +39,11 @@ class Row:
     :ivar reads_features: whether the network reads S's features in place of images.
     :ivar tuned_as: the row whose strength it takes; None: it chooses.
     :ivar scales: where it is run.
-    :ivar mixed: unlabelled mixed images that it reads for every training image.
+    :ivar mixed: unlabelled mixed images that it reads for every training image; its rounds have
+        two passes over the labels, and are half as many.
     :ivar data: the data set.
     :ivar changes: values of the budget that differ from the table's, by name.
+    :ivar preset: of the strategy.
     """
 
     train: Callable[[Job, float], nn.Module]
@@ -43,6 +54,7 @@ class Row:
     mixed: int = 0
     data: str = "CIFAR-10"
     changes: tuple[tuple[str, Any], ...] = ()
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +81,9 @@ class Place:
     @property
     def budget(self) -> Budget:
         """What it may spend."""
-        found: Budget = replace(self.module.BUDGETS[self.scale], **dict(self.the_row.changes))
-        return found
+        row = self.the_row
+        found: Budget = replace(self.module.BUDGETS[self.scale], **dict(row.changes))
+        return in_half_the_rounds(found) if row.mixed else found
 
     def data(self) -> Data:
         """Read its data."""
@@ -84,6 +97,7 @@ class Place:
             asdict(self.budget)
             | ({"mixed": row.mixed} if row.mixed else {})
             | ({"data": row.data} if row.data != "CIFAR-10" else {})
+            | ({"preset": parse_preset(row.preset).describe()} if row.preset else {})
         )
 
 
@@ -172,20 +186,28 @@ def run(
     """Run what is missing, seed by seed; all rows by default.
 
     A row whose data or whose source's weights are not to be had stays as it is, "not run".
+
+    :raises OSError: when such a row was asked for by name, or there is no other.
     """
     module = import_module(f"benchmarks.tables.{table}")
     where = Where.of(scale, device)
-    places = []
+    places: list[Place] = []
+    missing: OSError | None = None
     for row in rows or module.ROWS:
         if scale not in module.ROWS[row].scales:
             continue
         place = Place(table, scale, root, row, where)
         try:  # features are in the store before several processes ask for them
             held_features(place, "train")
-        except OSError as problem:
+        except NOT_THERE as problem:
+            if rows:
+                raise
             print(f"{row}: not run. {problem}")
+            missing = problem
             continue
         places.append(place)
+    if missing is not None and not places:
+        raise missing
     tuned = dict.fromkeys(
         place.the_row.tuned_as or place.row for place in places if len(place.the_row.strengths) > 1
     )

@@ -56,7 +56,7 @@ def bound(scale: str, root: str, seed: int, where: Where, fixed_goal: bool) -> d
     with torch.no_grad():
         parts = [part.to(where.device) for part in x.split(500)]
         found = torch.cat([source.cheapest_logits(part).argmax(1).cpu() for part in parts])
-    error = float((found != y).float().mean())
+    error = float((found != y.cpu()).float().mean())
     model = CoupledModel.build(source, job.network(), job.shape)
     metrics = bound_metrics(source_error=error, error=True)
     strategy = CETLStrategy(

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 
@@ -20,6 +21,8 @@ from benchmarks.tables.where import HERE, Where
 #: Results of the repository; elsewhere with ``CETL_RESULTS``.
 FOLDER = Path(os.environ.get("CETL_RESULTS") or Path(__file__).parents[1] / "results" / "tables")
 SCALES = ("smoke", "cpu", "full")
+#: What says that a data set is not on disk, or that weights cannot be downloaded.
+NOT_THERE = (FileNotFoundError, URLError, ConnectionError, TimeoutError)
 
 
 def file_of(table: str, scale: str, row: str, seed: int) -> Path:

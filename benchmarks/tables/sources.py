@@ -139,7 +139,8 @@ def _trained(
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Encoder:
     """Train a source network on images in [0, 1], or read it from the cache folder."""
-    key = f"{name}-seed{SEED}-{budget.per_class}-{budget.width}-{budget.epochs}-{budget.batch}"
+    sizes = f"{budget.per_class}-{budget.width}-{budget.epochs}-{budget.batch}"
+    key = f"{name}-seed{SEED}-{sizes}-{budget.learning_rate}-{where.precision}"
     path = default_cache_dir().parent / "benchmarks" / f"{key}.safetensors"
     torch.manual_seed(SEED)
     network = build()

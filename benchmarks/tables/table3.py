@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.encoders import Encoder
@@ -24,7 +25,7 @@ from benchmarks.tables.sources import (
     other_classes,
     packaged,
 )
-from benchmarks.tables.transfer import Budget, Job, Pixels, coupled, naive
+from benchmarks.tables.transfer import Budget, Job, coupled, naive
 from benchmarks.tables.where import Where
 
 TABLE = "table3"
@@ -87,11 +88,12 @@ def cetl(job: Job, _strength: float) -> nn.Module:
 class FineTunedVGG(nn.Module):
     """VGG-16 with a new last layer, which reads standardised images."""
 
-    def __init__(self, pixels: Pixels, classes: int):
+    def __init__(self, job: Job):
         super().__init__()
-        self.pixels, self.network = pixels, of_torchvision("vgg16")
+        self.pixels, self.network = job.pixels, of_torchvision("vgg16")
+        torch.manual_seed(job.seed)  # of the last layer, whatever was drawn before
         layers = self.network.get_submodule("classifier")
-        layers[-1] = nn.Linear(layers[-1].in_features, classes)  # type: ignore[operator,index]
+        layers[-1] = nn.Linear(layers[-1].in_features, job.classes)  # type: ignore[operator,index]
 
     def forward(self, x: Tensor) -> Tensor:
         """Give logits."""
@@ -100,7 +102,7 @@ class FineTunedVGG(nn.Module):
 
 def fine_tuned(job: Job, _strength: float) -> nn.Module:
     """FT-VGG: the whole network trained on, with a new last layer."""
-    return naive(job, FineTunedVGG(job.pixels, job.classes))
+    return naive(job, FineTunedVGG(job))
 
 
 def _row(name: str) -> Row:

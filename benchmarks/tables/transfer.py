@@ -36,6 +36,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.training.presets import parse_preset
 from benchmarks.cifar import Set, read_cifar10, stratified
 from benchmarks.tables.where import HERE, Where
 
@@ -67,6 +68,17 @@ class Budget:
     def unlabelled(self) -> int:
         """Give the number of unlabelled target images of a class, besides."""
         return 0
+
+
+def in_half_the_rounds(budget: Budget) -> Budget:
+    """Give the same with half the rounds: for rounds with two passes over the labelled images."""
+    epochs, warmup_epochs = max(1, budget.epochs // 2), max(1, budget.warmup_epochs // 2)
+    return replace(budget, epochs=epochs, warmup_epochs=warmup_epochs)
+
+
+def gfi_of(preset: str, budget: Any, seed: int) -> GFISettings:
+    """Give a preset's settings of GFI, with the budget's samples and a seed."""
+    return replace(parse_preset(preset).gfi, samples=budget.gfi_samples, seed=seed)
 
 
 class Pixels(NamedTuple):
@@ -178,7 +190,7 @@ def draw(data: Set, per_class: int) -> tuple[Set, Set]:
 
 
 def views(x: Tensor) -> Tensor:
-    """Flip half of the images ``(N, 3, 32, 32)``, and shift each by up to 4 pixels."""
+    """Flip half of the images ``(N, C, H, W)``, and shift each by up to 4 pixels."""
     count, channels, height, width = x.shape
     flipped = (torch.rand(count, device=x.device) < 0.5).view(-1, 1, 1, 1)
     x = F.pad(torch.where(flipped, x.flip(3), x), (4, 4, 4, 4))
@@ -312,13 +324,6 @@ def cosine(optimizer: torch.optim.Optimizer, epochs: int) -> LRSchedulerPlugin:
     """Let the learning rate fall to zero over the epochs."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs))
     return LRSchedulerPlugin(schedule, step_granularity="epoch")
-
-
-def in_half_the_rounds(job: Job) -> Job:
-    """Give the same with half the rounds: for rounds with two passes over the labelled images."""
-    b = job.budget
-    epochs, warmup_epochs = max(1, b.epochs // 2), max(1, b.warmup_epochs // 2)
-    return replace(job, budget=replace(b, epochs=epochs, warmup_epochs=warmup_epochs))
 
 
 def coupled(job: Job, plugins: Any = (), **settings: Any) -> nn.Module:

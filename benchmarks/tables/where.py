@@ -33,7 +33,9 @@ class Where:
         """Give the context of forward passes in training."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+        # Without a cache: it would keep weights as they were when the context was entered.
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Bring a network there, in the layout."""

@@ -101,6 +101,7 @@ def test_digits_mini_comes_out_of_packages():
     data = importlib.import_module("benchmarks.digits")
     pair = data.read_pair("digits-mini", "nowhere", data.COUNTS, 0)
     assert pair.shape == (1, 8, 8) and pair.classes == 10
+    assert pair.source_test is None
     assert len(pair.source[0]) == 5000 and len(pair.target) + len(pair.target_test[0]) == 1797
     assert set(pair.target_test[1].tolist()) == set(range(10))
     moved = data.jitter(pair.target[:4])
@@ -124,6 +125,9 @@ def test_pairs_of_photographs_and_pairs_that_are_not_there(table5, monkeypatch, 
     monkeypatch.setattr(table5, "PAIRS", {"smoke": ("SV-MN", "ST-CI")})
     table5.run("smoke", "nowhere", 1, ["source only", "CDAN", "CETL e"])
     assert "SV-MN: not run. SVHN is not there" in capsys.readouterr().out
+    monkeypatch.setattr(table5, "PAIRS", {"smoke": ("SV-MN",)})
+    with pytest.raises(FileNotFoundError):
+        table5.run("smoke", "nowhere", 1)
     job = table5.job_of("ST-CI", "smoke", "nowhere", 0)
     assert job.photographs and job.network().num_classes == 8
     table = table5.render("smoke")
@@ -146,7 +150,23 @@ def test_half_precision_reaches_every_method(table5, row):
     )
     job.network = lambda: network
     train, strengths = table5.ROWS[row]
+    before = [p.detach().clone() for p in network.parameters()]
     trained = train(job, strengths[0])
     assert torch.bfloat16 in seen
+    moved = zip(before, trained.parameters(), strict=True)
+    assert all(not torch.equal(a, b) for a, b in moved if a.dim() > 1)
     assert {p.dtype for p in trained.parameters()} == {torch.float32}
     assert all(torch.isfinite(p).all() for p in trained.parameters())
+
+
+def test_half_precision_sees_the_weights_as_they_are(table5):
+    """One context around a whole loop keeps no copies of weights of an earlier step."""
+    where = importlib.import_module("benchmarks.tables.where").Where("cpu", "bfloat16")
+    layer = torch.nn.Linear(4, 4)
+    x = torch.ones(2, 4)
+    with where.casting():
+        first = layer(x)
+        first.sum().backward()
+        with torch.no_grad():
+            layer.weight -= 1.0
+        assert (layer(x) - first).abs().min() > 1

@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -133,7 +134,9 @@ def test_mixed_images_come_behind_the_draw(load):
     count = len(plain.train[1])
     assert torch.equal(x[:count], plain.train[0]) and (y[count:] == -1).all()
     assert len(y) == count * (1 + table2.MIXED)
-    assert place.settings()["mixed"] == table2.MIXED
+    settings = place.settings()
+    assert settings["mixed"] == table2.MIXED and settings["epochs"] == place.budget.epochs
+    assert settings["preset"]["plugins"][0]["class"] == "DecoderHints"
     assert "mixed" not in board.Place("table2", "smoke", "nowhere", "baseline").settings()
     job = board.job_of(place, 0)
     assert job.features.shape == (len(y), 12)
@@ -166,20 +169,28 @@ def test_mixed_mini_batches_have_shares_of_classes(load):
 
 def test_a_data_set_or_weights_that_are_not_there_leave_a_row_not_run(load, monkeypatch, capsys):
     table3 = load("table3")
-    name = "STL-10, no source"
-    rows = {row: dataclasses.replace(table3.ROWS[row], scales=("smoke",))
-            for row in (name, "VGG-16")}  # fmt: skip
-    monkeypatch.setattr(table3, "ROWS", table3.ROWS | rows)
+    there = table3.source_of
+    names = ("STL-10, no source", "VGG-16", "EfficientNet-Lite0")
+    rows = {name: dataclasses.replace(table3.ROWS[name], scales=("smoke",)) for name in names}
+    monkeypatch.setattr(table3, "ROWS", rows)
 
-    def offline(*args):
-        raise OSError("no network")
+    def source_of(row, *args):
+        if row == "VGG-16":
+            raise URLError("no network")
+        return there(row, *args)
 
-    monkeypatch.setattr(table3, "source_of", offline)
-    table3.run("smoke", "nowhere", 1, list(rows))
+    monkeypatch.setattr(table3, "source_of", source_of)
+    table3.run("smoke", "nowhere", 1)
     said = capsys.readouterr().out
-    assert "VGG-16: not run. no network" in said
-    assert f"{name}: not run. STL10 is not there" in said
-    assert "3 x 96" not in said and "not run" in table3.render("smoke")
+    assert "VGG-16: not run. <urlopen error no network>" in said
+    assert "STL-10, no source: not run. STL10 is not there" in said
+    assert table3.render("smoke").count("not run") == 2
+    for name in names[:2]:  # asked for by name, it is an error
+        with pytest.raises((URLError, FileNotFoundError)):
+            table3.run("smoke", "nowhere", 1, [name])
+    monkeypatch.setattr(table3, "ROWS", {name: rows[name] for name in names[:2]})
+    with pytest.raises((URLError, FileNotFoundError)):
+        table3.run("smoke", "nowhere", 1)
 
 
 @pytest.mark.parametrize("table, row, size, classes", [

@@ -52,6 +52,15 @@ def test_classes_without_a_row_are_never_chosen():
     assert found.softmax(1)[:, [1, 3, 4]].max() < 1e-9
 
 
+def test_half_precision_is_read(dtype=torch.float16):
+    features, labels = _clusters(3)
+    half = linear_probe(features.to(dtype), labels)
+    assert half.weight.dtype == torch.float32
+    torch.testing.assert_close(
+        half.weight, linear_probe(features, labels).weight, rtol=0.1, atol=0.01
+    )
+
+
 def test_a_feature_that_never_changes_counts_nothing():
     features, labels = _clusters(3)
     features[:, 2] = 7.0
@@ -69,5 +78,7 @@ def test_bad_arguments():
         linear_probe(features, labels, num_classes=2)
     with pytest.raises(ValueError, match=r"\(N, dim\)"):
         linear_probe(features[:5], labels)
+    with pytest.raises(ValueError, match="integers"):
+        linear_probe(features, labels.float())
     with pytest.raises(ValueError, match="strength=0"):
         linear_probe(features, labels, 0.0)

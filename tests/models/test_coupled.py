@@ -131,6 +131,13 @@ def test_the_view_for_importance_shares_names_and_parameters():
     torch.testing.assert_close(outputs.logits, model(x))
 
 
+def test_all_of_it_is_on_the_target_s_device():
+    """The device "meta" stands for a GPU: it shows what is left elsewhere."""
+    source = ModuleEncoder(CICNN(3, (1, 8, 8), width=0.05), input_shape=(1, 8, 8))
+    model = CoupledModel.build(source, CICNN(3, (1, 8, 8), width=0.1).to("meta"), (1, 8, 8))
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
 def test_timm_name_as_target():
     model = CoupledModel.build(None, "resnet10t", (3, 32, 32))
     assert model.reconstruct_target(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)

@@ -131,6 +131,13 @@ def test_bad_arguments(digits):
         with_mixed_images(data, 0)
     with pytest.raises(ValueError, match=r"streams=\['tarin'\]"):
         with_mixed_images(data, streams=["tarin"])
+    for name in ("test", "labelled"):
+        with pytest.raises(ValueError, match=r"one or more of \['train'\]"):
+            with_mixed_images(with_mixed_images(data), streams=[name])
+    with pytest.raises(ValueError, match=r"per_image=1\.5"):
+        with_mixed_images(data, 1.5)
+    with pytest.raises(ValueError, match="kinds='cutmix'"):
+        mixed_images(images, 2, kinds="cutmix")
     with pytest.raises(ValueError, match=r"kinds=\['cutout'\].*cutmix"):
         mixed_images(images, 2, kinds=["cutout"])
     with pytest.raises(ValueError, match="two or more float images"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from avalanche_cetl import (
     CICNN,
+    CETLPlugin,
     CETLStrategy,
     CoupledModel,
     DecoderHints,
@@ -26,7 +27,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.training import NonFiniteLossError, Variant
-from avalanche_cetl.training.distillation import soft_target_loss
+from avalanche_cetl.training.distillation import DistilledRows, soft_target_loss
 from avalanche_cetl.training.hints import hint_loss
 
 SHAPE = (1, 8, 8)
@@ -291,6 +292,40 @@ def test_without_labelled_target_rows_there_is_no_probe(teacher, digits):
     few = transfer_benchmark(digits(30), digits(30))
     plugin = SoftTargets(head="probe")
     assert "L_soft" not in trained(alone, few, plugin).round_losses
+
+
+def test_a_probe_speaks_of_the_classes_that_it_knows(teacher, digits):
+    """Target labels of some classes only: the source rows know more, so there is no probe."""
+    x, y = digits(60)
+    partly = torch.where(y < 2, y, -1)
+    both = adaptation_benchmark((x, y), (x, partly), digits(30, seed=1), labels_per_class=5)
+    assert {0, 1} == {int(t) for t in both.labelled_stream[0].dataset.targets}
+    plugin = SoftTargets(rows="target", head="probe")
+    assert "L_soft" not in trained(coupled(teacher), both, plugin).round_losses
+    # Experiences with classes of their own: T2's logits of the others are left alone.
+    few = transfer_benchmark((x[y < 2], y[y < 2]), (x[y < 2], y[y < 2]))
+    s = trained(coupled(teacher), few, plugin)
+    assert plugin.classifier.out_features == 2 and s.round_losses["L_soft"] > 0
+    rows = DistilledRows(x[:4], None, torch.randn(4, 3, requires_grad=True))
+    loss = plugin.loss(s, rows)
+    loss.backward()
+    assert (rows.logits.grad[:, 2] == 0).all() and rows.logits.grad[:, :2].abs().sum() > 0
+    wanted = soft_target_loss(rows.logits[:, :2], plugin.classifier(teacher(x[:4])), 4.0)
+    torch.testing.assert_close(loss, wanted)
+
+
+def test_a_probe_is_fitted_anew_for_every_experience(teacher, digits):
+    sets = [digits(30), digits(30, shift=0.1)]
+    data = transfer_benchmark(sets, sets)
+    plugin = SoftTargets(rows="target", head="probe")
+    found = []
+
+    class Keep(CETLPlugin):
+        def after_training_exp(self, strategy, *args, **kwargs):
+            found.append(plugin.classifier.weight.clone())
+
+    trained(coupled(teacher), data, plugin, Keep())
+    assert len(found) == 2 and not torch.allclose(*found)
 
 
 def test_a_probe_needs_the_strategy(teacher, few):

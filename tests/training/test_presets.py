@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -8,9 +10,13 @@ from avalanche_cetl import (
     DecoderHints,
     GFISettings,
     ModuleEncoder,
+    SoftTargets,
     ViewConsistency,
     adaptation_benchmark,
+    transfer_benchmark,
+    with_mixed_images,
 )
+from avalanche_cetl.training.presets import parse_preset
 
 SHAPE = (1, 8, 8)
 
@@ -34,7 +40,7 @@ def test_the_paper_s_is_the_algorithm_and_nothing_else():
     assert not s.gfi.normalize and s.gfi.threshold == 0.5 and s.gfi.probability == 0.9
     assert not s.fixed_goal and s.warmup_epochs == 0 and s.input_noise == 0
     assert s.lr_factors == (1.0, 1.0) and s.dwa_lambda == 1e-2
-    assert not _plugins(s, (DecoderHints, ViewConsistency))
+    assert not _plugins(s, (DecoderHints, SoftTargets, ViewConsistency))
 
 
 def test_the_best_has_its_plugins_and_what_is_given_stays():
@@ -50,6 +56,27 @@ def test_the_best_has_its_plugins_and_what_is_given_stays():
     assert (s.warmup_epochs, s.dwa_lambda, s.fixed_goal, s.input_noise) == (0, 0.0, False, 0.0)
     assert s.gfi.samples == 7 and s.lr_factors == (1.0, 0.5)
     assert _plugins(s, ViewConsistency) == [mine]
+
+
+def test_the_best_has_a_probe_s_soft_targets_where_target_rows_have_labels(digits):
+    s = _strategy("best", train_epochs=1, warmup_epochs=1)
+    (plugin,) = _plugins(s, SoftTargets)
+    assert plugin.head == "probe" and plugin.rows == "target"
+    data = with_mixed_images(transfer_benchmark(digits(30), digits(30, seed=1)), 2)
+    s.train(data.train_stream)
+    assert s.round_losses["L_soft"] > 0 and s.round_losses["L_view"] >= 0
+    mine = SoftTargets(4.0, 1.0)
+    assert _plugins(_strategy("best", plugins=[mine]), SoftTargets) == [mine]
+
+
+def test_a_preset_tells_what_it_is():
+    found = parse_preset("best").describe()
+    json.dumps(found)
+    assert found["fixed_goal"] and found["dwa_lambda"] == 0.03
+    assert [one["class"] for one in found["plugins"]] == [
+        "DecoderHints", "SoftTargets", "ViewConsistency"
+    ]  # fmt: skip
+    assert found["plugins"][2]["threshold"] == 0.968
 
 
 def test_strategies_do_not_share_a_preset_s_plugins():
