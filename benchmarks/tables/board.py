@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.training.presets import parse_preset
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import NOT_THERE, SCALES, results, run_once
+from benchmarks.tables.runs import SCALES, results, run_once, those_there
 from benchmarks.tables.transfer import (
     Budget,
     Data,
@@ -191,23 +191,13 @@ def run(
     """
     module = import_module(f"benchmarks.tables.{table}")
     where = Where.of(scale, device)
-    places: list[Place] = []
-    missing: OSError | None = None
-    for row in rows or module.ROWS:
-        if scale not in module.ROWS[row].scales:
-            continue
-        place = Place(table, scale, root, row, where)
-        try:  # features are in the store before several processes ask for them
-            held_features(place, "train")
-        except NOT_THERE as problem:
-            if rows:
-                raise
-            print(f"{row}: not run. {problem}")
-            missing = problem
-            continue
-        places.append(place)
-    if missing is not None and not places:
-        raise missing
+    chosen = [row for row in rows or module.ROWS if scale in module.ROWS[row].scales]
+
+    def ask(row: str) -> None:  # and features are in the store before several processes need them
+        held_features(Place(table, scale, root, row, where), "train")
+
+    there = those_there(chosen, ask, required=bool(rows))
+    places = [Place(table, scale, root, row, where) for row in there]
     tuned = dict.fromkeys(
         place.the_row.tuned_as or place.row for place in places if len(place.the_row.strengths) > 1
     )

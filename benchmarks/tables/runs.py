@@ -102,6 +102,29 @@ def results(table: str, scale: str) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+def those_there(names: list[str], ask: Callable[[str], Any], required: bool = False) -> list[str]:
+    """Give the names whose data and weights can be had; say of the others that they are not run.
+
+    :param ask: raises when something is missing.
+    :param required: whether every one of them has to be there.
+    :raises OSError: what ``ask`` raised, when one is required, or there is none.
+    """
+    found, missing = [], None
+    for name in names:
+        try:
+            ask(name)
+        except NOT_THERE as problem:
+            if required:
+                raise
+            print(f"{name}: not run. {problem}")
+            missing = problem
+        else:
+            found.append(name)
+    if missing is not None and not found:
+        raise missing
+    return found
+
+
 def accuracies(runs: dict[int, dict[str, Any]]) -> list[float]:
     """Give the test accuracies of a row's runs, by seed."""
     return [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]

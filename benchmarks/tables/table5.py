@@ -47,7 +47,7 @@ from benchmarks.digits import (
 from benchmarks.rivals import adda, association, weighted_mmd
 from benchmarks.rivals.training import predictions
 from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import NOT_THERE, accuracies, cell, paired, results, run_once
+from benchmarks.tables.runs import accuracies, cell, paired, results, run_once, those_there
 from benchmarks.tables.transfer import Augmented, cosine, fit_plainly, gfi_of, views
 from benchmarks.tables.where import HERE, Where
 
@@ -486,18 +486,9 @@ def run(
     """
     chosen = rows or list(ROWS)
     where = Where.of(scale, device)
-    pairs: list[str] = []
-    missing: OSError | None = None
-    for direction in PAIRS[scale]:
-        try:
-            job_of(direction, scale, root, TUNING_SEED, where)
-        except NOT_THERE as problem:
-            print(f"{direction}: not run. {problem}")
-            missing = problem
-            continue
-        pairs.append(direction)
-    if missing is not None and not pairs:
-        raise missing
+    pairs = those_there(
+        list(PAIRS[scale]), lambda one: job_of(one, scale, root, TUNING_SEED, where)
+    )
     tunings = [
         (direction, scale, root, row, where)
         for direction in pairs
