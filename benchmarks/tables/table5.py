@@ -318,25 +318,30 @@ def cetl(
     return train
 
 
-def preset_best(job: Job, _strength: float) -> nn.Module:
-    """``preset="best"`` and nothing else: the last row without input noise."""
-    b = job.budget
-    source, network = job.source, job.network()
-    model = CoupledModel.build(source, network, job.shape)
-    optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
-    CETLStrategy(
-        model=model,
-        optimizer=optimizer,
-        preset="best",
-        gfi=gfi_of("best", b, job.seed),
-        augment=job.augment,
-        **job.where.switches(),
-        train_mb_size=b.batch,
-        train_epochs=b.epochs,
-        evaluator=None,
-        plugins=[cosine(optimizer, b.epochs)],
-    ).train(job.benchmark().train_stream, pin_memory=False)
-    return network
+def preset_best(variant: str) -> Train:
+    """``preset="best"`` and nothing else: as with late views, but without input noise."""
+
+    def train(job: Job, _strength: float) -> nn.Module:
+        b = job.budget
+        source, network = job.source, job.network()
+        model = CoupledModel.build(source, network, job.shape)
+        optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
+        CETLStrategy(
+            model=model,
+            optimizer=optimizer,
+            variant=variant,
+            preset="best",
+            gfi=gfi_of("best", b, job.seed),
+            augment=job.augment,
+            **job.where.switches(),
+            train_mb_size=b.batch,
+            train_epochs=b.epochs,
+            evaluator=None,
+            plugins=[cosine(optimizer, b.epochs)],
+        ).train(job.benchmark().train_stream, pin_memory=False)
+        return network
+
+    return train
 
 
 def hints(strength: float) -> list[CETLPlugin]:
@@ -355,7 +360,8 @@ def hints_and_late_views(strength: float) -> list[CETLPlugin]:
 
 
 HINTS, VIEWS = (0.3, 1.0, 3.0), (3.0, 10.0, 30.0)
-BEST, AS_IT_IS = "CETL gfi, hints and late views", "CETL gfi, preset best"
+AS_IT_IS = "preset best"
+BEST = f"CETL gfi, {AS_IT_IS}"
 ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "source only": (source_only, (0.0,)),
     "SA": (subspace_alignment, (0.0,)),
@@ -377,8 +383,10 @@ ROWS: dict[str, tuple[Train, tuple[float, ...]]] = {
     "CETL gfi, hints and views": (cetl("gfi", plugins=hints_and_views), VIEWS),
     "CETL e, hints and late views": (cetl("e", plugins=hints_and_late_views), VIEWS),
     "CETL fi, hints and late views": (cetl("fi", plugins=hints_and_late_views), VIEWS),
-    AS_IT_IS: (preset_best, (0.0,)),
-    BEST: (cetl("gfi", plugins=hints_and_late_views), VIEWS),
+    "CETL gfi, hints and late views": (cetl("gfi", plugins=hints_and_late_views), VIEWS),
+    f"CETL e, {AS_IT_IS}": (preset_best("e"), (0.0,)),
+    f"CETL fi, {AS_IT_IS}": (preset_best("fi"), (0.0,)),
+    BEST: (preset_best("gfi"), (0.0,)),
 }
 
 
@@ -410,7 +418,7 @@ def _settings(row: str, budget: Budget) -> dict[str, Any]:
     if not row.startswith(("CETL", "DRCN")):
         for name in ("warmup_epochs", "gfi_samples", "input_noise", "dwa_lambda"):
             del found[name]
-    if row == AS_IT_IS:
+    if row.endswith(AS_IT_IS):
         for name in ("warmup_epochs", "input_noise", "dwa_lambda"):
             del found[name]
         found["preset"] = parse_preset("best").describe()
