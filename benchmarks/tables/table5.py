@@ -280,6 +280,28 @@ def rival(module: Any) -> Train:
     return train
 
 
+def _coupled(
+    job: Job, source: ModuleEncoder | None, plugins: list[CETLPlugin], **settings: Any
+) -> nn.Module:
+    """Train T2 by CETL."""
+    b = job.budget
+    network = job.network()  # sets the seed, after S had its own
+    model = CoupledModel.build(source, network, job.shape)
+    optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
+    CETLStrategy(
+        model=model,
+        optimizer=optimizer,
+        augment=job.augment,
+        **job.where.switches(),
+        train_mb_size=b.batch,
+        train_epochs=b.epochs,
+        evaluator=None,
+        plugins=[cosine(optimizer, b.epochs), *plugins],
+        **settings,
+    ).train(job.benchmark().train_stream, pin_memory=False)  # the images lie on the device
+    return network
+
+
 def cetl(
     variant: str,
     with_source: bool = True,
@@ -292,28 +314,18 @@ def cetl(
 
     def train(job: Job, strength: float) -> nn.Module:
         b = job.budget
-        source = job.source if with_source else None
-        network = job.network()  # sets the seed, after S had its own
-        model = CoupledModel.build(source, network, job.shape)
-        optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
-        CETLStrategy(
-            model=model,
-            optimizer=optimizer,
+        return _coupled(
+            job,
+            job.source if with_source else None,
+            plugins(strength) if plugins else [],
             variant=variant,
             lr_factors=(1.0, 1.0 if plugins else strength),
             dwa_lambda=b.dwa_lambda,
             gfi=GFISettings(samples=b.gfi_samples, seed=job.seed),
             input_noise=b.input_noise,
             fixed_goal=with_source,
-            augment=job.augment,
-            **job.where.switches(),
             warmup_epochs=b.warmup_epochs,
-            train_mb_size=b.batch,
-            train_epochs=b.epochs,
-            evaluator=None,
-            plugins=[cosine(optimizer, b.epochs), *(plugins(strength) if plugins else [])],
-        ).train(job.benchmark().train_stream, pin_memory=False)  # the images lie on the device
-        return network
+        )
 
     return train
 
@@ -322,24 +334,8 @@ def preset_best(variant: str) -> Train:
     """``preset="best"`` and nothing else: as with late views, but without input noise."""
 
     def train(job: Job, _strength: float) -> nn.Module:
-        b = job.budget
-        source, network = job.source, job.network()
-        model = CoupledModel.build(source, network, job.shape)
-        optimizer = torch.optim.Adam(model.parameters(), b.learning_rate)
-        CETLStrategy(
-            model=model,
-            optimizer=optimizer,
-            variant=variant,
-            preset="best",
-            gfi=gfi_of("best", b, job.seed),
-            augment=job.augment,
-            **job.where.switches(),
-            train_mb_size=b.batch,
-            train_epochs=b.epochs,
-            evaluator=None,
-            plugins=[cosine(optimizer, b.epochs)],
-        ).train(job.benchmark().train_stream, pin_memory=False)
-        return network
+        own = gfi_of("best", job.budget, job.seed)
+        return _coupled(job, job.source, [], variant=variant, preset="best", gfi=own)
 
     return train
 
