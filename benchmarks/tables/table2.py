@@ -153,13 +153,13 @@ def on_all(job: Job, plugin: Any) -> nn.Module:
     return coupled(job, [plugin], variant="joint", loss_weights=(0, 1, 0), warmup_epochs=0)
 
 
-def feature_distillation_on_mixed(job: Job, strength: float) -> nn.Module:
-    """T2's code towards S's features, of mixed images too."""
+def feature_distillation_on_all(job: Job, strength: float) -> nn.Module:
+    """T2's code towards S's features of all images, unlabelled and mixed ones too."""
     return on_all(job, FitNetsHints("hidden", weight=strength, rows="target"))
 
 
-def soft_targets_on_mixed(job: Job, strength: float) -> nn.Module:
-    """T2's logits towards the probe's, of mixed images too."""
+def soft_targets_on_all(job: Job, strength: float) -> nn.Module:
+    """T2's logits towards the probe's on all images, unlabelled and mixed ones too."""
     return on_all(job, softened(job, strength, "target"))
 
 
@@ -200,8 +200,8 @@ ROWS = {
     "fine-tuning S": Row(fine_tuning, scales=("smoke", "full")),
     "feature distillation": Row(feature_distillation, WEIGHTS),
     "soft targets": Row(soft_targets, WEIGHTS),
-    "feature distillation, mixed images": Row(feature_distillation_on_mixed, WEIGHTS, mixed=MIXED),
-    "soft targets, mixed images": Row(soft_targets_on_mixed, SOFT, mixed=MIXED),
+    "feature distillation, mixed images": Row(feature_distillation_on_all, WEIGHTS, mixed=MIXED),
+    "soft targets, mixed images": Row(soft_targets_on_all, SOFT, mixed=MIXED),
     "CETL f": Row(cetl("f")),
     "CETL u": Row(cetl("u")),
     "CETL e": Row(cetl("e")),

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import nn
 
-from avalanche_cetl import DecoderHints, FitNetsHints
+from avalanche_cetl import DecoderHints
 from avalanche_cetl.encoders import Encoder
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
@@ -52,23 +52,6 @@ BUDGETS = {
 }
 
 
-def feature_distillation(job: Job, strength: float) -> nn.Module:
-    """T2's code towards S's features of all images, beside the labels, in one step."""
-    hints = FitNetsHints("hidden", weight=strength, rows="target")
-    return coupled(job, plugins=[hints], variant="joint", loss_weights=(0, 1, 0), warmup_epochs=0)
-
-
-def soft_targets(job: Job, strength: float) -> nn.Module:
-    """T2's logits towards the probe's on all images, beside the labels, in one step."""
-    return coupled(
-        job,
-        plugins=[softened(job, strength, "target")],
-        variant="joint",
-        loss_weights=(0, 1, 0),
-        warmup_epochs=0,
-    )
-
-
 def cetl(variant: str, soft: bool = True) -> Callable[[Job, float], nn.Module]:
     """CETL with a fixed goal and T1's hidden layers, in stage 2 on all images.
 
@@ -91,8 +74,8 @@ def cetl(variant: str, soft: bool = True) -> Callable[[Job, float], nn.Module]:
 
 BEST = "CETL gfi, hints, soft targets"
 ROWS = {
-    "feature distillation": Row(feature_distillation, WEIGHTS),
-    "soft targets": Row(soft_targets, SOFT),
+    "feature distillation": Row(table2.feature_distillation_on_all, WEIGHTS),
+    "soft targets": Row(table2.soft_targets_on_all, SOFT),
     "CETL gfi, hints": Row(cetl("gfi", soft=False), table2.PENALTIES[1:2]),
     "CETL e, hints, soft targets": Row(cetl("e"), SOFT, tuned_as=BEST),
     "CETL fi, hints, soft targets": Row(cetl("fi"), SOFT, tuned_as=BEST),
