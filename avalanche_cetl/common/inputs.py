@@ -22,5 +22,7 @@ def own_copy(value: Input) -> Input:
     if isinstance(value, Tensor):
         return value.clone()  # type: ignore[return-value]
     if isinstance(value, tuple | list):
-        return type(value)(own_copy(part) for part in value)  # type: ignore[call-arg]
+        parts = [own_copy(part) for part in value]
+        make = getattr(value, "_make", type(value))  # of a named tuple
+        return make(parts)
     return value

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.information import layers
 from avalanche_cetl.information.capture import Call, Captured
-from avalanche_cetl.information.functional import call_gradients, current_autocast, model_gradients
-from avalanche_cetl.information.likelihood import BoundLoss, select
+from avalanche_cetl.information.functional import call_gradients, current_autocast
+
+#: ``(loss, rows, gradients)``; raises where they are wrong.
+Proven = Callable[[int, slice, Mapping[str, Tensor]], None]
 
 
 @dataclass
 class Route:
     """How the per-sample gradients of one parameter are found.
 
-    :ivar kind: ``"layer"``, ``"expanded"``, ``"module"`` or ``"model"``.
+    :ivar kind: ``"layer"``, ``"expanded"``, ``"module"``, ``"model"`` (torch.func on the whole
+        model) or ``"plain"`` (a backward pass a sample).
     :ivar owners: for ``"layer"``, paths of the modules that hold it, with its local name
         there; for ``"module"`` that of the module that torch.func runs, with the name seen
         from it.
@@ -65,7 +68,7 @@ class Bundle:
         raise NotImplementedError
 
     def _zeros(self, name: str, rows: slice) -> Tensor:
-        parameter = self.params[name].detach()
+        parameter = magnitude(self.params[name].detach())
         zeros = parameter.new_zeros(rows.stop - rows.start, *parameter.shape)
         return _wide(zeros, zeros)[0]
 
@@ -200,7 +203,10 @@ class ExpandedBundle(Bundle):
 
 
 class ModuleBundle(Bundle):
-    """Parameters below one module, by torch.func on that module alone."""
+    """Parameters below one module, by torch.func on that module alone.
+
+    :ivar proof: is shown the gradients that were computed, with their loss and rows.
+    """
 
     def __init__(
         self,
@@ -213,6 +219,7 @@ class ModuleBundle(Bundle):
         super().__init__(params)
         self.module, self.local, self.calls, self.rowwise = module, local, calls, rowwise
         self._autocast = current_autocast(next(iter(params.values())).device)
+        self.proof: Proven | None = None
 
     def alive(self, loss: int) -> bool:
         """Whether the loss reaches it."""
@@ -246,36 +253,12 @@ class ModuleBundle(Bundle):
                 found = call_gradients(self.module, args, named, g[rows], chosen, rowwise)
             for name, local in zip(self.names, self.local, strict=True):
                 total[name] = total[name] + found[local] if name in total else found[local]
-        return total or {name: self._zeros(name, rows) for name in self.names}
-
-
-class ModelBundle(Bundle):
-    """Parameters by torch.func on the whole model."""
-
-    def __init__(
-        self,
-        params: Mapping[str, Tensor],
-        model: nn.Module,
-        inputs: Sequence[Tensor],
-        losses: Sequence[BoundLoss],
-        targets: Sequence[Any],
-        sample_bytes: int = 0,
-    ):
-        super().__init__(params)
-        self._sample_bytes = sample_bytes
-        self.model, self.inputs, self.losses, self.targets = model, inputs, losses, targets
-        self._autocast = current_autocast(inputs[0].device)
-
-    def row_bytes(self) -> int:
-        """Memory of one sample's gradients and of its activations on the way."""
-        return super().row_bytes() + self._sample_bytes
-
-    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients of some rows."""
-        parts = [part[rows] for part in self.inputs]
-        wanted = select(self.targets[loss], rows)
-        with self._autocast():
-            return model_gradients(self.model, parts, self.losses[loss], wanted, self.params)
+        if not total:
+            return {name: self._zeros(name, rows) for name in self.names}
+        total = {name: magnitude(value) for name, value in total.items()}
+        if self.proof is not None:
+            self.proof(loss, rows, total)
+        return total
 
 
 class RowMismatchError(Exception):
@@ -341,6 +324,15 @@ def _check_rows(
             raise RowMismatchError(name)
         if any(g is not None and len(g) != samples for g in call.gradients):
             raise RowMismatchError(name)
+
+
+def magnitude(gradient: Tensor) -> Tensor:
+    """Return the absolute values of a complex gradient, a real one as it is.
+
+    What is measured are squares: for a complex weight ``w = a + bi`` torch's gradient is
+    ``dL/da + i dL/db``, and ``(dL/da)^2 + (dL/db)^2`` the square of its absolute value.
+    """
+    return gradient.abs() if gradient.is_complex() else gradient
 
 
 def _wide(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.information.likelihood import BoundLoss
 
 
@@ -116,7 +117,7 @@ def capture(
     :param modules: whose calls to keep.
     :param expand: names of parameters of shape ``(1, ...)`` to differentiate sample by sample.
     """
-    parts = [part[rows].detach() for part in inputs]
+    parts = [own_copy(part[rows].detach()) for part in inputs]
     n = len(parts[0])
     token = torch.zeros((), device=parts[0].device, requires_grad=True)
     calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
@@ -138,7 +139,10 @@ def capture(
         calls[module].append(call)
         if not fresh:
             return None
-        return first if isinstance(output, Tensor) else type(output)([first, *output[1:]])
+        if isinstance(output, Tensor):
+            return first
+        make = getattr(output, "_make", type(output))  # of a named tuple
+        return make([first, *output[1:]])
 
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(bool(modules or expand)))

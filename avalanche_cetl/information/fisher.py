@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn.parameter import UninitializedParameter
 
-from avalanche_cetl.information.bundles import Bundle
+from avalanche_cetl.information.bundles import Bundle, magnitude
 from avalanche_cetl.information.likelihood import (
     BoundLoss,
     Likelihood,
     Loss,
     LossName,
+    map_tensors,
 )
 from avalanche_cetl.information.per_sample import Batch, PerSampleGradients, with_engine
 from avalanche_cetl.information.processes import Processes
@@ -45,6 +47,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def gradients_allowed(model: nn.Module) -> Iterator[None]:
+    """Leave ``torch.inference_mode`` for a while, in which there are no gradients at all.
+
+    :raises ValueError: when the model was made in that mode: its tensors can have no gradient.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    born = [name for name, tensor in named if tensor.is_inference()]
+    if born:
+        raise ValueError(
+            f"{born[0]!r} ({len(born)} tensors in all) was made under torch.inference_mode() and "
+            "can have no gradient; make or load the model outside of that mode."
+        )
+    with torch.inference_mode(False):
+        yield
+
+
+def outside_of_inference(value: Any) -> Any:
+    """Return tensors that a backward pass may keep: those of inference mode are copied."""
+    return map_tensors(value, lambda t: t.clone() if t.is_inference() else t)
 
 
 def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -71,6 +95,12 @@ def select_params(
     :raises ValueError: when a name is unknown or nothing is left to measure.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
+    lazy = [name for name, p in named.items() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]!r} has no shape yet ({len(lazy)} such parameters); run the model once on a "
+            "batch, so that its lazy layers are made."
+        )
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
@@ -136,10 +166,11 @@ def fisher_information(
     >>> fisher_information(model, x, loss=lambda out: out.squeeze(1))["weight"]
     tensor([[ 5., 10.]])
     """
-    parts = as_tuple(inputs)
-    chosen = select_params(model, params)
-    bound = BoundLoss(loss, targets, len(parts[0]), likelihood, generator)
-    with evaluation_mode(model):
+    with gradients_allowed(model), evaluation_mode(model):
+        parts = outside_of_inference(as_tuple(inputs))
+        chosen = select_params(model, params)
+        targets = outside_of_inference(targets)
+        bound = BoundLoss(loss, targets, len(parts[0]), likelihood, generator)
         return with_engine(
             lambda engine: restored(engine, square_means(engine).fisher[0]),
             model,
@@ -247,7 +278,6 @@ def restored(engine: PerSampleGradients, values: dict[str, Tensor]) -> dict[str,
             result[name] = value.contiguous()
         else:
             half = parameter.dtype in (torch.float16, torch.bfloat16)
-            result[name] = torch.zeros_like(
-                parameter, dtype=torch.float32 if half else None, requires_grad=False
-            )
+            real = magnitude(parameter.detach())
+            result[name] = torch.zeros_like(real, dtype=torch.float32 if half else None)
     return result

@@ -1,4 +1,4 @@
-"""Per-sample gradients of any module by torch.func, or by a plain loop where it gives up."""
+"""Per-sample gradients of a module or of the whole model by torch.func."""
 
 from __future__ import annotations
 
@@ -29,22 +29,31 @@ def model_gradients(
     loss: BoundLoss,
     targets: Any,
     params: Mapping[str, Tensor],
+    pairs: bool = False,
 ) -> dict[str, Tensor]:
     """Per-sample gradients of a loss of the whole model, each ``(n, *param.shape)``.
 
-    Every sample runs as a batch of one.
+    Every sample runs as a batch of one, or of two that are the same.
+
+    :param pairs: run pairs, for a model that loses the batch axis of a single sample.
+    :raises RuntimeError: where torch.func cannot run the model.
     """
     chosen, fixed = _split(model, params)
+    rows = 2 if pairs else 1
+
+    def batch_of(sample: Tensor) -> Tensor:
+        # Memory of its own: the model may write into it.
+        return sample.unsqueeze(0).expand(rows, *sample.shape).clone()
 
     def sample_loss(weights: dict[str, Tensor], sample: Any, target: Any) -> Tensor:
-        batch = tuple(part.unsqueeze(0) for part in sample)
+        batch = tuple(batch_of(part) for part in sample)
         outputs = functional_call(model, fixed | weights, batch)
-        return loss(outputs, map_tensors(target, lambda t: t.unsqueeze(0)))[0]
+        return loss(outputs, map_tensors(target, batch_of))[0]
 
     def one(sample: Any, target: Any) -> dict[str, Tensor]:
         return grad(sample_loss)(chosen, sample, target)
 
-    return _over_samples(one, (tuple(inputs), targets), type(model).__name__)
+    return _vectorised(one, (tuple(inputs), targets))
 
 
 def call_gradients(
@@ -68,7 +77,7 @@ def call_gradients(
     def one(samples: tuple[Tensor, ...], g: Tensor) -> dict[str, Tensor]:
         given = list(everything)
         for i, sample in zip(own, samples, strict=True):
-            given[i] = sample.unsqueeze(0)
+            given[i] = sample.unsqueeze(0).clone()  # the module may write into it
 
         def output(weights: dict[str, Tensor]) -> Tensor:
             keywords = dict(zip(order, given[len(args) :], strict=True))
@@ -93,17 +102,21 @@ def _over_samples(
     one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any], what: str
 ) -> dict[str, Tensor]:
     """Vectorise over samples; what vmap cannot batch goes through a plain loop."""
-    in_dims = tuple(None if part is None else 0 for part in batch)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*performance drop")
-            found = vmap(one, in_dims=in_dims, randomness="error")(*batch)
-        return {name: _own(values) for name, values in found.items()}
+        return _vectorised(one, batch)
     except (RuntimeError, NotImplementedError) as problem:
         logger.debug("%s: per-sample gradients fall back to a loop: %s", what, problem)
     first = batch[0][0] if batch[0] else batch[1]
     rows = [one(*(select(part, i) for part in batch)) for i in range(len(first))]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _vectorised(one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any]) -> dict[str, Tensor]:
+    in_dims = tuple(None if part is None else 0 for part in batch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop")
+        found = vmap(one, in_dims=in_dims, randomness="error")(*batch)
+    return {name: _own(values) for name, values in found.items()}
 
 
 def _own(values: Tensor) -> Tensor:

@@ -142,6 +142,6 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tuple(map_tensors(part, function) for part in value)
 
 
-def select(value: Any, rows: int | slice) -> Any:
+def select(value: Any, rows: int | slice | list[int]) -> Any:
     """Take some rows of a tensor, or of every tensor of a nested tuple."""
     return map_tensors(value, lambda t: t[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,20 +12,25 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.state import ModelState, state_kept
 from avalanche_cetl.information.bundles import (
     Bundle,
     LayerBundle,
     Layout,
-    ModelBundle,
     ModuleBundle,
     Route,
     RowMismatchError,
     make_bundles,
 )
+from avalanche_cetl.information.capture import Captured
 from avalanche_cetl.information.functional import current_autocast
 from avalanche_cetl.information.likelihood import BoundLoss
+from avalanche_cetl.information.plain import PlainGradients
 from avalanche_cetl.information.processes import Processes
-from avalanche_cetl.information.routes import plan_routes, run_routes
+from avalanche_cetl.information.proof import Proof, StalePlanError
+from avalanche_cetl.information.routes import forget_plan, plan_routes, say_that_it_is_slow
+from avalanche_cetl.information.trial import Trial, Verdict, run_routes
+from avalanche_cetl.information.whole import ModelBundle, PlainBundle
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +72,7 @@ class Batch:
         """Walk over the samples, a few at a time: as many as stay in the processor's cache."""
         first = next(iter(bundle.params.values()))
         limit = _CPU_BLOCK if first.device.type == "cpu" else _CUDA_BLOCK
-        if isinstance(bundle, ModelBundle | ModuleBundle):
+        if isinstance(bundle, ModelBundle | ModuleBundle | PlainBundle):
             limit = self.chunk_bytes
         limit = max(1, min(limit, self.chunk_bytes) // len(losses))
         step = limit // max(1, bundle.row_bytes())
@@ -111,7 +117,8 @@ class PerSampleGradients:
     :param params: keyed as ``model.named_parameters()``.
     :param chunk_bytes: bound on activations and gradients held at once, as far as one sample
         fits.
-    :param whole_model: leave everything to torch.func.
+    :param state: the model's buffers and kept values, as every pass has to meet them.
+    :param plainly: leave everything to plain autograd.
     :param processes: those that hold further samples.
     """
 
@@ -122,7 +129,8 @@ class PerSampleGradients:
         losses: Sequence[BoundLoss],
         params: Mapping[str, Tensor],
         chunk_bytes: int,
-        whole_model: bool = False,
+        state: ModelState,
+        plainly: bool = False,
         processes: Processes | None = None,
     ):
         self.model, self.inputs, self.losses = model, list(inputs), list(losses)
@@ -133,15 +141,20 @@ class PerSampleGradients:
         self.layouts: dict[str, Layout] = {}
         self._autocast = current_autocast(self.inputs[0].device)
         self._kept: Batch | None = None
-        self.routes = {name: Route("model") for name in self.params}
+        self._state = state
+        self._plain = PlainGradients(model, self.inputs, self.params, state)
+        self._unproven = False
+        self.routes = {name: Route("plain") for name in self.params}
         self.batch_size, self.model_bytes = self.samples, 0
-        if self.samples > 2:
-            plan = plan_routes(model, self.inputs, self.params, len(losses))
-            self.model_bytes = plan.model_bytes
-            if not whole_model:
-                self.routes = plan.routes
-                size = chunk_bytes // max(1, plan.sample_bytes)
-                self.batch_size = max(1, min(self.samples, size))
+        if self.samples > 2 and not plainly:
+            plan, self._unproven = plan_routes(
+                model, self.inputs, self.params, len(losses), self._plain
+            )
+            self.model_bytes, self.routes = plan.model_bytes, plan.routes
+            self._plain.pairs = plan.pairs
+            size = chunk_bytes // max(1, plan.sample_bytes)
+            # A model that loses the batch axis of a single sample is given two at least.
+            self.batch_size = max(1 + plan.pairs, min(self.samples, size))
 
     def batches(self) -> Iterator[Batch]:
         """All samples, in as few batches as ``chunk_bytes`` allows.
@@ -151,30 +164,82 @@ class PerSampleGradients:
         if self._kept is not None:
             yield self._kept
             return
-        for start in range(0, self.samples, self.batch_size):
-            rows = slice(start, min(self.samples, start + self.batch_size))
-            batch = self._run(rows)
+        start = 0
+        while start < self.samples:
+            stop = min(self.samples, start + self.batch_size)
+            if stop == self.samples - 1 and self._plain.pairs:
+                stop = self.samples
+            batch = self._run(slice(start, stop))
             if self.one_batch:
                 self._kept = batch
             yield batch
             del batch
+            start = stop
 
     def _run(self, rows: slice) -> Batch:
-        parts = [part[rows] for part in self.inputs]
+        self._state.put_back()
         with self._autocast():
             captured = run_routes(self.model, self.inputs, self.losses, rows, self.routes)
             bundles = make_bundles(self.model, self.params, self.routes, captured)
-            rest = {n: p for n, p in self.params.items() if self.routes[n].kind == "model"}
-            if rest:
-                bundles.append(
-                    ModelBundle(
-                        rest, self.model, parts, self.losses, captured.targets, self.model_bytes
-                    )
-                )
+            bundles += self._whole_model(rows, captured)
+            if self._unproven:
+                self._unproven = False
+                self._prove(captured, bundles)
         for bundle in bundles:
             for name in bundle.names:
                 self.layouts.setdefault(name, bundle.layout(name))
-        return Batch(rows.start, len(parts[0]), bundles, self.chunk_bytes)
+        return Batch(rows.start, rows.stop - rows.start, bundles, self.chunk_bytes)
+
+    def _whole_model(self, rows: slice, captured: Captured) -> list[Bundle]:
+        """Bundles of the parameters that no layer or module gives."""
+        chosen: dict[str, dict[str, Tensor]] = {"model": {}, "plain": {}}
+        for name, parameter in self.params.items():
+            kind = self.routes[name].kind
+            if kind in chosen:
+                chosen[kind][name] = parameter
+
+        def plain(params: dict[str, Tensor]) -> PlainBundle:
+            return PlainBundle(params, self._plain, rows.start, self.losses, captured.targets)
+
+        bundles: list[Bundle] = [plain(chosen["plain"])] if chosen["plain"] else []
+        if chosen["model"]:
+            parts = [part[rows] for part in self.inputs]
+            bundles.append(
+                ModelBundle(
+                    chosen["model"],
+                    self.model,
+                    parts,
+                    self.losses,
+                    captured.targets,
+                    plain(chosen["model"]),
+                    self.model_bytes,
+                )
+            )
+        return bundles
+
+    def _prove(self, captured: Captured, bundles: Sequence[Bundle]) -> None:
+        """See that a kept plan still holds.
+
+        :raises StalePlanError: where it does not.
+        """
+        if all(isinstance(bundle, PlainBundle) for bundle in bundles):
+            return
+        try:
+            proof = Proof(self._plain, self.losses, captured.targets, captured.samples)
+        except Exception as problem:
+            # A loss that reads all samples at once, say: the routes are tried as they first were.
+            logger.debug("a kept plan is tried anew: %s: %s", type(problem).__name__, problem)
+            self._try_anew()
+        else:
+            proof.of(bundles)
+
+    def _try_anew(self) -> None:
+        two = [part[:2] for part in self.inputs]
+        trial = Trial(self.model, two, self.params, self._plain, len(self.losses))
+        tried = {n: r for n, r in self.routes.items() if r.kind not in ("model", "plain")}
+        for name, verdict in trial.verdicts(tried).items():
+            if verdict is Verdict.WRONG:
+                raise StalePlanError(name)
 
     def restore(self, name: str, value: Tensor) -> Tensor:
         """Bring a tensor in a parameter's layout into its shape."""
@@ -186,7 +251,11 @@ class PerSampleGradients:
 
     def meet(self, layouts: Sequence[tuple[str, torch.Size]]) -> None:
         """Wait for the other processes, and see that all are about to add the same tensors."""
-        routes = {name: (route.kind, len(route.owners)) for name, route in self.routes.items()}
+        # Whether torch.func or plain autograd runs the whole model makes no difference here.
+        routes = {
+            name: ("plain" if route.kind == "model" else route.kind, len(route.owners))
+            for name, route in self.routes.items()
+        }
         self.processes.agree((routes, [(name, tuple(shape)) for name, shape in layouts]))
         self.counts = self.processes.meet(self.samples)
 
@@ -210,16 +279,17 @@ def with_engine(
     chunk_bytes: int,
     processes: Processes,
 ) -> Result:
-    """Run some work on per-sample gradients; on torch.func's where a layer picks its rows.
+    """Run some work on per-sample gradients; on plain autograd's where a layer picks its rows.
 
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
-    later batch than the one that was tried. What one process meets, the others hear of.
+    later batch than the one that was tried. What one process meets, the others hear of. The
+    model's buffers and kept values are as they were afterwards.
     """
 
-    def attempt(whole_model: bool) -> Result:
+    def attempt(plainly: bool) -> Result:
         try:
             engine = PerSampleGradients(
-                model, inputs, losses, params, chunk_bytes, whole_model, processes
+                model, inputs, losses, params, chunk_bytes, state, plainly, processes
             )
             with engine.exactly():
                 return work(engine)
@@ -227,12 +297,22 @@ def with_engine(
             processes.report(problem)
             raise
 
-    with _differentiable(model):
+    with _differentiable(model), state_kept(model) as state:
         try:
-            return attempt(whole_model=False)
+            return attempt(plainly=False)
+        except StalePlanError as problem:
+            logger.debug("the kept plan of %s does not hold: %s", type(model).__name__, problem)
+            forget_plan(model, inputs, params, len(losses))
+            why = "the plan of a process does not hold any more"
         except RowMismatchError as problem:
-            logger.debug("%s sees some samples only: torch.func runs the whole model", problem)
-        return attempt(whole_model=True)
+            why = f"a layer sees some samples only: {problem}"
+        if processes.alone and why.startswith("the plan"):
+            try:
+                return attempt(plainly=False)
+            except RowMismatchError as problem:
+                why = f"a layer sees some samples only: {problem}"
+        say_that_it_is_slow(model, list(params), why)
+        return attempt(plainly=True)
 
 
 @contextmanager
@@ -241,5 +321,8 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         yield
         return
-    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-        yield
+    with warnings.catch_warnings():
+        # Torch 2.14 says at every change of these flags that there is no Intel GPU.
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            yield

@@ -21,6 +21,8 @@ from avalanche_cetl.information.fisher import (
     SquareMeans,
     as_tuple,
     evaluation_mode,
+    gradients_allowed,
+    outside_of_inference,
     restored,
     select_params,
     square_means,
@@ -127,9 +129,6 @@ def fisher_and_relative(
     :return: ``(fisher, relative)``, dicts keyed by parameter name.
     """
     check_estimator(estimator)
-    parts = as_tuple(inputs)
-    chosen = select_params(model, params)
-    bound = [BoundLoss(loss, t, len(parts[0])) for loss, t in zip(losses, targets, strict=True)]
 
     def work(engine: PerSampleGradients) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         means = square_means(engine, norms=normalize_samples)
@@ -139,7 +138,13 @@ def fisher_and_relative(
             relative = _estimated(engine, means, estimator, normalize_samples)
         return restored(engine, means.fisher[0]), restored(engine, relative)
 
-    with evaluation_mode(model):
+    with gradients_allowed(model), evaluation_mode(model):
+        parts = outside_of_inference(as_tuple(inputs))
+        chosen = select_params(model, params)
+        bound = [
+            BoundLoss(loss, outside_of_inference(goal), len(parts[0]))
+            for loss, goal in zip(losses, targets, strict=True)
+        ]
         return with_engine(work, model, parts, bound, chosen, chunk_bytes, Processes(process_group))
 
 

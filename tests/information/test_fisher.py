@@ -6,10 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from avalanche_cetl import fisher_information, relative_fisher
+from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information import fisher_and_relative, routes
 from avalanche_cetl.information.bundles import LayerBundle
 from avalanche_cetl.information.estimators import ESTIMATORS, LOG_FLOOR
 from avalanche_cetl.information.likelihood import sample_targets
+from avalanche_cetl.information.plain import PlainGradients
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -37,6 +39,12 @@ def test_equals_the_naive_loop_on_a_large_batch_in_float32(case):
         assert error <= 1e-5 * torch.linalg.vector_norm(value) + 1e-12, name
 
 
+def _plan(model, x):
+    params = dict(model.eval().named_parameters())
+    plain = PlainGradients(model, [x], params, ModelState(model))
+    return routes.plan_routes(model, [x], params, 1, plain)[0]
+
+
 CLOSED = [
     "linear", "tokens", "conv", "conv stride", "conv dilation", "conv groups", "conv depthwise",
     "conv circular", "conv 1d", "conv 3d", "transposed, padded", "transposed, dilated, grouped",
@@ -48,19 +56,19 @@ CLOSED = [
 @pytest.mark.parametrize("name", CLOSED)
 def test_known_layers_take_their_closed_form(named_case, name):
     model, x, _ = named_case(name).make(5)
-    planned = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1).routes
+    planned = _plan(model, x).routes
     assert {route.kind for route in planned.values()} == {"layer"}
 
 
 def test_other_routes_are_taken_where_they_are_right_and_named(named_case, caplog):
     caplog.set_level(logging.DEBUG, "avalanche_cetl")
     model, x, _ = named_case("class token").make(5)
-    planned = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1).routes
+    planned = _plan(model, x).routes
     assert planned["token"].kind == planned["position"].kind == "expanded"
     assert planned["scale.gamma"].kind == "module" and "scale.gamma" in caplog.text
     assert planned["qkv.weight"].kind == "layer"
     model, x, _ = named_case("tied by a function").make(5)
-    planned = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1).routes
+    planned = _plan(model, x).routes
     assert planned["embedding.weight"].kind == "model"
 
 
@@ -147,7 +155,7 @@ def test_samples_that_do_not_reach_a_layer_do_not_hide_how_it_is_used(named_case
 
 def test_memory_of_the_whole_model_route_is_counted(named_case):
     model, x, _ = named_case("tied by a function").make(5)
-    plan = routes.plan_routes(model.eval(), [x], dict(model.named_parameters()), 1)
+    plan = _plan(model, x)
     assert plan.model_bytes > 0
 
 
@@ -513,6 +521,5 @@ def test_rounding_at_a_kink_costs_no_closed_form():
     torch.manual_seed(0)
     model, x = _Kink(), torch.randn(20, 4)
     x[0] = 0.0
-    params = dict(model.named_parameters())
-    planned = routes.plan_routes(model, [x], params, 1).routes
+    planned = _plan(model, x).routes
     assert {route.kind for route in planned.values()} == {"layer"}

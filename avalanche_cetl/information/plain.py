@@ -1,0 +1,138 @@
+"""Per-sample gradients by plain autograd: one backward pass a sample, on the model itself.
+
+The slowest way, and right for whatever trains: packed sequences, autograd functions of one's
+own, checkpointing, forward passes that write buffers. The other ways are tried against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.state import ModelState
+
+Gradients = dict[str, Tensor | None]
+RowLoss = Callable[[Any, list[int]], Tensor]
+
+
+class PlainGradients:
+    """Gradients of one sample after another, each run on its own.
+
+    Before each sample the model's buffers and kept values are put back, so that every sample
+    meets the model as it was. A model that loses the batch axis of a single sample (``squeeze()``
+    in its forward pass) runs the sample twice, as a batch of two; the loss of the first counts.
+
+    :param model: in evaluation mode.
+    :param inputs: of all samples.
+    :param params: to differentiate, keyed as ``model.named_parameters()``.
+    :param state: of the model, as every sample has to meet it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        params: Mapping[str, Tensor],
+        state: ModelState,
+    ):
+        self.model, self.params, self._state = model, dict(params), state
+        self._by_backward = False
+        self._inputs = list(inputs)
+
+    @cached_property
+    def pairs(self) -> bool:
+        """Whether single samples run as pairs; found out when it is first asked for."""
+        return self._loses_its_batch_axis()
+
+    def of(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
+        """Run one sample.
+
+        :param loss: ``(outputs, rows) -> (n,)``: the losses of outputs that belong to these rows
+            (to one, or to the same row twice for a pair).
+        :return: the sample's loss, and its gradients by name; None where it does not reach.
+        """
+        if not self._by_backward:
+            try:
+                with self._requiring_gradients():
+                    value = self._loss(row, loss)
+                    if not value.requires_grad:
+                        return value, dict.fromkeys(self.params)
+                    found = torch.autograd.grad(
+                        value, list(self.params.values()), allow_unused=True
+                    )
+                return value.detach(), dict(zip(self.params, found, strict=True))
+            except RuntimeError:
+                # Checkpointing in its reentrant form refuses autograd.grad. A parameter's
+                # hook, which may step an optimiser, would be called by backward().
+                hooks = "_post_accumulate_grad_hooks"
+                if any(getattr(p, hooks, None) for p in self.model.parameters()):
+                    raise
+        with self._requiring_gradients(), _gradients_put_back(self.model):
+            value = self._loss(row, loss)
+            if value.requires_grad:
+                value.backward()
+            self._by_backward = True
+            return value.detach(), {name: p.grad for name, p in self.params.items()}
+
+    def _loss(self, row: int, loss: RowLoss) -> Tensor:
+        rows = [row, row] if self.pairs else [row]
+        return loss(self.outputs(row, self.pairs), rows)[0]
+
+    def outputs(self, row: int, pair: bool) -> Any:
+        """Run the model on one sample, or on the same sample twice."""
+        self._state.put_back()
+        one = [part[row : row + 1].detach() for part in self._inputs]
+        return self.model(*(torch.cat([part, part]) if pair else own_copy(part) for part in one))
+
+    @contextmanager
+    def _requiring_gradients(self) -> Iterator[None]:
+        before = [(p, p.requires_grad) for p in self.params.values()]
+        try:
+            for p, _ in before:
+                p.requires_grad_(True)
+            with torch.enable_grad():
+                yield
+        finally:
+            for p, required in before:
+                p.requires_grad_(required)
+
+    @torch.no_grad()
+    def _loses_its_batch_axis(self) -> bool:
+        """Whether outputs for one sample are not those for two with one row less."""
+        try:
+            two = _shapes(self.outputs(0, pair=True))
+        except Exception:
+            return False  # no batch of two at all
+        try:
+            one = _shapes(self.outputs(0, pair=False))
+        except Exception:
+            return True
+        return len(one) != len(two) or not all(map(_one_row_less, one, two))
+
+
+def _shapes(outputs: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _one_row_less(one: torch.Size, two: torch.Size) -> bool:
+    differing = [(a, b) for a, b in zip(one, two, strict=False) if a != b]
+    return len(one) == len(two) and differing in ([], [(1, 2)])
+
+
+@contextmanager
+def _gradients_put_back(model: nn.Module) -> Iterator[None]:
+    before = [(p, p.grad) for p in model.parameters()]
+    try:
+        for p, _ in before:
+            p.grad = None
+        yield
+    finally:
+        for p, gradient in before:
+            p.grad = gradient
