@@ -128,12 +128,12 @@ def assert_close(mine, its):
 
 
 TASKS = {
-    "e": {"variant": "e", "rows": 33},  # in the last mini-batch the second process has no row
-    "gfi": {"variant": "gfi", "rows": 36, "plugins": True},
-    "iteration": {"variant": "gfi", "rows": 30, "alternate": "iteration"},
-    "joint": {"variant": "joint", "rows": 27, "workers": 1},
+    "e": {"variant": "e", "rows": 17},  # in the last mini-batch the second process has no row
+    "gfi": {"variant": "gfi", "rows": 20, "plugins": True},
+    "iteration": {"variant": "gfi", "rows": 22, "alternate": "iteration"},
+    "joint": {"variant": "joint", "rows": 19, "workers": 1},
 }
-SAVED = {"variant": "gfi", "rows": 29, "rounds": 3, "checkpoints": True}
+SAVED = {"variant": "gfi", "rows": 21, "rounds": 3, "checkpoints": True}
 
 
 def test_two_processes_give_the_losses_and_weights_of_one_and_go_on_where_they_were(
