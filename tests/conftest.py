@@ -1,15 +1,19 @@
 """Small data made here, so that no test downloads anything."""
 
 import os
-import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # partners import their module by its name
+from partners import Partners
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Processes that share cores and have several threads each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in those that tests start
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
@@ -38,39 +42,34 @@ def data_root():
     return root
 
 
+@pytest.fixture
+def partners(tmp_path):
+    """Processes beside this one; those that still run when the test ends are killed."""
+    started = Partners(tmp_path / "partners")
+    yield started
+    started.kill()
+
+
 PRELUDE = """
 import sys, datetime, torch
 from torch import nn, distributed
 from torch.nn import functional as F
-import avalanche_cetl  # before init_process_group: Avalanche makes a logger when imported
-torch.set_num_threads(1)
 rank, store = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group(
     "gloo", init_method=f"file://{store}", rank=rank, world_size=2,
-    timeout=datetime.timedelta(seconds=60),
+    timeout=datetime.timedelta(minutes=10),  # the test gives up first
 )
 world = distributed.group.WORLD
 """
 
 
 @pytest.fixture
-def two_processes(tmp_path):
-    """Run a script in two processes of one gloo group; give each one's status and output."""
+def two_processes(tmp_path, partners):
+    """Start a script in two processes of one gloo group; give them back."""
 
-    def run(body):
-        script = tmp_path / "script.py"
-        script.write_text(PRELUDE + textwrap.dedent(body))
-        command = [sys.executable, "-W", "ignore", str(script)]
-        both = [
-            subprocess.Popen(
-                [*command, str(rank), str(tmp_path / "store")],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in (0, 1)
-        ]
-        done = [process.communicate(timeout=180) for process in both]
-        return [(p.returncode, out, err) for p, (out, err) in zip(both, done, strict=True)]
+    def start(script):
+        for rank in (0, 1):
+            partners.start(PRELUDE + textwrap.dedent(script), rank, tmp_path / "store")
+        return partners
 
-    return run
+    return start

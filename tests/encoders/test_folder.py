@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -100,18 +98,29 @@ def test_flat_folders_empty_ones_and_broken_files(tmp_path, folder):
         images[4]
 
 
-def test_under_torchrun_the_file_is_the_same(tmp_path, folder):
+# What torchrun does, with forks in place of fresh interpreters.
+UNDER_TORCHRUN = """
+import sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from avalanche_cetl.__main__ import main
+
+config = LaunchConfig(
+    min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="features", rdzv_backend="c10d",
+    rdzv_endpoint="localhost:0", start_method="fork", max_restarts=0,
+)
+assert elastic_launch(config, main)(sys.argv[1:]) == {0: 0, 1: 0}
+"""
+
+
+def test_under_torchrun_the_file_is_the_same(tmp_path, folder, partners):
     import timm
 
     torch.manual_seed(0)
     torch.save(timm.create_model(TINY).state_dict(), tmp_path / "w.pth")
-    common = ["-m", "avalanche_cetl", "features", "--encoder", TINY, "--weights",
-              str(tmp_path / "w.pth"), "--images", str(folder), "--workers", "0"]  # fmt: skip
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    for name, before in (("one", []), ("two", torchrun)):
-        command = [sys.executable, *before, *common, "--out", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("6 images") == 1
+    common = ["features", "--encoder", TINY, "--weights", tmp_path / "w.pth",
+              "--images", folder, "--workers", "0"]  # fmt: skip
+    alone = 'import runpy; runpy.run_module("avalanche_cetl", run_name="__main__")'
+    for name, script in (("one", alone), ("two", UNDER_TORCHRUN)):
+        partners.start(script, *common, "--out", tmp_path / name)
+    assert [output.count("6 images") for output in partners.succeed()] == [1, 1]
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

@@ -2,11 +2,11 @@
 
 import errno
 import json
-import logging
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 
 import pytest
@@ -27,21 +27,24 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ROWS", 8)
 
 
+def note(log, count):
+    with open(log, "a") as file:
+        file.write(f"{count}\n")
+
+
 class Moments(Encoder):
-    """Mean and deviation of an image; notes in a file every batch it sees, and may dawdle."""
+    """Mean and deviation of an image; notes in a file every batch it sees."""
 
     dim = 2
 
-    def __init__(self, log=None, pause=0.0):
+    def __init__(self, log=None):
         super().__init__()
-        self.log, self.pause = log, pause
+        self.log = log
         self.freeze()
 
     def encode(self, x):
-        time.sleep(self.pause)
         if self.log is not None:
-            with open(self.log, "a") as file:
-                file.write(f"{len(x)}\n")
+            note(self.log, len(x))
         return torch.stack([x.flatten(1).mean(1), x.flatten(1).std(1)], 1)
 
 
@@ -195,34 +198,51 @@ def test_a_broken_manifest_is_made_again_from_whole_shards(tmp_path, text):
     assert seen(log) == 0 and contents(tmp_path / "store") == good
 
 
-def child(folder, log, pause):
+def child(folder, log, moment, calls):
+    """Compute, and die as the system kills at a call of a function: before it, or right after."""
     torch.set_num_threads(1)
-    extract(folder, Moments(log, pause))
+    owner, name, after = moment
+    original, left = getattr(owner, name), [calls]
+
+    def deadly(*args):
+        left[0] -= 1
+        if left[0] == 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, deadly)
+    extract(folder, Moments(log))
 
 
-def started(folder, log, pause):
-    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, log, pause))
+MOMENTS = {
+    "in a batch": (sys.modules[__name__], "note", True),
+    "before a shard reaches the disk": (os, "fsync", False),
+    "between a shard and its name": (os, "replace", False),
+    "after a shard got its name": (os, "replace", True),
+}
+
+
+def started(work, *arguments):
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
     process.start()
     return process
 
 
-def test_killed_ten_times_and_resumed_the_bytes_are_the_same(tmp_path):
+def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(tmp_path):
     extract(tmp_path / "whole")
     wanted = contents(tmp_path / "whole")
     log, folder = tmp_path / "log", tmp_path / "killed"
     draw = random.Random(1)
     kills = 0
-    for _ in range(10):
-        before = seen(log)
-        process = started(folder, log, 0.02)
-        while process.is_alive() and seen(log) == before:  # at work, however slow the machine is
-            time.sleep(0.002)
-        time.sleep(0.05 * draw.random())
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
+    for moment in [*MOMENTS.values()] * 2:
+        process = started(child, folder, log, moment, draw.randint(1, 2))
         process.join()
-    assert kills >= 5
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+    assert contents(folder) != wanted
     extract(folder, Moments(log))
     assert contents(folder) == wanted
     assert seen(log) <= ROWS + 8 * kills
@@ -246,21 +266,42 @@ def test_killed_while_a_shard_is_being_written(tmp_path, monkeypatch):
     assert not list((tmp_path / "cut").rglob("*.tmp"))
 
 
-def test_of_two_processes_one_computes_and_one_waits(tmp_path, caplog):
-    log, folder = tmp_path / "log", tmp_path / "store"
-    other = started(folder, log, 0.05)
+def patient(folder, log, go):
+    """Compute, and write the third shard when a file is there."""
+    torch.set_num_threads(1)
+    fsync = os.fsync
+
+    def waits(descriptor):
+        while len(list(folder.rglob("shard-*"))) == 2 and not go.exists():
+            time.sleep(0.01)
+        fsync(descriptor)
+
+    os.fsync = waits
+    extract(folder, Moments(log))
+
+
+def test_of_two_processes_one_computes_and_one_waits(tmp_path, monkeypatch):
+    log, folder, go = tmp_path / "log", tmp_path / "store", tmp_path / "go"
+    other = started(patient, folder, log, go)
     while not list(folder.rglob("shard-*")):
+        assert other.is_alive()
         time.sleep(0.01)
-    with caplog.at_level(logging.INFO):
-        rows = extract(folder, Moments(log))
+    told = []
+
+    def info(message, *arguments):
+        told.append(message % arguments)
+        go.touch()
+
+    monkeypatch.setattr(store.logger, "info", info)
+    rows = extract(folder, Moments(log))
     other.join()
     assert other.exitcode == 0 and seen(log) == ROWS
-    assert "waiting for another process" in caplog.text
+    assert len(told) == 1 and told[0].startswith("waiting for another process")
     assert torch.equal(rows.tensor(), Moments()(images()))
 
 
 def test_two_ranks_write_the_same_bytes_as_one_process(tmp_path, two_processes):
-    results = two_processes(
+    both = two_processes(
         f"""
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from pathlib import Path
@@ -275,7 +316,7 @@ def test_two_ranks_write_the_same_bytes_as_one_process(tmp_path, two_processes):
         assert len(rows.tensor()) == 75
         """
     )
-    assert all(code == 0 for code, _, _ in results), results
+    both.succeed()
     extract(tmp_path / "one")
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     counts = [seen(tmp_path / f"log{rank}") for rank in (0, 1)]

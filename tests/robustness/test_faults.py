@@ -1,15 +1,10 @@
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).parents[2]
 trials = pytest.importorskip("benchmarks.faults.trials")  # in the repository only
 
 
@@ -18,17 +13,21 @@ def test_a_fault_ends_in_a_clear_error_or_a_right_result(name, tmp_path):
     assert trials.TRIALS[name](tmp_path)
 
 
-def run(part, tmp_path, *arguments):
+@pytest.fixture
+def run(partners, tmp_path):
     """The script has a process of its own: it forks, which a process with threads must not."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.faults", part, "--out", tmp_path, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((tmp_path / f"{part}.json").read_text())
+
+    def run(part, *arguments):
+        script = "from benchmarks.faults.__main__ import main; main()"
+        partners.start(script, part, "--out", tmp_path, *arguments)
+        partners.succeed()
+        return json.loads((tmp_path / f"{part}.json").read_text())
+
+    return run
 
 
-def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
-    found = run("kills", tmp_path, "--kills", "1")["found"]
+def test_killed_runs_end_as_if_nothing_had_happened(run):
+    found = run("kills", "--kills", "1")["found"]
     assert found["killed"] == found["same end"] == 1 + found["at chosen moments"]
     assert found["at chosen moments"] >= 9
 
@@ -68,8 +67,8 @@ def test_a_store_with_a_mutated_file_gives_the_right_features_or_refuses(mutable
     assert mutable["store"].watch.opened == []
 
 
-def test_mutated_files_are_counted(tmp_path):
-    found = run("files", tmp_path, "--checkpoints", "40", "--stores", "10")["found"]
+def test_mutated_files_are_counted(run):
+    found = run("files", "--checkpoints", "40", "--stores", "10")["found"]
     for part, count in (("checkpoints", 40), ("feature stores", 10)):
         assert found[part]["mutated"] == count
         assert found[part]["other errors"] == {}

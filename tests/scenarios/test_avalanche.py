@@ -183,9 +183,9 @@ def test_it_pickles(digits, kind, several):
     assert _sums(again) == _sums(benchmark) and str(again.summary()) == str(benchmark.summary())
 
 
-def test_spawned_processes_take_it(digits):
+def test_processes_that_share_no_memory_take_it(digits):
     benchmark, _ = made("adaptation", digits)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert pool.apply(benchmark.summary) == benchmark.summary()
 
 

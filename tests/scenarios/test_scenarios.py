@@ -1,8 +1,7 @@
 """Inputs, shapes, classes, several targets, summaries; hypothesis over splits."""
 
+import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -295,14 +294,15 @@ def test_splits_are_stratified_disjoint_and_lose_no_class(counts, fraction, seed
         assert {int(row[0]) for row in labelled} == known
 
 
-def test_splits_are_the_same_in_another_process():
-    code = (
-        "from avalanche_cetl.scenarios.images import choose_labelled\n"
-        "print(choose_labelled([i % 7 for i in range(300)], None, 0.13, 42))"
+def test_splits_are_the_same_in_another_process(partners):
+    partners.start(
+        """
+        from avalanche_cetl.scenarios.images import choose_labelled
+        print(choose_labelled([i % 7 for i in range(300)], None, 0.13, 42))
+        """
     )
-    run = [sys.executable, "-W", "ignore", "-c", code]
-    found = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    assert eval(found) == choose_labelled([i % 7 for i in range(300)], None, 0.13, 42)
+    (found,) = partners.succeed()
+    assert json.loads(found) == choose_labelled([i % 7 for i in range(300)], None, 0.13, 42)
 
 
 def test_benchmarks_pickle(digits):
