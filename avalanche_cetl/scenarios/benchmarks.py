@@ -15,26 +15,27 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
 
+from avalanche_cetl.common.images import check_range, image_tensor
 from avalanche_cetl.scenarios.domains import (
     Shape,
     check_known,
     check_labels,
     check_names,
     check_one_shape,
+    check_values,
     choose_classes,
     common_shape,
     fit,
 )
 from avalanche_cetl.scenarios.images import (
-    UNLABELLED,
     LabelledImages,
-    choose_labelled,
+    as_floats,
     is_pair,
     read_images,
     read_unlabelled,
 )
+from avalanche_cetl.scenarios.labels import UNLABELLED, choose_labelled
 from avalanche_cetl.scenarios.scenario import CETLScenario, make_scenario
 
 Transform = Callable[[Any], Any] | None
@@ -81,13 +82,15 @@ def transfer_benchmark(
     :param fit: ``"resize"`` (bilinear, antialiased) or ``"pad"`` (with zeros).
     :param task_labels: give the n-th experience the task label n instead of 0.
     :param seed: of the choice of labels; the same seed chooses the same rows.
-    :param train_transform: applied to training images, image by image. Images of a folder or of
-        PIL reach it as they are (with ``image_shape``: as tensors), and become tensors after it.
+    :param train_transform: applied to training images, image by image. Images of a folder reach
+        it as PIL images in RGB, PIL images as they are, but upright and without palette or
+        transparency (with ``image_shape``: as tensors). They become tensors after it.
     :param eval_transform: applied in evaluation.
     :return: an Avalanche benchmark with task labels and a classes timeline; ``.summary()``
         tells what is in it, ``.classes`` the names of its classes where they are known.
     :raises ValueError: for empty sets, both kinds of fraction, no labels, one class, labels
-        that do not start at 0, or images of several shapes.
+        that are no class indices or do not start at 0, images of several shapes, images that
+        cannot be read, values that are not finite, or bytes as floats that were not divided.
     :raises TypeError: for data of another kind.
     """
     if labels_per_class == 0:
@@ -301,6 +304,8 @@ class _Plan:
         others: dict[str, LabelledImages],
     ) -> None:
         """Bring all sets into one shape, in place of what they were."""
+        for sets in self._untransformed(trains, tests, others):
+            check_values(sets)
         everything = [*trains, *tests, *others.values()]
         shape = self.image_shape or common_shape(everything, trains[0])
         if shape is not None:
@@ -308,14 +313,22 @@ class _Plan:
             tests[:] = [fit(data, shape, self.how) for data in tests]
             for name, data in others.items():
                 others[name] = fit(data, shape, self.how)
+        for sets in self._untransformed(trains, tests, others):
+            check_one_shape(sets)
+
+    def _untransformed(
+        self,
+        trains: list[LabelledImages],
+        tests: list[LabelledImages],
+        others: dict[str, LabelledImages],
+    ) -> list[dict[str, LabelledImages]]:
+        """Sets that some mode gives as they are, by name; sets of one dict share a mode."""
         read_in_both = {f"train {i}": data for i, data in enumerate(trains)} | others
         evaluated = {f"test {i}": data for i, data in enumerate(tests)}
         if not self.transformed:
-            check_one_shape(read_in_both | evaluated)
-        if None in self.transforms:
-            check_one_shape(read_in_both)
-        if self.transforms[1] is None:
-            check_one_shape(evaluated)
+            return [read_in_both | evaluated]
+        both = [read_in_both] if None in self.transforms else []
+        return [*both, evaluated] if self.transforms[1] is None else both
 
     def dataset(
         self, images: LabelledImages, domains: int | list[int], task: int
@@ -355,7 +368,11 @@ class _Plan:
 
 
 class _ToTensor:
-    """A transform of pictures, if any, and then to a tensor in [0, 1], if it is none yet."""
+    """A transform of pictures, if any, and then to floats ``(C, H, W)``, if it gives none yet.
+
+    :raises ValueError: for what is surely no image as networks are shown it: integers of more
+        than 8 bits, bytes as floats that were not divided.
+    """
 
     def __init__(self, transform: Transform):
         self.transform = transform
@@ -363,7 +380,9 @@ class _ToTensor:
     def __call__(self, image: Any) -> Tensor:
         if self.transform is not None:
             image = self.transform(image)
-        return image if isinstance(image, Tensor) else to_tensor(image)
+        tensor = as_floats(image_tensor(image))
+        check_range(tensor, "an image after its transform")
+        return tensor
 
 
 def _several(data: Any) -> list[Any]:
