@@ -62,7 +62,7 @@ def transfer_benchmark(
     """Make a benchmark for learning a target task, of which some rows have labels.
 
     Streams: ``train`` (target rows; hidden labels are -1 and nowhere in memory), ``test``
-    (target), ``labelled`` (only the training rows with a label, where some are hidden: what
+    (target), ``labelled`` (only the training rows with a label, all where none is hidden: what
     Naive, EWC and LwF train on), and, where source data is given, ``source`` and
     ``source_test``, which CETL never reads. A list of targets makes a stream of as many
     experiences: continual transfer.
@@ -108,10 +108,8 @@ def transfer_benchmark(
         keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
         task = number if task_labels else 0
         train.append(plan.dataset(_hide(target, keep), TARGET, task))
-        labelled.append(plan.dataset(target.select(keep), TARGET, task))
-    streams = {"train": train, "test": plan.datasets(tests, task_labels)}
-    if any(len(some) < len(all_) for some, all_ in zip(labelled, train, strict=True)):
-        streams["labelled"] = labelled
+        labelled.append(plan.labelled(target, keep, task))
+    streams = {"train": train, "test": plan.datasets(tests, task_labels), "labelled": labelled}
     return plan.scenario(streams, sources, trains)
 
 
@@ -131,7 +129,7 @@ def distillation_benchmark(
 ) -> CETLScenario:
     """Make a benchmark for distillation: a teacher S and a student T2 on the same task.
 
-    Streams: ``train``, ``test`` and, where labels are hidden, ``labelled``. Every row of
+    Streams: ``train``, ``test`` and ``labelled``, its rows with a label. Every row of
     ``train`` is of the target domain, so T2 learns S's view of all of them and the labels of
     those that have one.
 
@@ -160,10 +158,8 @@ def distillation_benchmark(
         if more:
             rows = rows.join(more["unlabelled"])
         known.append(plan.dataset(rows, TARGET, 0))
-        labelled.append(plan.dataset(data.select(keep), TARGET, 0))
-    streams = {"train": known, "test": plan.datasets(tests)}
-    if any(len(some) < len(all_) for some, all_ in zip(labelled, known, strict=True)):
-        streams["labelled"] = labelled
+        labelled.append(plan.labelled(data, keep, 0))
+    streams = {"train": known, "test": plan.datasets(tests), "labelled": labelled}
     return plan.scenario(streams, {}, trains)
 
 
@@ -237,7 +233,7 @@ def adaptation_benchmark(
         domains = [TARGET] * len(rows) + [SOURCE] * len(source)
         train.append(plan.dataset(rows.join(source), domains, task))
         if keep:
-            labelled.append(plan.dataset(target.select(keep), TARGET, task))
+            labelled.append(plan.labelled(target, keep, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels)}
     if labelled:
         streams["labelled"] = labelled
@@ -347,6 +343,13 @@ class _Plan:
             ],
             transform_groups=TransformGroups({"train": (train, None), "eval": (clean, None)}),
         )
+
+    def labelled(
+        self, images: LabelledImages, keep: Sequence[int], task: int
+    ) -> TaskAwareSupervisedClassificationDataset:
+        """Give the rows that keep their label; all of them share the memory of the whole."""
+        rows = images if len(keep) == len(images) else images.select(keep)
+        return self.dataset(rows, TARGET, task)
 
     def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
         """Give the target data of several experiences."""

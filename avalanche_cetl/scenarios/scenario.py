@@ -41,6 +41,15 @@ class CETLScenario(CLScenario):
         self.source_classes: list[str] | None = None
         self.data = {}
 
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no stream of labelled rows, where no target row has a label."""
+        if name == "labelled_stream":
+            raise AttributeError(
+                "this benchmark has no labelled_stream: none of its target training rows has a "
+                "label. labels_per_class=1 or more keeps some; source_stream has the source's."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def summary(self) -> str:
         """Give a table: rows, labels, classes, shape and domain of each stream's experiences."""
         origin = [f"{name}: {found}" for name, found in self.data.items()]

@@ -321,7 +321,7 @@ def test_several_targets_of_adaptation_each_have_the_source_rows(digits):
 
 def test_distillation_keeps_all_labels_and_takes_more_images(digits):
     benchmark = distillation_benchmark(digits(30), digits(12))
-    assert list(benchmark.streams) == ["train", "test"]
+    assert list(benchmark.streams) == ["train", "test", "labelled"]
     assert -1 not in labels(benchmark.train_stream)
     for more in (digits(9, seed=4), digits(9, seed=4)[0], digits(9, seed=4)[0].numpy()):
         benchmark = distillation_benchmark(
@@ -411,9 +411,8 @@ def test_splits_are_stratified_disjoint_and_lose_no_class(counts, fraction, seed
     assert [round(1000 * float(row[0])) for row in dataset] == list(range(len(targets)))
     known = {i for i, label in enumerate(dataset.targets) if label >= 0}
     assert all(dataset.targets[i] == targets[i] for i in known)
-    if len(known) < len(targets):
-        labelled = benchmark.labelled_stream[0].dataset
-        assert {round(1000 * float(row[0])) for row in labelled} == known
+    labelled = benchmark.labelled_stream[0].dataset
+    assert {round(1000 * float(row[0])) for row in labelled} == known
 
 
 def test_splits_are_the_same_in_another_process():
@@ -494,6 +493,34 @@ def test_rows_that_come_without_a_label(digits):
         transfer_benchmark(digits(12), (x, some))
     with pytest.raises(ValueError, match="has no label"):
         transfer_benchmark((x, torch.full((12,), -1)), digits(12))
+
+
+@pytest.mark.parametrize("make", [transfer_benchmark, distillation_benchmark])
+def test_where_no_label_is_hidden_the_labelled_rows_are_the_training_rows(digits, make):
+    sets = [digits(12), digits(9, seed=1)]
+    whole = make(sets, sets)
+    for train, labelled in zip(whole.train_stream, whole.labelled_stream, strict=True):
+        assert list(labelled.dataset.targets) == list(train.dataset.targets)
+        assert labelled.classes_in_this_experience == {0, 1, 2}
+        for row in range(len(train.dataset)):
+            assert torch.equal(labelled.dataset[row][0], train.dataset[row][0])
+            assert labelled.dataset[row][0].data_ptr() == train.dataset[row][0].data_ptr()
+
+
+def test_images_without_a_label_are_not_among_the_labelled_rows(digits):
+    benchmark = distillation_benchmark(digits(12), digits(12), unlabelled=digits(6)[0])
+    assert len(benchmark.train_stream[0].dataset) == 18
+    assert labels(benchmark.labelled_stream) == [0, 1, 2] * 4
+
+
+def test_without_a_labelled_target_row_the_missing_stream_is_explained(digits):
+    benchmark = adaptation_benchmark(digits(12), digits(12), digits(12))
+    assert not hasattr(benchmark, "labelled_stream")
+    with pytest.raises(AttributeError, match="none of its target training rows has a label"):
+        _ = benchmark.labelled_stream
+    with pytest.raises(AttributeError, match="no attribute 'other_stream'"):
+        _ = benchmark.other_stream
+    assert pickle.loads(pickle.dumps(benchmark)).classes is None
 
 
 def test_an_experience_with_all_labels_stays_in_the_labelled_stream(digits):
