@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--quick", action="store_true", help="a small form of it, under a minute")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    demo.add_argument("--out", default="demo-results", metavar="DIR", help="default: demo-results")
+    demo.add_argument(
+        "--out",
+        type=os.path.expanduser,
+        default="demo-results",
+        metavar="DIR",
+        help="default: demo-results",
+    )
     features = commands.add_parser(
         "features", help="run a frozen timm model over a folder of images, and store its features"
     )

@@ -9,17 +9,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, distributed
-from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
+from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.shards import FeatureStoreError, write_atomically
 from avalanche_cetl.encoders.store import DTYPES, Extraction, stored_features
@@ -40,51 +37,6 @@ def photo_transform(size: int, crop: float) -> Callable[[Image.Image], Tensor]:
     return Compose([resize, CenterCrop(size), ToTensor()])
 
 
-class ImageFiles(Dataset):
-    """Images of a folder: of its class folders as ImageFolder reads them, or its files.
-
-    :param folder: with one folder a class, or with images right in it (label -1).
-    :param transform: from a PIL image in RGB to a tensor.
-    :ivar files: paths relative to the folder, in order of rows.
-    :ivar labels: class index of every file.
-    :ivar classes: names of the classes; empty without class folders.
-    :raises ValueError: when there is no such folder, or no image in it.
-    """
-
-    def __init__(self, folder: str | Path, transform: Callable[[Any], Tensor]):
-        self.folder, self.transform = Path(folder), transform
-        if not self.folder.is_dir():
-            raise ValueError(f"{str(folder)!r}: there is no such folder.")
-        self.classes: list[str] = []
-        if any(part.is_dir() for part in self.folder.iterdir()):
-            try:
-                found = ImageFolder(str(self.folder))
-            except FileNotFoundError as problem:
-                raise ValueError(f"{str(folder)!r}: {problem}") from problem
-            self.classes = found.classes
-            self.files = [os.path.relpath(path, self.folder) for path, _ in found.samples]
-            self.labels = [label for _, label in found.samples]
-        else:
-            names = (p.name for p in self.folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-            self.files = sorted(names)
-            self.labels = [-1] * len(self.files)
-        if not self.files:
-            raise ValueError(f"{str(folder)!r} holds no image ({', '.join(IMG_EXTENSIONS)}).")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            with Image.open(self.folder / self.files[index]) as image:
-                return self.transform(image.convert("RGB")), self.labels[index]
-        except OSError as problem:
-            raise ValueError(
-                f"{self.folder / self.files[index]} (row {index}) cannot be read as an image: "
-                f"{problem}"
-            ) from problem
-
-
 def extract_folder(
     encoder: Encoder,
     images: ImageFiles,
@@ -102,11 +54,11 @@ def extract_folder(
 
     :param encoder: S.
     :param images: the folder.
-    :param out: the file.
+    :param out: the file; ``~`` is the user's home.
     :return: its path.
     :raises FeatureStoreError: when it cannot be written.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     processes = Processes(None) if processes is None else processes
     parts = out.with_name(out.name + ".parts")
     view = SeededView(images, 0, 0)
@@ -130,7 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `python -m avalanche_cetl features`."""
     parser.add_argument("--encoder", required=True, metavar="NAME", help="name of a timm model")
     parser.add_argument(
-        "--weights", metavar="FILE", help="local weights, or 'package'; default: timm's, downloaded"
+        "--weights",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="local weights, or 'package'; default: timm's, downloaded",
     )
     parser.add_argument(
         "--images", required=True, metavar="DIR", help="folder, one a class or flat"

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.common.images import recoloured
+
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
@@ -63,29 +65,15 @@ class Preprocessing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turn images ``(N, C, H, W)`` into the network's input.
 
-        :raises ValueError: when the channels do not match, and are neither one nor to be one.
+        :raises ValueError: for other channels than the network's, but grey for any number of them
+            and colour for grey.
         """
         if self._denormalize:
             x = x * self.input_std + self.input_mean
         if self.channels is not None:
-            x = match_channels(x, self.channels)
+            x = recoloured(x, self.channels)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             smooth = self.interpolation != "nearest"
             x = F.interpolate(x, self.size, mode=self.interpolation, antialias=smooth)
             x = x.clamp(0, 1)  # bicubic overshoots
         return (x - self.mean) / self.std
-
-
-def match_channels(x: Tensor, channels: int) -> Tensor:
-    """Turn grey images into ``channels`` equal ones, or colour into grey (their mean).
-
-    :raises ValueError: for any other mismatch.
-    """
-    have = x.shape[1]
-    if have == channels:
-        return x
-    if have == 1:
-        return x.expand(-1, channels, -1, -1)
-    if channels == 1:
-        return x.mean(1, keepdim=True)
-    raise ValueError(f"the images have {have} channels, the source network reads {channels}.")

@@ -6,40 +6,12 @@ rows. CETL reconstructs rows of domain 0 and classifies rows with a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
-from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
-from avalanche.benchmarks.utils.flat_data import ConstantSequence
-from avalanche.benchmarks.utils.transform_groups import TransformGroups
-from torch import Tensor
-from torchvision.transforms.functional import to_tensor
-
-from avalanche_cetl.scenarios.domains import (
-    Shape,
-    check_known,
-    check_labels,
-    check_names,
-    check_one_shape,
-    choose_classes,
-    common_shape,
-    fit,
-)
-from avalanche_cetl.scenarios.images import (
-    UNLABELLED,
-    LabelledImages,
-    choose_labelled,
-    is_pair,
-    read_images,
-    read_unlabelled,
-)
-from avalanche_cetl.scenarios.scenario import CETLScenario, make_scenario
-
-Transform = Callable[[Any], Any] | None
-Classes = Sequence[int | str] | None
-TARGET, SOURCE = 0, 1
+from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
+from avalanche_cetl.scenarios.labels import UNLABELLED, choose_labelled
+from avalanche_cetl.scenarios.plan import SOURCE, TARGET, Classes, Plan, Transform, hide
+from avalanche_cetl.scenarios.scenario import CETLScenario
 
 
 def transfer_benchmark(
@@ -61,7 +33,7 @@ def transfer_benchmark(
     """Make a benchmark for learning a target task, of which some rows have labels.
 
     Streams: ``train`` (target rows; hidden labels are -1 and nowhere in memory), ``test``
-    (target), ``labelled`` (only the training rows with a label, where some are hidden: what
+    (target), ``labelled`` (only the training rows with a label, all where none is hidden: what
     Naive, EWC and LwF train on), and, where source data is given, ``source`` and
     ``source_test``, which CETL never reads. A list of targets makes a stream of as many
     experiences: continual transfer.
@@ -81,18 +53,20 @@ def transfer_benchmark(
     :param fit: ``"resize"`` (bilinear, antialiased) or ``"pad"`` (with zeros).
     :param task_labels: give the n-th experience the task label n instead of 0.
     :param seed: of the choice of labels; the same seed chooses the same rows.
-    :param train_transform: applied to training images, image by image. Images of a folder or of
-        PIL reach it as they are (with ``image_shape``: as tensors), and become tensors after it.
+    :param train_transform: applied to training images, image by image. Images of a folder reach
+        it as PIL images in RGB, PIL images as they are, but upright and without palette or
+        transparency (with ``image_shape``: as tensors). They become tensors after it.
     :param eval_transform: applied in evaluation.
     :return: an Avalanche benchmark with task labels and a classes timeline; ``.summary()``
         tells what is in it, ``.classes`` the names of its classes where they are known.
     :raises ValueError: for empty sets, both kinds of fraction, no labels, one class, labels
-        that do not start at 0, or images of several shapes.
+        that are no class indices or do not start at 0, images of several shapes, images that
+        cannot be read, values that are not finite, or bytes as floats that were not divided.
     :raises TypeError: for data of another kind.
     """
     if labels_per_class == 0:
         raise ValueError("labels_per_class=0 leaves no label; adaptation_benchmark needs none.")
-    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform), task_labels)
+    plan = Plan(classes, image_shape, fit, (train_transform, eval_transform), task_labels)
     trains, tests = plan.read_all(target_train, target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=None)
     plan.meet(trains, tests, sources)
@@ -104,11 +78,9 @@ def transfer_benchmark(
     for number, target in enumerate(trains):
         keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
         task = number if task_labels else 0
-        train.append(plan.dataset(_hide(target, keep), TARGET, task))
-        labelled.append(plan.dataset(target.select(keep), TARGET, task))
-    streams = {"train": train, "test": plan.datasets(tests, task_labels)}
-    if any(len(some) < len(all_) for some, all_ in zip(labelled, train, strict=True)):
-        streams["labelled"] = labelled
+        train.append(plan.dataset(hide(target, keep), TARGET, task))
+        labelled.append(plan.labelled(target, keep, task))
+    streams = {"train": train, "test": plan.datasets(tests, task_labels), "labelled": labelled}
     return plan.scenario(streams, sources, trains)
 
 
@@ -128,7 +100,7 @@ def distillation_benchmark(
 ) -> CETLScenario:
     """Make a benchmark for distillation: a teacher S and a student T2 on the same task.
 
-    Streams: ``train``, ``test`` and, where labels are hidden, ``labelled``. Every row of
+    Streams: ``train``, ``test`` and ``labelled``, its rows with a label. Every row of
     ``train`` is of the target domain, so T2 learns S's view of all of them and the labels of
     those that have one.
 
@@ -144,7 +116,7 @@ def distillation_benchmark(
     """
     if labels_per_class == 0:
         raise ValueError("labels_per_class=0 leaves no label to learn the classes from.")
-    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
+    plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
     trains, tests = plan.read_all(train, test)
     more = {} if unlabelled is None else {"unlabelled": plan.read_unlabelled(unlabelled)}
     plan.meet(trains, tests, more)
@@ -153,14 +125,12 @@ def distillation_benchmark(
     known, labelled = [], []
     for data in trains:
         keep = choose_labelled(data.targets, labels_per_class, labelled_fraction, seed)
-        rows = _hide(data, keep)
+        rows = hide(data, keep)
         if more:
             rows = rows.join(more["unlabelled"])
         known.append(plan.dataset(rows, TARGET, 0))
-        labelled.append(plan.dataset(data.select(keep), TARGET, 0))
-    streams = {"train": known, "test": plan.datasets(tests)}
-    if any(len(some) < len(all_) for some, all_ in zip(labelled, known, strict=True)):
-        streams["labelled"] = labelled
+        labelled.append(plan.labelled(data, keep, 0))
+    streams = {"train": known, "test": plan.datasets(tests), "labelled": labelled}
     return plan.scenario(streams, {}, trains)
 
 
@@ -212,7 +182,7 @@ def adaptation_benchmark(
         raise ValueError(
             "labels_per_class=None would show every target label: give a number; 0: none."
         )
-    plan = _Plan(classes, image_shape, fit, (train_transform, eval_transform))
+    plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
     trains, tests = plan.read_all(target_train, target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=classes)
     if "source" not in sources:
@@ -227,152 +197,15 @@ def adaptation_benchmark(
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
         keep = choose_labelled(target.targets, labels_per_class, None, seed)
-        rows = _hide(target, keep)
+        rows = hide(target, keep)
         if transductive:
             rows = rows.join(test.relabel([UNLABELLED] * len(test)))
         task = number if task_labels else 0
         domains = [TARGET] * len(rows) + [SOURCE] * len(source)
         train.append(plan.dataset(rows.join(source), domains, task))
         if keep:
-            labelled.append(plan.dataset(target.select(keep), TARGET, task))
+            labelled.append(plan.labelled(target, keep, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels)}
     if labelled:
         streams["labelled"] = labelled
     return plan.scenario(streams, sources, [source])
-
-
-@dataclass
-class _Plan:
-    """How sets become streams: classes, shape, transforms."""
-
-    classes: Classes
-    image_shape: Shape | None
-    how: str
-    transforms: tuple[Transform, Transform]
-    several_heads: bool = False  # the n-th target has classes of its own
-
-    def __post_init__(self) -> None:
-        if self.how not in ("resize", "pad"):
-            raise ValueError(f"fit={self.how!r} is not known. Allowed: 'resize', 'pad'.")
-
-    @property
-    def transformed(self) -> bool:
-        """Whether transforms follow, which may do what they like with an image."""
-        return any(t is not None for t in self.transforms)
-
-    def read(self, data: Any, classes: Classes) -> LabelledImages:
-        """Read one set."""
-        keep_pil = self.transformed and self.image_shape is None
-        return choose_classes(read_images(data, keep_pil), classes)
-
-    def read_unlabelled(self, data: Any) -> LabelledImages:
-        """Read images alone."""
-        return read_unlabelled(data, self.transformed and self.image_shape is None)
-
-    def read_all(self, train: Any, test: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
-        """Read the sets of all experiences.
-
-        :raises ValueError: when there are not as many test sets as training sets.
-        """
-        found = [[self.read(d, self.classes) for d in _several(data)] for data in (train, test)]
-        if len(found[0]) != len(found[1]) or not found[0]:
-            raise ValueError(
-                f"{len(found[0])} training sets, but {len(found[1])} test sets: one of each makes "
-                "an experience."
-            )
-        for train_set, test_set in zip(*found, strict=True):
-            check_names([train_set, test_set], "training and test data")
-        if not self.several_heads:
-            check_names([*found[0], *found[1]], "the targets")
-        return found[0], found[1]
-
-    def read_some(self, *, classes: Classes, **data: Any) -> dict[str, LabelledImages]:
-        """Read those that are there, by name of their stream."""
-        return {
-            name.removesuffix("_train"): self.read(part, classes)
-            for name, part in data.items()
-            if part is not None
-        }
-
-    def meet(
-        self,
-        trains: list[LabelledImages],
-        tests: list[LabelledImages],
-        others: dict[str, LabelledImages],
-    ) -> None:
-        """Bring all sets into one shape, in place of what they were."""
-        everything = [*trains, *tests, *others.values()]
-        shape = self.image_shape or common_shape(everything, trains[0])
-        if shape is not None:
-            trains[:] = [fit(data, shape, self.how) for data in trains]
-            tests[:] = [fit(data, shape, self.how) for data in tests]
-            for name, data in others.items():
-                others[name] = fit(data, shape, self.how)
-        read_in_both = {f"train {i}": data for i, data in enumerate(trains)} | others
-        evaluated = {f"test {i}": data for i, data in enumerate(tests)}
-        if not self.transformed:
-            check_one_shape(read_in_both | evaluated)
-        if None in self.transforms:
-            check_one_shape(read_in_both)
-        if self.transforms[1] is None:
-            check_one_shape(evaluated)
-
-    def dataset(
-        self, images: LabelledImages, domains: int | list[int], task: int
-    ) -> TaskAwareSupervisedClassificationDataset:
-        """Give one experience's data."""
-        count = len(images)
-        domain_labels = [domains] * count if isinstance(domains, int) else domains
-        pictures = not isinstance(images.images[0], Tensor)
-        train, clean = (_ToTensor(t) if pictures else t for t in self.transforms)
-        return TaskAwareSupervisedClassificationDataset(
-            [images],
-            data_attributes=[
-                DataAttribute(images.targets, "targets"),
-                DataAttribute(domain_labels, "domain_labels"),
-                TaskLabels(ConstantSequence(task, count)),
-            ],
-            transform_groups=TransformGroups({"train": (train, None), "eval": (clean, None)}),
-        )
-
-    def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
-        """Give the target data of several experiences."""
-        return [self.dataset(d, TARGET, i if tasks else 0).eval() for i, d in enumerate(sets)]
-
-    def scenario(
-        self,
-        streams: dict[str, list[Any]],
-        sources: dict[str, LabelledImages],
-        named: list[LabelledImages],
-    ) -> CETLScenario:
-        """Make the benchmark."""
-        for name, data in sources.items():
-            rows = self.dataset(data, SOURCE, 0)
-            streams[name] = [rows.eval() if name.endswith("_test") else rows]
-        made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
-        made.source_classes = sources["source"].classes if "source" in sources else None
-        return made
-
-
-class _ToTensor:
-    """A transform of pictures, if any, and then to a tensor in [0, 1], if it is none yet."""
-
-    def __init__(self, transform: Transform):
-        self.transform = transform
-
-    def __call__(self, image: Any) -> Tensor:
-        if self.transform is not None:
-            image = self.transform(image)
-        return image if isinstance(image, Tensor) else to_tensor(image)
-
-
-def _several(data: Any) -> list[Any]:
-    """A list is one set an experience; a pair of arrays is one set."""
-    return data if isinstance(data, list) and not is_pair(data) else [data]
-
-
-def _hide(images: LabelledImages, keep: Sequence[int]) -> LabelledImages:
-    kept = set(keep)
-    return images.relabel(
-        [label if i in kept else UNLABELLED for i, label in enumerate(images.targets)]
-    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import rgb_to_grayscale, to_tensor
 
-from avalanche_cetl.scenarios.images import UNLABELLED, LabelledImages, as_floats
+from avalanche_cetl.common.images import check_range, image_tensor, recoloured
+from avalanche_cetl.scenarios.images import LabelledImages, as_floats
+from avalanche_cetl.scenarios.labels import UNLABELLED
 
 Shape = tuple[int, int, int]
 
@@ -33,10 +35,9 @@ def common_shape(sets: Sequence[LabelledImages], like: LabelledImages) -> Shape 
 def fit(data: LabelledImages, shape: Shape, how: str) -> LabelledImages:
     """Give the same rows with images of one shape.
 
-    Grey becomes colour by repeating its channel, colour becomes grey by ITU-R 601 luma. Then,
-    by ``how``: ``"resize"``: bilinear, antialiased, to exactly the size; ``"pad"``: zeros on
-    all sides as evenly as may be, images that are larger first resized to fit in, keeping
-    their aspect.
+    Channels change as :func:`avalanche_cetl.common.images.recoloured` says. Then, by ``how``:
+    ``"resize"``: bilinear, antialiased, to exactly the size; ``"pad"``: zeros on all sides as
+    evenly as may be, images that are larger first resized to fit in, keeping their aspect.
 
     :raises ValueError: for other numbers of channels than 1 and 3.
     """
@@ -45,13 +46,13 @@ def fit(data: LabelledImages, shape: Shape, how: str) -> LabelledImages:
             return data
         parts = [_fitted(as_floats(part), shape, how) for part in data.images.split(1024)]
         return LabelledImages(torch.cat(parts), data.targets, data.classes)
-    tensors = [i if isinstance(i, Tensor) else to_tensor(i) for i in data.images]
-    images = torch.cat([_fitted(as_floats(image)[None], shape, how) for image in tensors])
+    tensors = [as_floats(image_tensor(image)) for image in data.images]
+    images = torch.cat([_fitted(image[None], shape, how) for image in tensors])
     return LabelledImages(images, data.targets, data.classes)
 
 
 def _fitted(images: Tensor, shape: Shape, how: str) -> Tensor:
-    images = _recoloured(images, shape[0])
+    images = recoloured(images, shape[0])
     size = images.shape[2:]
     if how == "resize":
         return _resized(images, shape[1:])
@@ -65,17 +66,6 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(images.shape[2:]) == tuple(size):
         return images
     return F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
-
-
-def _recoloured(images: Tensor, channels: int) -> Tensor:
-    have = images.shape[1]
-    if have == channels:
-        return images
-    if have == 1:
-        return images.expand(-1, channels, -1, -1)
-    if have == 3 and channels == 1:
-        return rgb_to_grayscale(images)
-    raise ValueError(f"images of {have} channels cannot become images of {channels}.")
 
 
 def choose_classes(data: LabelledImages, classes: Sequence[int | str] | None) -> LabelledImages:
@@ -128,7 +118,9 @@ def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
     """
     found = sorted({label for data in sets for label in data.targets if label >= 0})
     if not found:
-        raise ValueError(f"{what} has no label.")
+        raise ValueError(
+            f"{what} has no label; of image folders, those with one folder a class do."
+        )
     if found[0] != 0:
         raise ValueError(
             f"the labels of {what} start at {found[0]}: they have to be class indices from 0; "
@@ -185,3 +177,24 @@ def check_one_shape(sets: dict[str, LabelledImages]) -> None:
         name: shape if shape is not None else "several shapes" for name, shape in shapes.items()
     }
     raise ValueError(f"the images differ in shape: {told}; name one with image_shape=(C, H, W).")
+
+
+def check_values(sets: dict[str, LabelledImages]) -> None:
+    """See that images that no transform will change are in a range that networks are made for.
+
+    Warns of floats from 0 to more than twice the range [0, 1]: standardised ones have both signs.
+
+    :raises ValueError: for values that are not finite, or bytes as floats, naming the set.
+    """
+    for name, data in sets.items():
+        images = [data.images] if isinstance(data.images, Tensor) else data.images
+        parts = [part for part in images if isinstance(part, Tensor)]
+        floats = [part for part in parts if part.is_floating_point() and part.numel()]
+        ranges = [check_range(part, f"the images of {name!r}") for part in floats]
+        low, high = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0, 0)
+        if low >= 0 and high > 2:
+            warnings.warn(
+                f"the images of {name!r} have values from {low:g} to {high:g}; networks are made "
+                "for values in [0, 1], or standardised ones. Divide by what counts as white.",
+                stacklevel=4,
+            )

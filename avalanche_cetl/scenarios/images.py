@@ -11,10 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms.functional import to_tensor
 
-UNLABELLED = -1
+from avalanche_cetl.common.image_files import ImageFiles
+from avalanche_cetl.common.images import (
+    array_tensor,
+    channels_last,
+    check_type,
+    image_tensor,
+    plain_picture,
+)
+from avalanche_cetl.scenarios.labels import UNLABELLED, class_index, class_indices
 
 
 class LabelledImages(Dataset):
@@ -97,6 +103,8 @@ class LabelledImages(Dataset):
 def _shape_of(image: Any) -> tuple[int, ...]:
     if isinstance(image, Image.Image):
         return len(image.getbands()), image.height, image.width
+    if isinstance(image, np.ndarray) and image.ndim == 3 and channels_last(image.shape):
+        return image.shape[2], *image.shape[:2]
     return tuple(image.shape)
 
 
@@ -110,29 +118,32 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
 
     :param data: a pair ``(images, labels)`` of arrays or tensors; any map-style data set of
         ``(image, label)``, an AvalancheDataset too; or the path of a folder with one folder
-        of images a class. Arrays: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8
-        in 0 ... 255, or ``(N, C, H, W)`` and ``(N, H, W)`` as floats, kept as they are.
-        Without transforms PIL images become tensors in [0, 1]. A label of -1 is unknown.
-    :param keep_pil: leave the items of a data set as they are, for transforms that follow.
+        of images a class, or with images right in it (label -1). Arrays: ``(N, H, W)``,
+        ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8 in 0 ... 255, or ``(N, C, H, W)`` and
+        ``(N, H, W)`` as floats, kept as they are. Items of a data set:
+        :func:`avalanche_cetl.common.images.image_tensor` says which. Without transforms PIL
+        images become tensors in [0, 1]. A label of -1 is unknown.
+    :param keep_pil: leave arrays and PIL images as they are, for transforms that follow, but
+        for what :func:`avalanche_cetl.common.images.plain_picture` does. Files are RGB then.
     :raises TypeError: for anything else.
     :raises ValueError: for a folder that is not there, an empty set, an image that cannot be
         read (named, with its row), or labels that are not class indices.
     """
     if isinstance(data, LabelledImages):
         return data
-    if isinstance(data, str | Path):
-        data = _Folder(data)
     classes = _class_names(data)
-    if is_pair(data):
-        images: Tensor | list[Any] = _stack(data[0])
-        targets = [_class_index(label) for label in data[1]]
+    if isinstance(data, str | Path):
+        files = ImageFiles(data, Image.Image.copy if keep_pil else None)
+        images, targets, classes = _one_tensor(files.read()), files.labels, files.classes or None
+    elif is_pair(data):
+        if _pictures(data[0]):
+            images = read_images(_WithoutLabels(list(data[0])), keep_pil).images
+        else:
+            images = _stack(data[0])
+        targets = class_indices(data[1])
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         rows = [_row(data, i, keep_pil) for i in range(len(data))]
-        items, targets = [row[0] for row in rows], [row[1] for row in rows]
-        if len({item.dtype for item in items if isinstance(item, Tensor)}) > 1:
-            items = [as_floats(item) if isinstance(item, Tensor) else item for item in items]
-        same = all(isinstance(i, Tensor) and i.shape == items[0].shape for i in items)
-        images = torch.stack(items) if same and items else items
+        images, targets = _one_tensor([row[0] for row in rows]), [row[1] for row in rows]
     else:
         raise TypeError(
             "a data set has to be a pair (images, labels) of arrays or tensors, a map-style data "
@@ -143,6 +154,14 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
     return LabelledImages(images, targets, classes)
 
 
+def _one_tensor(items: list[Any]) -> Tensor | list[Any]:
+    """Images of one shape as one tensor; others as they are, with one type of numbers."""
+    if len({item.dtype for item in items if isinstance(item, Tensor)}) > 1:
+        items = [as_floats(item) if isinstance(item, Tensor) else item for item in items]
+    same = all(isinstance(i, Tensor) and i.shape == items[0].shape for i in items)
+    return torch.stack(items) if same and items else items
+
+
 def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     """Read images alone: labels, if any, are dropped unread.
 
@@ -151,7 +170,7 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     if isinstance(data, LabelledImages):
         return data.relabel([UNLABELLED] * len(data))
     if is_pair(data):
-        if np.ndim(data[1]) != 1 or len(data[1]) != len(data[0]):
+        if np.shape(data[1]) not in ((len(data[0]),), (len(data[0]), 1)):
             raise ValueError(
                 f"{len(data[0])} images beside something of shape {np.shape(data[1])}, no labels "
                 "of theirs; give one array of images, or a pair (images, labels)."
@@ -162,9 +181,9 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
         if not len(images):
             raise ValueError("the data set is empty.")
         return LabelledImages(images, [UNLABELLED] * len(images))
-    if isinstance(data, str | Path):
-        data = _Folder(data)
-    read = read_images(_WithoutLabels(data), keep_pil)
+    if not isinstance(data, str | Path):
+        data = _WithoutLabels(data)
+    read = read_images(data, keep_pil)
     return read.relabel([UNLABELLED] * len(read))
 
 
@@ -191,37 +210,16 @@ def is_pair(data: Any) -> bool:
     return isinstance(data, tuple) or isinstance(data[0], Tensor | np.ndarray)
 
 
-class _Folder(Dataset):
-    """ImageFolder with errors that name the file."""
-
-    def __init__(self, path: str | Path):
-        if not Path(path).is_dir():
-            raise ValueError(f"{str(path)!r}: there is no such folder.")
-        try:
-            found = ImageFolder(str(path))
-        except FileNotFoundError as problem:
-            raise ValueError(
-                f"{str(path)!r} holds no images in one folder a class: {problem}"
-            ) from problem
-        self.samples, self.classes = found.samples, found.classes
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = self.samples[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB"), label
-        except Exception as problem:  # PIL raises its own, SyntaxError and others
-            raise ValueError(f"{path} cannot be read as an image: {problem}") from problem
+def _pictures(images: Any) -> bool:
+    """Whether these are PIL images in a list, which an array would take for their raw numbers."""
+    return isinstance(images, list | tuple) and any(isinstance(i, Image.Image) for i in images)
 
 
 def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
     """Image and class of a row; whatever goes wrong with it names the row."""
     try:
         row = data[index]
-        return _item(row[0], keep_pil), _class_index(row[1])
+        return _item(row[0], keep_pil), class_index(row[1])
     except Exception as problem:
         kind = type(getattr(data, "data", data) if isinstance(data, _WithoutLabels) else data)
         told = f"{type(problem).__name__}: {problem}"
@@ -229,16 +227,11 @@ def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
 
 
 def _item(image: Any, keep_pil: bool) -> Any:
-    """An image as it is kept: a tensor ``(C, H, W)`` of bytes or single floats, or a PIL image."""
-    if keep_pil and not isinstance(image, Tensor):
-        # A copy: an opened file would be read later, and tells its name, so often its class.
-        return image.copy() if isinstance(image, Image.Image) else image
-    tensor = image if isinstance(image, Tensor) else to_tensor(image)
-    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise ValueError(f"images have to be uint8 or floats, got {tensor.dtype}.")
-    if tensor.dim() == 2:
-        tensor = tensor.unsqueeze(0)
-    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+    """An image as it is kept: a tensor ``(C, H, W)``, or for transforms a PIL image or array."""
+    if not keep_pil or isinstance(image, Tensor):
+        return image_tensor(image)
+    # A copy: an opened file would be read later, and tells its name, so often its class.
+    return plain_picture(image) if isinstance(image, Image.Image) else image
 
 
 def _class_names(data: Any) -> list[str] | None:
@@ -249,23 +242,15 @@ def _class_names(data: Any) -> list[str] | None:
     return None
 
 
-def _class_index(label: Any) -> int:
-    value = int(label)
-    if value < UNLABELLED or value != float(label):
-        raise ValueError(f"labels have to be class indices from 0 (-1: unknown), got {label!r}.")
-    return value
-
-
 def _stack(images: Any) -> Tensor:
     if not isinstance(images, Tensor):
-        images = torch.from_numpy(np.asarray(images))
+        images = array_tensor(np.asarray(images))
     if images.dim() not in (3, 4):
         raise ValueError(
             "images have to be (N, C, H, W), (N, H, W) or uint8 (N, H, W, C); got "
             f"{tuple(images.shape)}."
         )
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images have to be uint8 or floats, got {images.dtype}.")
+    check_type(images.dtype)
     if images.dim() == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
         if images.dtype != torch.uint8 or images.shape[-1] == 4:
             raise ValueError(
@@ -278,42 +263,3 @@ def _stack(images: Any) -> Tensor:
     if images.dim() == 3:
         images = images.unsqueeze(1)
     return images.contiguous()
-
-
-def choose_labelled(
-    targets: Sequence[int],
-    labels_per_class: int | None,
-    labelled_fraction: float | None,
-    seed: int,
-) -> list[int]:
-    """Choose, class by class, the rows that keep their label; none that has no label.
-
-    :param labels_per_class: exactly so many of each class, >= 0; or
-    :param labelled_fraction: this share of each class, in (0, 1], rounded, at least one.
-        Neither: all rows.
-    :param seed: the same seed chooses the same rows.
-    :return: sorted indices.
-    :raises ValueError: when both are given, one is out of range, or a class has too few rows.
-    """
-    if labels_per_class is not None and labelled_fraction is not None:
-        raise ValueError("give labels_per_class or labelled_fraction, not both.")
-    if labels_per_class is not None and labels_per_class < 0:
-        raise ValueError(f"labels_per_class={labels_per_class} has to be >= 0.")
-    if labelled_fraction is not None and not 0 < labelled_fraction <= 1:
-        raise ValueError(f"labelled_fraction={labelled_fraction} is outside (0, 1].")
-    if labels_per_class is None and labelled_fraction is None:
-        return [i for i, label in enumerate(targets) if label != UNLABELLED]
-    labels = torch.tensor(list(targets))
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[int] = []
-    for label in labels[labels != UNLABELLED].unique().tolist():
-        rows = (labels == label).nonzero().flatten()
-        if labels_per_class is not None:
-            count = labels_per_class
-        else:
-            assert labelled_fraction is not None
-            count = max(1, round(labelled_fraction * len(rows)))
-        if count > len(rows):
-            raise ValueError(f"class {label} has {len(rows)} rows, fewer than {count}.")
-        chosen += rows[torch.randperm(len(rows), generator=generator)[:count]].tolist()
-    return sorted(chosen)

@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from avalanche_cetl.encoders.features import SOURCE_FEATURES, benchmark_of, experience_of
 from avalanche_cetl.encoders.views import seeded
-from avalanche_cetl.scenarios.images import UNLABELLED, LabelledImages
+from avalanche_cetl.scenarios.images import LabelledImages
+from avalanche_cetl.scenarios.labels import UNLABELLED
 
 KINDS = {"cutmix": v2.CutMix, "mixup": v2.MixUp}
 TARGET = 0

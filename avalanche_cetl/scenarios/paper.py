@@ -14,7 +14,8 @@ from avalanche_cetl.scenarios.benchmarks import (
     distillation_benchmark,
     transfer_benchmark,
 )
-from avalanche_cetl.scenarios.images import LabelledImages, choose_labelled, read_images
+from avalanche_cetl.scenarios.images import LabelledImages, read_images
+from avalanche_cetl.scenarios.labels import choose_labelled
 from avalanche_cetl.scenarios.scenario import CETLScenario
 
 #: Names that STL-10 and CIFAR-10 have in common to the letter: DRCN's 8 classes.
@@ -51,7 +52,8 @@ def paper_benchmark(
     benchmark's ``data`` then says ``"JPEG"``.
 
     :param name: one of these.
-    :param root: folder that the data sets are in (USPS also in ``root/USPS``).
+    :param root: folder that the data sets are in (USPS also in ``root/USPS``); ``~`` is the
+        user's home.
     :param download: fetch what is missing, as torchvision does.
     :param classes: for ST-CI and CI-ST, 8 (names equal to the letter) or 9 (automobile is car).
     :param options: further arguments of the benchmark function: ``seed``, transforms, and
@@ -65,7 +67,7 @@ def paper_benchmark(
         raise ValueError(f"{name!r} is no benchmark of the paper. Allowed: {', '.join(NAMES)}.")
     if classes not in (8, 9):
         raise ValueError(f"classes={classes}: 8 as in DRCN and the paper, or 9 as in later work.")
-    files = _Files(Path(root), download)
+    files = _Files(Path(root).expanduser(), download)
     if name == "CIFAR-10-s":
         train, test = files.cifar10()
         seed = options.get("seed", 0)

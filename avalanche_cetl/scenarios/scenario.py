@@ -10,9 +10,10 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.scenarios import CLScenario
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
 
-from avalanche_cetl.scenarios.images import UNLABELLED, as_floats
+from avalanche_cetl.common.images import image_tensor
+from avalanche_cetl.scenarios.images import as_floats
+from avalanche_cetl.scenarios.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,15 @@ class CETLScenario(CLScenario):
         self.classes = list(classes) if classes is not None else None
         self.source_classes: list[str] | None = None
         self.data = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no stream of labelled rows, where no target row has a label."""
+        if name == "labelled_stream":
+            raise AttributeError(
+                "this benchmark has no labelled_stream: none of its target training rows has a "
+                "label. labels_per_class=1 or more keeps some; source_stream has the source's."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def summary(self) -> str:
         """Give a table: rows, labels, classes, shape and domain of each stream's experiences."""
@@ -139,7 +149,7 @@ def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Fig
             place.axis("off")
         for place, position in zip(axes, drawn, strict=False):
             row = dataset[part.rows[position]]
-            image = row[0] if isinstance(row[0], Tensor) else to_tensor(row[0])
+            image = row[0] if isinstance(row[0], Tensor) else image_tensor(row[0])
             _draw(place, as_floats(image), _name(int(row[1]), classes))
         axes[0].text(
             -0.1, 0.5, f"{part.stream} {part.experience}\n{part.domain}", fontsize=8, ha="right",

@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from avalanche_cetl import PrecomputedEncoder, TimmEncoder
 from avalanche_cetl.__main__ import main
-from avalanche_cetl.encoders.folder import ImageFiles, extract_folder, photo_transform
+from avalanche_cetl.common.image_files import ImageFiles
+from avalanche_cetl.encoders.folder import extract_folder, photo_transform
 from avalanche_cetl.encoders.store import Extraction
 
 TINY = "test_resnet.r160_in1k"
@@ -76,6 +77,11 @@ def test_the_command_line(tmp_path, folder, monkeypatch, capsys):
     assert main([*arguments, "--layer", "-2", "--pool", "2", "--dtype", "float32"]) == 0
     encoder = TimmEncoder(TINY, weights=weights, layer=-2, pool=2)
     assert read(out)[0]["features"].shape == (6, encoder.dim)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    home = ["--images=~/images", "--out=~/home.safetensors", "--weights=~/weights.pth"]
+    assert main([*arguments, *home]) == 0
+    assert torch.equal(read(tmp_path / "home.safetensors")[0]["features"], tensors["features"])
     assert main([*arguments, "--images", str(tmp_path / "nowhere")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main([*arguments, "--encoder", "resnet9000"]) == 1
@@ -94,7 +100,7 @@ def test_flat_folders_empty_ones_and_broken_files(tmp_path, folder):
         ImageFiles(tmp_path / "hollow", transform)
     (folder / "dog" / "3.png").write_bytes(b"no picture")
     images = ImageFiles(folder, transform)
-    with pytest.raises(ValueError, match=r"3\.png \(row 4\) cannot be read"):
+    with pytest.raises(ValueError, match=r"row 4 of .*3\.png cannot be read"):
         images[4]
 
 

@@ -8,7 +8,8 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 from avalanche_cetl import adaptation_benchmark, transfer_benchmark
-from avalanche_cetl.scenarios.images import LabelledImages, choose_labelled, read_images
+from avalanche_cetl.scenarios.images import LabelledImages, read_images
+from avalanche_cetl.scenarios.labels import choose_labelled
 
 
 def _labels(stream):

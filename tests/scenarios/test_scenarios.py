@@ -19,7 +19,8 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 from avalanche_cetl.scenarios.domains import choose_classes, fit
-from avalanche_cetl.scenarios.images import LabelledImages, choose_labelled, read_images
+from avalanche_cetl.scenarios.images import LabelledImages, read_images
+from avalanche_cetl.scenarios.labels import choose_labelled
 
 
 def labels(stream, experience=0):
@@ -131,6 +132,125 @@ def test_images_of_mixed_size_need_a_shape(digits):
     assert resized.train_stream[0].dataset[5][0].shape == (1, 4, 4)
 
 
+# ------------------------------------------------------------------ ranges
+
+
+def bytes_as_floats():
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8))).float()
+
+
+def test_bytes_as_floats_are_refused_before_training():
+    x, y = bytes_as_floats(), torch.arange(12) % 2
+    good = (x / 255, y)
+    for make in (
+        lambda: transfer_benchmark((x, y), good),
+        lambda: transfer_benchmark(good, (x, y)),
+        lambda: transfer_benchmark(TensorDataset(x, y), good),
+        lambda: distillation_benchmark(good, good, unlabelled=x),
+        lambda: adaptation_benchmark((x, y), good, good),
+        lambda: transfer_benchmark(good, (x, y), train_transform=v2.RandomHorizontalFlip()),
+    ):
+        with pytest.raises(ValueError, match=r"floats from 0 to 255.*divide them by 255"):
+            make()
+
+
+def test_floats_far_above_one_are_warned_of():
+    x, y = bytes_as_floats() * 0.99, torch.arange(12) % 2
+    with pytest.warns(UserWarning, match=r"'train 0' have values from 0 to 252"):
+        transfer_benchmark((x, y), (x, y))
+
+
+@pytest.mark.filterwarnings("error")
+def test_standardised_floats_and_those_that_a_transform_scales_are_right():
+    x, y = bytes_as_floats(), torch.arange(12) % 2
+    standardised = (x - x.mean()) / x.std()
+    benchmark = transfer_benchmark((standardised, y), (standardised, y))
+    assert torch.equal(benchmark.train_stream[0].dataset[3][0], standardised[3])
+    scale = v2.Normalize([0.0] * 3, [255.0] * 3)
+    scaled = transfer_benchmark((x, y), (x, y), train_transform=scale, eval_transform=scale)
+    torch.testing.assert_close(scaled.train_stream[0].dataset[3][0], x[3] / 255)
+
+
+def test_images_that_are_not_finite_are_refused(digits):
+    x, y = digits(12)
+    x[5, 0, 2, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"'train 0'.*not finite"):
+        transfer_benchmark((x, y), digits(12))
+
+
+# ------------------------------------------------------------------ items of data sets
+
+
+def both(image, **transforms):
+    """The first image of a benchmark whose rows are all this one."""
+    rows = [(image, i % 2) for i in range(4)]
+    return transfer_benchmark(tuple(rows), tuple(rows), **transforms).train_stream[0].dataset[0][0]
+
+
+def same(image):
+    return image
+
+
+@pytest.mark.parametrize("transforms", [{}, {"train_transform": same, "eval_transform": same}])
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "CMYK", "LA", "RGBA", "PA", "I;16", "F"])
+def test_pictures_of_every_mode_with_and_without_transforms(mode, transforms):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((6, 8), 65535, np.uint16))
+    elif mode == "F":
+        image = Image.fromarray(np.full((6, 8), 1, np.float32))
+    else:
+        white = Image.new("RGB", (8, 6), "white")
+        image = white.convert("P").convert("PA") if mode == "PA" else white.convert(mode)
+    assert image.mode == mode
+    grey = mode in ("1", "L", "LA", "I;16", "F")
+    assert torch.equal(both(image, **transforms), torch.ones(1 if grey else 3, 6, 8))
+
+
+def test_a_list_of_pictures_beside_labels():
+    image = Image.new("RGB", (8, 6), (200, 40, 90)).quantize(4)
+    data = ([image] * 4, [0, 1, 0, 1])
+    for benchmark in (
+        transfer_benchmark(data, data),
+        distillation_benchmark(data, data, unlabelled=data),
+    ):
+        found = benchmark.train_stream[0].dataset[1]
+        wanted = (torch.tensor([200, 40, 90]) / 255).view(3, 1, 1).expand(3, 6, 8)
+        torch.testing.assert_close(found[0], wanted, atol=1 / 255, rtol=0)
+        assert found[1] == 1
+
+
+def test_transforms_of_pictures_see_colours_and_not_places_in_a_palette():
+    image = Image.new("RGB", (8, 6), (200, 40, 90)).quantize(4)
+    found = both(image, train_transform=v2.PILToTensor(), eval_transform=v2.PILToTensor())
+    wanted = (torch.tensor([200, 40, 90]) / 255).view(3, 1, 1).expand(3, 6, 8)
+    torch.testing.assert_close(found, wanted, atol=1 / 255, rtol=0)
+
+
+def test_transforms_that_give_bytes_as_floats_or_long_integers_are_refused():
+    image = Image.fromarray(np.full((6, 8), 40000, np.uint16))
+    to_long = v2.Lambda(lambda picture: torch.from_numpy(np.asarray(picture).astype("int64")))
+    with pytest.raises(ValueError, match="uint8"):
+        both(image, train_transform=to_long, eval_transform=to_long)
+    forgot = v2.Lambda(lambda picture: torch.from_numpy(np.asarray(picture).astype("float32")))
+    with pytest.raises(ValueError, match=r"after its transform.*divide them by 255"):
+        both(Image.new("L", (8, 6), 200), train_transform=forgot, eval_transform=forgot)
+    own = v2.Lambda(lambda picture: torch.from_numpy(np.asarray(picture) / 65535)[None])
+    torch.testing.assert_close(
+        both(image, train_transform=own, eval_transform=own), torch.full((1, 6, 8), 40000 / 65535)
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (8, 6, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_arrays_as_items_with_channels_on_either_side(shape, dtype):
+    array = np.full(shape, 51 if dtype == "uint8" else 0.2).astype(dtype)
+    assert torch.equal(both(array), torch.full((3, 8, 6), 0.2))
+    assert torch.equal(
+        both(array, train_transform=lambda a: a[..., ::-1], eval_transform=None),
+        torch.full((3, 8, 6), 0.2),
+    )
+
+
 # ------------------------------------------------------------------ classes
 
 
@@ -200,7 +320,8 @@ def test_several_targets_of_adaptation_each_have_the_source_rows(digits):
 
 def test_distillation_keeps_all_labels_and_takes_more_images(digits):
     benchmark = distillation_benchmark(digits(30), digits(12))
-    assert list(benchmark.streams) == ["train", "test"] and -1 not in labels(benchmark.train_stream)
+    assert list(benchmark.streams) == ["train", "test", "labelled"]
+    assert -1 not in labels(benchmark.train_stream)
     for more in (digits(9, seed=4), digits(9, seed=4)[0], digits(9, seed=4)[0].numpy()):
         benchmark = distillation_benchmark(
             digits(30), digits(12), unlabelled=more, labelled_fraction=0.2
@@ -283,21 +404,20 @@ def test_splits_are_stratified_disjoint_and_lose_no_class(counts, fraction, seed
         found = sum(targets[i] == label for i in kept)
         assert found >= 1 and abs(found - fraction * count) <= 1
     assert kept == choose_labelled(targets, None, fraction, seed)
-    images = torch.arange(len(targets)).float().view(-1, 1, 1, 1)
+    images = (torch.arange(len(targets)) / 1000).view(-1, 1, 1, 1)
     benchmark = transfer_benchmark((images, targets), (images, targets), labelled_fraction=fraction)
     dataset = benchmark.train_stream[0].dataset
-    assert [int(row[0]) for row in dataset] == list(range(len(targets)))
+    assert [round(1000 * float(row[0])) for row in dataset] == list(range(len(targets)))
     known = {i for i, label in enumerate(dataset.targets) if label >= 0}
     assert all(dataset.targets[i] == targets[i] for i in known)
-    if len(known) < len(targets):
-        labelled = benchmark.labelled_stream[0].dataset
-        assert {int(row[0]) for row in labelled} == known
+    labelled = benchmark.labelled_stream[0].dataset
+    assert {round(1000 * float(row[0])) for row in labelled} == known
 
 
 def test_splits_are_the_same_in_another_process(partners):
     partners.start(
         """
-        from avalanche_cetl.scenarios.images import choose_labelled
+        from avalanche_cetl.scenarios.labels import choose_labelled
         print(choose_labelled([i % 7 for i in range(300)], None, 0.13, 42))
         """
     )
@@ -375,6 +495,34 @@ def test_rows_that_come_without_a_label(digits):
         transfer_benchmark((x, torch.full((12,), -1)), digits(12))
 
 
+@pytest.mark.parametrize("make", [transfer_benchmark, distillation_benchmark])
+def test_where_no_label_is_hidden_the_labelled_rows_are_the_training_rows(digits, make):
+    sets = [digits(12), digits(9, seed=1)]
+    whole = make(sets, sets)
+    for train, labelled in zip(whole.train_stream, whole.labelled_stream, strict=True):
+        assert list(labelled.dataset.targets) == list(train.dataset.targets)
+        assert labelled.classes_in_this_experience == {0, 1, 2}
+        for row in range(len(train.dataset)):
+            assert torch.equal(labelled.dataset[row][0], train.dataset[row][0])
+            assert labelled.dataset[row][0].data_ptr() == train.dataset[row][0].data_ptr()
+
+
+def test_images_without_a_label_are_not_among_the_labelled_rows(digits):
+    benchmark = distillation_benchmark(digits(12), digits(12), unlabelled=digits(6)[0])
+    assert len(benchmark.train_stream[0].dataset) == 18
+    assert labels(benchmark.labelled_stream) == [0, 1, 2] * 4
+
+
+def test_without_a_labelled_target_row_the_missing_stream_is_explained(digits):
+    benchmark = adaptation_benchmark(digits(12), digits(12), digits(12))
+    assert not hasattr(benchmark, "labelled_stream")
+    with pytest.raises(AttributeError, match="none of its target training rows has a label"):
+        _ = benchmark.labelled_stream
+    with pytest.raises(AttributeError, match="no attribute 'other_stream'"):
+        _ = benchmark.other_stream
+    assert pickle.loads(pickle.dumps(benchmark)).classes is None
+
+
 def test_an_experience_with_all_labels_stays_in_the_labelled_stream(digits):
     benchmark = transfer_benchmark(
         [digits(6), digits(30)], [digits(6), digits(6)], labels_per_class=2
@@ -404,7 +552,7 @@ def test_items_of_a_data_set_become_single_floats_with_a_channel(digits):
 
 def test_unlabelled_images_alone(digits):
     x, y = digits(12)
-    for unlabelled in (x, (x, y), TensorDataset(x, y), list(x), x.numpy()):
+    for unlabelled in (x, (x, y), (x, y[:, None]), TensorDataset(x, y), list(x), x.numpy()):
         benchmark = distillation_benchmark((x, y), (x, y), unlabelled=unlabelled)
         assert len(benchmark.train_stream[0].dataset) == 24
     with pytest.raises(ValueError, match="no labels of theirs"):

@@ -1,0 +1,208 @@
+"""How the sets that a user gives become the streams of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from avalanche.benchmarks.utils.transform_groups import TransformGroups
+from torch import Tensor
+
+from avalanche_cetl.common.images import check_range, image_tensor
+from avalanche_cetl.scenarios.domains import (
+    Shape,
+    check_names,
+    check_one_shape,
+    check_values,
+    choose_classes,
+    common_shape,
+    fit,
+)
+from avalanche_cetl.scenarios.images import (
+    LabelledImages,
+    as_floats,
+    is_pair,
+    read_images,
+    read_unlabelled,
+)
+from avalanche_cetl.scenarios.labels import UNLABELLED
+from avalanche_cetl.scenarios.scenario import CETLScenario, make_scenario
+
+Transform = Callable[[Any], Any] | None
+Classes = Sequence[int | str] | None
+#: Domain labels of rows.
+TARGET, SOURCE = 0, 1
+
+
+@dataclass
+class Plan:
+    """How sets become streams: classes, shape, transforms.
+
+    :param classes: to keep of every target set; None keeps all.
+    :param image_shape: ``(C, H, W)`` that all images are brought into; None: see
+        :func:`avalanche_cetl.scenarios.domains.common_shape`.
+    :param how: ``"resize"`` or ``"pad"``.
+    :param transforms: in training and in evaluation.
+    :param several_heads: the n-th target has classes of its own.
+    :raises ValueError: for another ``how``.
+    """
+
+    classes: Classes
+    image_shape: Shape | None
+    how: str
+    transforms: tuple[Transform, Transform]
+    several_heads: bool = False
+
+    def __post_init__(self) -> None:
+        if self.how not in ("resize", "pad"):
+            raise ValueError(f"fit={self.how!r} is not known. Allowed: 'resize', 'pad'.")
+
+    @property
+    def transformed(self) -> bool:
+        """Whether transforms follow, which may do what they like with an image."""
+        return any(t is not None for t in self.transforms)
+
+    def read(self, data: Any, classes: Classes) -> LabelledImages:
+        """Read one set."""
+        keep_pil = self.transformed and self.image_shape is None
+        return choose_classes(read_images(data, keep_pil), classes)
+
+    def read_unlabelled(self, data: Any) -> LabelledImages:
+        """Read images alone."""
+        return read_unlabelled(data, self.transformed and self.image_shape is None)
+
+    def read_all(self, train: Any, test: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
+        """Read the sets of all experiences.
+
+        :raises ValueError: when there are not as many test sets as training sets.
+        """
+        found = [[self.read(d, self.classes) for d in _several(data)] for data in (train, test)]
+        if len(found[0]) != len(found[1]) or not found[0]:
+            raise ValueError(
+                f"{len(found[0])} training sets, but {len(found[1])} test sets: one of each makes "
+                "an experience."
+            )
+        for train_set, test_set in zip(*found, strict=True):
+            check_names([train_set, test_set], "training and test data")
+        if not self.several_heads:
+            check_names([*found[0], *found[1]], "the targets")
+        return found[0], found[1]
+
+    def read_some(self, *, classes: Classes, **data: Any) -> dict[str, LabelledImages]:
+        """Read those that are there, by name of their stream."""
+        return {
+            name.removesuffix("_train"): self.read(part, classes)
+            for name, part in data.items()
+            if part is not None
+        }
+
+    def meet(
+        self,
+        trains: list[LabelledImages],
+        tests: list[LabelledImages],
+        others: dict[str, LabelledImages],
+    ) -> None:
+        """Bring all sets into one shape, in place of what they were."""
+        for sets in self._untransformed(trains, tests, others):
+            check_values(sets)
+        everything = [*trains, *tests, *others.values()]
+        shape = self.image_shape or common_shape(everything, trains[0])
+        if shape is not None:
+            trains[:] = [fit(data, shape, self.how) for data in trains]
+            tests[:] = [fit(data, shape, self.how) for data in tests]
+            for name, data in others.items():
+                others[name] = fit(data, shape, self.how)
+        for sets in self._untransformed(trains, tests, others):
+            check_one_shape(sets)
+
+    def _untransformed(
+        self,
+        trains: list[LabelledImages],
+        tests: list[LabelledImages],
+        others: dict[str, LabelledImages],
+    ) -> list[dict[str, LabelledImages]]:
+        """Sets that some mode gives as they are, by name; sets of one dict share a mode."""
+        read_in_both = {f"train {i}": data for i, data in enumerate(trains)} | others
+        evaluated = {f"test {i}": data for i, data in enumerate(tests)}
+        if not self.transformed:
+            return [read_in_both | evaluated]
+        both = [read_in_both] if None in self.transforms else []
+        return [*both, evaluated] if self.transforms[1] is None else both
+
+    def dataset(
+        self, images: LabelledImages, domains: int | list[int], task: int
+    ) -> TaskAwareSupervisedClassificationDataset:
+        """Give one experience's data."""
+        count = len(images)
+        domain_labels = [domains] * count if isinstance(domains, int) else domains
+        pictures = not isinstance(images.images[0], Tensor)
+        train, clean = (_ToTensor(t) if pictures else t for t in self.transforms)
+        return TaskAwareSupervisedClassificationDataset(
+            [images],
+            data_attributes=[
+                DataAttribute(images.targets, "targets"),
+                DataAttribute(domain_labels, "domain_labels"),
+                TaskLabels(ConstantSequence(task, count)),
+            ],
+            transform_groups=TransformGroups({"train": (train, None), "eval": (clean, None)}),
+        )
+
+    def labelled(
+        self, images: LabelledImages, keep: Sequence[int], task: int
+    ) -> TaskAwareSupervisedClassificationDataset:
+        """Give the rows that keep their label; all of them share the memory of the whole."""
+        rows = images if len(keep) == len(images) else images.select(keep)
+        return self.dataset(rows, TARGET, task)
+
+    def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
+        """Give the target data of several experiences."""
+        return [self.dataset(d, TARGET, i if tasks else 0).eval() for i, d in enumerate(sets)]
+
+    def scenario(
+        self,
+        streams: dict[str, list[Any]],
+        sources: dict[str, LabelledImages],
+        named: list[LabelledImages],
+    ) -> CETLScenario:
+        """Make the benchmark."""
+        for name, data in sources.items():
+            rows = self.dataset(data, SOURCE, 0)
+            streams[name] = [rows.eval() if name.endswith("_test") else rows]
+        made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
+        made.source_classes = sources["source"].classes if "source" in sources else None
+        return made
+
+
+class _ToTensor:
+    """A transform of pictures, if any, and then to floats ``(C, H, W)``, if it gives none yet.
+
+    :raises ValueError: for what is surely no image as networks are shown it: integers of more
+        than 8 bits, bytes as floats that were not divided.
+    """
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def __call__(self, image: Any) -> Tensor:
+        if self.transform is not None:
+            image = self.transform(image)
+        tensor = as_floats(image_tensor(image))
+        check_range(tensor, "an image after its transform")
+        return tensor
+
+
+def _several(data: Any) -> list[Any]:
+    """A list is one set an experience; a pair of arrays is one set."""
+    return data if isinstance(data, list) and not is_pair(data) else [data]
+
+
+def hide(images: LabelledImages, keep: Sequence[int]) -> LabelledImages:
+    """Return the same images with the labels of some rows alone; the others are -1."""
+    kept = set(keep)
+    return images.relabel(
+        [label if i in kept else UNLABELLED for i, label in enumerate(images.targets)]
+    )

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+from avalanche_cetl import transfer_benchmark
+from avalanche_cetl.scenarios.images import read_images
+from avalanche_cetl.scenarios.labels import class_indices
+
+KINDS = [
+    list,
+    tuple,
+    np.array,
+    torch.tensor,
+    lambda v: np.array(v, float),
+    lambda v: torch.tensor(v).double(),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_indices_of_every_kind(kind):
+    found = class_indices(kind([0, 2, -1, 1]))
+    assert found == [0, 2, -1, 1] and all(type(label) is int for label in found)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_a_column_of_class_indices_is_taken_as_such(digits, kind):
+    assert class_indices(kind([[0], [2], [1]])) == [0, 2, 1]
+    x, y = digits(6)
+    column = transfer_benchmark((x, y[:, None]), (x, y))
+    assert [int(t) for t in column.train_stream[0].dataset.targets] == y.tolist()
+    items = read_images([(x[i], y[i : i + 1]) for i in range(6)])
+    assert items.targets == y.tolist()
+
+
+def test_columns_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"label": [0, 1, 1]}, index=[7, 8, 9])
+    assert class_indices(frame) == class_indices(frame["label"]) == [0, 1, 1]
+
+
+BAD = [
+    ([0, 1, "cat"], r"row 2: the label 'cat' is a text.*numpy\.unique"),
+    (np.array(["0", "1"]), r"row 0: .*'0'.* is a text"),
+    (np.eye(3), r"shape \(3, 3\).*row 0.*argmax"),
+    (torch.eye(3), r"shape \(3, 3\).*row 0.*argmax"),
+    ([[0, 1], [1, 0]], r"row 0: .*2 numbers.*argmax"),
+    (torch.tensor([0.0, float("nan")]), r"row 1: .*no finite number.*-1 where they are unknown"),
+    ([0, float("inf")], "row 1: .*no finite number"),
+    ([0, None], "row 1: the label None"),
+    (np.array([0, 1.5]), "row 1: .*class indices from 0"),
+    ([0, -2], "row 1: .*class indices from 0"),
+    (torch.tensor(3), "are no class indices"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "message"), BAD)
+def test_other_labels_are_refused_with_their_row_and_the_remedy(labels, message):
+    with pytest.raises(ValueError, match=message):
+        class_indices(labels)
+
+
+@pytest.mark.parametrize("label", ["cat", "1", np.eye(3)[1], torch.eye(3)[1], float("nan"), None])
+def test_a_row_of_a_data_set_with_another_label_is_named(digits, label):
+    x, _ = digits(3)
+    with pytest.raises(ValueError, match="row 2 of list: ValueError: the label"):
+        read_images([(x[0], 0), (x[1], 1), (x[2], label)])
