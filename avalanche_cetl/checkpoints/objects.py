@@ -17,6 +17,7 @@ from numbers import Number
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
@@ -33,15 +34,17 @@ from avalanche_cetl.checkpoints.rows import rows_from, rows_state
 from avalanche_cetl.checkpoints.stock import kept_attributes, make_again, new_part
 
 HOW = "how"
+_ITSELF = "itself"  #: in a state that is put back in the same process: the value that had it
 #: What can be made where a new object has nothing yet.
 _MADE = ("plain", "param_data", "entries", "items", "rows", "network", "same")
 _REPLACED = (AvalancheDataset, nn.Module, ParamData)
+_NUMERIC = (Number, np.generic, np.ndarray, torch.Tensor)  # one may become another
 _LOADERS = (DataLoader, MultiDatasetDataLoader)
 _CONSTANT = (type, torch.device, torch.dtype, PurePath, Enum, io.IOBase, logging.Logger, BaseLogger)
 
 
 class Live:
-    """A data set or a network itself, where a state is put back in the same process."""
+    """A value itself, where a state is put back in the same process."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -56,7 +59,8 @@ class Objects:
     :param known: objects whose state is kept elsewhere: model, optimizer, strategy.
     :param network: the strategy's, of which plugins may keep copies.
     :param experiences: of the benchmark, for what cannot be put back without; None: not given.
-    :param live: take data sets and copies of the network as they are, not as plain data.
+    :param live: for a state that is put back in the same process, whatever came between: data sets
+        and copies of the network are taken as they are, and what is changed in place is known.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class Objects:
         :raises CheckpointError: when it has state that cannot be kept.
         """
         if is_plain(value):
-            return {HOW: "plain", "value": value}
+            return {HOW: "plain", "value": value, **self._itself(value)}
         if id(value) in self._known or depth > DEEPEST:
             return None
         if id(value) in self._numbers:
@@ -92,9 +96,13 @@ class Objects:
         self._numbers[id(value)] = None
         state = self._state(value, where, depth)
         if isinstance(state, dict):
+            state.update(self._itself(value))
             self._numbers[id(value)] = state["number"] = len(self._alive)
             self._alive.append(value)
         return state
+
+    def _itself(self, value: Any) -> dict[str, Any]:
+        return {_ITSELF: Live(value)} if self._live else {}
 
     def _state(self, value: Any, where: str, depth: int) -> Any:
         if isinstance(value, ParamData):
@@ -185,8 +193,9 @@ class Objects:
             return taken.value
         if not isinstance(taken, dict):
             raise CheckpointError(f"the checkpoint holds nothing that {where} can take.")
-        how = taken.get(HOW)
-        if how == "same":
+        if isinstance(taken.get(_ITSELF), Live):
+            current = taken[_ITSELF].value
+        if taken.get(HOW) == "same":
             return self._put[taken["number"]]
         value = self._value(current, taken, where, owner)
         if "number" in taken:
@@ -228,9 +237,11 @@ class Objects:
 
     def _new(self, taken: Any, where: str, owner: Any) -> Any:
         """What stands in a place that a new object does not have yet, before its state is put."""
+        if isinstance(taken, Live) or (isinstance(taken, dict) and _ITSELF in taken):
+            return None
         how = taken.get(HOW) if isinstance(taken, dict) else None
         made = new_part(owner, taken) if how == "object" else None
-        if made is None and how not in _MADE and not isinstance(taken, Live):
+        if made is None and how not in _MADE:
             raise CheckpointError(f"{where} is not there, and cannot be made from a checkpoint.")
         return made
 
@@ -316,7 +327,7 @@ def _replaced(current: Any, value: Any, where: str) -> Any:
         current.update(value)
         return current
     alike = type(current) is type(value) or (
-        isinstance(current, Number) and isinstance(value, Number)
+        isinstance(current, _NUMERIC) and isinstance(value, _NUMERIC)
     )
     if current is None or value is None or alike or is_plain(current):
         if _hard(current) and not alike and value is not None:
@@ -332,7 +343,7 @@ def _replaced(current: Any, value: Any, where: str) -> Any:
 
 def _hard(value: Any) -> bool:
     """Whether a value's type is one that does not change by itself."""
-    return isinstance(value, str | Number | dict | list | set | deque)
+    return isinstance(value, (str, dict, list, set, deque, *_NUMERIC))
 
 
 def _unknown(where: str, value: Any) -> CheckpointError:
