@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.checkpoints.evaluators import evaluator_state, set_evaluator_state
 from avalanche_cetl.checkpoints.networks import (
     differing,
     grow,
@@ -24,7 +23,6 @@ from avalanche_cetl.checkpoints.networks import (
 )
 from avalanche_cetl.checkpoints.objects import Objects
 from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
-from avalanche_cetl.checkpoints.plain import is_plain
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
 from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
 from avalanche_cetl.information.processes import Processes
@@ -108,7 +106,7 @@ def _listeners_state(
     return {
         "plugins": plugins,
         "own": own,
-        "evaluator": _evaluator_state(strategy.evaluator, objects),
+        "evaluator": evaluator_state(strategy.evaluator, objects),
     }
 
 
@@ -145,7 +143,7 @@ def restore(
         objects.put(strategy, state.get("own"), type(strategy).__name__)
     for plugin, kept in zip(_keepers(strategy), state["keepers"], strict=False):
         plugin.load_checkpoint_state(kept)
-    _set_evaluator(strategy.evaluator, state["evaluator"], objects)
+    set_evaluator_state(strategy.evaluator, state["evaluator"], objects)
     strategy._stop_training = bool(state["stop"])
     for counter in vars(strategy.clock):
         setattr(strategy.clock, counter, int(state["clock"][counter]))
@@ -309,66 +307,3 @@ def _importance(kept: dict[str, Any], params: dict[str, nn.Parameter]) -> Import
                 raise CheckpointError(f"the importance of {name} has another shape than {name}.")
             kept[field][name] = tensor.to(params[name].device)
     return Importance(**kept)
-
-
-def _evaluator_state(evaluator: EvaluationPlugin, objects: Objects) -> dict[str, Any]:
-    return {
-        "metrics": [
-            {"type": type(metric).__qualname__, "state": objects.take(metric, str(metric))}
-            for metric in evaluator.metrics
-        ],
-        "all": {
-            name: (list(xs), [value if is_plain(value) else None for value in values])
-            for name, (xs, values) in evaluator.all_metric_results.items()
-        },
-        "last": {
-            name: value for name, value in evaluator.last_metric_results.items() if is_plain(value)
-        },
-        "active": evaluator.active,
-        "logs": [_log_state(logger) for logger in evaluator.loggers],
-    }
-
-
-def _set_evaluator(evaluator: EvaluationPlugin, state: dict[str, Any], objects: Objects) -> None:
-    mine = [type(metric).__qualname__ for metric in evaluator.metrics]
-    its = [kept["type"] for kept in state["metrics"]]
-    if mine != its:
-        raise CheckpointError(f"the evaluator has the metrics {mine}, in the checkpoint {its}.")
-    for metric, kept in zip(evaluator.metrics, state["metrics"], strict=True):
-        objects.put(metric, kept["state"], str(metric))
-    results = evaluator.all_metric_results
-    results.clear()
-    for name, (xs, values) in state["all"].items():
-        results[str(name)] = (list(xs), list(values))
-    evaluator.last_metric_results = dict(state["last"])
-    evaluator.active = bool(state["active"])
-    for logger, kept in zip(evaluator.loggers, state["logs"], strict=False):
-        _set_log(logger, kept)
-
-
-def _log_state(logger: Any) -> dict[str, Any] | None:
-    """How far a text log in a file has come."""
-    file = getattr(logger, "file", None)
-    if file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
-        return None
-    file.flush()
-    return {"end": int(file.tell())}
-
-
-def _set_log(logger: Any, kept: dict[str, Any] | None) -> None:
-    """Cut off what a text log says of the rounds that are run again."""
-    file = getattr(logger, "file", None)
-    if kept is None or file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
-        return
-    end = int(kept["end"])
-    file.seek(0, 2)
-    if 0 <= end < file.tell():
-        file.seek(end)
-        file.truncate()
-
-
-def _seekable(file: Any) -> bool:
-    try:
-        return bool(file.seekable() and file.writable())
-    except (AttributeError, ValueError, OSError):
-        return False
