@@ -6,7 +6,7 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.file import read_checkpoint_file, write_checkpoint_file
+from avalanche_cetl.checkpoints.networks import Shape
 from avalanche_cetl.checkpoints.plain import NotPlainError, Packer, Unpacker
 from avalanche_cetl.checkpoints.state import capture, restore
 from avalanche_cetl.training.strategy import CETLStrategy
@@ -50,8 +51,10 @@ def save_checkpoint(
     :param strategy: a :class:`CETLStrategy` between two rounds (``after_round`` of a
         :class:`CETLPlugin`; :class:`CheckpointPlugin` does it) or outside of ``train()``; any
         other supervised strategy outside of ``train()``.
-    :param path: of the file; missing folders are made.
-    :param ignore: class names of plugins whose state need not be kept.
+    :param path: of the file; missing folders are made, and a leading ``~`` is the home folder.
+    :param ignore: class names of plugins whose state need not be kept; or of the strategy, where
+        it has attributes of its own that need not.
+
     With several processes all call it, and the first one writes.
 
     :return: how far training has come.
@@ -71,12 +74,16 @@ def save_checkpoint(
     except NotPlainError as problem:
         raise CheckpointError(f"a {problem} cannot be kept in a checkpoint.") from problem
     if not isinstance(strategy, CETLStrategy) or strategy.parallel.first:
-        write_checkpoint_file(Path(path), packer.tensors, state)
+        write_checkpoint_file(Path(path).expanduser(), packer.tensors, state)
     return progress
 
 
 def load_checkpoint(
-    strategy: SupervisedTemplate, path: str | os.PathLike[str], *, ignore: Sequence[str] = ()
+    strategy: SupervisedTemplate,
+    path: str | os.PathLike[str],
+    *,
+    ignore: Sequence[str] = (),
+    experiences: Iterable[Any] | None = None,
 ) -> Progress:
     """Make a new strategy what the saved one was; ``train()`` then goes on where that stood.
 
@@ -87,23 +94,29 @@ def load_checkpoint(
     :param strategy: made with the same network, optimiser, settings and plugins. Learning rates
         are the checkpoint's; ``train_epochs`` is the strategy's own.
     :param path: of a file, or a folder of :class:`CheckpointPlugin`: its newest checkpoint that
-        is whole.
+        is whole. A leading ``~`` is the home folder.
     :param ignore: class names of plugins whose state is left alone.
+    :param experiences: the training stream of the run. Needed where a plugin keeps rows of it
+        that pass through random transforms (a replay buffer with augmentation), whose places the
+        checkpoint holds, and where the network grows in training by modules that are not
+        Avalanche's classifiers. An error says so.
     :return: how far training had come.
     :raises CheckpointError: when the file is missing, damaged, of another version, or of
-        another strategy; the strategy is then as it was.
+        another strategy, or ``experiences`` are needed; the strategy is then as it was.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
-        return _load_newest(strategy, path, ignore)
+        path = _newest(path)
     tensors, packed = read_checkpoint_file(path)
     document = Unpacker(tensors, strategy.device).unpack(packed)
     strategy.model.to(strategy.device)
-    before = copy.deepcopy(capture(strategy, ignore))
+    stream = None if experiences is None else list(experiences)
+    shape = Shape(strategy.model)
+    before = copy.deepcopy(capture(strategy, ignore, live=True))
     try:
         progress = Progress(**{name: int(n) for name, n in document["progress"].items()})
         call = document["call"]
-        restore(strategy, document["training"], ignore)
+        restore(strategy, document["training"], ignore, stream)
         if isinstance(strategy, CETLStrategy):
             strategy.resume.expect(
                 finished=int(call["finished"]),
@@ -111,13 +124,18 @@ def load_checkpoint(
                 rounds=progress.rounds if call["inside"] else None,
                 rows=[int(count) for count in call["rows"]],
                 state=lambda: restore(
-                    strategy, Unpacker(tensors, strategy.device).unpack(packed)["training"], ignore
+                    strategy,
+                    Unpacker(tensors, strategy.device).unpack(packed)["training"],
+                    ignore,
+                    stream,
                 ),
             )
     except CheckpointError:
+        shape.go_back()
         restore(strategy, before, ignore)
         raise
     except Exception as problem:  # a file that is whole, but was not written by save_checkpoint
+        shape.go_back()
         restore(strategy, before, ignore)
         raise CheckpointError(
             f"{path} does not hold what a checkpoint holds ({type(problem).__name__}: "
@@ -136,7 +154,8 @@ def _number(path: Path) -> re.Match[str] | None:
     return NUMBERED.fullmatch(path.name)
 
 
-def _load_newest(strategy: SupervisedTemplate, folder: Path, ignore: Sequence[str]) -> Progress:
+def _newest(folder: Path) -> Path:
+    """Return the newest checkpoint of a folder that is whole."""
     found = checkpoints_in(folder)
     if not found:
         raise CheckpointError(f"there is no checkpoint in {folder}.")
@@ -146,7 +165,7 @@ def _load_newest(strategy: SupervisedTemplate, folder: Path, ignore: Sequence[st
         except CheckpointError as problem:
             warnings.warn(f"{problem} An older one is tried.", RuntimeWarning, stacklevel=3)
             continue
-        return load_checkpoint(strategy, path, ignore=ignore)
+        return path
     raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole.")
 
 

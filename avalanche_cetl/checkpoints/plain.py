@@ -7,6 +7,7 @@ tensors; nothing else, so that reading makes no object that could do harm.
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -169,10 +170,26 @@ class Unpacker:
         if kind == "tuple":
             return tuple(items)
         if kind == "set":
-            return set(items)
+            return _set(items)
         if kind == "deque":
             return deque(items, maxlen=value["most"])
         raise ValueError
+
+
+def _set(items: list[Any]) -> set[Any]:
+    """Return a set that is gone through in the order of the items, where that can be had.
+
+    The order of a set of numbers depends on the order in which they came into it, and training
+    may depend on it: Avalanche shares out a buffer over a set of classes.
+    """
+    made = set(items)
+    if list(made) != items and all(type(item) is int for item in items):
+        generator = random.Random(0)
+        for _ in range(200):
+            trial = set(generator.sample(items, len(items)))
+            if list(trial) == items:
+                return trial
+    return made
 
 
 def _array(name: Any) -> str:

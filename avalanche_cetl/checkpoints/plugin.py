@@ -12,6 +12,7 @@ from torch import distributed
 
 from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_checkpoint
 from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.checkpoints.state import check_keepable
 from avalanche_cetl.training.stages import CETLPlugin
 
 BEST = f"best{SUFFIX}"
@@ -24,7 +25,7 @@ class CheckpointPlugin(CETLPlugin):
     ``best`` the checkpoint of the highest (or lowest) score is also kept as
     ``best.safetensors``. ``load_checkpoint(strategy, folder)`` takes the newest that is whole.
 
-    :param folder: where; it is made when it is not there.
+    :param folder: where; it is made when it is not there. A leading ``~`` is the home folder.
     :param every: rounds between two checkpoints, >= 1. The last round of an experience always
         has one.
     :param keep: number of newest checkpoints that stay, >= 1.
@@ -36,7 +37,8 @@ class CheckpointPlugin(CETLPlugin):
     :ivar best_score: the best so far; None before there is one.
     :ivar rounds: rounds so far.
     :raises ValueError: for arguments out of range, and in training for a name that no metric has.
-    :raises CheckpointError: in training, see :func:`save_checkpoint`.
+    :raises CheckpointError: when training begins, for plugins and metrics whose state cannot be
+        kept; in training, see :func:`save_checkpoint`.
     """
 
     supports_distributed = True
@@ -56,7 +58,7 @@ class CheckpointPlugin(CETLPlugin):
             raise ValueError(f"every={every} and keep={keep} have to be >= 1.")
         if mode not in ("max", "min"):
             raise ValueError(f"mode={mode!r} is not known. Allowed: 'max', 'min'.")
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.every, self.keep, self.mode = every, keep, mode
         self.best, self.ignore = best, tuple(ignore)
         self.best_score: float | None = None
@@ -73,12 +75,13 @@ class CheckpointPlugin(CETLPlugin):
         self.best_score = None if score is None else float(score)
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Check the strategy, and clear what a killed process left."""
+        """Check that the strategy can be saved, and clear what a killed process left."""
         if not hasattr(strategy, "resume"):
             raise CheckpointError(
                 f"CheckpointPlugin saves CETLStrategy; a {type(strategy).__name__} can be saved "
                 "with save_checkpoint() outside of train()."
             )
+        check_keepable(strategy, self.ignore)
         if _first() and self.folder.is_dir():
             for left in self.folder.glob(f".*{SUFFIX}.*.tmp"):
                 left.unlink(missing_ok=True)

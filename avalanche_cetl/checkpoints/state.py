@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import copy
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn
+from torch import nn
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.checkpoints.evaluators import evaluator_state, set_evaluator_state
+from avalanche_cetl.checkpoints.networks import (
+    differing,
+    grow,
+    may_grow_into,
+    network_state,
+    set_network_state,
+)
 from avalanche_cetl.checkpoints.objects import Objects
 from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
-from avalanche_cetl.checkpoints.plain import is_plain
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
+from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
 from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.training.importance import Importance
 from avalanche_cetl.training.stages import Means, Stage
@@ -38,61 +45,105 @@ _SETTINGS = (
 )
 
 
-def capture(strategy: SupervisedTemplate, ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """Give everything that training changes, as plain data.
+def capture(
+    strategy: SupervisedTemplate, ignore: Sequence[str] = (), *, live: bool = False
+) -> dict[str, Any]:
+    """Return everything that training changes, as plain data.
 
-    :param ignore: class names of plugins that have no state.
+    :param ignore: class names of plugins that have no state, or of the strategy where its own
+        attributes have none.
+    :param live: for a state that is put back in this process: data sets and copies of the network
+        are in it as they are.
     :raises CheckpointError: when a plugin or metric has state that cannot be kept.
     """
     model, names = strategy.model, _names(strategy.model)
-    objects = Objects([strategy, model, strategy.optimizer, *model.modules()])
-    plugins = [
-        {
-            "type": type(plugin).__qualname__,
-            "state": None
-            if type(plugin).__name__ in ignore
-            else objects.take(plugin, type(plugin).__name__),
-        }
-        for plugin in _plugins(strategy)
-    ]
-    state = {
+    network = network_state(model)
+    return {
         "strategy": type(strategy).__qualname__,
         "written_by": {"avalanche-cetl": version("avalanche-cetl"), "torch": torch.__version__},
-        "model": dict(model.state_dict()),
+        "model": network["tensors"],
+        "network": {name: network[name] for name in ("frozen", "dynamic")},
         "optimizer": optimizer_state(strategy.optimizer, names),
-        "plugins": plugins,
+        **_listeners_state(strategy, ignore, live=live),
         "keepers": [plugin.checkpoint_state() for plugin in _keepers(strategy)],
-        "evaluator": _evaluator_state(strategy.evaluator, objects),
         "stop": strategy._stop_training,
         "clock": dict(vars(strategy.clock)),
         "random": _company(strategy).meet(random_states()),
         "cetl": _cetl_state(strategy, names) if isinstance(strategy, CETLStrategy) else None,
     }
-    return state
+
+
+def check_keepable(strategy: SupervisedTemplate, ignore: Sequence[str] = ()) -> None:
+    """Refuse a run whose plugins or metrics have, or will have, state that cannot be kept.
+
+    :param ignore: see :func:`capture`.
+    :raises CheckpointError: which one, and why.
+    """
+    for plugin in _plugins(strategy):
+        if type(plugin).__name__ not in ignore:
+            check_kind(plugin, rounds=True)
+    _listeners_state(strategy, ignore)
+
+
+def _listeners_state(
+    strategy: SupervisedTemplate, ignore: Sequence[str], *, live: bool = False
+) -> dict[str, Any]:
+    """Plugins, metrics, and what the strategy has of its own: what other people wrote."""
+    model = strategy.model
+    known = [strategy, model, strategy.optimizer, *model.modules()]
+    objects = Objects(known, model, live=live)
+    plugins = []
+    for plugin in _plugins(strategy):
+        name, state = type(plugin).__name__, None
+        if name not in ignore:
+            check_kind(plugin)
+            state = objects.take(plugin, name)
+        plugins.append({"type": type(plugin).__qualname__, "state": state})
+    own = None
+    if not isinstance(strategy, CETLStrategy) and type(strategy).__name__ not in ignore:
+        name = type(strategy).__name__
+        own = objects.take_object(strategy, name, own_attributes(strategy))
+    return {
+        "plugins": plugins,
+        "own": own,
+        "evaluator": evaluator_state(strategy.evaluator, objects),
+    }
 
 
 def restore(
-    strategy: SupervisedTemplate, state: dict[str, Any], ignore: Sequence[str] = ()
+    strategy: SupervisedTemplate,
+    state: dict[str, Any],
+    ignore: Sequence[str] = (),
+    experiences: Sequence[Any] | None = None,
 ) -> None:
     """Make a strategy what another one was when its state was captured.
 
+    :param experiences: of the benchmark, where the state needs them; see
+        :func:`~avalanche_cetl.checkpoints.load_checkpoint`.
     :raises CheckpointError: when it was made with another network, optimiser or other plugins.
     """
     _check(strategy, state)
+    pristine = strategy.model
+    if differing(pristine, state["model"]):
+        pristine = copy.deepcopy(strategy.model)
+        grow(strategy.model, state["model"], experiences or ())
+        _check_tensors(strategy.model, state["model"])
     params = dict(strategy.model.named_parameters())
     names = _names(strategy.model)
-    _set_model(strategy.model, state["model"])
+    set_network_state(strategy.model, {"tensors": state["model"], **state.get("network", {})})
     strategy.make_optimizer()  # the first call of it would throw the moments away
     if isinstance(strategy, CETLStrategy):
         _set_cetl(strategy, state["cetl"], params, names)
     set_optimizer_state(strategy.optimizer, state["optimizer"], params, names)
-    objects = Objects([strategy, strategy.model, strategy.optimizer])
+    objects = Objects([], pristine, experiences)
     for plugin, kept in zip(_plugins(strategy), state["plugins"], strict=True):
         if type(plugin).__name__ not in ignore:
             objects.put(plugin, kept["state"], type(plugin).__name__)
+    if type(strategy).__name__ not in ignore:
+        objects.put(strategy, state.get("own"), type(strategy).__name__)
     for plugin, kept in zip(_keepers(strategy), state["keepers"], strict=False):
         plugin.load_checkpoint_state(kept)
-    _set_evaluator(strategy.evaluator, state["evaluator"], objects)
+    set_evaluator_state(strategy.evaluator, state["evaluator"], objects)
     strategy._stop_training = bool(state["stop"])
     for counter in vars(strategy.clock):
         setattr(strategy.clock, counter, int(state["clock"][counter]))
@@ -106,7 +157,9 @@ def _company(strategy: SupervisedTemplate) -> Processes:
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-    return {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    """The names of all parameters that are in a checkpoint: all but those of S."""
+    held = model.state_dict()
+    return {id(p): name for name, p in model.named_parameters() if name in held}
 
 
 def _plugins(strategy: SupervisedTemplate) -> list[Any]:
@@ -136,7 +189,8 @@ def _check(strategy: SupervisedTemplate, state: dict[str, Any]) -> None:
     its = [kept["type"] for kept in state["plugins"]]
     if mine != its:
         raise CheckpointError(f"the strategy has the plugins {mine}, in the checkpoint {its}.")
-    _check_tensors(strategy.model, state["model"])
+    if not may_grow_into(strategy.model, state["model"]):
+        _check_tensors(strategy.model, state["model"])
     if isinstance(strategy, CETLStrategy):
         cetl = state["cetl"]
         if cetl["source"] != _source_fingerprint(strategy.model):
@@ -157,23 +211,28 @@ def _check(strategy: SupervisedTemplate, state: dict[str, Any]) -> None:
 
 
 def _check_tensors(model: nn.Module, saved: Any) -> None:
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
-    shapes = [
-        f"{name} is {tuple(own[name].shape)}, in the checkpoint {tuple(saved[name].shape)}"
-        for name in own.keys() & saved.keys()
-        if own[name].shape != saved[name].shape or own[name].dtype != saved[name].dtype
-    ]
-    if missing or unknown or shapes:
-        told = [
-            *(f"{name} is not in the checkpoint" for name in missing[:1]),
-            *(f"{name[:80]} is not in the model" for name in unknown[:1]),
-            *sorted(shapes)[:1],
-        ]
-        count = len(missing) + len(unknown) + len(shapes)
+    other = differing(model, saved)
+    if other:
+        remedy = ""
+        if may_grow_into(model, saved):
+            remedy = (
+                " Where it grows in training, give the data: load_checkpoint(strategy, path, "
+                "experiences=benchmark.train_stream)."
+            )
         raise CheckpointError(
-            f"the checkpoint is of another network ({count} tensors differ): {'; '.join(told)}."
+            f"the checkpoint is of another network ({len(other)} tensors differ): "
+            f"{'; '.join(_kinds(other))}.{remedy}"
         )
+
+
+def _kinds(other: list[str]) -> list[str]:
+    """One example of each kind of difference."""
+    ends = ("is not in the checkpoint", "is not in the model", ")")
+    return [
+        next(one for one in other if one.endswith(e))
+        for e in ends
+        if any(one.endswith(e) for one in other)
+    ]
 
 
 def _settings(strategy: CETLStrategy) -> dict[str, Any]:
@@ -195,13 +254,6 @@ def _source_fingerprint(model: Any) -> str | None:
 
 
 # ------------------------------------------------------------------ the parts
-
-
-def _set_model(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    own = model.state_dict()
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
 
 
 def _cetl_state(strategy: CETLStrategy, names: dict[int, str]) -> dict[str, Any]:
@@ -255,66 +307,3 @@ def _importance(kept: dict[str, Any], params: dict[str, nn.Parameter]) -> Import
                 raise CheckpointError(f"the importance of {name} has another shape than {name}.")
             kept[field][name] = tensor.to(params[name].device)
     return Importance(**kept)
-
-
-def _evaluator_state(evaluator: EvaluationPlugin, objects: Objects) -> dict[str, Any]:
-    return {
-        "metrics": [
-            {"type": type(metric).__qualname__, "state": objects.take(metric, str(metric))}
-            for metric in evaluator.metrics
-        ],
-        "all": {
-            name: (list(xs), [value if is_plain(value) else None for value in values])
-            for name, (xs, values) in evaluator.all_metric_results.items()
-        },
-        "last": {
-            name: value for name, value in evaluator.last_metric_results.items() if is_plain(value)
-        },
-        "active": evaluator.active,
-        "logs": [_log_state(logger) for logger in evaluator.loggers],
-    }
-
-
-def _set_evaluator(evaluator: EvaluationPlugin, state: dict[str, Any], objects: Objects) -> None:
-    mine = [type(metric).__qualname__ for metric in evaluator.metrics]
-    its = [kept["type"] for kept in state["metrics"]]
-    if mine != its:
-        raise CheckpointError(f"the evaluator has the metrics {mine}, in the checkpoint {its}.")
-    for metric, kept in zip(evaluator.metrics, state["metrics"], strict=True):
-        objects.put(metric, kept["state"], str(metric))
-    results = evaluator.all_metric_results
-    results.clear()
-    for name, (xs, values) in state["all"].items():
-        results[str(name)] = (list(xs), list(values))
-    evaluator.last_metric_results = dict(state["last"])
-    evaluator.active = bool(state["active"])
-    for logger, kept in zip(evaluator.loggers, state["logs"], strict=False):
-        _set_log(logger, kept)
-
-
-def _log_state(logger: Any) -> dict[str, Any] | None:
-    """How far a text log in a file has come."""
-    file = getattr(logger, "file", None)
-    if file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
-        return None
-    file.flush()
-    return {"end": int(file.tell())}
-
-
-def _set_log(logger: Any, kept: dict[str, Any] | None) -> None:
-    """Cut off what a text log says of the rounds that are run again."""
-    file = getattr(logger, "file", None)
-    if kept is None or file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
-        return
-    end = int(kept["end"])
-    file.seek(0, 2)
-    if 0 <= end < file.tell():
-        file.seek(end)
-        file.truncate()
-
-
-def _seekable(file: Any) -> bool:
-    try:
-        return bool(file.seekable() and file.writable())
-    except (AttributeError, ValueError, OSError):
-        return False

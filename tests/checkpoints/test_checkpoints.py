@@ -13,7 +13,6 @@ from avalanche.training.plugins import (
     EvaluationPlugin,
     EWCPlugin,
     LRSchedulerPlugin,
-    LwFPlugin,
 )
 from avalanche.training.supervised import Naive
 
@@ -329,10 +328,15 @@ def test_state_that_cannot_be_kept_is_named_when_saving(benchmark, tmp_path):
     again = make(plugins=[Keeps()])
     load_checkpoint(again, tmp_path / "x.safetensors", ignore=["Keeps"])
 
-    lwf = make(plugins=[LwFPlugin()], train_epochs=1)
-    lwf.train(benchmark.train_stream, eval_streams=[])
-    with pytest.raises(CheckpointError, match="LwFPlugin"):
-        save_checkpoint(lwf, tmp_path / "y.safetensors")
+
+def test_a_network_that_learns_beside_the_strategys_is_named_when_saving(benchmark, tmp_path):
+    class Learns(CETLPlugin):
+        def __init__(self):
+            super().__init__()
+            self.other = source_net()
+
+    with pytest.raises(CheckpointError, match=r"Learns\.other is a network that can learn"):
+        save_checkpoint(make(plugins=[Learns()]), tmp_path / "x.safetensors")
 
 
 # ------------------------------------------------------------------ the plugin
@@ -432,3 +436,14 @@ def test_saving_changes_nothing(benchmark, tmp_path):
     saving, plain = run(tmp_path), run(None)
     assert all(torch.equal(copy.copy(p), weights(plain)[n]) for n, p in weights(saving).items())
     assert io.BytesIO(next(iter(tmp_path.iterdir())).read_bytes()).read(8) != b""
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    make("~/run", train_epochs=1).train(benchmark.train_stream, eval_streams=[])
+    assert (tmp_path / "run" / "checkpoint-000001.safetensors").exists()
+    strategy = make(train_epochs=1)
+    load_checkpoint(strategy, "~/run")
+    save_checkpoint(strategy, "~/one.safetensors")
+    assert (tmp_path / "one.safetensors").exists()
