@@ -35,8 +35,9 @@ class LinearInput(TorchDispatchMode):
         super().__init__()
         self.values: list[Tensor] = []
         # Tensors, not addresses alone: memory that were freed would be given to another.
-        self._weights = [layer.weight]
-        self._all = [layer.weight, *(t for t in [getattr(layer, "bias", None)] if t is not None)]
+        own = (getattr(layer, name, None) for name in ("weight", "bias"))
+        self._all: list[Tensor] = [tensor for tensor in own if isinstance(tensor, Tensor)]
+        self._weights = self._all[:1]
 
     def __torch_dispatch__(
         self,
