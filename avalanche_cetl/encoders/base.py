@@ -7,6 +7,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 
 
@@ -17,7 +18,8 @@ class Encoder(nn.Module):
     :meth:`encode`; it may override :meth:`preprocess` and :meth:`logits`, and names its
     settings in ``extra_repr``, so that :meth:`fingerprint` knows them. After building its
     network it calls :meth:`freeze`. The encoder stays in eval mode whatever ``train()``
-    says, runs without gradient, and is never trained.
+    says, runs without gradient, and is never trained. Images that it is given stay as they are,
+    and its features are in float32, whatever the network computes in.
 
     :ivar dim: number of features, D.
     :ivar num_classes: number of S's own classes, or None when it gives no logits.
@@ -25,6 +27,8 @@ class Encoder(nn.Module):
 
     dim: int
     num_classes: int | None = None
+    #: Whether preprocess() and encode() may write into the images they are given.
+    _may_write = True
 
     def freeze(self) -> None:
         """Switch off gradients and training mode for good."""
@@ -45,8 +49,9 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Give features ``(N, dim)`` of images ``(N, C, H, W)``, without gradient."""
-        return self.encode(self.preprocess(x)).flatten(1)
+        """Return features ``(N, dim)`` of images ``(N, C, H, W)``, without gradient."""
+        x = own_copy(x) if self._may_write else x
+        return in_float32(self.encode(self.preprocess(x))).flatten(1)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ class Encoder(nn.Module):
         return self.logits(x)
 
     def fingerprint(self) -> str:
-        """Give a SHA-256 that tells encoders apart.
+        """Return a SHA-256 that tells encoders apart.
 
         Over structure, settings (``extra_repr``), weights and buffers, and over the code of a
         subclass that is not this package's.
@@ -97,3 +102,24 @@ class Encoder(nn.Module):
                 functions = {n: f for n, f in vars(parent).items() if isinstance(f, FunctionType)}
                 found.value([functions[name].__code__ for name in sorted(functions)])
         return found.hexdigest()
+
+
+def in_float32(output: Tensor) -> Tensor:
+    """Return what a network gave in float32: from half, double or quantised values."""
+    return output.dequantize().float() if output.is_quantized else output.float()
+
+
+def like_network(x: Tensor, network: nn.Module) -> Tensor:
+    """Return a batch in the floating type of the network's first weights; bytes by 255.
+
+    Other integers (token numbers), and networks without such weights, leave it as it is: those
+    read float32.
+    """
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    elif x.dtype == torch.bool:
+        x = x.float()
+    if not x.is_floating_point():
+        return x
+    types = (p.dtype for p in network.parameters() if p.is_floating_point())
+    return x.to(next(types, torch.float32))

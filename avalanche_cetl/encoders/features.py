@@ -11,6 +11,7 @@ import torch
 from avalanche.benchmarks.scenarios import CLScenario, EagerCLStream
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.benchmarks.utils.transforms import MultiParamTransform
 from torch import distributed
@@ -25,6 +26,8 @@ from avalanche_cetl.information.processes import Processes
 #: Name of the data attribute, and place of the features in an item: after image and label.
 SOURCE_FEATURES = "source_features"
 FEATURES_INDEX = 2
+#: Name of the data attribute that says, row by row, which encoder the features are of.
+SOURCE_FINGERPRINT = "source_fingerprint"
 
 
 def with_source_features(
@@ -47,7 +50,8 @@ def with_source_features(
     gives the features of the clean images (evaluation transform), one row each. The features
     are kept on disk, under a key made of the encoder's fingerprint and of the images as the
     encoder sees them: every image is read once to make the key, so other data, transforms or
-    seeds never meet the wrong features.
+    seeds never meet the wrong features. ``dataset.source_fingerprint`` keeps the fingerprint, so
+    that a model with another source network is refused before it trains.
 
     An image and its features always belong to the same view. With random training transforms
     each image has ``views`` fixed views, drawn once by ``seed``; training picks one of them
@@ -59,8 +63,8 @@ def with_source_features(
     :param benchmark: any Avalanche benchmark whose transforms give tensors of one shape.
     :param encoder: S. A :class:`PrecomputedEncoder` brings its own features: nothing is
         computed or stored, and training transforms apply to the images alone.
-    :param cache_dir: folder of the store; default ``$CETL_CACHE``, or ``avalanche-cetl/features``
-        in the user's cache folder.
+    :param cache_dir: folder of the store (``~`` is the home folder); default ``$CETL_CACHE``, or
+        ``avalanche-cetl/features`` in the user's cache folder.
     :param views: views of every training image, >= 1.
     :param dtype: ``"float16"`` or ``"float32"``, as stored and as given in batches;
         precomputed features keep their own.
@@ -89,6 +93,7 @@ def with_source_features(
         return seen, stored_features(folder, encoder, seen, dtype, extraction, processes)
 
     made = []
+    origin = encoder.fingerprint()
     for name, stream in benchmark.streams.items():
         experiences = []
         for number, experience in enumerate(stream):
@@ -96,12 +101,12 @@ def with_source_features(
             if name in chosen and isinstance(encoder, PrecomputedEncoder):
                 given = _given_rows(encoder, name, number, len(dataset), views)
                 groups = [[(dataset.train(), given)], [(dataset.eval(), given)]]
-                dataset = _with_rows(dataset, groups[0], groups[1])
+                dataset = _with_rows(dataset, groups[0], groups[1], origin)
             elif name in chosen:
                 clean = rows(dataset.eval(), 0)
                 held_out = name == "test" or name.endswith("_test")
                 drawn = [] if held_out else [rows(dataset.train(), v) for v in range(views)]
-                dataset = _with_rows(dataset, drawn or [clean], [clean])
+                dataset = _with_rows(dataset, drawn or [clean], [clean], origin)
             experiences.append(experience_of(experience, dataset))
         made.append(EagerCLStream(name, experiences))
     return benchmark_of(benchmark, made)
@@ -110,6 +115,32 @@ def with_source_features(
 def features_in(dataset: Any, batch: Sequence[Any]) -> torch.Tensor | None:
     """Give S's features in a mini-batch of the data set; None where it has none."""
     return batch[FEATURES_INDEX] if hasattr(dataset, SOURCE_FEATURES) else None
+
+
+def features_are_of(dataset: Any, encoder: Encoder) -> bool:
+    """Return whether S's features in a data set are those of this encoder, by its fingerprint.
+
+    True where the data set has none, or does not say which network they are of.
+    """
+    origins = getattr(dataset, SOURCE_FINGERPRINT, None)
+    return origins is None or not len(origins) or origins.uniques == {encoder.fingerprint()}
+
+
+def check_source(dataset: Any, encoder: Encoder, where: str) -> None:
+    """Raise ValueError unless S's features in a data set are those of this encoder.
+
+    :param where: names the data in the error.
+    """
+    if features_are_of(dataset, encoder):
+        return
+    width = len(torch.as_tensor(dataset[0][FEATURES_INDEX]))
+    raise ValueError(
+        f"{where} comes with stored source features (N, {width}) of another network than the "
+        f"model's source, a {type(encoder).__name__} with features (N, {encoder.dim}): weights, "
+        "layer or settings differ. Store the features with this encoder, "
+        "with_source_features(benchmark, model.source), or build the model with the encoder that "
+        "they were stored with."
+    )
 
 
 def _chosen_streams(
@@ -186,7 +217,7 @@ class _WithFeatures(MultiParamTransform):
         return []
 
 
-def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any]) -> Any:
+def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin: str) -> Any:
     attributes = list(dataset._data_attributes.values())
     in_items = sum(attribute.use_in_getitem for attribute in attributes)
     groups = {
@@ -195,7 +226,11 @@ def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any]) -> Any:
     }
     return type(dataset)(
         [_RowNumbers(dataset.targets)],
-        data_attributes=[*attributes, DataAttribute(_Rows(clean[0][1]), SOURCE_FEATURES)],
+        data_attributes=[
+            *(a for a in attributes if a.name not in (SOURCE_FEATURES, SOURCE_FINGERPRINT)),
+            DataAttribute(_Rows(clean[0][1]), SOURCE_FEATURES),
+            DataAttribute(ConstantSequence(origin, len(dataset)), SOURCE_FINGERPRINT),
+        ],
         transform_groups=TransformGroups(groups),
         collate_fn=dataset.collate_fn,
     )

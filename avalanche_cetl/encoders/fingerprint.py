@@ -27,19 +27,31 @@ class Fingerprint:
         return self
 
     def tensor(self, value: Tensor) -> Fingerprint:
-        """Take in dtype, shape and bytes."""
+        """Take in dtype, shape and bytes; of a quantised tensor the values that it stands for."""
         self.text(f"{value.dtype} {tuple(value.shape)}")
+        if value.is_quantized:
+            value = value.dequantize()
         raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         self._digest.update(raw.numpy().data)
         return self
 
     def module(self, value: nn.Module) -> Fingerprint:
-        """Take in structure (its representation), parameters and buffers."""
+        """Take in structure (its representation), parameters and buffers.
+
+        Of quantised layers their packed weights, which are no tensors of their own; of scripted
+        modules their code, whose constants may be the weights (``torch.jit.freeze``).
+        """
         self.text(f"{type(value).__qualname__} {_plain(value)}")
         for name, tensor in value.state_dict().items():
             self.text(name)
             if isinstance(tensor, Tensor):
                 self.tensor(tensor)
+            elif tensor is not None:
+                self.value(tensor)
+        for part in value.modules():
+            if isinstance(part, torch.jit.ScriptModule) and hasattr(part, "forward"):
+                code, constants = part.code_with_constants
+                self.text(code).value(constants.const_mapping)
         return self
 
     def value(self, value: Any) -> Fingerprint:

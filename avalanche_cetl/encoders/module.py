@@ -8,24 +8,34 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.scripted import LinearInput, is_linear
 
 
 class ModuleEncoder(Encoder):
     """Any torch module as a frozen source network.
 
-    The module is copied, so training the original later does not change the encoder.
+    The module is copied, so training the original later does not change the encoder. It may
+    compute in half or double precision, be quantised, or be scripted (``torch.jit``): images are
+    cast to the type of its weights, and features and logits are float32. Bytes (uint8) become
+    floats in [0, 1] unless ``transform`` reads them itself; floats are taken as they are.
 
     :param module: a network; its own device and dtype are kept.
     :param layer: name of the layer whose output is the feature, flattened to one vector an
-        image; default: what the last linear layer reads (pre-logits).
+        image; ``""`` for the module's own output. Default: what the last linear layer reads
+        (pre-logits). Inside a scripted module no layer can be named.
     :param input_shape: shape of one input, ``(C, H, W)``; one forward pass finds ``dim``.
     :param transform: applied to a batch of images before the module, e.g. a resize.
     :ivar num_classes: width of the module's output if that is ``(N, K)``, else None.
-    :raises ValueError: when there is no such layer, or it does not run.
+    :raises ValueError: when there is no such layer, it does not run or gives no tensor, or the
+        module does not run on ``input_shape``.
     :raises TypeError: when ``module`` is no torch module.
     """
+
+    _may_write = False  # neither transform nor module gets the caller's tensor
 
     def __init__(
         self,
@@ -38,55 +48,71 @@ class ModuleEncoder(Encoder):
         super().__init__()
         if not isinstance(module, nn.Module):
             raise TypeError(f"ModuleEncoder needs a torch module, got {type(module).__name__}.")
-        self.module = copy.deepcopy(module)
+        with torch.no_grad():  # otherwise copies of scripted weights are no leaves
+            self.module = copy.deepcopy(module)
         self.transform = transform
         self.freeze()
         layers = dict(self.module.named_modules())
-        linear = [name for name, m in layers.items() if isinstance(m, nn.Linear)]
+        linear = [name for name, m in layers.items() if is_linear(m)]
+        names = [name for name in layers if name]
         if layer is None and not linear:
             raise ValueError(
                 "the module has no linear layer to read features before; name the layer that "
-                f"gives them with layer=. It has {[name for name in layers if name]}."
+                f"gives them with layer=, or say layer='' for its output. It has {names}."
             )
-        if layer is not None and (not layer or layer not in layers):
+        if layer is not None and layer not in layers:
+            raise ValueError(f"layer={layer!r} is not in the module; it has {names}.")
+        if layer and isinstance(layers[layer], torch.jit.ScriptModule):
             raise ValueError(
-                f"layer={layer!r} is not in the module; it has {[name for name in layers if name]}."
+                f"layer={layer!r} is inside a scripted module, whose layers cannot be read one by "
+                "one. Give the module as it was before torch.jit, or script one whose output is "
+                "the feature, and say layer=''."
             )
         self.layer = layer
         self._classifier = linear[-1] if linear else ""
         like = next(self.module.parameters(), torch.zeros(0))
-        features, output = self._run(torch.zeros(1, *input_shape).to(like))
-        self.dim = features.shape[1]
+        images = torch.zeros(1, *input_shape, device=like.device)
+        try:
+            features, output = self._run(self.preprocess(images))
+        except (RuntimeError, TypeError, NotImplementedError) as problem:
+            raise ValueError(
+                f"the module does not run on images of input_shape={tuple(input_shape)}: {problem}"
+            ) from problem
+        self.dim = features.flatten(1).shape[1]
         flat = isinstance(output, Tensor) and output.dim() == 2
         self.num_classes = output.shape[1] if flat else None
         self._ends_in_classifier = False
-        if flat and layer is None:
-            last = self.module.get_submodule(self._classifier)
-            self._ends_in_classifier = torch.equal(last(features), output)
+        if flat and layer is None and features.dim() == 2 and not features.is_quantized:
+            last = layers[self._classifier]
+            weight = getattr(last, "weight", None)  # a method of quantised layers
+            reads = weight.shape[1] if isinstance(weight, Tensor) else self.dim
+            self._ends_in_classifier = reads == self.dim and torch.equal(last(features), output)
 
     def extra_repr(self) -> str:
         """Name the layer in ``print(model)`` and the fingerprint."""
-        return f"layer={self.layer!r}"
+        # Of a named layer, the width too: a fingerprint apart from those of versions that kept
+        # what the next layer made of its output, so that no stored feature is taken from them.
+        return f"layer={self.layer!r}" + (f", dim={self.dim}" if self.layer else "")
 
     def fingerprint(self) -> str:
-        """Give a SHA-256 over module, layer and transform (by code and attributes)."""
+        """Return a SHA-256 over module, layer and transform (by code and attributes)."""
         own = Fingerprint().text(super().fingerprint())
         return own.value(self.transform).hexdigest()
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Apply the transform given at construction."""
-        return self.transform(x) if self.transform is not None else x
+        return self.transform(own_copy(x)) if self.transform is not None else x
 
     def encode(self, x: Tensor) -> Tensor:
-        """Give the layer's output, flattened."""
-        return self._run(x, preprocess=False)[0]
+        """Return the layer's output, flattened, in float32."""
+        return in_float32(self._run(x)[0]).flatten(1)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Give the module's own output ``(N, num_classes)``."""
+        """Return the module's own output ``(N, num_classes)``, in float32."""
         if self.num_classes is None:
             return super().logits(x)
-        return self.module(self.preprocess(x))
+        return in_float32(self.module(self._read(self.preprocess(x))))
 
     @property
     def classifies_features(self) -> bool:
@@ -98,27 +124,37 @@ class ModuleEncoder(Encoder):
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
-        """Give the module's output from what its last linear layer reads, ``(N, dim)``."""
+        """Return the module's output from what its last linear layer reads, ``(N, dim)``."""
         if not self.classifies_features:
             return super().classify(features)
-        layer = self.module.get_submodule(self._classifier)
-        return layer(features.to(layer.get_parameter("weight")))
+        layer = dict(self.module.named_modules())[self._classifier]
+        like = next(layer.parameters(), None)  # a quantised layer has none
+        return in_float32(layer(features.float() if like is None else features.to(like)))
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Return a copy of preprocessed images, in the type that the module reads."""
+        read = like_network(x, self.module)
+        return own_copy(x) if read is x else read
 
     @torch.no_grad()
-    def _run(self, x: Tensor, preprocess: bool = True) -> tuple[Tensor, Tensor]:
-        captured: list[Tensor] = []
-        if self.layer is not None:
-            handle = self.module.get_submodule(self.layer).register_forward_hook(
-                lambda _m, _args, output: captured.append(output)
-            )
-        else:
-            handle = self.module.get_submodule(self._classifier).register_forward_pre_hook(
-                lambda _m, args: captured.append(args[0])
-            )
-        try:
-            output = self.module(self.preprocess(x) if preprocess else x)
-        finally:
-            handle.remove()
-        if not captured:
-            raise ValueError(f"layer={self.layer!r} did not run in the module's forward pass.")
-        return captured[-1].flatten(1), output
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the layer's output as it gave it, and the module's."""
+        x = self._read(x)
+        if self.layer == "":
+            output = self.module(x)
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"layer='': the module gives a {type(output).__name__}, no tensor."
+                )
+            return output, output
+        reads = self.layer is None
+        layer = dict(self.module.named_modules())[self._classifier if reads else self.layer]
+        what = "the last linear layer" if reads else f"layer={self.layer!r}"
+        scripted = isinstance(layer, torch.jit.ScriptModule)
+        with LinearInput(layer) if scripted else Kept(layer, what, reads=reads) as kept:
+            output = self.module(x)
+        if not kept.values:
+            raise ValueError(f"{what} did not run in the module's forward pass.")
+        found = kept.values[-1]
+        # The product of a scripted layer reads a matrix: positions of an image row by row.
+        return found.reshape(len(x), -1) if scripted else found, output

@@ -14,11 +14,19 @@ from torch import Tensor
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.preprocessing import Preprocessing
 
+_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+}
+
 
 class ONNXEncoder(Encoder):
     """A network in an ONNX file as a frozen source network, run by onnxruntime.
 
-    The file has one input, float images ``(N, C, H, W)`` with a free batch axis. Custom
+    The file has one input, images ``(N, C, H, W)`` or, as TensorFlow has them, ``(N, H, W, C)``,
+    in half, single or double precision, with a free batch axis. Images given to the encoder are
+    ``(N, C, H, W)`` in any case, and turned round where the file reads channels last. Custom
     operators are not loaded. Needs ``pip install "avalanche-cetl[onnx]"``.
 
     :param path: the ``.onnx`` file.
@@ -34,12 +42,18 @@ class ONNXEncoder(Encoder):
         images in [0, 1].
     :param input_std: per-channel deviation that it divided by.
     :param providers: onnxruntime's execution providers; default: the CPU's.
+    :param channels_last: whether the file reads ``(N, H, W, C)``; default: found from the
+        input's declared shape (two equal sides, and 1 to 4 channels), and asked for where that
+        leaves it open.
     :ivar dim: number of features.
     :ivar num_classes: width of ``logits``, or None.
+    :ivar channels_last: whether images are turned round for the file.
     :raises ImportError: without onnxruntime; names the extra.
     :raises ValueError: for a file that is missing or no ONNX model, an unknown output, or
         another input than a batch of images.
     """
+
+    _may_write = False  # preprocessing makes a new tensor
 
     def __init__(
         self,
@@ -54,16 +68,17 @@ class ONNXEncoder(Encoder):
         input_mean: Sequence[float] | None = None,
         input_std: Sequence[float] | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        channels_last: bool | None = None,
     ):
         super().__init__()
-        self.path, self.providers = Path(path), list(providers)
+        self.path, self.providers = Path(path).expanduser(), list(providers)
         if not self.path.is_file():
             raise ValueError(f"path={str(path)!r}: there is no such file.")
         self._hash = _content(self.path)
         self._session = self._open()
         self.output = self._choose(output)
         self.logits_output = logits if logits is None else self._choose(logits)
-        channels, size = self._input_shape(image_size)
+        channels, size = self._input_shape(image_size, channels_last)
         self.preprocessing = Preprocessing(
             channels, size, mean, std, interpolation, input_mean, input_std
         )
@@ -84,7 +99,8 @@ class ONNXEncoder(Encoder):
 
     def extra_repr(self) -> str:
         """Name the output in ``print(model)`` and the fingerprint, with the file's hash."""
-        return f"output={self.output!r}, sha256={self._hash[:16]}"
+        about = f"output={self.output!r}, sha256={self._hash[:16]}"
+        return f"{about}, channels_last=True" if self.channels_last else about
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Resize and normalise images."""
@@ -128,17 +144,27 @@ class ONNXEncoder(Encoder):
             raise ValueError(f"output={name!r}: {self.path.name} has the outputs {names}.")
         return name
 
-    def _input_shape(self, image_size: int | None) -> tuple[int | None, tuple[int, int] | None]:
+    def _input_shape(
+        self, image_size: int | None, channels_last: bool | None
+    ) -> tuple[int | None, tuple[int, int] | None]:
         inputs = self._session.get_inputs()
         shape = list(inputs[0].shape)
         found = f"{self.path.name} reads {[(i.name, i.type, i.shape) for i in inputs]}"
-        if len(inputs) != 1 or len(shape) != 4 or inputs[0].type != "tensor(float)":
-            raise ValueError(f"{found}; needed is one input, float images (N, C, H, W).")
+        if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in _TYPES:
+            raise ValueError(
+                f"{found}; needed is one input, float images (N, C, H, W) or (N, H, W, C)."
+            )
+        self._type = _TYPES[inputs[0].type]
         if isinstance(shape[0], int):
             raise ValueError(
                 f"{found}: its batch axis is fixed to {shape[0]}; export it with a dynamic first "
                 "axis."
             )
+        self.channels_last = (
+            _reads_channels_last(shape[1:], found) if channels_last is None else channels_last
+        )
+        if self.channels_last:
+            shape = [shape[0], shape[3], shape[1], shape[2]]
         channels = shape[1] if isinstance(shape[1], int) else None
         fixed = tuple(side for side in shape[2:] if isinstance(side, int))
         if len(fixed) == 2:
@@ -167,9 +193,30 @@ class ONNXEncoder(Encoder):
                 raise ValueError(f"{str(self.path)!r} has changed since the encoder was made.")
             self._session = self._open()
         name = self._session.get_inputs()[0].name
-        image = np.ascontiguousarray(x.detach().float().cpu().numpy())
+        given = x.movedim(1, 3) if self.channels_last else x
+        image = np.ascontiguousarray(given.detach().to("cpu", self._type).numpy())
         (found,) = self._session.run([output], {name: image})
-        return torch.from_numpy(np.ascontiguousarray(found)).to(x.device)
+        return torch.from_numpy(np.ascontiguousarray(found)).float().to(x.device)
+
+
+def _reads_channels_last(shape: Sequence[Any], found: str) -> bool:
+    """Whether a declared shape (without batch axis) is (H, W, C); its free sides are no ints.
+
+    Two signs: the two sides of an image are mostly equal (or both free), and channels are mostly
+    1 to 4. One sign, or both of one mind, decide.
+    """
+    sides = [side if isinstance(side, int) else None for side in shape]
+    square = (sides[1] == sides[2], sides[0] == sides[1])
+    few = tuple(side is not None and 1 <= side <= 4 for side in (sides[0], sides[2]))
+    votes = {last for first, last in (square, few) if first != last}
+    if len(votes) == 1:
+        return votes.pop()
+    if sides == [None, None, None]:
+        return False  # the free axis of channels is refused as such
+    raise ValueError(
+        f"{found}: its shape leaves open whether the channels come first, (N, C, H, W), or last, "
+        "(N, H, W, C); say which with channels_last=False or True."
+    )
 
 
 def _content(path: Path) -> str:

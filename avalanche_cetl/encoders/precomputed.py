@@ -71,7 +71,7 @@ class PrecomputedEncoder(Encoder):
 
 def _read(data: Features, stream: str) -> Tensor:
     if isinstance(data, str | Path):
-        where, tensor = repr(str(data)), _load(Path(data))
+        where, tensor = repr(str(data)), _load(Path(data).expanduser())
     else:
         where = f"the features of {stream!r}"
         tensor = data if isinstance(data, Tensor) else torch.from_numpy(np.asarray(data))

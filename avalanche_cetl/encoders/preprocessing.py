@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +13,19 @@ from avalanche_cetl.common.images import recoloured
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
+# How far images may lie outside [0, 1]: on average before they are refused (noise of deviation
+# 0.3 on black images is at 0.12, standardised or in [-1, 1] they are at 0.2 to 1), and anywhere
+# before a warning.
+_REFUSED = 0.15
+_WARNED = 0.25
+
 
 class Preprocessing(nn.Module):
     """Undo the benchmark's normalisation, match channels, resize, normalise.
+
+    Bytes (uint8) are raw images: they are divided by 255, and no normalisation is undone. Floats
+    have to be in [0, 1] once it is: others would be clamped, or normalised a second time. Where
+    nothing is resized or normalised here, floats are handed on as they are.
 
     :param channels: that the network reads; None for any.
     :param size: height and width in pixels that it reads; None leaves images as they are.
@@ -25,7 +36,8 @@ class Preprocessing(nn.Module):
     :param input_mean: per-channel mean that the benchmark's transform subtracted; None for
         images that are in [0, 1] already.
     :param input_std: per-channel deviation that it divided by.
-    :raises ValueError: when one of input_mean and input_std is missing.
+    :raises ValueError: when one of input_mean and input_std is missing, or an entry of a
+        deviation is not > 0.
     """
 
     mean: Tensor
@@ -48,7 +60,12 @@ class Preprocessing(nn.Module):
             raise ValueError("give both input_mean and input_std, or neither.")
         self.channels, self.size = channels, size
         self.interpolation = interpolation if interpolation in _INTERPOLATIONS else "bilinear"
+        for word, deviation in (("std", std), ("input_std", input_std)):
+            if deviation is not None and not all(value > 0 for value in deviation):
+                raise ValueError(f"{word}={list(deviation)}: deviations have to be > 0.")
         self._denormalize = input_mean is not None
+        self._normalizes = mean is not None or std is not None
+        self._warned = False
         for name, values, default in (
             ("mean", mean, 0.0),
             ("std", std, 1.0),
@@ -66,14 +83,54 @@ class Preprocessing(nn.Module):
         """Turn images ``(N, C, H, W)`` into the network's input.
 
         :raises ValueError: for other channels than the network's, but grey for any number of them
-            and colour for grey.
+            and colour for grey; and for floats far outside [0, 1].
+        :raises TypeError: for integers other than bytes.
         """
-        if self._denormalize:
-            x = x * self.input_std + self.input_mean
+        resizes = self.size is not None and tuple(x.shape[2:]) != self.size
+        if x.dtype in (torch.uint8, torch.bool):
+            x = x.float() / (255 if x.dtype == torch.uint8 else 1)
+        elif not x.is_floating_point():
+            raise TypeError(
+                f"the images are {x.dtype}; give floats in [0, 1] or bytes (uint8), e.g. with "
+                "torchvision.transforms.v2.ToDtype(torch.float32, scale=True)."
+            )
+        else:
+            if self._denormalize:
+                x = x * self.input_std + self.input_mean
+            if resizes or self._normalizes:
+                self._check_range(x)
         if self.channels is not None:
             x = recoloured(x, self.channels)
-        if self.size is not None and tuple(x.shape[2:]) != self.size:
+        if resizes:
             smooth = self.interpolation != "nearest"
             x = F.interpolate(x, self.size, mode=self.interpolation, antialias=smooth)
             x = x.clamp(0, 1)  # bicubic overshoots
         return (x - self.mean) / self.std
+
+    def _check_range(self, x: Tensor) -> None:
+        if not x.numel():
+            return
+        low, high = (float(end) for end in x.aminmax())
+        if low >= -_WARNED and high <= 1 + _WARNED:
+            return
+        outside = float((x - x.clamp(0, 1)).abs().mean())
+        if outside > _REFUSED:
+            undone = "once input_mean and input_std are undone, " if self._denormalize else ""
+            remedy = (
+                "divide them by 255, or give bytes (uint8)"
+                if high > 16
+                else "if the benchmark's transform standardised them, say how with input_mean= and "
+                "input_std="
+            )
+            raise ValueError(
+                f"{undone}the images lie in [{low:.3g}, {high:.3g}], but the source network's "
+                f"preprocessing reads images in [0, 1]: {remedy}."
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"some images lie in [{low:.3g}, {high:.3g}]; the source network's preprocessing "
+                "reads [0, 1], and clamps what it resizes. This is said once.",
+                RuntimeWarning,
+                stacklevel=2,
+            )

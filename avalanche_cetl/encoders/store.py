@@ -74,9 +74,9 @@ class Extraction:
 def default_cache_dir() -> Path:
     """Give ``$CETL_CACHE``, or ``avalanche-cetl/features`` in the user's cache folder."""
     if "CETL_CACHE" in os.environ:
-        return Path(os.environ["CETL_CACHE"])
+        return Path(os.environ["CETL_CACHE"]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "avalanche-cetl" / "features"
+    return Path(base).expanduser() / "avalanche-cetl" / "features"
 
 
 def stored_features(
@@ -101,7 +101,7 @@ def stored_features(
     try:
         view.check_repeats()
         content = _content(view, extraction, processes)
-        entry = _Entry(Path(folder), encoder, content, len(view), dtype, processes)
+        entry = _Entry(Path(folder).expanduser(), encoder, content, len(view), dtype, processes)
         if not entry.complete():
             with entry.locked():
                 entry.repair(encoder, view, extraction)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.packaged import packaged_state
+from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.preprocessing import Preprocessing
-from avalanche_cetl.encoders.weights import load_strictly, read_weights
+from avalanche_cetl.encoders.timm_models import create
 
 
 class TimmEncoder(Encoder):
@@ -39,11 +38,21 @@ class TimmEncoder(Encoder):
         ``"max"``, or a side g: average over a g x g grid, flattened to C g^2 features, which
         keeps where things are. With the pre-logits: the model's ``global_pool`` (a string), or
         a side g for its last feature map. Token sequences of other layers are averaged.
+        Where a layer's channels are, second or last (Swin), is found by one forward pass.
     :param image_size: side in pixels to resize to; default: the model's own. Smaller is
         faster; models with a fixed token grid take only their own.
     :param input_mean: per-channel mean that the benchmark's transform subtracted, so that it
-        can be undone; None for images in [0, 1].
+        can be undone; None for images in [0, 1] (or bytes).
     :param input_std: per-channel deviation that it divided by.
+    :param num_classes: classes of the weights that ``weights`` gives, where they are not the
+        model's own (fine-tuned ones); 0 for weights without classifier.
+    :param in_chans: channels that the network reads, where they are not the model's own: those
+        of the weights, or of a download, which timm then adapts.
+    :param mean: per channel, subtracted from images in [0, 1]; default: timm's for the model (of
+        other ``in_chans`` the average over its channels).
+    :param std: per channel, divided by; the same default.
+    :param channels_last: whether the output of a ``layer`` of any other module has its channels
+        last; needed only where the sizes leave it open, and then asked for.
     :ivar dim: number of features.
     :ivar size: height and width that images are resized to.
     :ivar crop: share of a photo's shorter side that timm's evaluation crops to, in (0, 1].
@@ -53,6 +62,7 @@ class TimmEncoder(Encoder):
     """
 
     module: Any
+    _may_write = False  # preprocessing makes a new tensor
 
     def __init__(
         self,
@@ -65,21 +75,33 @@ class TimmEncoder(Encoder):
         image_size: int | None = None,
         input_mean: Sequence[float] | None = None,
         input_std: Sequence[float] | None = None,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels_last: bool | None = None,
     ):
         super().__init__()
-        _check_name(name)
         _check_pool(pool, layer)
         self.name, self.layer, self.pool = name, layer, pool
-        self.module = _create(name, pretrained, weights, pool if layer is None else None)
+        self.module = create(
+            name,
+            pretrained,
+            weights,
+            pool=pool if layer is None else None,
+            num_classes=num_classes,
+            in_chans=in_chans,
+        )
         config = resolve_data_config({}, model=self.module)
-        channels, height, width = config["input_size"]
+        own, height, width = config["input_size"]
+        channels = own if in_chans is None else in_chans
         self.size = (image_size, image_size) if image_size is not None else (height, width)
         self.crop = float(config["crop_pct"])
         self.preprocessing = Preprocessing(
             channels,
             self.size,
-            config["mean"],
-            config["std"],
+            _of_channels(config["mean"], channels) if mean is None else mean,
+            _of_channels(config["std"], channels) if std is None else std,
             config["interpolation"],
             input_mean,
             input_std,
@@ -87,8 +109,15 @@ class TimmEncoder(Encoder):
         self.freeze()
         self._classifies: bool | None = None  # not tried yet
         self._hook = self._find_layer(layer)
+        images = torch.zeros(1, channels, *self.size)
         with torch.no_grad():
-            features = self._try(torch.zeros(1, channels, *self.size))
+            self._axis = self._find_axis(images, channels_last)
+            features = self._try(images)
+        if len(features) != 1:
+            raise ValueError(
+                f"layer={layer!r} of {name!r} gives {len(features)} rows for one image (parts of "
+                "it, such as windows); name the block around it."
+            )
         if features.dim() != 2:
             raise ValueError(
                 f"{name!r} has no pooled features: its head gives {tuple(features.shape[1:])}; "
@@ -99,14 +128,18 @@ class TimmEncoder(Encoder):
 
     def extra_repr(self) -> str:
         """Name model and layer in ``print(model)`` and the fingerprint."""
-        return f"{self.name!r}, layer={self.layer!r}, pool={self.pool!r}"
+        about = f"{self.name!r}, layer={self.layer!r}, pool={self.pool!r}"
+        return f"{about}, channels={self._axis}" if isinstance(self._hook, str) else about
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Resize and normalise images ``(N, 1 or 3, H, W)`` as the model was trained."""
         return self.preprocessing(x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Give the features ``(N, dim)`` of preprocessed images."""
+        """Return the features ``(N, dim)`` of preprocessed images."""
+        return in_float32(self._encoded(like_network(x, self.module)))
+
+    def _encoded(self, x: Tensor) -> Tensor:
         if self._hook is not None:
             return self._pooled(self._intermediate(x, self._hook))
         features = self.module.forward_features(x)
@@ -116,10 +149,10 @@ class TimmEncoder(Encoder):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Give the model's own logits ``(N, num_classes)``."""
+        """Return the model's own logits ``(N, num_classes)``."""
         if self.num_classes is None:
             return super().logits(x)
-        return self.module(self.preprocess(x))
+        return in_float32(self.module(like_network(self.preprocess(x), self.module)))
 
     @property
     def classifies_features(self) -> bool:
@@ -130,11 +163,11 @@ class TimmEncoder(Encoder):
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:
-        """Give the model's logits from the pre-logits ``(N, dim)``."""
+        """Return the model's logits from the pre-logits ``(N, dim)``."""
         if not self.classifies_features:
             return super().classify(features)
         layer = self.module.get_classifier()
-        return layer(features.to(layer.weight))
+        return in_float32(layer(features.to(layer.weight)))
 
     @torch.no_grad()
     def _try_classifier(self) -> bool:
@@ -145,7 +178,7 @@ class TimmEncoder(Encoder):
             return False
         size = (1, self.preprocessing.channels or 3, *self.size)
         x = torch.rand(size, generator=torch.Generator()).to(layer.weight)
-        return torch.allclose(layer(self.encode(x)), self.module(x), rtol=1e-3, atol=1e-4)
+        return torch.allclose(layer(self._encoded(x)), self.module(x), rtol=1e-3, atol=1e-4)
 
     def _try(self, x: Tensor) -> Tensor:
         try:
@@ -180,21 +213,58 @@ class TimmEncoder(Encoder):
     def _intermediate(self, x: Tensor, hook: int | str) -> Tensor:
         if isinstance(hook, int):
             return self.module.forward_intermediates(x, indices=[hook], intermediates_only=True)[0]
-        captured: list[Tensor] = []
-        handle = self.module.get_submodule(hook).register_forward_hook(
-            lambda _module, _args, output: captured.append(output)
-        )
-        try:
+        with Kept(
+            self.module.get_submodule(hook), f"layer={self.layer!r} of {self.name!r}"
+        ) as kept:
             self.module(x)
-        finally:
-            handle.remove()
-        if not captured or not isinstance(captured[-1], Tensor):
-            raise ValueError(f"layer={self.layer!r} of {self.name!r} gives no tensor.")
-        return captured[-1]
+        if not kept.values:
+            raise ValueError(f"layer={self.layer!r} did not run in {self.name!r}; name another.")
+        return kept.values[-1]
+
+    def _find_axis(self, x: Tensor, channels_last: bool | None) -> int | None:
+        """The axis of channels in what is pooled; None for timm's own rule."""
+        if not isinstance(self._hook, str):
+            if channels_last is not None:
+                raise ValueError(
+                    f"channels_last={channels_last} goes with the name of a module as layer=; of "
+                    "the pre-logits and of feature layers timm knows it."
+                )
+            return None
+        layer = self.module.get_submodule(self._hook)
+        shapes: list[tuple[int, ...]] = []
+
+        def run() -> None:
+            shapes.append(tuple(self._intermediate(x, self._hook).shape))
+
+        try:
+            found = channel_axis(self.module, layer, run)
+        except (AssertionError, RuntimeError) as problem:
+            raise ValueError(
+                f"{self.name!r} does not run on images of {self.size[0]} px: {problem}. Take "
+                "another image_size."
+            ) from problem
+        shape = shapes[-1]
+        if len(shape) not in (3, 4):
+            return None
+        if channels_last is not None:
+            return len(shape) - 1 if channels_last else 1
+        embed = getattr(self.module, "patch_embed", getattr(self.module, "stem", None))
+        patches = getattr(embed, "num_patches", None)
+        if len(shape) == 3 and patches == shape[2] != shape[1]:
+            return 1  # a layer that mixes tokens reads them turned round
+        if found is None:
+            raise ValueError(
+                f"layer={self.layer!r} of {self.name!r} gives {shape[1:]} for an image, in which "
+                "the channels may be first or last; say which with channels_last=False or True."
+            )
+        return found
 
     def _pooled(self, maps: Tensor) -> Tensor:
         if maps.dim() == 2:
             return maps
+        if self._axis is not None:
+            maps = channels_second(maps, self._axis)
+            maps = maps.transpose(1, 2) if maps.dim() == 3 else maps
         if maps.dim() == 3:  # tokens, of which the first may be the class's
             if isinstance(self.pool, int):
                 maps = self._token_grid(maps)
@@ -218,15 +288,6 @@ class TimmEncoder(Encoder):
         return grid.reshape(len(tokens), -1, side, side)
 
 
-def _check_name(name: str) -> None:
-    if timm.is_model(name):
-        return
-    bare = name.split(".")[0]
-    near = difflib.get_close_matches(bare, timm.list_models(), n=5)
-    hint = f"near it: {', '.join(near)}" if near else "see timm.list_models()"
-    raise ValueError(f"{name!r} is no timm model; {hint}.")
-
-
 def _check_pool(pool: str | int | None, layer: int | str | None) -> None:
     if isinstance(pool, int) and pool < 1:
         raise ValueError(f"pool={pool}: the side of a grid has to be >= 1.")
@@ -234,24 +295,5 @@ def _check_pool(pool: str | int | None, layer: int | str | None) -> None:
         raise ValueError(f"pool={pool!r}: with layer=, 'avg', 'max' or the side of a grid.")
 
 
-def _create(
-    name: str, pretrained: bool, weights: str | Path | None, pool: str | int | None
-) -> torch.nn.Module:
-    options: dict[str, Any] = {"global_pool": pool} if isinstance(pool, str) else {}
-    download = pretrained and weights is None
-    try:
-        module = timm.create_model(name, pretrained=download, **options)
-    except Exception as problem:
-        if not download:
-            raise ValueError(f"timm could not build {name!r}: {problem}") from problem
-        raise ValueError(
-            f"the weights of {name!r} could not be downloaded: {problem}\n"
-            "Remedies: download them where there is a network and give the file as "
-            "weights='file.safetensors', or take a model whose weights are in a package "
-            "(weights='package'), or pretrained=False for random weights."
-        ) from problem
-    if weights is not None:
-        packaged = weights == "package"
-        state = packaged_state(module, name) if packaged else read_weights(weights)
-        load_strictly(module, state, f"the weights {str(weights)!r} and {name!r}")
-    return module
+def _of_channels(values: Sequence[float], channels: int) -> Sequence[float]:
+    return values if len(values) == channels else [sum(values) / len(values)]

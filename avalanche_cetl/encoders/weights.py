@@ -23,7 +23,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     :raises ValueError: when there is no such file, or it holds anything else.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"weights={str(path)!r}: there is no such file.")
     try:

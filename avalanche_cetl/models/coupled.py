@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.information.fisher import evaluation_mode
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.targets import Target, as_target
@@ -173,6 +175,16 @@ class CoupledModel(nn.Module):
         """
         return self.decoder(self.source_code(x, features=features))
 
+    def source_features(self, x: Tensor) -> Tensor:
+        """Return S's raw features ``(N, source.dim)`` of images, which stay as they are.
+
+        :raises ValueError: without source network.
+        """
+        if self.source is None:
+            raise ValueError("this model has no source network, so there are no source features.")
+        # An Encoder sees to it itself.
+        return self.source(x if isinstance(self.source, Encoder) else own_copy(x))
+
     def source_code(self, x: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
         """Give S's code as T1 reads it, ``(N, D)``: standardised and adapted."""
         if self.source is None or self.source_adapter is None:
@@ -180,7 +192,7 @@ class CoupledModel(nn.Module):
         if features is None:
             if x is None:
                 raise ValueError("give images x or source features=.")
-            features = self.source(x)
+            features = self.source_features(x)
         return self.source_adapter(features)
 
     def target_code(self, x: Tensor) -> tuple[Tensor, Tensor]:

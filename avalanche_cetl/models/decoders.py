@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from avalanche_cetl.common.layout import own_axis
 from avalanche_cetl.information.fisher import evaluation_mode
 from avalanche_cetl.models.targets import Target, as_target, init_he
 
@@ -376,12 +377,18 @@ def _distance(height: int, size: tuple[int, int]) -> int:
 def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Give the last map's shape at each resolution from the input's down to at least 4 pixels.
 
-    Factors above 2 between resolutions (patch embeddings) are bridged by halving.
+    Factors above 2 between resolutions (patch embeddings) are bridged by halving. Outputs with
+    channels last (of linear layers and LayerNorms on maps, and of what follows them) do not count.
     """
     last: dict[tuple[int, int], int] = {}
+    latest = 1
 
-    def note(_module: nn.Module, _args: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) >= 2:
+    def note(module: nn.Module, _args: object, output: object) -> None:
+        nonlocal latest
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            return
+        latest = own_axis(module) or latest
+        if latest == 1 and min(output.shape[2:]) >= 2:
             last[(output.shape[2], output.shape[3])] = output.shape[1]
 
     handles = [m.register_forward_hook(note) for m in target.modules() if not any(m.children())]

@@ -6,13 +6,14 @@ decoder reads) and its class logits. :func:`as_target` finds the code in any cla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.information.fisher import evaluation_mode
 
 
@@ -142,35 +143,26 @@ class Target(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the classifier's logits."""
-        return self.module(x)
+        """Return the classifier's logits; ``x`` stays as it is, whatever the classifier writes."""
+        return self.module(own_copy(x))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the code, flattened to ``(N, D)``, and the logits, from one forward pass."""
-        with self._capture() as captured:
-            logits = self.module(x)
-        if not captured:
-            raise ValueError(
-                f"the target's code layer {self.code or 'before its last linear layer'!r} did "
-                "not run in its forward pass; name another one with as_target(module, code=...)."
-            )
-        return captured[-1].flatten(1), logits
+        """Return the code, flattened to ``(N, D)``, and the logits, from one forward pass.
 
-    @contextmanager
-    def _capture(self) -> Iterator[list[Tensor]]:
-        # The hook lives for one forward pass, so that copies of the module (deepcopy, pickle)
-        # never carry a hook that writes into this one.
-        captured: list[Tensor] = []
-        if self.code is not None:
-            layer = self.module.get_submodule(self.code)
-            handle = layer.register_forward_hook(lambda _m, _i, output: captured.append(output))
-        else:
-            layer = self._classifier()
-            handle = layer.register_forward_pre_hook(lambda _m, args: captured.append(args[0]))
-        try:
-            yield captured
-        finally:
-            handle.remove()
+        The code is as its layer gave it, whatever later layers write into the same memory; ``x``
+        stays as it is.
+        """
+        what = f"the target's code layer {self.code or 'before its last linear layer'!r}"
+        reads = self.code is None
+        layer = self._classifier() if reads else self.module.get_submodule(str(self.code))
+        with Kept(layer, what, reads=reads) as kept:
+            logits = self.module(own_copy(x))
+        if not kept.values:
+            raise ValueError(
+                f"{what} did not run in its forward pass; name another one with "
+                "as_target(module, code=...)."
+            )
+        return kept.values[-1].flatten(1), logits
 
     def _classifier(self) -> nn.Linear:
         linear = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]

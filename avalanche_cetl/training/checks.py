@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.features import check_source
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.data import UNLABELLED, Rows
 from avalanche_cetl.training.settings import GFISettings, Variant
@@ -119,7 +121,8 @@ def check_weight(name: str, value: float) -> None:
 def check_experience(model: CoupledModel, rows: Rows, experience: int) -> None:
     """Raise ValueError when an experience lacks what training needs, and say what.
 
-    Shapes and labels are read from the first row and from the ``targets`` attribute.
+    Shapes and labels are read from the first row and from the ``targets`` attribute, the network
+    that stored features are of from their fingerprint.
     """
     if not len(rows.labelled):
         raise ValueError(
@@ -148,6 +151,8 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int) -> None:
                 f"built for {model.input_shape}; resize them in the benchmark's transforms, or "
                 "build the model with that input_shape."
             )
+    if rows.has_features and isinstance(model.source, Encoder):
+        check_source(rows.target, model.source, f"experience {experience}")
 
 
 def check_classes(rows: Rows, classes: int, experience: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.features import features_in
+from avalanche_cetl.encoders.features import features_are_of, features_in
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.training.checks import check_rows, check_weight
 from avalanche_cetl.training.stages import CETLPlugin, Stage
@@ -63,6 +63,7 @@ class DistillationPlugin(CETLPlugin):
         check_weight("weight", weight)
         check_rows(rows, ROWS)
         self.weight, self.rows, self._given = float(weight), rows, source
+        self._reads_features: tuple[int, bool] | None = None  # of which experience, and whether
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check that the strategy has the rows."""
@@ -110,11 +111,25 @@ class DistillationPlugin(CETLPlugin):
             step = getattr(strategy, "coupled", None)
             if stage not in (Stage.COUPLED, Stage.MERGED) or step is None:
                 return None
-            return DistilledRows(step.images, step.features, step.logits)
+            return DistilledRows(step.images, self._own(strategy, step.features), step.logits)
         if stage not in (Stage.CLASSIFY, Stage.MERGED):
             return None
         features = features_in(strategy.adapted_dataset, strategy.mbatch)
-        return DistilledRows(strategy.mb_x, features, strategy.mb_output)
+        return DistilledRows(strategy.mb_x, self._own(strategy, features), strategy.mb_output)
+
+    def _own(self, strategy: Any, features: Tensor | None) -> Tensor | None:
+        """S's features; None where they are of another network than the ``source`` given here."""
+        if features is None or self._given is None:
+            return features
+        experience = strategy.clock.train_exp_counter
+        if self._reads_features is None or self._reads_features[0] != experience:
+            models = getattr(strategy.model, "source", None)
+            if isinstance(models, Encoder):  # a CoupledModel's features are its source's
+                same = models is self._given or models.fingerprint() == self._given.fingerprint()
+            else:
+                same = features_are_of(strategy.adapted_dataset, self._given)
+            self._reads_features = experience, same
+        return features if self._reads_features[1] else None
 
 
 class SoftTargets(DistillationPlugin):

@@ -6,10 +6,15 @@ import inspect
 from typing import Any
 
 import torch
+from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.information.fisher import evaluation_mode
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.distillation import DistillationPlugin, DistilledRows
 from avalanche_cetl.training.stages import Stage
@@ -67,9 +72,9 @@ class FitNetsHints(DistillationPlugin):
 
     Romero et al. 2015. The regressor is a 1x1 convolution between feature maps (the larger is
     average-pooled to the size of the smaller), else a linear layer (maps are averaged over
-    their positions, tokens over the sequence). It is trained with an optimiser of the same
-    class and settings as the strategy's. FitNets trains the hint before the rest; here it is
-    a term beside it, in stage 2 by default.
+    their positions, tokens over the sequence), whether channels come second or last (Swin). It is
+    trained with an optimiser of the same class and settings as the strategy's. FitNets trains the
+    hint before the rest; here it is a term beside it, in stage 2 by default.
 
     :param target_layer: name of T2's guided layer, as in ``target.named_modules()``.
     :param source_layer: name of S's hint layer, as in its network's ``named_modules()``; S then
@@ -97,8 +102,8 @@ class FitNetsHints(DistillationPlugin):
         self.regressor: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._moments: dict[str, Any] | None = None
-        self._guided: list[Tensor] = []
-        self._hooks: list[Any] = []
+        self._guided: Kept | None = None
+        self._axes: dict[tuple[Any, ...], int] = {}
 
     # The hooks are there in the stages only: not in copies of the model that others make
     # between epochs (LwF), nor in importance passes.
@@ -120,8 +125,9 @@ class FitNetsHints(DistillationPlugin):
             self._moments = state["moments"]
 
     def before_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Listen to T2's layer."""
-        if strategy.stage is not Stage.SOURCE:
+        """Listen to T2's layer, in the stages that read it: what is kept holds a graph."""
+        read = Stage.COUPLED if self.rows == "target" else Stage.CLASSIFY
+        if strategy.stage in (read, Stage.MERGED) and self.weight:
             self._listen(strategy)
 
     def after_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -130,7 +136,7 @@ class FitNetsHints(DistillationPlugin):
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Listen, in a strategy without stages."""
-        if not hasattr(strategy, "stage"):
+        if not hasattr(strategy, "stage") and self.weight:
             self._listen(strategy)
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -139,22 +145,30 @@ class FitNetsHints(DistillationPlugin):
 
     def _listen(self, strategy: Any) -> None:
         self._leave()
+        guided = _layer(self._network(strategy), self.target_layer, "target_layer", "T2")
+        self._guided = Kept(guided, f"target_layer={self.target_layer!r}")
+
+    def _network(self, strategy: Any) -> nn.Module:
+        """T2 itself, in which its layers have the names that its maker gave them."""
         model = strategy.model
-        target = model.target.module if isinstance(model, CoupledModel) else model
-        guided = _layer(target, self.target_layer, "target_layer", "T2")
-        self._hooks = [guided.register_forward_hook(_keep(self._guided))]
+        return model.target.module if isinstance(model, CoupledModel) else model
 
     def _leave(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self._guided.clear()
+        if self._guided is not None:
+            self._guided.remove()
+        self._guided = None
 
     def loss(self, strategy: Any, batch: DistilledRows) -> Tensor:
         """Give the loss of a mini-batch."""
         # The merged step passes the labelled rows through T2 first, then the target rows.
-        found = self._guided[-1 if self.rows == "target" else 0]
-        self._guided.clear()
+        assert self._guided is not None
+        if not self._guided.values:
+            raise ValueError(
+                f"target_layer={self.target_layer!r} does not run in T2's forward(); name another."
+            )
+        found = self._guided.values[-1 if self.rows == "target" else 0]
+        found = self._in_order(found, "target_layer", strategy, batch.images)
+        self._guided.values.clear()
         # Under autocast maps are in half precision; the regressor's weights are not.
         dtype = batch.logits.dtype
         found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
@@ -182,16 +196,36 @@ class FitNetsHints(DistillationPlugin):
             features = source(batch.images) if batch.features is None else batch.features
             return features.to(batch.logits.dtype)
         inner = getattr(source, "module", source)
-        kept: list[Tensor] = []
         layer = _layer(inner, self.source_layer, "source_layer", "S")
-        hook = layer.register_forward_hook(_keep(kept))
-        try:
+        with Kept(layer, f"source_layer={self.source_layer!r}") as kept:
             source(batch.images)
-        finally:
-            hook.remove()
-        if not kept:
+        if not kept.values:
             raise ValueError(f"source_layer={self.source_layer!r} does not run in S's forward().")
-        return kept[-1]
+        return self._in_order(kept.values[-1], "source_layer", strategy, batch.images)
+
+    def _in_order(self, output: Tensor, argument: str, strategy: Any, images: Tensor) -> Tensor:
+        """A layer's output with its channels second; found once, on two images in eval mode."""
+        if output.dim() not in (3, 4):
+            return output
+        name = getattr(self, argument)
+        key = argument, name, *output.shape[1:]
+        if key not in self._axes:
+            of_target = argument == "target_layer"
+            whole = self._network(strategy) if of_target else self.source(strategy)
+            inner = whole if of_target else getattr(whole, "module", whole)
+            few, tasks = own_copy(images[:2]), strategy.mbatch[-1][:2]
+            # The pass draws nothing that training would have drawn.
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(whole):
+                layer = inner.get_submodule(name)
+                axis = channel_axis(inner, layer, lambda: avalanche_forward(whole, few, tasks))
+            if axis is None:
+                raise ValueError(
+                    f"{argument}={name!r} gives {tuple(output.shape[1:])} for an image, in which "
+                    "the channels may be first or last; name another layer, e.g. a convolution or "
+                    "a linear layer inside it."
+                )
+            self._axes[key] = axis
+        return channels_second(output, self._axes[key])
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Train the regressor along with stage 2."""
@@ -218,13 +252,6 @@ def _settings(template: torch.optim.Optimizer, now: bool = False) -> dict[str, A
     return group if now else {k: v for k, v in group.items() if k in accepted}
 
 
-def _keep(outputs: list[Tensor]) -> Any:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(output)
-
-    return hook
-
-
 def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
     layers = dict(module.named_modules())
     if not name or name not in layers:
@@ -244,9 +271,7 @@ def _matched(found: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _vector(x: Tensor) -> Tensor:
-    if x.dim() == 3:  # tokens
-        return x.mean(1)
-    return x.flatten(2).mean(2) if x.dim() > 3 else x
+    return x.flatten(2).mean(2) if x.dim() > 2 else x
 
 
 def _regressor(width: int, wanted: int, flat: bool) -> nn.Module:

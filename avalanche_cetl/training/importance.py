@@ -98,7 +98,7 @@ def measure(
     images, labels, features = sample
     with torch.no_grad(), evaluation_mode(model):
         if features is None:
-            features = model.source(images) if model.source is not None else images.flatten(1)
+            features = images.flatten(1) if model.source is None else model.source_features(images)
         goals = _goals(model, features, images, labels, settings.fisher, generator)
     own, group = slice(None), None
     if processes is not None and 1 < processes.size <= len(images):

@@ -103,7 +103,7 @@ class StageSteps(SupervisedTemplate):
             return batch[FEATURES_INDEX]
         x = batch[0]
         if self._seen is None or self._seen[0] is not x:
-            self._seen = (x, self.model.source(x))
+            self._seen = (x, self.model.source_features(x))
         return self._seen[1]
 
     def _reconstruct_source(self, batch: list[Tensor]) -> Tensor:

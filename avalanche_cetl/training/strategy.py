@@ -17,7 +17,7 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import Optimizer
 
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.features import FEATURES_INDEX
+from avalanche_cetl.encoders.features import FEATURES_INDEX, features_are_of
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.allocation import Allocation
 from avalanche_cetl.training.checks import (
@@ -506,16 +506,18 @@ class CETLStrategy(StageSteps):
 
         Without training augmentation.
 
-        :param source: S; it runs where the benchmark has no features.
+        :param source: S; it runs where the benchmark has no features of it.
         :return: ``(N, dim)`` and ``(N,)``; N is 0 where no target row has a label.
         """
         assert self._rows is not None, "target images are there during training only"
         known = [i for i, label in enumerate(self._rows.target.targets) if int(label) >= 0]
         features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
+        stored = self._rows.has_features and features_are_of(self._rows.target, source)
         size = max(64, self.train_mb_size)
         for start in range(0, len(known), size):
             found = self._target_rows(known[start : start + size])
-            rows = source(found.images) if found.features is None else found.features
+            given = found.features if stored else None
+            rows = source(found.images) if given is None else given
             features.append(rows.float().cpu())
             labels.append(found.labels.cpu())
         return torch.cat(features), torch.cat(labels)

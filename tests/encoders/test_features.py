@@ -1,5 +1,6 @@
 """Benchmarks with source features: same numbers as S run live, and the view always the same."""
 
+import copy
 import pickle
 import random
 
@@ -27,6 +28,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
+from avalanche_cetl.encoders.features import features_are_of
 from avalanche_cetl.training import Variant
 
 SHAPE = (1, 8, 8)
@@ -347,3 +349,47 @@ def test_a_subclass_of_few_lines(tmp_path, transfer):
     stored = with_source_features(transfer, Quadrants(), tmp_path)
     strategy = trained(stored, Quadrants(), train_epochs=1)
     assert np.isfinite(strategy.round_losses["L_rs"])
+
+
+# ------------------------------------------------------------------ another source
+
+
+def _other(encoder):
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        other.module[1].weight[0, 0] += 0.1
+    return other
+
+
+def test_features_of_another_source_are_refused_before_training(tmp_path, transfer, encoder):
+    stored = with_source_features(transfer, encoder, tmp_path)
+    with pytest.raises(ValueError, match=r"of another network.*model\.source"):
+        trained(stored, _other(encoder))
+    rows = torch.rand(60, 5)
+    given = with_source_features(transfer, PrecomputedEncoder(rows))
+    with pytest.raises(ValueError, match="PrecomputedEncoder"):
+        trained(given, PrecomputedEncoder(rows + 1))
+
+
+def test_the_origin_of_features_goes_with_parts_and_joins_of_the_data(tmp_path, transfer, encoder):
+    other = _other(encoder)
+    one, two = (
+        with_source_features(transfer, e, tmp_path).train_stream[0].dataset
+        for e in (encoder, other)
+    )
+    plain = transfer.train_stream[0].dataset
+    for data in (one, one.subset([3, 5]), one.concat(one.subset([1])), one.eval()):
+        assert features_are_of(data, copy.deepcopy(encoder))
+        assert not features_are_of(data, other)
+    assert not features_are_of(one.concat(two), encoder)
+    assert features_are_of(plain, encoder) and features_are_of(one.subset([]), encoder)
+
+
+def test_a_store_under_the_home_folder(tmp_path, monkeypatch, transfer, encoder):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with_source_features(transfer, encoder, "~/given")
+    monkeypatch.setenv("CETL_CACHE", "~/variable")
+    with_source_features(transfer, encoder)
+    assert list((tmp_path / "given").iterdir()) and list((tmp_path / "variable").iterdir())
+    np.save(tmp_path / "rows.npy", np.ones((3, 2), dtype="f4"))
+    assert PrecomputedEncoder("~/rows.npy").dim == 2

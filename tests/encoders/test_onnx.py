@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -129,3 +130,81 @@ def test_without_onnxruntime_the_extra_is_named(file, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"avalanche-cetl\[onnx\]"):
         ONNXEncoder(file, "features")
+
+
+def graph(shape, kind=1):
+    """A file that flattens images of a declared shape and multiplies them by a matrix."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    numpy_type = {1: "f4", 10: "f2", 11: "f8"}[kind]
+    sizes = [side if isinstance(side, int) else 4 for side in shape]
+    weight = np.random.default_rng(0).normal(size=(int(np.prod(sizes)), 5)).astype(numpy_type)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "W"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", kind, ["N", *shape])
+    output = helper.make_tensor_value_info("y", kind, None)
+    made = helper.make_graph(nodes, "g", [given], [output], [numpy_helper.from_array(weight, "W")])
+    opset = [helper.make_opsetid("", 13)]
+    model = onnx.helper.make_model(made, opset_imports=opset, ir_version=8)
+    return model.SerializeToString(), torch.tensor(weight).double()
+
+
+def saved(tmp_path, *args):
+    content, weight = graph(*args)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content)
+    return path, weight
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (6, 8, 3), ("h", "w", 3), (4, 4, 1)])
+def test_files_that_read_channels_last_get_images_turned_round(tmp_path, shape):
+    path, weight = saved(tmp_path, shape)
+    height, width = (4 if isinstance(side, str) else side for side in shape[:2])
+    free = {"image_size": 4} if "h" in shape else {}
+    encoder = ONNXEncoder(path, **free)
+    x = torch.rand(3, shape[2], height, width)
+    assert encoder.channels_last
+    wanted = x.double().permute(0, 2, 3, 1).flatten(1) @ weight
+    torch.testing.assert_close(encoder(x), wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (5, 8, 8), (1, 4, 4), (3, "h", "w")])
+def test_files_that_read_channels_first_get_images_as_they_are(tmp_path, shape):
+    path, weight = saved(tmp_path, shape)
+    free = {"image_size": 4} if "h" in shape else {}
+    encoder = ONNXEncoder(path, **free)
+    assert not encoder.channels_last
+    x = torch.rand(3, *(4 if isinstance(side, str) else side for side in shape))
+    wanted = x.double().flatten(1) @ weight
+    torch.testing.assert_close(encoder(x), wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (16, 16, 16), (3, 3, 64), (7, 8, 9)])
+def test_shapes_that_leave_it_open_ask(tmp_path, shape):
+    path, weight = saved(tmp_path, shape)
+    with pytest.raises(ValueError, match="channels_last=False or True"):
+        ONNXEncoder(path)
+    first, last = (ONNXEncoder(path, channels_last=said) for said in (False, True))
+    x = torch.rand(2, *shape).double()
+    torch.testing.assert_close(first(x), (x.flatten(1) @ weight).float(), rtol=1e-3, atol=1e-3)
+    turned = x.permute(0, 3, 1, 2)
+    torch.testing.assert_close(last(turned), first(x), rtol=1e-4, atol=1e-4)
+    assert first.fingerprint() != last.fingerprint()
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(10, 0.05), (11, 1e-6)])
+def test_files_in_half_and_double_precision(tmp_path, kind, tolerance):
+    path, weight = saved(tmp_path, (1, 8, 8), kind)
+    encoder, x = ONNXEncoder(path), torch.rand(3, 1, 8, 8)
+    assert encoder(x).dtype == torch.float32
+    wanted = (x.double().flatten(1) @ weight).float()
+    torch.testing.assert_close(encoder(x), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_a_path_under_the_home_folder(tmp_path, monkeypatch):
+    path, _ = saved(tmp_path, (1, 8, 8))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ONNXEncoder(f"~/{path.name}").dim == 5

@@ -119,7 +119,7 @@ def test_a_missing_weight_package_names_the_extra(monkeypatch):
 
 
 def test_a_failed_download_says_both_remedies(monkeypatch):
-    import avalanche_cetl.encoders.timm as module
+    import avalanche_cetl.encoders.timm_models as module
 
     def fail(*_args, **_kwargs):
         raise OSError("no network")
@@ -260,3 +260,127 @@ def test_imagenet_samples_are_recognised():
         a == b for a, b in zip(encoder.logits(images).argmax(1).tolist(), labels, strict=True)
     )
     assert len(files) == 20 and right >= 17
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "channels"),
+    [
+        ("swin_tiny_patch4_window7_224", "norm", 768),
+        ("swin_tiny_patch4_window7_224", "layers.2.blocks.0", 384),
+        ("nest_tiny", "levels.0.transformer_encoder.0", 96),
+        ("mixer_s32_224", "blocks.1", 512),
+        ("mixer_s32_224", "blocks.1.mlp_tokens", 512),
+        ("vit_tiny_patch16_224", "blocks.0.mlp.fc1", 768),
+        ("convnext_atto", "stages.1.blocks.0", 80),
+        ("maxvit_rmlp_pico_rw_256", "stages.1.blocks.0", 64),
+        (TINY, "layer2.0", 48),
+    ],
+)
+def test_any_modules_map_is_averaged_over_its_positions(name, layer, channels):
+    encoder = TimmEncoder(name, pretrained=False, layer=layer)
+    x = torch.rand(1, *_input(encoder))
+    maps = []
+    handle = encoder.module.get_submodule(layer).register_forward_hook(
+        lambda _module, _inputs, output: maps.append(output.clone())
+    )
+    with torch.no_grad():
+        encoder.module(x)
+    handle.remove()
+    (axis,) = (i for i, size in enumerate(maps[0].shape) if i and size == channels)
+    positions = [i for i in range(1, maps[0].dim()) if i != axis]
+    torch.testing.assert_close(encoder.encode(x), maps[0].mean(positions), rtol=1e-4, atol=1e-5)
+    assert encoder.dim == channels
+
+
+def _input(encoder):
+    return encoder.preprocessing.channels, *encoder.size
+
+
+def test_a_map_whose_sizes_leave_its_channels_open_asks_for_them():
+    options = {"name": "resnet10t", "pretrained": False, "image_size": 32, "layer": "layer1.0"}
+    first = TimmEncoder(**options, channels_last=False)
+    assert first.fingerprint() != TimmEncoder(**options, channels_last=True).fingerprint()
+    with pytest.raises(ValueError, match="goes with the name of a module"):
+        TimmEncoder(TINY, pretrained=False, channels_last=True)
+    with pytest.raises(ValueError, match="for one image"):
+        TimmEncoder("swin_tiny_patch4_window7_224", False, layer="layers.0.blocks.0.attn.proj")
+
+
+def _saved(path, **options):
+    torch.manual_seed(1)
+    model = timm.create_model(TINY, **options).eval()
+    save_file(model.state_dict(), path)
+    return model
+
+
+def test_fine_tuned_weights_have_their_classes_and_channels(tmp_path):
+    file = tmp_path / "tuned.safetensors"
+    model = _saved(file, num_classes=7, in_chans=1)
+    encoder = TimmEncoder(TINY, weights=file, num_classes=7, in_chans=1, mean=[0.2], std=[0.3])
+    x = torch.rand(2, 1, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.logits(x), model((x - 0.2) / 0.3))
+    assert encoder.num_classes == 7 and encoder(x).shape == (2, encoder.dim)
+    colour = x.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(encoder(colour), encoder(x), rtol=1e-4, atol=1e-5)
+    averaged = TimmEncoder(TINY, pretrained=False, in_chans=1).preprocessing
+    own = TimmEncoder(TINY, pretrained=False).preprocessing
+    torch.testing.assert_close(averaged.mean.flatten(), own.mean.mean().view(1))
+
+
+def test_weights_without_classifier_and_classifiers_that_are_not_wanted(tmp_path):
+    model = _saved(tmp_path / "whole.safetensors", num_classes=7)
+    model.reset_classifier(0)
+    save_file(model.state_dict(), tmp_path / "headless.safetensors")
+    x = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        wanted = model(x)
+    for file in ("whole", "headless"):
+        weights = tmp_path / f"{file}.safetensors"
+        encoder = TimmEncoder(TINY, weights=weights, num_classes=0)
+        torch.testing.assert_close(encoder.encode(x), wanted)
+        assert encoder.num_classes is None
+        with pytest.raises(ValueError, match="no classifier"):
+            encoder.logits(x)
+
+
+@pytest.mark.parametrize(
+    ("saved", "remedy"),
+    [
+        ({"num_classes": 7}, "num_classes=7"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"in_chans": 1}, "in_chans=1"),
+    ],
+)
+def test_weights_that_do_not_fit_say_which_argument_makes_them_fit(tmp_path, saved, remedy):
+    _saved(tmp_path / "w.safetensors", **saved)
+    with pytest.raises(ValueError, match=remedy):
+        TimmEncoder(TINY, weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pretrained": True, "num_classes": 10}, "would be random"),
+        ({"num_classes": -1}, "num_classes=-1"),
+        ({"num_classes": True}, "num_classes=True"),
+        ({"in_chans": 0}, "in_chans=0"),
+    ],
+)
+def test_classes_and_channels_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TimmEncoder(**{"name": TINY, "pretrained": False, **arguments})
+
+
+def test_a_layer_is_read_before_the_next_one_writes_into_its_output():
+    encoder = TimmEncoder(TINY, pretrained=False, image_size=32, layer="layer2.0.bn1")
+    assert encoder(torch.rand(3, 3, 32, 32)).shape == (3, encoder.dim)
+    kept = encoder._intermediate(torch.rand(3, 3, 32, 32), "layer2.0.bn1")
+    assert float(kept.min()) < 0  # the rectifier that follows works in place
+
+
+def test_weights_and_stores_under_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _saved(tmp_path / "w.safetensors")
+    encoder = TimmEncoder(TINY, weights="~/w.safetensors")
+    assert encoder.num_classes == 1000

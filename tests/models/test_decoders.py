@@ -247,3 +247,22 @@ def test_the_same_precision_under_autocast():
         at_once = decoder(code)
         decoder.layers[-2].register_forward_hook(lambda *_: None)
         assert decoder(code).dtype == at_once.dtype == torch.bfloat16
+
+
+def test_maps_with_channels_last_do_not_shape_the_decoder():
+    class Turned(nn.Module):
+        """A convolution, then a layer on maps whose rows are as long as an image is high."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mlp = nn.Conv2d(1, 6, 2, 2), nn.Linear(6, 40)
+            self.act, self.head = nn.ReLU(), nn.Linear(40, 3)
+
+        def forward(self, x):
+            x = self.act(self.mlp(self.conv(x).permute(0, 2, 3, 1)))
+            return self.head(x.mean((1, 2)))
+
+    decoder = ReversedDecoder(Turned(), (1, 8, 8))
+    unflatten = next(layer for layer in decoder.layers if isinstance(layer, nn.Unflatten))
+    assert not decoder.mirrored and tuple(unflatten.unflattened_size) == (6, 4, 4)
+    assert decoder(torch.rand(2, decoder.code_dim)).shape == (2, 1, 8, 8)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -416,3 +417,65 @@ def test_a_teacher_that_is_not_finite_is_named(teacher, few):
         broken.module[6].bias.fill_(math.nan)
     with pytest.raises(NonFiniteLossError, match="L_soft"):
         trained(coupled(broken), few, SoftTargets())
+
+
+def test_a_source_of_its_own_runs_where_the_stored_features_are_the_models(teacher, few, tmp_path):
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.module[4].weight.mul_(2)
+    stored = with_source_features(few, teacher, tmp_path, dtype="float32")
+
+    def losses(benchmark):
+        plugins = SoftTargets(source=other), SoftTargets(rows="target", source=other)
+        return trained(coupled(teacher), benchmark, *plugins, train_epochs=1).round_losses
+
+    found, live = losses(stored), losses(few)
+    assert found == pytest.approx(live, rel=1e-4)
+    own = trained(coupled(teacher), few, SoftTargets(), SoftTargets(rows="target"), train_epochs=1)
+    assert found["L_soft"] != pytest.approx(own.round_losses["L_soft"], rel=1e-2)
+
+
+class ChannelsLast(nn.Module):
+    """A convolution whose map is turned round, normalised, and overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.LayerNorm(6)
+        self.act, self.head = nn.ReLU(inplace=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+@pytest.mark.parametrize(("layer", "source_layer"), [("norm", "act"), ("act", "norm")])
+def test_fitnets_reads_maps_with_channels_last_as_their_layers_gave_them(few, layer, source_layer):
+    torch.manual_seed(0)
+    teacher = ModuleEncoder(ChannelsLast(), input_shape=SHAPE)
+    plugin, seen = FitNetsHints(layer, source_layer), []
+
+    class Spy(CETLPlugin):
+        def after_stage(self, strategy, *args, **kwargs):
+            if strategy.stage.value == "stage 2":
+                x = strategy.coupled.images[:2]
+                batch = DistilledRows(x, None, torch.zeros(2, 3))
+                seen.append((x, plugin._read_hint(strategy, batch)))
+
+    model = CoupledModel.build(teacher, ChannelsLast(), SHAPE)
+    trained(model, few, plugin, Spy(), train_epochs=1)
+    assert (plugin.regressor.in_channels, plugin.regressor.out_channels) == (6, 6)
+    x, hint = seen[-1]
+    net = teacher.module
+    wanted = net.norm(net.conv(x).permute(0, 2, 3, 1))
+    wanted = wanted.relu() if source_layer == "act" else wanted
+    torch.testing.assert_close(hint, wanted.permute(0, 3, 1, 2))
+
+
+def test_fitnets_keeps_nothing_in_stages_that_do_not_read_it(teacher, few):
+    plugin, kept = FitNetsHints("features.0", "0"), []
+
+    class Spy(CETLPlugin):
+        def after_update(self, strategy, *args, **kwargs):
+            kept.append(plugin._guided)
+
+    trained(coupled(teacher), few, plugin, Spy(), train_epochs=1)
+    assert kept and all(found is None for found in kept)
