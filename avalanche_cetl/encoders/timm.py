@@ -223,18 +223,19 @@ class TimmEncoder(Encoder):
 
     def _find_axis(self, x: Tensor, channels_last: bool | None) -> int | None:
         """The axis of channels in what is pooled; None for timm's own rule."""
-        if not isinstance(self._hook, str):
+        name = self._hook
+        if not isinstance(name, str):
             if channels_last is not None:
                 raise ValueError(
                     f"channels_last={channels_last} goes with the name of a module as layer=; of "
                     "the pre-logits and of feature layers timm knows it."
                 )
             return None
-        layer = self.module.get_submodule(self._hook)
+        layer = self.module.get_submodule(name)
         shapes: list[tuple[int, ...]] = []
 
         def run() -> None:
-            shapes.append(tuple(self._intermediate(x, self._hook).shape))
+            shapes.append(tuple(self._intermediate(x, name).shape))
 
         try:
             found = channel_axis(self.module, layer, run)

@@ -116,7 +116,7 @@ def _kept(
     model: nn.Module, inputs: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
 ) -> tuple[OrderedDict[Any, Plan], Any]:
     first = next(iter(params))
-    owner = model.get_submodule(first.rpartition(".")[0])
+    owner = dict(model.named_modules())[first.rpartition(".")[0]]  # of scripted models too
     settings = {n: v for n, v in vars(model).items() if _plain(v)} if owner is not model else {}
     key = (
         type(model),
@@ -226,6 +226,9 @@ def _candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Rout
         for local, p in module._parameters.items()
         if p is parameter
     ]
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        yield Route("model")  # scripted modules take no hooks, and give no submodule by its path
+        return
     real = not parameter.is_complex()
     if real and owners and all(layers.closed_form(model.get_submodule(m), p) for m, p in owners):
         yield Route("layer", owners)

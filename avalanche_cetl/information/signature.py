@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from inspect import getattr_static
 from types import FunctionType
 from typing import Any
 
@@ -53,7 +54,7 @@ def _marks(model: nn.Module) -> Iterator[Any]:
         for name, value in attributes.items():
             if name not in OWN_ATTRIBUTES:
                 yield name, _mark(value, _DEPTH)
-        yield from _surroundings(type(module).forward)
+        yield from _surroundings(getattr_static(type(module), "forward", None))
 
 
 def _surroundings(function: Any) -> Iterator[Any]:

@@ -1,16 +1,18 @@
-"""Small networks of many kinds, as people write them: what a Fisher information has to be right for.
+"""Small networks of many kinds, as people write them.
 
 Every entry makes a network that reads ``(N, ...)`` and gives class logits (as they are, or inside
 what it returns).
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm
 import torch
 import torchvision
+from timm.layers import GatedMlp
+from timm.models.convmixer import ConvMixer
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -41,23 +43,27 @@ class Network:
             x = torch.randint(1, self.vocabulary, (n, *self.shape))
         else:
             x = torch.rand(n, *self.shape, dtype=torch.float64)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in self.frozen)
         return model, x
 
     def loss(self, out, targets):
         return F.cross_entropy(self.logits(out), targets, reduction="none")
 
-    def naive(self, model, x, targets):
-        """Mean of squared gradients: one sample after another, on a copy of the network."""
-        model = copy.deepcopy(model)
-        total = {name: torch.zeros_like(p).abs() for name, p in model.named_parameters()}
+    def naive(self, x, targets):
+        """Mean of squared gradients: one sample after another, on a network of the same seed."""
+        model, _ = self.make(len(x))
+        params = dict(model.named_parameters())
+        total = {name: torch.zeros_like(p).abs() for name, p in params.items()}
         for i in range(len(x)):
-            model.zero_grad()
+            for p in params.values():
+                p.grad = None
             rows = [i, i] if self.pair else [i]
             self.loss(model(x[rows].clone()), targets[rows]).mean().backward()
-            for name, p in model.named_parameters():
+            for name, p in params.items():
                 if p.grad is not None:
                     total[name] += p.grad.abs() ** 2 / len(x)
-        return {name: v for name, v in total.items() if model.get_parameter(name).requires_grad}
+        return {name: value for name, value in total.items() if params[name].requires_grad}
 
 
 class Of(nn.Module):
@@ -197,6 +203,17 @@ def dynamic(m, x):
     return out.view(n, 3, -1).mean(2)
 
 
+def excited(m, x):
+    maps = m.c(x)
+    scale = m.e(maps.mean((2, 3))).sigmoid()
+    return m.o((maps * scale[:, :, None, None]).mean((2, 3)))
+
+
+def filled(m, x):
+    x[:, 0] = 1.0
+    return m.o(x)
+
+
 def squeezed(m, x):
     return m.o(torch.relu(m.c(x)).squeeze())
 
@@ -209,8 +226,7 @@ KINDS = {
         lambda: nn.Sequential(nn.Hardtanh(0.2, 0.8, inplace=True), nn.Linear(6, 3)), (6,)
     ),
     "input overwritten by indexing": Network(
-        lambda: Of(lambda m, x: (x.__setitem__((slice(None), 0), 1.0), m.o(x))[1], o=nn.Linear(6, 3)),
-        (6,),
+        lambda: Of(filled, o=nn.Linear(6, 3)), (6,)
     ),
     "input overwritten and used by a function": Network(
         lambda: Of(lambda m, x: x.mul_(2) @ m.w, w=weight(6, 3)), (6,)
@@ -223,7 +239,9 @@ KINDS = {
         (1, 4, 4), pair=True,
     ),
     "packed sequence": Network(
-        lambda: Of(packed, e=nn.Embedding(9, 4), r=nn.GRU(4, 4, batch_first=True), o=nn.Linear(4, 3)),
+        lambda: Of(
+            packed, e=nn.Embedding(9, 4), r=nn.GRU(4, 4, batch_first=True), o=nn.Linear(4, 3)
+        ),
         (5,), vocabulary=9,
     ),
     "packed, padded, two directions": Network(
@@ -241,7 +259,9 @@ KINDS = {
         (4, 3),
     ),
     "recurrent, time first": Network(
-        lambda: Of(lambda m, x: m.o(m.r(x.transpose(0, 1))[0][-1]), r=nn.GRU(3, 4), o=nn.Linear(4, 3)),
+        lambda: Of(
+            lambda m, x: m.o(m.r(x.transpose(0, 1))[0][-1]), r=nn.GRU(3, 4), o=nn.Linear(4, 3)
+        ),
         (4, 3),
     ),
     "recurrent cell in a loop": Network(
@@ -275,7 +295,7 @@ KINDS = {
     ),
     "checkpoint": Network(
         lambda: Of(
-            lambda m, x: checkpoint(lambda h: m.o(torch.tanh(m.i(h)) * m.s), x, use_reentrant=False),
+            lambda m, x: checkpoint(lambda h: m.o(m.i(h).tanh() * m.s), x, use_reentrant=False),
             i=nn.Linear(6, 5), s=weight(5), o=nn.Linear(5, 3),
         ),
         (6,),
@@ -320,7 +340,7 @@ KINDS = {
         lambda: nn.Sequential(pruned(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)), (6,)
     ),
     "pruned convolution": Network(
-        lambda: nn.Sequential(pruned(nn.Conv2d(1, 3, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
+        lambda: nn.Sequential(pruned(nn.Conv2d(1, 3, 3)), nn.ELU(), nn.Flatten(), nn.Linear(12, 3)),
         (1, 4, 4),
     ),
     "spectral norm": Network(
@@ -346,7 +366,8 @@ KINDS = {
     ),
     "same network for both halves": Network(
         lambda: Of(
-            lambda m, x: m.o((m.i(x[:, :3]) - m.i(x[:, 3:])).abs()), i=nn.Linear(3, 4), o=nn.Linear(4, 3)
+            lambda m, x: m.o((m.i(x[:, :3]) - m.i(x[:, 3:])).abs()),
+            i=nn.Linear(3, 4), o=nn.Linear(4, 3),
         ),
         (6,),
     ),
@@ -393,8 +414,7 @@ KINDS = {
     ),
     "squeeze and excite": Network(
         lambda: Of(
-            lambda m, x: m.o((m.c(x) * m.e(m.c(x).mean((2, 3)))[..., None, None].sigmoid()).mean((2, 3))),
-            c=nn.Conv2d(1, 4, 3), e=nn.Linear(4, 4), o=nn.Linear(4, 3),
+            excited, c=nn.Conv2d(1, 4, 3), e=nn.Linear(4, 4), o=nn.Linear(4, 3),
         ),
         (1, 5, 5),
     ),
@@ -402,7 +422,9 @@ KINDS = {
         lambda: torch.jit.script(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))), (6,)
     ),
     "frozen backbone": Network(
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 3)),
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 3)
+        ),
         (1, 4, 4), frozen=("0.weight", "0.bias"),
     ),
     "pixel shuffle and folding": Network(
@@ -436,12 +458,15 @@ def vision(name, size=32, **options):
 
 STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 TOKENS = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 3}
+MIXER = {"num_classes": 3, "img_size": 32, "patch_size": 16, "num_blocks": 2, "embed_dim": 24}
+GATED = {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp, "mlp_ratio": 4}
 FAMILIES = {
     "torchvision mobilenet_v2": vision("mobilenet_v2", width_mult=0.25),
     "torchvision shufflenet_v2": vision("shufflenet_v2_x0_5"),
     "torchvision squeezenet": vision("squeezenet1_1"),
     "torchvision vision transformer": Network(
-        lambda: torchvision.models.VisionTransformer(16, 8, 2, 2, 12, 16, num_classes=3), (3, 16, 16)
+        lambda: torchvision.models.VisionTransformer(16, 8, 2, 2, 12, 16, num_classes=3),
+        (3, 16, 16),
     ),
     "torchvision swin": Network(
         lambda: torchvision.models.SwinTransformer(
@@ -465,10 +490,16 @@ FAMILIES = {
     "convnext": tiny("convnext_atto", **STAGES),
     "inception_next": tiny("inception_next_atto", **(STAGES | {"dims": (16, 16, 24, 32)})),
     "mambaout": tiny("mambaout_femto", **STAGES),
-    "mixer": tiny("mixer_s32_224", img_size=32, num_blocks=2, embed_dim=24),
-    "gmlp": tiny("gmlp_ti16_224", img_size=32, num_blocks=2, embed_dim=24),
-    "resmlp": tiny("resmlp_12_224", img_size=32, num_blocks=2, embed_dim=24),
-    "convmixer": tiny("convmixer_768_32", 28, dim=16, depth=2),
+    "mixer": Network(lambda: MlpMixer(**MIXER), (3, 32, 32)),
+    "gmlp": Network(
+        lambda: MlpMixer(**GATED, **MIXER),
+        (3, 32, 32),
+    ),
+    "resmlp": Network(
+        lambda: MlpMixer(block_layer=ResBlock, norm_layer=Affine, **MIXER),
+        (3, 32, 32),
+    ),
+    "convmixer": Network(lambda: ConvMixer(16, 2, num_classes=3), (3, 28, 28)),
     "lcnet": tiny("lcnet_035"),
     "mobilenetv3": tiny("mobilenetv3_small_050"),
     "ghostnet": tiny("ghostnet_050"),
