@@ -22,5 +22,5 @@ def own_copy(value: Input) -> Input:
     if isinstance(value, Tensor):
         return value.clone()  # type: ignore[return-value]
     if isinstance(value, tuple | list):
-        return type(value)(own_copy(part) for part in value)  # type: ignore[call-arg]
+        return type(value)(own_copy(part) for part in value)
     return value
