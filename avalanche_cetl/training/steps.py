@@ -130,6 +130,7 @@ class StageSteps(SupervisedTemplate):
         (self.loss * part.weight).backward()
         if part.last:
             self._coupled_optimizer.step()
+            trigger_plugins(self, "hold_weights", optimizer=self._coupled_optimizer.optimizer)
             trigger_plugins(self, "after_step", **kwargs)
 
     def _coupled_loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from avalanche_cetl.training.checks import (
     check_classes,
     check_experience,
     check_finite_weights,
+    renamed,
 )
 from avalanche_cetl.training.data import Rows, split_rows
 from avalanche_cetl.training.goal import FixedGoal
@@ -59,8 +60,9 @@ class CETLStrategy(StageSteps):
 
     Stage 3 is Avalanche's ordinary training loop, with all its callbacks: stock plugins,
     loggers and minibatch metrics see it alone. Stage 2 fires ``before_backward`` as well, so
-    that penalties (EWC, LwF, SI) hold T2 there too. :class:`CETLPlugin` adds
-    ``before_stage``, ``after_stage`` and ``after_step``.
+    that penalties (EWC, LwF, SI) hold T2 there too; a plugin that holds weights after a step
+    (GFIPlugin) has its ``hold_weights(strategy, optimizer)`` called with that stage's optimiser.
+    :class:`CETLPlugin` adds ``before_stage``, ``after_stage`` and ``after_step``.
 
     :param model: the coupled network.
     :param optimizer: an ordinary optimiser over ``model.parameters()``. Stage 3 uses it;
@@ -142,6 +144,7 @@ class CETLStrategy(StageSteps):
     _stop_training: bool
     dataloader: Any
 
+    @renamed(ewc_lambda="dwa_lambda")
     def __init__(
         self,
         *,
