@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.models import MultiTaskModule
+from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_cetl.information.fisher import evaluation_mode
@@ -141,18 +143,37 @@ class Target(nn.Module):
                 f"{[name for name in layers if name]}."
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the classifier's logits."""
-        return self.module(x)
+    @property
+    def heads_by_task(self) -> bool:
+        """Whether the classifier reads task labels (Avalanche's ``MultiTaskModule``)."""
+        return is_multi_task_module(self.module)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the code, flattened to ``(N, D)``, and the logits, from one forward pass."""
+    def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Tensor:
+        """Give the classifier's logits.
+
+        :param task_labels: ``(N,)``; read by a classifier with heads by task alone.
+        """
+        return avalanche_forward(self.module, x, task_labels)
+
+    def encode(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give the code, flattened to ``(N, D)``, and the logits, from one forward pass.
+
+        :param task_labels: as in :meth:`forward`; None: any head, for the code alone.
+        """
+        if task_labels is None and self.heads_by_task:
+            known: Any = self.module.known_train_tasks_labels
+            task_labels = torch.full((len(x),), min(known, default=0), device=x.device)
         with self._capture() as captured:
-            logits = self.module(x)
+            logits = self.forward(x, task_labels)
         if not captured:
             raise ValueError(
                 f"the target's code layer {self.code or 'before its last linear layer'!r} did "
                 "not run in its forward pass; name another one with as_target(module, code=...)."
+            )
+        if len(captured[-1]) != len(x):
+            raise ValueError(
+                f"the target's code layer ran on {len(captured[-1])} of {len(x)} images, as a "
+                "layer of one task does; name one that reads all with as_target(module, code=...)."
             )
         return captured[-1].flatten(1), logits
 
@@ -172,7 +193,10 @@ class Target(nn.Module):
         finally:
             handle.remove()
 
-    def _classifier(self) -> nn.Linear:
+    def _classifier(self) -> nn.Module:
+        heads = [m for m in self.module.modules() if isinstance(m, MultiTaskModule)]
+        if heads and heads[-1] is not self.module:
+            return heads[-1]
         linear = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ValueError(
@@ -186,7 +210,8 @@ class Target(nn.Module):
 
         :raises ValueError: when the target does not take ``input_shape``.
         """
-        example = torch.zeros(1, *input_shape, device=_device(self), dtype=_dtype(self))
+        # Two images: a forward pass with squeeze() in it would take one for none.
+        example = torch.zeros(2, *input_shape, device=_device(self), dtype=_dtype(self))
         with evaluation_mode(self), torch.no_grad():
             try:
                 code, logits = self.encode(example)
@@ -209,9 +234,11 @@ def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments
     """Make any classifier a target network T2.
 
     :param module: a module that gives class logits, or the name of a timm model (made with
-        ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``).
+        ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``). One
+        with heads by task (Avalanche's ``MultiTaskModule``) is called with task labels.
     :param code: name of the layer whose output is the code; default: the input of the last
-        linear layer, i.e. the last hidden layer. Maps are flattened to one vector an image.
+        linear layer, i.e. the last hidden layer; with heads by task what they all read. Maps are
+        flattened to one vector an image.
     :return: the module wrapped; a :class:`Target` is given back as it is.
     :raises ValueError: when there is no such layer.
     :raises TypeError: when the argument is no module.
