@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,37 @@ class RoundMean(PluginMetric[float]):
 
     def __str__(self) -> str:
         return self.quantity
+
+
+class RecordedLosses(PluginMetric[dict[str, float]]):
+    """The means over a round of all other losses that were recorded, each under its own name.
+
+    A plugin's loss reaches the loggers by ``strategy.record_loss(name, loss, images)``.
+
+    :param known: names that have a metric of their own.
+    """
+
+    def __init__(self, known: Sequence[str] = ()):
+        super().__init__()
+        self.known = tuple(known)
+        self._values: dict[str, float] = {}
+
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
+        """Emit the round's means, in the order in which they were first recorded."""
+        found = strategy.round_losses
+        self._values = {name: found[name] for name in found if name not in self.known}
+        return [_value(self, strategy, name, value) for name, value in self._values.items()]
+
+    def result(self) -> dict[str, float]:
+        """Give the last round's means, by name."""
+        return self._values
+
+    def reset(self) -> None:
+        """Forget them."""
+        self._values = {}
+
+    def __str__(self) -> str:
+        return "Losses"
 
 
 class WeightShares(PluginMetric[dict[str, float]]):
@@ -185,7 +217,7 @@ def cetl_metrics(
 ) -> list[PluginMetric]:
     """Give the metrics of CETL's training, for an ``EvaluationPlugin``.
 
-    :param losses: L_rs, L_rt, L_c and the losses of distillation plugins, per round.
+    :param losses: L_rs, L_rt, L_c and every loss that a plugin records, per round.
     :param dwa: DWA1 to DWA3 per round.
     :param images: number of images in the picture of reconstructions; 0: no picture.
     :param every: rounds between two pictures.
@@ -193,6 +225,8 @@ def cetl_metrics(
     """
     metrics: list[PluginMetric] = [RoundMean(name) for name in LOSSES if losses]
     metrics += [RoundMean(name) for name in PENALTIES if dwa]
+    if losses:
+        metrics.append(RecordedLosses(LOSSES + PENALTIES))
     if images:
         metrics.append(ReconstructionImages(images, every))
     return metrics

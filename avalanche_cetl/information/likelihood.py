@@ -13,25 +13,29 @@ from torch.nn import functional as F
 #: a batch of outputs in, one loss per sample out, shape ``(N,)``.
 Loss = Callable[..., Tensor]
 LossName = Literal["sampled", "empirical"]
-Likelihood = Literal["categorical", "gaussian"]
+Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 
 
 def negative_log_likelihood(likelihood: str) -> Loss:
     """Give the per-sample negative log likelihood of a network's output.
 
     :param likelihood: ``"categorical"``: cross entropy of logits ``(N, K)`` with
-        class indices ``(N,)``. ``"gaussian"``: unit-variance Gaussian,
-        ``1/2 sum (output - target)^2``, *summed* over all dimensions but the first.
+        class indices ``(N,)``. ``"bernoulli"``: binary cross entropy of logits ``(N, ...)``
+        with targets in [0, 1] of the same shape (``(N,)`` and ``(N, 1)`` count as the same),
+        *summed* over all dimensions but the first. ``"gaussian"``: unit-variance Gaussian,
+        ``1/2 sum (output - target)^2``, summed likewise.
     :return: a loss ``(outputs, targets) -> Tensor of shape (N,)``.
     :raises ValueError: for another name.
     """
     if likelihood == "categorical":
         return _categorical_nll
+    if likelihood == "bernoulli":
+        return _bernoulli_nll
     if likelihood == "gaussian":
         return _gaussian_nll
     raise ValueError(
-        f"likelihood={likelihood!r} is not known. Allowed: 'categorical' (class logits) "
-        "or 'gaussian' (reconstructions)."
+        f"likelihood={likelihood!r} is not known. Allowed: 'categorical' (class logits), "
+        "'bernoulli' (logits of yes or no) or 'gaussian' (reconstructions)."
     )
 
 
@@ -39,8 +43,71 @@ def _categorical_nll(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
+def _bernoulli_nll(outputs: Tensor, targets: Tensor) -> Tensor:
+    wanted = _shaped(targets, outputs).to(outputs.dtype)
+    each = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+    return each.reshape(len(each), -1).sum(1)
+
+
 def _gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
-    return 0.5 * (outputs - targets).flatten(1).square().sum(1)
+    away = outputs - _shaped(targets, outputs)
+    return 0.5 * away.reshape(len(away), -1).square().sum(1)
+
+
+def _shaped(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets in the outputs' shape: subtraction would broadcast (N,) with (N, 1) to (N, N)."""
+    if targets.shape == outputs.shape:
+        return targets
+    if targets.numel() != outputs.numel():
+        raise ValueError(
+            f"the targets have shape {tuple(targets.shape)}, the model's outputs "
+            f"{tuple(outputs.shape)}; this likelihood needs one target for each output."
+        )
+    return targets.reshape(outputs.shape)
+
+
+def check_outputs(outputs: Any, likelihood: str) -> Tensor:
+    """Return a model's outputs, or raise ValueError when the likelihood cannot read them."""
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or not outputs.dim():
+        kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        kind = f"{outputs.dtype} of shape {kind}" if isinstance(outputs, Tensor) else kind
+        raise ValueError(
+            f"likelihood={likelihood!r} reads one tensor of real numbers (N, ...), but the model "
+            f"gave {kind}. Pick the tensor: output= in GFIPlugin, elsewhere a loss "
+            "(outputs, targets) -> (N,) or a module around the model."
+        )
+    if likelihood == "categorical" and (outputs.dim() != 2 or outputs.shape[1] < 2):
+        raise ValueError(
+            f"likelihood='categorical' reads class logits (N, K) with K >= 2, but the model gave "
+            f"{tuple(outputs.shape)}. For one logit, or several of which each is yes or no, give "
+            "likelihood='bernoulli', for real values 'gaussian', for logits in another layout "
+            "output= in GFIPlugin, elsewhere a loss (outputs, targets) -> (N,)."
+        )
+    return outputs
+
+
+def check_targets(targets: Tensor, likelihood: str) -> None:
+    """Raise ValueError unless the likelihood knows every target, and name the first row.
+
+    Class indices (or probabilities) have to be >= 0, ``"bernoulli"`` targets in [0, 1], all of
+    them finite.
+    """
+    if likelihood == "gaussian":
+        good, allowed = targets.isfinite(), "finite values"
+    elif likelihood == "bernoulli":
+        good, allowed = (targets >= 0) & (targets <= 1), "values in [0, 1]"
+    else:
+        good = (targets >= 0) & targets.isfinite()
+        allowed = "class indices from 0"
+    rows = (~good.reshape(len(targets), -1).all(1)).nonzero().flatten()
+    if len(rows):
+        row = int(rows[0])
+        found = targets[row].reshape(-1)[~good[row].reshape(-1)][0].item()
+        raise ValueError(
+            f"targets[{row}] is {found} (of {len(rows)} such rows); likelihood={likelihood!r} "
+            f"needs {allowed}. An unknown label has no empirical Fisher information: leave "
+            "those rows out, draw their labels with sample_targets, or use loss='sampled'."
+        )
 
 
 @torch.no_grad()
@@ -49,14 +116,17 @@ def sample_targets(
 ) -> Tensor:
     """Draw one target per sample from the model's own predictive distribution.
 
-    :param outputs: logits ``(N, K)`` or reconstructions ``(N, ...)``.
-    :param likelihood: ``"categorical"`` draws labels from the softmax,
-        ``"gaussian"`` adds unit-variance noise to the output.
+    :param outputs: logits ``(N, K)``, or ``(N, ...)`` for the other likelihoods.
+    :param likelihood: ``"categorical"`` draws labels from the softmax, ``"bernoulli"`` 0 or 1
+        for each logit from its sigmoid, ``"gaussian"`` adds unit-variance noise to the output.
     :param generator: a CPU generator; the draw happens on the CPU, so that the
         same seed gives the same targets on every device.
-    :return: labels ``(N,)`` (int64), or noisy reconstructions shaped as ``outputs``.
-    :raises ValueError: for another likelihood.
+    :return: labels ``(N,)`` (int64), or 0 and 1, or noisy reconstructions, shaped and of the
+        type of ``outputs``.
+    :raises ValueError: for another likelihood, or outputs that it cannot read.
     """
+    negative_log_likelihood(likelihood)
+    check_outputs(outputs, likelihood)
     return _place(outputs, likelihood, _chance(outputs, len(outputs), likelihood, generator))
 
 
@@ -66,10 +136,9 @@ def _chance(
     """Draw the randomness of a number of samples at once, whatever batches they come in."""
     if likelihood == "categorical":
         return torch.rand(samples, 1, generator=generator, dtype=torch.float64)
-    if likelihood == "gaussian":
-        return torch.randn(samples, *outputs.shape[1:], generator=generator)
-    negative_log_likelihood(likelihood)  # raises
-    raise AssertionError
+    if likelihood == "bernoulli":
+        return torch.rand(samples, *outputs.shape[1:], generator=generator, dtype=torch.float64)
+    return torch.randn(samples, *outputs.shape[1:], generator=generator)
 
 
 def _place(outputs: Tensor, likelihood: str, chance: Tensor) -> Tensor:
@@ -77,6 +146,8 @@ def _place(outputs: Tensor, likelihood: str, chance: Tensor) -> Tensor:
         cumulated = outputs.detach().double().softmax(-1).cumsum(-1).cpu()
         drawn = (chance * cumulated[:, -1:] >= cumulated).sum(1)
         return drawn.clamp(max=outputs.shape[1] - 1).to(outputs.device)
+    if likelihood == "bernoulli":
+        return (chance < outputs.detach().double().sigmoid().cpu()).to(outputs)
     return outputs.detach() + chance.to(outputs)
 
 
@@ -86,7 +157,8 @@ class BoundLoss:
     :param loss: ``"sampled"``, ``"empirical"`` or a callable.
     :param targets: of all N samples (a tensor or a tuple of tensors with N rows), or None.
     :param samples: N.
-    :raises ValueError: for an unknown name, or an empirical loss without targets.
+    :raises ValueError: for an unknown name, or an empirical loss without targets or with
+        targets that the likelihood does not know.
     """
 
     def __init__(
@@ -104,7 +176,9 @@ class BoundLoss:
             )
         if loss == "empirical" and targets is None:
             raise ValueError("loss='empirical' needs targets=: labels, or images to reconstruct.")
-        self._sampled = loss == "sampled"
+        self._sampled, self._named = loss == "sampled", not callable(loss)
+        if loss == "empirical" and isinstance(targets, Tensor):
+            check_targets(targets, likelihood)
         self.function: Loss = loss if callable(loss) else negative_log_likelihood(likelihood)
         self._targets = targets
         self._samples, self._likelihood, self._generator = samples, likelihood, generator
@@ -112,6 +186,8 @@ class BoundLoss:
 
     def targets(self, outputs: Any, rows: slice) -> Any:
         """Targets of some samples, given the model's outputs for them."""
+        if self._named:
+            check_outputs(outputs, self._likelihood)
         if not self._sampled:
             return select(self._targets, rows)
         if self._chance is None:

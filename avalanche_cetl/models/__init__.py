@@ -1,8 +1,16 @@
 """Torch modules: the coupled network, decoders and target networks."""
 
-from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.models.coupled import CoupledModel, MultiTaskCoupledModel
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.resnet import ResNet26
 from avalanche_cetl.models.targets import CICNN, Target, as_target
 
-__all__ = ["CICNN", "CoupledModel", "ResNet26", "ReversedDecoder", "Target", "as_target"]
+__all__ = [
+    "CICNN",
+    "CoupledModel",
+    "MultiTaskCoupledModel",
+    "ResNet26",
+    "ReversedDecoder",
+    "Target",
+    "as_target",
+]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
@@ -66,7 +67,7 @@ class Outputs(NamedTuple):
 
     source_reconstruction: Tensor | None
     target_reconstruction: Tensor | None
-    logits: Tensor | None
+    logits: Tensor | tuple[Tensor, ...] | None
 
 
 class CoupledModel(nn.Module):
@@ -112,6 +113,11 @@ class CoupledModel(nn.Module):
             raise ValueError("give input_shape=(C, H, W): the decoder does not tell it.")
         self.input_shape = tuple(int(size) for size in shape)
         self.target: Target = as_target(target)
+        if self.target.heads_by_task and not isinstance(self, MultiTaskModule):
+            raise TypeError(
+                "the target has heads by task, so the model has to take task labels: use "
+                "CoupledModel.build, or MultiTaskCoupledModel."
+            )
         self.code_dim, self.num_classes = self.target.measure(self.input_shape)
         width = getattr(decoder, "code_dim", self.code_dim)
         self.decoder = decoder
@@ -145,9 +151,12 @@ class CoupledModel(nn.Module):
         :param input_shape: shape of T2's input, ``(C, H, W)``.
         :param code: T2's code layer, see :func:`as_target`.
         :param unpool: ``"nearest"`` or ``"zeros"``.
-        :return: the model, all of it on the target's device.
+        :return: the model, all of it on the target's device; a :class:`MultiTaskCoupledModel`
+            for a target with heads by task.
         """
         wrapped = as_target(target, code)
+        if wrapped.heads_by_task and cls is CoupledModel:
+            cls = MultiTaskCoupledModel
         return cls(source, ReversedDecoder(wrapped, input_shape, unpool), wrapped)
 
     def _check_shapes(self) -> None:
@@ -195,9 +204,12 @@ class CoupledModel(nn.Module):
             features = self.source_features(x)
         return self.source_adapter(features)
 
-    def target_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass."""
-        code, logits = self.target.encode(x)
+    def target_code(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass.
+
+        :param task_labels: ``(N,)``, for a T2 with heads by task; None: any head, for the code.
+        """
+        code, logits = self.target.encode(x, task_labels)
         return self.target_adapter(code), logits
 
     def reconstruct_target(self, x: Tensor) -> Tensor:
@@ -268,6 +280,23 @@ def _linear(width: int, wanted: int) -> nn.Linear:
     return layer
 
 
+class MultiTaskCoupledModel(CoupledModel, MultiTaskModule):
+    """The coupled network whose T2 has heads by task: its forward pass reads task labels.
+
+    To Avalanche it is a ``MultiTaskModule``: heads grow with the tasks of the stream, training
+    and evaluation pick each image's own. S and T1 are shared by all tasks.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, task_labels: Tensor | None
+    ) -> Tensor:
+        """Give T2's class logits ``(N, K)``, each image's from the head of its task.
+
+        :param task_labels: ``(N,)``; None: a dict of every known task's logits.
+        """
+        return self.target(x, task_labels)
+
+
 class TargetTasks(nn.Module):
     """A view of T1 and T2 for importance passes: ``(features, x) -> Outputs``.
 
@@ -276,26 +305,34 @@ class TargetTasks(nn.Module):
 
     :param model: the coupled model.
     :param outputs: which outputs to compute, of ``source``, ``target`` and ``logits``.
+    :param heads: for a T2 with heads by task, the tasks whose logits to give, as a tuple.
     """
 
     def __init__(
-        self, model: CoupledModel, outputs: Sequence[str] = ("source", "target", "logits")
+        self,
+        model: CoupledModel,
+        outputs: Sequence[str] = ("source", "target", "logits"),
+        heads: Sequence[int] = (),
     ):
         super().__init__()
         self.decoder = model.decoder
         self.source_adapter = model.source_adapter
         self.target_adapter = model.target_adapter
         self.target = model.target
-        self.outputs = tuple(outputs)
+        self.outputs, self.heads = tuple(outputs), tuple(heads)
 
     def forward(self, features: Tensor, x: Tensor) -> Outputs:
         """Give reconstructions and logits of images ``(N, C, H, W)`` with S's raw features."""
-        source = target = logits = None
+        source = target = None
+        logits: Tensor | tuple[Tensor, ...] | None = None
         if "source" in self.outputs:
             source = self.decoder(self.source_adapter(features))  # type: ignore[misc]
         if "target" in self.outputs:
             code, logits = self.target.encode(x)
             target = self.decoder(self.target_adapter(code))
-        elif "logits" in self.outputs:
+        elif "logits" in self.outputs and not self.heads:
             logits = self.target(x)
+        if "logits" in self.outputs and self.heads:
+            tasks = [torch.full((len(x),), task, device=x.device) for task in self.heads]
+            logits = tuple(self.target(x, labels) for labels in tasks)
         return Outputs(source, target, logits)

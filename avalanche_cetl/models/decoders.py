@@ -393,7 +393,7 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
 
     handles = [m.register_forward_hook(note) for m in target.modules() if not any(m.children())]
     try:
-        target.encode(torch.zeros(1, *image).to(next(target.parameters())))
+        target.encode(torch.zeros(2, *image).to(next(target.parameters())))
     finally:
         for handle in handles:
             handle.remove()

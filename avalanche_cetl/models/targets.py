@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from avalanche.models import MultiTaskModule
+from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
@@ -142,29 +144,51 @@ class Target(nn.Module):
                 f"{[name for name in layers if name]}."
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the classifier's logits; ``x`` stays as it is, whatever the classifier writes."""
-        return self.module(own_copy(x))
+    @property
+    def heads_by_task(self) -> bool:
+        """Whether the classifier reads task labels (Avalanche's ``MultiTaskModule``)."""
+        return is_multi_task_module(self.module)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Tensor:
+        """Return the classifier's logits; ``x`` stays as it is, whatever the classifier writes.
+
+        :param task_labels: ``(N,)``; read by a classifier with heads by task alone.
+        """
+        return avalanche_forward(self.module, own_copy(x), task_labels)
+
+    def encode(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the code, flattened to ``(N, D)``, and the logits, from one forward pass.
 
         The code is as its layer gave it, whatever later layers write into the same memory; ``x``
         stays as it is.
+
+        :param task_labels: as in :meth:`forward`; None: any head, for the code alone.
         """
+        if task_labels is None and self.heads_by_task:
+            known: Any = self.module.known_train_tasks_labels
+            task_labels = torch.full((len(x),), min(known, default=0), device=x.device)
         what = f"the target's code layer {self.code or 'before its last linear layer'!r}"
         reads = self.code is None
         layer = self._classifier() if reads else self.module.get_submodule(str(self.code))
         with Kept(layer, what, reads=reads) as kept:
-            logits = self.module(own_copy(x))
+            logits = self.forward(x, task_labels)
         if not kept.values:
             raise ValueError(
                 f"{what} did not run in its forward pass; name another one with "
                 "as_target(module, code=...)."
             )
-        return kept.values[-1].flatten(1), logits
+        code = kept.values[-1]
+        if len(code) != len(x):
+            raise ValueError(
+                f"{what} ran on {len(code)} of {len(x)} images, as a layer of one task does; name "
+                "one that reads all with as_target(module, code=...)."
+            )
+        return code.flatten(1), logits
 
-    def _classifier(self) -> nn.Linear:
+    def _classifier(self) -> nn.Module:
+        heads = [m for m in self.module.modules() if isinstance(m, MultiTaskModule)]
+        if heads and heads[-1] is not self.module:
+            return heads[-1]
         linear = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
         if not linear:
             raise ValueError(
@@ -178,7 +202,8 @@ class Target(nn.Module):
 
         :raises ValueError: when the target does not take ``input_shape``.
         """
-        example = torch.zeros(1, *input_shape, device=_device(self), dtype=_dtype(self))
+        # Two images: a forward pass with squeeze() in it would take one for none.
+        example = torch.zeros(2, *input_shape, device=_device(self), dtype=_dtype(self))
         with evaluation_mode(self), torch.no_grad():
             try:
                 code, logits = self.encode(example)
@@ -201,9 +226,11 @@ def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments
     """Make any classifier a target network T2.
 
     :param module: a module that gives class logits, or the name of a timm model (made with
-        ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``).
+        ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``). One
+        with heads by task (Avalanche's ``MultiTaskModule``) is called with task labels.
     :param code: name of the layer whose output is the code; default: the input of the last
-        linear layer, i.e. the last hidden layer. Maps are flattened to one vector an image.
+        linear layer, i.e. the last hidden layer; with heads by task what they all read. Maps are
+        flattened to one vector an image.
     :return: the module wrapped; a :class:`Target` is given back as it is.
     :raises ValueError: when there is no such layer.
     :raises TypeError: when the argument is no module.

@@ -39,14 +39,14 @@ class Allocation:
         model: CoupledModel,
         epoch: int,
         rows: int,
-        read: Callable[[list[int]], Sample],
+        read: Callable[[list[int]], tuple[Sample, Tensor]],
         processes: Processes | None = None,
     ) -> None:
         """Measure importances at the weights as they are now, theta*, where they are due.
 
         :param epoch: rounds done in this experience.
         :param rows: number of target rows.
-        :param read: gives target rows, without training augmentation.
+        :param read: gives target rows, without training augmentation, and their task labels.
         :param processes: that share the measurement.
         """
         if self.plan.importance is None or self.strength == 0:
@@ -59,12 +59,14 @@ class Allocation:
             names = tuple(name for name in names if name == "GFI3")
         for name in names:
             drawn = torch.randperm(rows, generator=self._generator)[: self.settings.samples]
+            sample, tasks = read(drawn.tolist())
             self.importance[name] = measure(
                 model,
                 PAIRS[name],
-                read(drawn.tolist()),
+                sample,
                 self.settings,
                 self.plan.importance,
                 self._generator,
                 processes,
+                tasks,
             )

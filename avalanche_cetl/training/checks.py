@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,39 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.data import UNLABELLED, Rows
 from avalanche_cetl.training.settings import GFISettings, Variant
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class NonFiniteLossError(ValueError):
     """A training loss became NaN or infinite; the message names loss, stage and epoch."""
+
+
+def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function refuse arguments of its Avalanche counterparts, and name its own.
+
+    :param ours: by the name elsewhere, the name here.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, own in ours.items():
+                if kwargs.pop(name, None) is not None:
+                    raise TypeError(f"{name}= is called {own}= here; give {own}=.")
+            return function(*args, **kwargs)
+
+        # Avalanche refuses names that are not in a strategy's signature before it is called.
+        signature = inspect.signature(function)
+        named = list(signature.parameters.values())
+        last = len(named) - (named[-1].kind is inspect.Parameter.VAR_KEYWORD)
+        named[last:last] = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ours
+        ]
+        checked.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return checked
+
+    return decorate
 
 
 class LabelledRows(nn.Module):

@@ -127,7 +127,7 @@ class ViewConsistency(CETLPlugin):
             return
         slow: Any = self._slow
         with torch.no_grad():
-            _, goal = slow.encode(step.images)
+            _, goal = slow.encode(step.images, step.tasks)
         labels = step.labels
         counted = labels < 0 if self.rows == "unlabelled" else torch.ones_like(labels).bool()
         view = consistency_loss(step.logits, goal, self.threshold, counted)

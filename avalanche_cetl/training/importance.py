@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from avalanche_cetl.information.likelihood import (
     Loss,
     negative_log_likelihood,
     sample_targets,
+    select,
 )
 from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.information.relative import fisher_and_relative
 from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks
+from avalanche_cetl.training.readout import Readout, by_head
 from avalanche_cetl.training.settings import GFISettings
 
 
@@ -82,6 +84,7 @@ def measure(
     importance: Literal["fisher", "gfi"],
     generator: torch.Generator,
     processes: Processes | None = None,
+    task_labels: Tensor | None = None,
 ) -> Importance:
     """Measure one importance of Algorithm 1 at the model's current weights.
 
@@ -91,26 +94,33 @@ def measure(
     :param importance: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it.
     :param generator: CPU generator of drawn targets and of the gate.
     :param processes: that share the rows out; all have the same sample and generator.
+    :param task_labels: of the rows, ``(N,)``, for a T2 with heads by task.
     """
     params = model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
     params = {name: p for name, p in params.items() if p.requires_grad}
-    tasks = TargetTasks(model, (pair.keep, pair.partner) if importance == "gfi" else (pair.keep,))
-    images, labels, features = sample
+    heads: tuple[int, ...] = ()
+    if model.target.heads_by_task:
+        assert task_labels is not None
+        heads = tuple(task_labels.unique().tolist())
+    outputs = (pair.keep, pair.partner) if importance == "gfi" else (pair.keep,)
+    tasks = TargetTasks(model, outputs, heads)
+    images, _, features = sample
     with torch.no_grad(), evaluation_mode(model):
         if features is None:
             features = images.flatten(1) if model.source is None else model.source_features(images)
-        goals = _goals(model, features, images, labels, settings.fisher, generator)
+        goals = _goals(model, features, sample, task_labels, settings.fisher, generator)
     own, group = slice(None), None
     if processes is not None and 1 < processes.size <= len(images):
         own, group = slice(processes.rank, None, processes.size), processes.group
     inputs = (features[own], images[own])
-    goals = {name: goal[own] for name, goal in goals.items()}
     names = (pair.keep, pair.partner)
+    losses = {name: _loss_of(name, heads, goals[name], task_labels) for name in outputs}
+    goals = {name: select(goal, own) for name, (_, goal) in losses.items()}
     if importance == "fisher":
         fisher = fisher_information(
             tasks,
             inputs,
-            _loss_of(pair.keep),
+            losses[pair.keep][0],
             params,
             targets=goals[pair.keep],
             process_group=group,
@@ -121,7 +131,7 @@ def measure(
         fisher, relative = fisher_and_relative(
             tasks,
             inputs,
-            (_loss_of(names[0]), _loss_of(names[1])),
+            (losses[names[0]][0], losses[names[1]][0]),
             params,
             targets=(goals[names[0]], goals[names[1]]),
             estimator=settings.estimator,
@@ -150,27 +160,38 @@ def measure(
     )
 
 
-def _loss_of(output: str) -> Loss:
-    """Negative log likelihood of one of the coupled model's outputs."""
+def _loss_of(
+    output: str, heads: tuple[int, ...], goal: Tensor, task_labels: Tensor | None
+) -> tuple[Loss, Any]:
+    """Negative log likelihood of one of the coupled model's outputs, and its targets."""
     if output == "logits":
         nll = negative_log_likelihood("categorical")
-        return lambda outputs, targets: nll(outputs.logits, targets)
+        if heads:
+            assert task_labels is not None
+            loss, goal = by_head(nll, heads, goal, task_labels)
+            return lambda outputs, targets: loss(outputs.logits, targets), goal
+        return lambda outputs, targets: nll(outputs.logits, targets), goal
     nll = negative_log_likelihood("gaussian")
     index = Outputs._fields.index(f"{output}_reconstruction")
-    return lambda outputs, targets: nll(outputs[index], targets)
+    return lambda outputs, targets: nll(outputs[index], targets), goal
 
 
 def _goals(
     model: CoupledModel,
     features: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    sample: Sample,
+    task_labels: Tensor | None,
     fisher: str,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """What each output's likelihood is taken at, by the kind of Fisher information."""
+    images, labels, _ = sample
     reconstructed, logits = model.decode_target(images)
-    drawn = sample_targets(logits, "categorical", generator)
+    if model.target.heads_by_task:
+        assert task_labels is not None
+        drawn = Readout("categorical").draw(model, images, task_labels, generator)
+    else:
+        drawn = sample_targets(logits, "categorical", generator)
     source = model.reconstruct_source(features=features) if model.source is not None else images
     if fisher == "empirical":
         known = torch.where(labels >= 0, labels, drawn)

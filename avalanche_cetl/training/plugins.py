@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
 from typing import Any
 
 import torch
-from avalanche.core import BasePlugin, SupervisedPlugin
-from avalanche.models import MultiTaskModule
-from avalanche.models.utils import avalanche_forward
-from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
-from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from avalanche.core import SupervisedPlugin
+from avalanche.models.utils import is_multi_task_module
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from avalanche_cetl.information.fisher import evaluation_mode, fisher_information
+from avalanche_cetl.information.fisher import fisher_information
 from avalanche_cetl.information.generalized import (
     Quantile,
     dwa_penalty,
@@ -23,11 +19,16 @@ from avalanche_cetl.information.generalized import (
     normalize_importance,
     shared_weights,
 )
-from avalanche_cetl.information.likelihood import negative_log_likelihood, sample_targets
+from avalanche_cetl.information.likelihood import select
 from avalanche_cetl.information.relative import relative_fisher
+from avalanche_cetl.training.checks import NonFiniteLossError, renamed
+from avalanche_cetl.training.parameters import bare, grown, trainable
+from avalanche_cetl.training.proximal import Pull, Weights, check_learning_rates
+from avalanche_cetl.training.readout import Output, Readout
+from avalanche_cetl.training.sample import Sample, in_turn, read_sample
 from avalanche_cetl.training.settings import GFISettings
 
-Weights = dict[str, Tensor]
+PENALTIES = ("proximal", "loss")
 
 
 class GFIPlugin(SupervisedPlugin):
@@ -37,17 +38,27 @@ class GFIPlugin(SupervisedPlugin):
     measures the Fisher information of its weights, per sample. At the start of the next it
     asks, on the new experience's own images and at the weights as they are, how much the two
     tasks' Fisher values know of each other: those of the old task (labels drawn from the model
-    as it was) and those of the new one (its labels). The relative Fisher information gates the
-    stored importance weight by weight, and training pays
+    as it was) and those of the new one (its labels; unknown ones, below 0, are drawn). The
+    relative Fisher information gates the stored importance weight by weight, and training pays
     ``sum_e sum_i dwa_lambda / 2 GFI_ei (theta_i - theta*_ei)^2``. No old data is kept.
+
+    How it pays: by default in a proximal step after the optimiser's (:class:`Pull`), once an
+    iteration, at the learning rate of each weight's parameter group. The weights stay finite at
+    every strength, where the penalty in the loss diverges as soon as learning rate times
+    ``dwa_lambda`` times importance is more than 2. With SGD the two agree to first order in the
+    learning rate; with adaptive optimisers the pull is not divided by their moments, so that the
+    best strength is another one than in the loss. Parameters that the optimiser does not hold
+    stay; those without a gradient in a step are pulled, as they are by a penalty in the loss. A
+    step that a gradient scaler skips is still followed by its pull.
 
     Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fisher
     information: Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has
     no factor 1/2 in its penalty.
 
-    For classification: networks that give logits. Parameters that do not require gradients
-    are neither measured nor held. Parameters that grow between experiences (heads) keep the
-    importance of their old part; new ones are free.
+    Parameters that do not require gradients are neither measured nor held. Parameters that grow
+    between experiences (heads) keep the importance of their old part; new ones are free. In
+    networks with heads by task each image is read through the head of its own task; where an
+    old experience had several, new images take its heads in turn.
 
     :param dwa_lambda: strength of the penalty, lambda of eq. 11, >= 0. With ``normalize`` it
         counts against importances of mean 1.
@@ -55,11 +66,19 @@ class GFIPlugin(SupervisedPlugin):
         one for all, old ones fading by ``decay_factor``.
     :param decay_factor: for ``"online"`` alone, and needed there.
     :param keep_importance_data: keep past importances and anchors in ``"online"`` mode too.
+    :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
+        rates in the optimiser's groups; ``"loss"``: the sum above, added to the loss as printed,
+        with a check that it is finite.
     :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``.
     :param probability: p of eq. 10, in [0, 1].
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
     :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
         ``"empirical"``, the data's, as EWC does.
+    :param likelihood: what the network's output is: ``"categorical"``: class logits ``(N, K)``;
+        ``"bernoulli"``: one logit or several, each of yes or no, as binary cross entropy reads
+        them; ``"gaussian"``: real values, as a squared error reads them.
+    :param output: picks the tensor of logits out of the network's output: an index, a key or a
+        callable. Default: the output is the tensor.
     :param samples: images that each measurement reads, drawn from the experience (all of a
         smaller one), without training augmentation, >= 2.
     :param normalize: rescale each importance to mean 1 over its non-zero entries.
@@ -70,11 +89,15 @@ class GFIPlugin(SupervisedPlugin):
     :ivar saved_params: per experience, the weights theta* it was measured at.
     :ivar gated: per old experience, GFI as the current experience holds it.
     :ivar shared: per old experience, by parameter the share in [0, 1] of weights with RF >= u.
-    :raises ValueError: for arguments out of range.
+    :raises ValueError: for arguments out of range; before an experience trains, when the
+        likelihood cannot read the network's output or the labels, or when a parameter group has
+        no learning rate; and :class:`NonFiniteLossError` when a penalty in the loss or a
+        measured importance is not finite.
     """
 
     supports_distributed = True
 
+    @renamed(ewc_lambda="dwa_lambda")
     def __init__(
         self,
         dwa_lambda: float,
@@ -82,10 +105,13 @@ class GFIPlugin(SupervisedPlugin):
         decay_factor: float | None = None,
         keep_importance_data: bool = False,
         *,
+        penalty: str = "proximal",
         threshold: float | Quantile = 0.5,
         probability: float = 0.9,
         estimator: str = "gaussian",
         fisher: str = "sampled",
+        likelihood: str = "categorical",
+        output: Output | None = None,
         samples: int = 256,
         normalize: bool = True,
         seed: int = 0,
@@ -98,12 +124,19 @@ class GFIPlugin(SupervisedPlugin):
                 f"decay_factor={decay_factor} with mode={mode!r}: give decay_factor in 'online' "
                 "mode, and only there."
             )
-        if not dwa_lambda >= 0:
-            raise ValueError(f"dwa_lambda={dwa_lambda} has to be >= 0.")
+        if penalty not in PENALTIES:
+            allowed = ", ".join(map(repr, PENALTIES))
+            raise ValueError(f"penalty={penalty!r} is not known. Allowed: {allowed}.")
+        if not dwa_lambda >= 0 or (math.isinf(dwa_lambda) and penalty == "loss"):
+            raise ValueError(
+                f"dwa_lambda={dwa_lambda} has to be >= 0, and finite with penalty='loss'."
+            )
         self.dwa_lambda = float(dwa_lambda)
         self.mode = mode
         self.decay_factor = decay_factor
         self.keep_importance_data = keep_importance_data or mode == "separate"
+        self.penalty = penalty
+        self.readout = Readout(likelihood, output)
         self.settings = GFISettings(
             threshold=threshold,
             probability=probability,
@@ -117,35 +150,42 @@ class GFIPlugin(SupervisedPlugin):
         self.saved_params: dict[int, Weights] = {}
         self.gated: dict[int, Weights] = {}
         self.shared: dict[int, dict[str, float]] = {}
+        self._pull = Pull()
         self._generator = torch.Generator().manual_seed(seed)
-        self._tasks: dict[int, int] = {}
-        self._drawn: tuple[list[int], dict[int | None, Tensor]] | None = None
+        self._tasks: dict[int, tuple[int, ...]] = {}
+        self._drawn: tuple[Sample, dict[tuple[int, ...], Tensor]] | None = None
 
     # ------------------------------------------------------------------ callbacks
 
     def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Draw the old task's labels for new images, while the model is as it was."""
+        """Draw the old task's labels for new images, while the model is as it was.
+
+        The images are kept until the gate is drawn: another plugin may put another data set in
+        the experience meanwhile, whose rows would not be those that the labels were drawn for.
+        """
         self._drawn = None
         if not self._old(strategy) or not self._gates:
             return
-        images, _, _, rows = self._sample(strategy)
+        model = bare(strategy.model)
+        images, labels, tasks = self._sample(strategy)
         drawn = {
-            task: self._draw(_bare(strategy.model), images, task)
-            for task in self._old_tasks(strategy)
+            old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
+            for old in self._old_tasks(strategy)
         }
-        self._drawn = rows, drawn
+        self._drawn = Sample(images, labels, tasks), drawn
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Gate the stored importances by what the old tasks and the new one share."""
-        self.gated, self.shared = {}, {}
-        params = _trainable(_bare(strategy.model))
+        self._check(strategy)
+        self.gated, self.shared, self._pull = {}, {}, Pull()
+        params = trainable(bare(strategy.model))
         relative = self._relative(strategy, params) if self._drawn is not None else {}
         self._drawn = None
         for experience in self._old(strategy):
             stored = self.importances[experience]
-            held = {name: _grown(v, params[name]) for name, v in stored.items() if name in params}
+            held = {name: grown(v, params[name]) for name, v in stored.items() if name in params}
             if relative:
-                rf = relative[self._task_key(strategy, experience)]
+                rf = relative[self._tasks[experience]]
                 rf = {name: rf[name] for name in held}
                 held = generalized_fisher(
                     held,
@@ -159,45 +199,62 @@ class GFIPlugin(SupervisedPlugin):
             self.gated[experience] = normalize_importance(held) if self.settings.normalize else held
             anchors = self.saved_params[experience]
             self.saved_params[experience] = {
-                name: _grown(v, params[name]) if name in params else v
-                for name, v in anchors.items()
+                name: grown(v, params[name]) if name in params else v for name, v in anchors.items()
             }
+            if self.penalty == "proximal":
+                self._pull.add(self.gated[experience], self.saved_params[experience])
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Add the penalty to the loss."""
-        if not self.gated or self.dwa_lambda == 0:
+        """Add the penalty to the loss, where that is its form."""
+        if self.penalty != "loss" or not self.gated or self.dwa_lambda == 0:
             return
-        params = dict(_bare(strategy.model).named_parameters())
+        params = dict(bare(strategy.model).named_parameters())
         for experience, importance in self.gated.items():
             anchors = self.saved_params[experience]
-            strategy.loss += dwa_penalty(params, anchors, importance, self.dwa_lambda)
+            added = dwa_penalty(params, anchors, importance, self.dwa_lambda)
+            if not torch.isfinite(added):
+                raise self._diverged(f"the penalty of experience {experience}", strategy)
+            strategy.loss += added
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Take the proximal step that follows the optimiser's."""
+        self.hold_weights(strategy, strategy.optimizer)
+
+    def hold_weights(self, strategy: Any, optimizer: Optimizer) -> None:
+        """Take the proximal step at an optimiser's learning rates."""
+        self._pull.step(dict(bare(strategy.model).named_parameters()), optimizer, self.dwa_lambda)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the Fisher information of the experience that ends."""
         now = strategy.clock.train_exp_counter
-        params = _trainable(_bare(strategy.model))
-        images, labels, task, _ = self._sample(strategy)
-        view = _view(_bare(strategy.model), (task,))
-        nll = negative_log_likelihood("categorical")
+        model = bare(strategy.model)
+        params = trainable(model)
+        images, labels, tasks = self._sample(strategy)
         if self.settings.fisher == "sampled":
-            labels = self._draw(_bare(strategy.model), images, task)
+            targets = self.readout.draw(model, images, tasks, self._generator)
         else:
-            labels = self._known(_bare(strategy.model), images, labels, task)
+            targets = self.readout.known(model, images, labels, tasks, self._generator)
+        view = self.readout.view(model, tasks)
+        loss, targets = view.task(targets, tasks)
         own, group = _share(len(images))
-        fisher = fisher_information(
-            view.module, images[own], lambda out, y: nll(view.pick(out, 0), y),
-            view.rename(params), targets=labels[own], process_group=group,
+        fisher = view.restore(
+            fisher_information(
+                view.module, images[own], loss,
+                view.rename(params), targets=select(targets, own), process_group=group,
+            )
         )  # fmt: skip
-        self.importances[now] = self._merged(view.restore(fisher), now)
+        if not all(bool(value.isfinite().all()) for value in fisher.values()):
+            raise self._diverged("the Fisher information", strategy)
+        self.importances[now] = self._merged(fisher, now)
         anchors = {name: p.detach().clone() for name, p in params.items()}
         if self.mode == "online":
             anchors = self.saved_params.get(now - 1, {}) | anchors
         self.saved_params[now] = anchors
-        self._tasks[now] = task
+        self._tasks[now] = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
         if now > 0 and not self.keep_importance_data:
             self.importances.pop(now - 1, None)
             self.saved_params.pop(now - 1, None)
-        self.gated = {}
+        self.gated, self._pull = {}, Pull()
 
     # ------------------------------------------------------------------ pieces
 
@@ -212,11 +269,9 @@ class GFIPlugin(SupervisedPlugin):
         known = [e for e in self.importances if e < now]
         return known if self.mode == "separate" else known[-1:]
 
-    def _task_key(self, strategy: Any, experience: int) -> int | None:
-        return self._tasks[experience] if _multi_task(_bare(strategy.model)) else None
-
-    def _old_tasks(self, strategy: Any) -> list[int | None]:
-        return list(dict.fromkeys(self._task_key(strategy, e) for e in self._old(strategy)))
+    def _old_tasks(self, strategy: Any) -> list[tuple[int, ...]]:
+        """The tasks whose heads an old experience has, each set of them once."""
+        return list(dict.fromkeys(self._tasks[e] for e in self._old(strategy)))
 
     def _merged(self, fisher: Weights, now: int) -> Weights:
         if self.mode == "separate" or now - 1 not in self.importances:
@@ -224,106 +279,66 @@ class GFIPlugin(SupervisedPlugin):
         assert self.decay_factor is not None
         old = self.importances[now - 1]
         merged = {
-            name: value + self.decay_factor * _grown(old[name], value) if name in old else value
+            name: value + self.decay_factor * grown(old[name], value) if name in old else value
             for name, value in fisher.items()
         }
         # Frozen for now, or not in the model any more: what was there fades, but stays.
         return {n: self.decay_factor * v for n, v in old.items() if n not in fisher} | merged
 
-    def _draw(self, model: nn.Module, images: Tensor, task: int | None) -> Tensor:
-        """Draw a label for each image from the model's own output."""
-        with torch.no_grad(), evaluation_mode(model):
-            return sample_targets(_forward(model, images, task), "categorical", self._generator)
-
-    def _known(self, model: nn.Module, images: Tensor, labels: Tensor, task: int) -> Tensor:
-        """Labels of the data, the unknown ones (-1) drawn from the model."""
-        if bool((labels >= 0).all()):
-            return labels
-        return torch.where(labels >= 0, labels, self._draw(model, images, task))
-
-    def _relative(self, strategy: Any, params: Weights) -> dict[int | None, Weights]:
+    def _relative(self, strategy: Any, params: Weights) -> dict[tuple[int, ...], Weights]:
         """Relative Fisher information of every old task with the new one."""
         assert self._drawn is not None
-        rows, drawn = self._drawn
-        images, labels, task, _ = self._sample(strategy, rows)
-        labels = self._known(_bare(strategy.model), images, labels, task)
-        nll = negative_log_likelihood("categorical")
+        (images, labels, tasks), drawn = self._drawn
+        model = bare(strategy.model)
+        labels = self.readout.known(model, images, labels, tasks, self._generator)
         own, group = _share(len(images))
-        result: dict[int | None, Weights] = {}
+        result: dict[tuple[int, ...], Weights] = {}
         for old, targets in drawn.items():
-            view = _view(_bare(strategy.model), (task if old is None else old, task))
+            old_tasks = in_turn(old, tasks)
+            view = self.readout.view(model, old_tasks, tasks)
+            both = view.task(targets, old_tasks), view.task(labels, tasks)
             found = relative_fisher(
                 view.module,
                 images[own],
-                (
-                    lambda out, y, view=view: nll(view.pick(out, 0), y),
-                    lambda out, y, view=view: nll(view.pick(out, 1), y),
-                ),
+                (both[0][0], both[1][0]),
                 view.rename(params),
-                targets=(targets[own], labels[own]),
+                targets=(select(both[0][1], own), select(both[1][1], own)),
                 estimator=self.settings.estimator,
                 process_group=group,
             )
             result[old] = view.restore(found)
         return result
 
-    def _sample(
-        self, strategy: Any, rows: list[int] | None = None
-    ) -> tuple[Tensor, Tensor, int, list[int]]:
-        """Draw images of the experience: themselves, their labels, their task, their rows."""
-        dataset = strategy.experience.dataset
-        dataset = dataset.eval() if hasattr(dataset, "eval") else dataset
+    def _sample(self, strategy: Any, rows: list[int] | None = None) -> Sample:
+        """Draw images of the experience, or read those of some rows."""
         if rows is None:
-            order = torch.randperm(len(dataset), generator=self._generator)
+            count = len(strategy.experience.dataset)
+            order = torch.randperm(count, generator=self._generator)
             rows = sorted(order[: self.settings.samples].tolist())
-        batch = dataset.collate_fn([dataset[i] for i in rows])
-        images, labels = batch[0].to(strategy.device), batch[1].to(strategy.device)
-        tasks = torch.as_tensor(batch[-1]).unique().tolist()
-        if len(tasks) > 1 and _multi_task(_bare(strategy.model)):
-            raise ValueError(
-                f"an experience mixes the task labels {tasks}: GFIPlugin measures one head at a "
-                "time; give each task an experience of its own."
+        return read_sample(strategy, rows)
+
+    def _check(self, strategy: Any) -> None:
+        """Raise ValueError before training when the experience could not be measured after it."""
+        if self.penalty == "proximal":
+            check_learning_rates(strategy.optimizer.param_groups, "give GFIPlugin penalty='loss'")
+        model = bare(strategy.model)
+        last = len(strategy.experience.dataset) - 1
+        images, labels, tasks = self._sample(strategy, [0, min(1, last)])
+        self.readout.check(model, images, labels, tasks)
+
+    def _diverged(self, what: str, strategy: Any) -> NonFiniteLossError:
+        clock = strategy.clock
+        cause = "lower the learning rate, or normalise the input"
+        if self.gated and self.penalty == "loss":
+            cause = (
+                f"dwa_lambda={self.dwa_lambda} with penalty='loss' diverges where learning rate "
+                "times dwa_lambda times importance is more than 2: use penalty='proximal', lower "
+                "dwa_lambda or lower the learning rate"
             )
-        return images, labels, int(tasks[0]), rows
-
-
-class _View:
-    """A model under its own parameter names, or one whose heads are chosen by task."""
-
-    def __init__(self, module: nn.Module, prefix: str):
-        self.module, self.prefix = module, prefix
-
-    def rename(self, params: Weights) -> Weights:
-        return {self.prefix + name: p for name, p in params.items()}
-
-    def restore(self, values: Weights) -> Weights:
-        return {name.removeprefix(self.prefix): value for name, value in values.items()}
-
-    def pick(self, outputs: Any, index: int) -> Tensor:
-        return outputs[index] if self.prefix else outputs
-
-
-class _Heads(nn.Module):
-    def __init__(self, model: nn.Module, tasks: Sequence[int]):
-        super().__init__()
-        self.model, self.tasks = model, tuple(tasks)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = {task: _forward(self.model, x, task) for task in dict.fromkeys(self.tasks)}
-        return tuple(outputs[task] for task in self.tasks)
-
-
-def _view(model: nn.Module, tasks: Sequence[int]) -> _View:
-    return _View(_Heads(model, tasks), "model.") if _multi_task(model) else _View(model, "")
-
-
-def _multi_task(model: nn.Module) -> bool:
-    return isinstance(model, MultiTaskModule)
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model itself, under its own parameter names, where it is wrapped for training."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+        return NonFiniteLossError(
+            f"{what} became NaN or infinite in epoch {clock.train_exp_epochs}, experience "
+            f"{clock.train_exp_counter}; {cause}."
+        )
 
 
 def _share(rows: int) -> tuple[slice, distributed.ProcessGroup | None]:
@@ -334,76 +349,3 @@ def _share(rows: int) -> tuple[slice, distributed.ProcessGroup | None]:
     if size == 1 or rows < size:
         return slice(None), None
     return slice(distributed.get_rank(), None, size), distributed.group.WORLD
-
-
-def _forward(model: nn.Module, images: Tensor, task: int | None) -> Tensor:
-    if task is None or not _multi_task(model):
-        return model(images)
-    labels = torch.full((len(images),), task, device=images.device)
-    return avalanche_forward(model, images, labels)
-
-
-def _trainable(model: nn.Module) -> Weights:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _grown(value: Tensor, like: Tensor) -> Tensor:
-    """Fit a stored tensor to a parameter that has grown: zeros where it has no entry."""
-    if value.shape == like.shape:
-        return value
-    if value.dim() != like.dim() or any(
-        a > b for a, b in zip(value.shape, like.shape, strict=True)
-    ):
-        raise ValueError(
-            f"a parameter of shape {tuple(value.shape)} has become {tuple(like.shape)}: parameters "
-            "may grow between experiences, but not shrink or change their dimensions."
-        )
-    grown = torch.zeros_like(like, requires_grad=False)
-    grown[tuple(slice(0, size) for size in value.shape)] = value
-    return grown
-
-
-class GFI(SupervisedTemplate):
-    """Generalized Fisher Information as a strategy: :class:`GFIPlugin` with Naive training.
-
-    :param dwa_lambda: see :class:`GFIPlugin`, as ``mode``, ``decay_factor`` and
-        ``keep_importance_data``.
-    :param gfi: further keyword arguments of :class:`GFIPlugin`.
-
-    The other arguments are those of every Avalanche strategy.
-    """
-
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
-        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
-        dwa_lambda: float,
-        mode: str = "separate",
-        decay_factor: float | None = None,
-        keep_importance_data: bool = False,
-        gfi: dict[str, Any] | None = None,
-        train_mb_size: int = 1,
-        train_epochs: int = 1,
-        eval_mb_size: int | None = None,
-        device: str | torch.device = "cpu",
-        plugins: Sequence[BasePlugin] | None = None,
-        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
-        eval_every: int = -1,
-        **base_kwargs: Any,
-    ):
-        plugin = GFIPlugin(dwa_lambda, mode, decay_factor, keep_importance_data, **(gfi or {}))
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
-            device=device,
-            plugins=[*(plugins or ()), plugin],
-            evaluator=evaluator,
-            eval_every=eval_every,
-            **base_kwargs,
-        )

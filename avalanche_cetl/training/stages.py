@@ -38,6 +38,7 @@ class CoupledStep(NamedTuple):
         where no plugin says ``reads_decoder_hidden = True``.
     :ivar hidden: the same as read from T2's code.
     :ivar labels: ``(N,)``, -1 where there is none.
+    :ivar tasks: task labels, ``(N,)``.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class CoupledStep(NamedTuple):
     goal_hidden: list[Tensor]
     hidden: list[Tensor]
     labels: Tensor
+    tasks: Tensor
 
 
 class CETLPlugin(SupervisedPlugin):

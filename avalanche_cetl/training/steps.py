@@ -63,7 +63,7 @@ class StageSteps(SupervisedTemplate):
         """Give T2's logits, in float32, as Avalanche's loops ask for them."""
         with casting(self.precision, self.device):
             if self.is_training and self.passes.compiled:
-                return self.passes.logits(self.model, self.mb_x).float()
+                return self.passes.logits(self.model, self.mb_x, self.mb_task_id).float()
             return super().forward().float()
 
     def _computed(self, loss: Callable[[], Tensor]) -> Tensor:
@@ -130,6 +130,7 @@ class StageSteps(SupervisedTemplate):
         (self.loss * part.weight).backward()
         if part.last:
             self._coupled_optimizer.step()
+            trigger_plugins(self, "hold_weights", optimizer=self._coupled_optimizer.optimizer)
             trigger_plugins(self, "after_step", **kwargs)
 
     def _coupled_loss(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -150,14 +151,22 @@ class StageSteps(SupervisedTemplate):
             keep = torch.rand(x.shape[0], 1, *x.shape[2:], generator=self._noise)
             seen = seen * (keep.to(x.device) >= self.input_noise)
         with lone_sample(self.model, len(x)):
-            code, logits = self.passes.encode(self.model, seen)
+            code, logits = self.passes.encode(self.model, seen, batch[-1])
             logits = logits.float()
             reconstruction, hidden = self._decode(code, self.model.decoder)
         reconstruction, goal = reconstruction.float(), goal.float()
         loss = F.mse_loss(reconstruction, goal)
         self.record_loss("L_rt", loss, x)
         self.coupled = CoupledStep(
-            x, features, goal, reconstruction, logits, goal_hidden or [], hidden, batch[1]
+            x,
+            features,
+            goal,
+            reconstruction,
+            logits,
+            goal_hidden or [],
+            hidden,
+            batch[1],
+            batch[-1],
         )
         return loss, logits
 

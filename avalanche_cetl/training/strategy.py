@@ -26,8 +26,9 @@ from avalanche_cetl.training.checks import (
     check_classes,
     check_experience,
     check_finite_weights,
+    renamed,
 )
-from avalanche_cetl.training.data import Rows, split_rows
+from avalanche_cetl.training.data import Rows, listed_classes, split_rows
 from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
@@ -59,8 +60,9 @@ class CETLStrategy(StageSteps):
 
     Stage 3 is Avalanche's ordinary training loop, with all its callbacks: stock plugins,
     loggers and minibatch metrics see it alone. Stage 2 fires ``before_backward`` as well, so
-    that penalties (EWC, LwF, SI) hold T2 there too. :class:`CETLPlugin` adds
-    ``before_stage``, ``after_stage`` and ``after_step``.
+    that penalties (EWC, LwF, SI) hold T2 there too; a plugin that holds weights after a step
+    (GFIPlugin) has its ``hold_weights(strategy, optimizer)`` called with that stage's optimiser.
+    :class:`CETLPlugin` adds ``before_stage``, ``after_stage`` and ``after_step``.
 
     :param model: the coupled network.
     :param optimizer: an ordinary optimiser over ``model.parameters()``. Stage 3 uses it;
@@ -142,6 +144,7 @@ class CETLStrategy(StageSteps):
     _stop_training: bool
     dataloader: Any
 
+    @renamed(ewc_lambda="dwa_lambda")
     def __init__(
         self,
         *,
@@ -323,6 +326,11 @@ class CETLStrategy(StageSteps):
         check_experience(self.model, self._rows, self.experience.current_experience)
         self.adapted_dataset = self._rows.labelled
 
+    def model_adaptation(self, model: Any = None) -> Any:
+        """Let heads grow, as every Avalanche strategy does."""
+        with listed_classes(self.experience):
+            return super().model_adaptation(model)
+
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Make stage 3's loader (Avalanche's own) and that of stages 1 and 2."""
         assert self._rows is not None
@@ -474,7 +482,7 @@ class CETLStrategy(StageSteps):
             self.model,
             self.clock.train_exp_epochs,
             len(self._rows.target),
-            self._target_rows,
+            lambda rows: (self._target_rows(rows), self._target_tasks(rows)),
             self.parallel.processes,
         )
 
@@ -488,6 +496,12 @@ class CETLStrategy(StageSteps):
         if self._rows.has_features and self.model.source is not None:
             features = torch.stack([row[FEATURES_INDEX] for row in rows]).to(self.device)
         return Sample(self._checked_images(images), labels, features)
+
+    def _target_tasks(self, indices: Sequence[int]) -> Tensor:
+        assert self._rows is not None
+        labels = getattr(self._rows.target, "targets_task_labels", None)
+        found = [0 if labels is None else int(labels[i]) for i in indices]
+        return torch.tensor(found, device=self.device)
 
     def target_sample(self, count: int) -> Sample:
         """Give the first target rows of the experience in training.

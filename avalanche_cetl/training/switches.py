@@ -73,13 +73,15 @@ class Passes:
         self.compiled = compiled
         self._made: dict[tuple[str, int], tuple[Any, Callable[..., Any]]] = {}
 
-    def encode(self, model: CoupledModel, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give T2's code, as T1 reads it, and T2's logits."""
-        return self._of("encode", model, model.target_code)(x)
+    def encode(self, model: CoupledModel, x: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Give T2's code, as T1 reads it, and T2's logits, by task where it has such heads."""
+        labels = (tasks,) if model.target.heads_by_task else ()
+        return self._of("encode", model, model.target_code)(x, *labels)
 
-    def logits(self, model: CoupledModel, x: Tensor) -> Tensor:
+    def logits(self, model: CoupledModel, x: Tensor, tasks: Tensor) -> Tensor:
         """Give T2's logits."""
-        return self._of("logits", model, model.forward)(x)
+        labels = (tasks,) if model.target.heads_by_task else ()
+        return self._of("logits", model, model.forward)(x, *labels)
 
     def decode(self, decoder: Any, code: Tensor) -> Tensor:
         """Give T1's image."""

@@ -9,10 +9,13 @@ from torch import nn
 
 from avalanche_cetl import (
     CICNN,
+    CETLPlugin,
     CETLStrategy,
     CoupledModel,
     GFISettings,
     ModuleEncoder,
+    SoftTargets,
+    ViewConsistency,
     cetl_metrics,
     gfi_metrics,
     transfer_benchmark,
@@ -23,7 +26,7 @@ from avalanche_cetl.evaluation.metrics import ReconstructionImages, image_grid
 SHAPE = (1, 8, 8)
 
 
-def _train(digits, metrics, rounds=2, variant="gfi", loggers=()):
+def _train(digits, metrics, rounds=2, variant="gfi", loggers=(), plugins=()):
     torch.manual_seed(0)
     source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
     model = CoupledModel.build(
@@ -37,6 +40,7 @@ def _train(digits, metrics, rounds=2, variant="gfi", loggers=()):
         train_mb_size=16,
         train_epochs=rounds,
         gfi=GFISettings(samples=8),
+        plugins=list(plugins),
         evaluator=evaluator,
     )
     benchmark = transfer_benchmark(digits(40), digits(10), labels_per_class=4)
@@ -51,6 +55,34 @@ def test_losses_and_penalties_are_emitted_once_a_round(digits):
         assert len(values) == (1 if name == "DWA2" else 2)
         assert all(math.isfinite(v) and v >= 0 for v in values)
         assert values[-1] == strategy.round_losses[name]
+
+
+class OwnLoss(CETLPlugin):
+    """A user's own: small logits in stage 2."""
+
+    def before_backward(self, strategy, *args, **kwargs):
+        if strategy.coupled is not None:
+            loss = strategy.coupled.logits.square().mean()
+            strategy.record_loss("L_small", loss, strategy.coupled.images)
+            strategy.loss = strategy.loss + 0.1 * loss
+
+
+def test_every_loss_that_a_plugin_records_reaches_the_loggers(digits, tmp_path):
+    plugins = [ViewConsistency(1.0), SoftTargets(), OwnLoss()]
+    with open(tmp_path / "log.txt", "w") as file:
+        strategy, metrics = _train(
+            digits, cetl_metrics(), plugins=plugins, loggers=[TextLogger(file)]
+        )
+    assert {"L_view", "L_balance", "L_soft", "L_small", "DWA1"} <= set(strategy.round_losses)
+    text = (tmp_path / "log.txt").read_text()
+    for name, value in strategy.round_losses.items():
+        (values,) = (v for k, (_, v) in metrics.items() if k.startswith(name + "/"))
+        assert values[-1] == value and f"{name}/" in text
+
+
+def test_without_losses_none_is_emitted(digits):
+    _, metrics = _train(digits, cetl_metrics(losses=False), plugins=[OwnLoss()])
+    assert {name.split("/")[0] for name in metrics} == {"DWA1", "DWA2", "DWA3"}
 
 
 def test_variant_e_has_no_penalties_and_no_shares(digits):

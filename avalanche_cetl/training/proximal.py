@@ -1,0 +1,100 @@
+"""A quadratic penalty as a proximal step after the optimiser's: stable at every strength."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Weights = dict[str, Tensor]
+
+
+class Pull:
+    """One quadratic that equals a sum of them, and its proximal step.
+
+    The penalties ``sum_e lam/2 I_ei (theta_i - theta*_ei)^2`` of all old experiences have, up to
+    a constant, the sum ``lam/2 I_i (theta_i - theta*_i)^2`` with
+
+    ``I_i = sum_e I_ei`` and ``theta*_i = sum_e I_ei theta*_ei / I_i``,
+
+    so a step costs the same however many experiences there were. After an optimiser's step with
+    learning rate ``eta``, the proximal operator of ``eta`` times the penalty is
+
+    ``argmin_t  1/2 (t - theta_i)^2 + eta lam/2 I_i (t - theta*_i)^2
+    = (theta_i + eta lam I_i theta*_i) / (1 + eta lam I_i)``.
+
+    It is the implicit Euler step of the penalty: theta moves to theta* by the share
+    ``w_i = eta lam I_i / (1 + eta lam I_i)``, which lies in [0, 1) for every strength. The explicit
+    step, which a penalty in the loss makes under SGD, moves it by ``eta lam I_i`` and diverges
+    where that is more than 2; for small steps the two agree to first order in eta.
+
+    ``w_i`` is computed as ``I_i / (I_i + 1 / (eta lam))``, which overflows nowhere: it goes to 1
+    as the strength goes to infinity, and is 0 where nothing is held.
+
+    :ivar importance: I by parameter name, >= 0.
+    :ivar anchors: theta* by parameter name; where I is 0 it means nothing.
+    """
+
+    def __init__(self) -> None:
+        self.importance: Weights = {}
+        self.anchors: Weights = {}
+
+    @torch.no_grad()
+    def add(self, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:
+        """Take one more experience in: its importances, and the weights they were measured at."""
+        for name, own in importance.items():
+            anchor = anchors[name].detach()
+            if name not in self.importance:
+                self.importance[name] = own.clone()
+                self.anchors[name] = anchor.clone()
+                continue
+            total = self.importance[name].add_(own)
+            # A running mean: products of large importances and weights could overflow.
+            share = torch.where(total > 0, own / total, torch.zeros_like(total))
+            self.anchors[name].lerp_(anchor, share.to(anchor.dtype))
+
+    @torch.no_grad()
+    def step(self, params: Mapping[str, Tensor], optimizer: Optimizer, strength: float) -> None:
+        """Take the proximal step at the optimiser's learning rates as they are now.
+
+        Parameters that the optimiser does not hold, or that are frozen, stay.
+
+        :param params: by name; their values change in place.
+        :param optimizer: the one that has just made its step.
+        :param strength: lam, >= 0, or infinity.
+        """
+        if not self.importance or strength == 0:
+            return
+        rates = learning_rates(optimizer)
+        for name, importance in self.importance.items():
+            parameter = params.get(name)
+            if parameter is None or not parameter.requires_grad:
+                continue
+            scale = rates.get(id(parameter), 0.0) * strength
+            if not scale > 0:
+                continue
+            weight = importance + max(1 / scale, torch.finfo(importance.dtype).tiny)
+            torch.div(importance, weight, out=weight)
+            parameter.lerp_(self.anchors[name], weight.to(parameter.dtype))
+
+
+def learning_rates(optimizer: Optimizer) -> dict[int, float]:
+    """Return the learning rate of every parameter in an optimiser, by ``id(parameter)``."""
+    return {
+        id(parameter): rate
+        for group in optimizer.param_groups
+        for rate in (float(group["lr"]),)
+        for parameter in group["params"]
+    }
+
+
+def check_learning_rates(groups: Iterable[Mapping[str, object]], remedy: str) -> None:
+    """Raise ValueError when a parameter group has no learning rate."""
+    for number, group in enumerate(groups):
+        if not isinstance(group.get("lr"), int | float | Tensor):
+            raise ValueError(
+                f"parameter group {number} of the optimizer has lr={group.get('lr')!r}, but a "
+                f"proximal step needs a learning rate; {remedy}."
+            )

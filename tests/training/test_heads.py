@@ -1,0 +1,157 @@
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.models import MTSimpleCNN, MTSimpleMLP, MultiHeadClassifier, MultiTaskModule
+from torch import nn
+from torch.nn import functional as F
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    GFISettings,
+    ModuleEncoder,
+    ViewConsistency,
+    as_target,
+    transfer_benchmark,
+)
+from avalanche_cetl.information import fisher_information
+from avalanche_cetl.models.coupled import MultiTaskCoupledModel, TargetTasks
+from avalanche_cetl.training.importance import PAIRS, Sample, _loss_of, measure
+
+SHAPE = (1, 8, 8)
+
+
+class Heads(MultiTaskModule):
+    """A trunk and a head for each task, whose units are not masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU())
+        self.classifier = MultiHeadClassifier(12, 3, masking=False)
+
+    def forward(self, x, task_labels):
+        return self.classifier(self.trunk(x), task_labels)
+
+
+def coupled(target):
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
+    return CoupledModel.build(source, target, SHAPE)
+
+
+def strategy(model, **arguments):
+    return CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        train_mb_size=10,
+        gfi=GFISettings(samples=8),
+        **{"evaluator": None, **arguments},
+    )
+
+
+def mixed(x, y, tasks):
+    data = torch.utils.data.TensorDataset(x, y)
+    attributes = [DataAttribute(y.tolist(), "targets"), TaskLabels(tasks)]
+    dataset = TaskAwareSupervisedClassificationDataset([data], data_attributes=attributes)
+    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=[dataset])))
+
+
+@pytest.mark.parametrize("variant", ["e", "joint"])
+@pytest.mark.parametrize("make", [lambda: MTSimpleMLP(64, 12), Heads])
+def test_a_stream_of_tasks_trains_a_head_for_each(digits, make, variant):
+    model = coupled(make())
+    assert isinstance(model, MultiTaskCoupledModel)
+    sets = [digits(20), digits(20, seed=1)]
+    benchmark = transfer_benchmark(sets, sets, task_labels=True)
+    run = strategy(model, variant=variant, train_epochs=2)
+    heads = {}
+    for task, experience in enumerate(benchmark.train_stream):
+        run.train(experience)
+        heads[task] = model.target.module.classifier.classifiers[str(task)].classifier.weight
+        heads[task] = heads[task].detach().clone()
+    run.eval(benchmark.test_stream)
+    now = model.target.module.classifier.classifiers
+    assert torch.equal(now["0"].classifier.weight, heads[0])  # the second task leaves it alone
+    x, tasks = sets[0][0], torch.tensor([0, 1] * 10)
+    out, first, second = (model.eval()(x, t) for t in (tasks, 0 * tasks, 0 * tasks + 1))
+    torch.testing.assert_close(out[::2], first[::2])
+    torch.testing.assert_close(out[1::2], second[1::2])
+    assert not torch.allclose(first, second)
+
+
+def test_task_labels_that_one_experience_mixes(digits):
+    x, y = digits(40)
+    model = coupled(Heads())
+    plugins = [ViewConsistency(1.0, threshold=0.0)]
+    run = strategy(model, variant="e", plugins=plugins, train_epochs=6)
+    # The second task's labels are the first one's in another order.
+    tasks = torch.arange(40) // 3 % 2
+    y = torch.where(tasks == 0, y, 2 - y)
+    run.train(mixed(x, y, tasks.tolist()).train_stream)
+    assert run.round_losses["L_view"] > 0
+    found = model.eval()(x, tasks).argmax(1)
+    assert float((found == y).float().mean()) > 0.8
+    assert float((model(x, 1 - tasks).argmax(1) == y).float().mean()) < 0.6
+
+
+def test_importances_read_each_row_through_its_own_head(digits):
+    """The Fisher information of the logits, as the partner in GFI3 reads it."""
+    x, y = digits(6)
+    tasks = torch.tensor([0, 1, 1, 0, 1, 0])
+    model = coupled(Heads())
+    strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
+    loss, targets = _loss_of("logits", (0, 1), y, tasks)
+    view = TargetTasks(model, ("logits",), (0, 1))
+    params = list(model.target_parameters())
+    features = model.source(x)
+    found = fisher_information(view, (features, x), loss, params, targets=targets)
+    sums = {n: torch.zeros_like(p) for n, p in model.target_parameters().items()}
+    model.eval()
+    for i in range(6):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1], tasks[i : i + 1]), y[i : i + 1]).backward()
+        for name, p in model.target_parameters().items():
+            if p.grad is not None:
+                sums[name] += p.grad**2 / 6
+    for name, wanted in sums.items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-8)
+    generator = torch.Generator().manual_seed(0)
+    measured = measure(
+        model, PAIRS["GFI3"], Sample(x, y), GFISettings(), "gfi", generator, None, tasks
+    )
+    shared = measured.shared
+    assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
+
+
+def test_avalanches_convolutional_network_with_heads():
+    model = MTSimpleCNN()
+    code, classes = as_target(model).measure((3, 32, 32))
+    assert (code, classes) == (64, 2)
+
+
+def test_a_model_that_takes_no_task_labels_is_refused_with_the_remedy():
+    made = coupled(Heads())
+    with pytest.raises(TypeError, match=r"CoupledModel\.build"):
+        CoupledModel(None, made.decoder, made.target, SHAPE)
+
+
+def test_a_code_layer_that_one_task_runs_is_refused(digits):
+    class Columns(MultiTaskModule):
+        """A column of layers for each task."""
+
+        def __init__(self):
+            super().__init__()
+            self.columns = nn.ModuleList(nn.Linear(64, 12) for _ in range(2))
+            self.head = nn.Linear(12, 3)
+            self.max_class_label = 3
+
+        def forward_single_task(self, x, task_label):
+            return self.head(self.columns[task_label](x.flatten(1)).relu())
+
+    target = as_target(Columns(), "columns.0")
+    x = digits(6)[0]
+    with pytest.raises(ValueError, match="ran on 2 of 6 images"):
+        target.encode(x, torch.tensor([0, 0, 1, 1, 1, 1]))

@@ -1,0 +1,341 @@
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.core import SupervisedPlugin
+from avalanche.models import MultiHeadClassifier, MultiTaskModule
+from avalanche.training.supervised import Naive
+from torch import nn
+from torch.nn import functional as F
+
+from avalanche_cetl import GFI, GFIPlugin, GFISettings
+from avalanche_cetl.training.readout import Readout
+
+ROWS = 12
+
+
+def stream(tasks, targets=None):
+    """Experiences of rows whose task labels are given, one list an experience."""
+    generator = torch.Generator().manual_seed(0)
+    sets = []
+    for labels in tasks:
+        x = torch.randn(len(labels), 6, generator=generator)
+        y = torch.arange(len(labels)) % 2 if targets is None else targets
+        x[:, 0] += 2 * (torch.arange(len(labels)) % 2)
+        data = torch.utils.data.TensorDataset(x, y)
+        attributes = [DataAttribute(y.tolist(), "targets"), TaskLabels(labels)]
+        sets.append(TaskAwareSupervisedClassificationDataset([data], data_attributes=attributes))
+    benchmark = benchmark_from_datasets(train=sets)
+    return with_classes_timeline(with_task_labels(benchmark)).train_stream
+
+
+def network(outputs=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, outputs))
+
+
+def train(model, plugin, experiences, *others, criterion=None):
+    torch.manual_seed(1)
+    run = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+        train_mb_size=4,
+        plugins=[plugin, *others],
+        evaluator=None,
+    )
+    for experience in experiences:
+        run.train(experience)
+    return run
+
+
+def rows_of(experience):
+    dataset = experience.dataset.eval()
+    x, y, t = dataset.collate_fn([dataset[i] for i in range(len(dataset))])
+    return x, y, t
+
+
+def loop(model, losses):
+    """Mean of the squared gradients of losses, each of one sample."""
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for loss in losses:
+        found = torch.autograd.grad(
+            loss, list(model.parameters()), retain_graph=True, allow_unused=True
+        )
+        for name, gradient in zip(sums, found, strict=True):
+            if gradient is not None:
+                sums[name] += gradient**2
+    return {name: value / len(losses) for name, value in sums.items()}
+
+
+def assert_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-8)
+
+
+class Heads(MultiTaskModule):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(6, 5)
+        self.classifier = MultiHeadClassifier(5, 2, masking=False)
+
+    def forward(self, x, task_labels):
+        return self.classifier(torch.tanh(self.trunk(x)), task_labels)
+
+
+def heads():
+    torch.manual_seed(0)
+    return Heads()
+
+
+# ------------------------------------------------------------------ other outputs
+
+
+class Binary(nn.BCEWithLogitsLoss):
+    def forward(self, outputs, labels):
+        return super().forward(outputs.flatten(), labels.float())
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "sampled"])
+def test_one_logit_of_yes_or_no(fisher):
+    plugin = GFIPlugin(1.0, fisher=fisher, likelihood="bernoulli")
+    experiences = stream([[0] * ROWS] * 2)
+    run = train(network(1), plugin, experiences, criterion=Binary())
+    assert plugin.gated == {} and set(plugin.shared) == {0}
+    if fisher == "empirical":
+        x, y, _ = rows_of(experiences[1])
+        out = run.model(x)
+        wanted = loop(
+            run.model,
+            [
+                F.binary_cross_entropy_with_logits(o[0], v.float())
+                for o, v in zip(out, y, strict=True)
+            ],
+        )
+        assert_equal(plugin.importances[1], wanted)
+
+
+def test_real_values_of_a_squared_error():
+    y = torch.randn(ROWS, generator=torch.Generator().manual_seed(3))
+    experiences = stream([[0] * ROWS])
+    data = torch.utils.data.TensorDataset(rows_of(experiences[0])[0], y)
+    attributes = [DataAttribute([0] * ROWS, "targets"), TaskLabels([0] * ROWS)]
+    dataset = TaskAwareSupervisedClassificationDataset([data], data_attributes=attributes)
+    benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(train=[dataset])))
+    plugin = GFIPlugin(1.0, fisher="empirical", likelihood="gaussian")
+    run = train(
+        network(1),
+        plugin,
+        benchmark.train_stream,
+        criterion=lambda out, y: F.mse_loss(out.flatten(), y),
+    )
+    x = rows_of(experiences[0])[0]
+    wanted = loop(run.model, [(o[0] - v) ** 2 / 2 for o, v in zip(run.model(x), y, strict=True)])
+    assert_equal(plugin.importances[0], wanted)
+
+
+class Several(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.inner, self.make = network(), make
+
+    def forward(self, x):
+        return self.make(self.inner(x), x)
+
+
+PICKS = {
+    "index": (lambda out, x: (x, out), 1, lambda found: found[1]),
+    "key": (lambda out, x: {"logits": out}, "logits", lambda found: found["logits"]),
+    "callable": (lambda out, x: (x, [out]), lambda f: f[1][0], lambda found: found[1][0]),
+}
+
+
+@pytest.mark.parametrize("name", PICKS)
+def test_the_logits_are_picked_out_of_the_output(name):
+    make, output, pick = PICKS[name]
+    plain, picked = GFIPlugin(1.0), GFIPlugin(1.0, output=output)
+    experiences = stream([[0] * ROWS] * 2)
+    train(network(), plain, experiences)
+    train(
+        Several(make),
+        picked,
+        experiences,
+        criterion=lambda found, y: F.cross_entropy(pick(found), y),
+    )
+    own = {n.removeprefix("inner."): v for n, v in picked.importances[1].items()}
+    assert_equal(own, plain.importances[1])
+
+
+REFUSED = {
+    "one logit": (lambda: network(1), {}, Binary(), "likelihood='bernoulli'"),
+    "a tuple": (lambda: Several(lambda out, x: (out, x)), {}, None, "gave tuple.*output="),
+    "no such part": (lambda: Several(lambda out, x: (out,)), {"output": 3}, None, "output=3"),
+    "pixels": (
+        lambda: nn.Sequential(network(4), nn.Unflatten(1, (2, 2))), {}, None, r"\(2, 2, 2\)",
+    ),
+    "many logits for one label": (
+        lambda: network(3), {"likelihood": "bernoulli"}, None, "one target for each output",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_measured_is_refused_before_the_first_experience(name):
+    make, arguments, criterion, told = REFUSED[name]
+    model = make()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=told):
+        train(model, GFIPlugin(1.0, **arguments), stream([[0] * ROWS]), criterion=criterion)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_labels_out_of_range_for_yes_or_no_are_named():
+    experiences = stream([[0] * ROWS], torch.arange(ROWS) % 3)
+    plugin = GFIPlugin(1.0, fisher="empirical", likelihood="bernoulli")
+    with pytest.raises(ValueError, match=r"is 2 .* needs values in \[0, 1\]"):
+        train(network(1), plugin, experiences, criterion=Binary())
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+def test_unknown_labels_are_drawn_and_known_ones_stay(likelihood):
+    model = network(2 if likelihood == "categorical" else 1)
+    labels = torch.tensor([0, -1, 1, -1] * 50)
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    readout, generator = Readout(likelihood), torch.Generator().manual_seed(0)
+    found = readout.known(model, x, labels, torch.zeros(200), generator)
+    assert torch.equal(found[labels >= 0], labels[labels >= 0].to(found))
+    assert set(found[labels < 0].tolist()) == {0, 1}
+    with pytest.raises(ValueError, match=r"targets\[1\] is nan"):
+        nan = torch.tensor([0.0, float("nan")])
+        readout.known(model, x[:2], nan, torch.zeros(2), generator)
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_images():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x.sub_(0.5))
+
+    x = torch.randn(4, 6)
+    before = x.clone()
+    Readout().draw(Writes(), x, torch.zeros(4), torch.Generator())
+    assert torch.equal(x, before)
+
+
+def test_another_kind_of_output_is_refused():
+    for wrong in (True, 1.5, [0]):
+        with pytest.raises(TypeError, match="output="):
+            GFIPlugin(1.0, output=wrong)
+
+
+# ------------------------------------------------------------------ rows that change
+
+
+def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(monkeypatch):
+    class Replace(SupervisedPlugin):
+        """Puts another data set in the experience, after rows of the first were drawn."""
+
+        def before_train_dataset_adaptation(self, strategy, *args, **kwargs):
+            small = strategy.experience.dataset.subset(range(4))
+            monkeypatch.setattr(type(strategy.experience), "dataset", small)
+
+        def after_training_exp(self, strategy, *args, **kwargs):
+            monkeypatch.undo()
+
+    seen = []
+
+    class Watched(GFIPlugin):
+        def _relative(self, strategy, params):
+            seen.append((self._drawn[0].images.clone(), len(strategy.experience.dataset)))
+            return super()._relative(strategy, params)
+
+    experiences = stream([[0] * ROWS] * 2)
+    x = rows_of(experiences[1])[0]
+    plugin = Watched(1.0)
+    train(network(), plugin, experiences, Replace())
+    ((images, left),) = seen
+    assert torch.equal(images, x) and left == 4
+
+
+# ------------------------------------------------------------------ heads by task
+
+
+def test_mixed_task_labels_are_read_through_each_images_own_head():
+    experiences = stream([[0, 1, 1] * 4])
+    plugin = GFIPlugin(1.0, fisher="empirical")
+    run = train(heads(), plugin, experiences)
+    x, y, t = rows_of(experiences[0])
+    out = run.model(x, t)
+    wanted = loop(
+        run.model, [F.cross_entropy(o[None], v[None]) for o, v in zip(out, y, strict=True)]
+    )
+    assert_equal(plugin.importances[0], wanted)
+
+
+def test_mixed_experiences_are_gated_and_held():
+    plugin = GFIPlugin(1.0)
+    run = train(heads(), plugin, stream([[0, 1] * 6, [1, 2] * 6, [3] * ROWS]))
+    assert plugin._tasks == {0: (0, 1), 1: (1, 2), 2: (3,)}
+    for experience, own in plugin._tasks.items():
+        for name, value in plugin.importances[experience].items():
+            if "classifiers" in name:
+                assert (float(value.sum()) > 0) == (int(name.split(".")[2]) in own)
+    # Experience 2 reads none of the old heads: it shares the trunk with both alone.
+    for old in (0, 1):
+        assert plugin.shared[old]["trunk.weight"] > 0
+        assert all(v == 0 for n, v in plugin.shared[old].items() if "classifiers" in n)
+    assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+def test_targets_are_drawn_from_each_images_own_head():
+    model = heads()
+    train(model, GFIPlugin(0.0), stream([[0, 1] * 6]))
+    with torch.no_grad():
+        for task, sign in (("0", 50.0), ("1", -50.0)):
+            model.classifier.classifiers[task].classifier.bias.copy_(torch.tensor([sign, -sign]))
+    tasks = torch.tensor([0, 1, 1, 0, 1])
+    drawn = Readout().draw(model, torch.zeros(5, 6), tasks, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, tasks)
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def strategy_of(**arguments):
+    model = network()
+    return GFI(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        **{"dwa_lambda": 0.5, "evaluator": None, **arguments},
+    )
+
+
+def test_settings_and_keyword_arguments_say_the_same():
+    for gfi in ({"samples": 7, "estimator": "rank"}, GFISettings(samples=7, estimator="rank")):
+        plugin = strategy_of(gfi=gfi).plugins[0]
+        assert plugin.settings == GFISettings(samples=7, estimator="rank")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "told"),
+    [
+        ({"gfi": GFISettings(refresh_every=2)}, ValueError, "refresh_every"),
+        ({"gfi": GFISettings(normalize_samples=True)}, ValueError, "normalize_samples"),
+        ({"gfi": 256}, TypeError, "GFISettings"),
+        ({"likelihood": "bernoulli"}, ValueError, "criterion="),
+        ({"ewc_lambda": 1.0}, TypeError, "dwa_lambda="),
+    ],
+)
+def test_wrong_arguments_name_the_right_ones(arguments, kind, told):
+    with pytest.raises(kind, match=told):
+        strategy_of(**arguments)
+
+
+def test_ewcs_argument_names_ours():
+    with pytest.raises(TypeError, match="dwa_lambda="):
+        GFIPlugin(ewc_lambda=1.0)
