@@ -459,7 +459,7 @@ def vision(name, size=32, **options):
 STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 TOKENS = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 3}
 MIXER = {"num_classes": 3, "img_size": 32, "patch_size": 16, "num_blocks": 2, "embed_dim": 24}
-GATED = {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp}
+GATED = {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp, "mlp_ratio": 4}
 FAMILIES = {
     "torchvision mobilenet_v2": vision("mobilenet_v2", width_mult=0.25),
     "torchvision shufflenet_v2": vision("shufflenet_v2_x0_5"),
@@ -496,7 +496,7 @@ FAMILIES = {
         (3, 32, 32),
     ),
     "resmlp": Network(
-        lambda: MlpMixer(block_layer=ResBlock, norm_layer=Affine, **MIXER),
+        lambda: MlpMixer(block_layer=ResBlock, norm_layer=Affine, mlp_ratio=4, **MIXER),
         (3, 32, 32),
     ),
     "convmixer": Network(lambda: ConvMixer(16, 2, num_classes=3), (3, 28, 28)),
