@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from avalanche_cetl.information.bundles import Bundle, magnitude
 from avalanche_cetl.information.likelihood import (
@@ -53,9 +53,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def gradients_allowed(model: nn.Module) -> Iterator[None]:
     """Leave ``torch.inference_mode`` for a while, in which there are no gradients at all.
 
-    :raises ValueError: when the model was made in that mode: its tensors can have no gradient.
+    :raises ValueError: when the model was made in that mode: its tensors can have no gradient;
+        and when it has lazy layers that were not run yet.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, p in named if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]!r} has no shape yet ({len(lazy)} such parameters); run the model once on a "
+            "batch, so that its lazy layers are made."
+        )
     born = [name for name, tensor in named if tensor.is_inference()]
     if born:
         raise ValueError(
@@ -95,12 +102,6 @@ def select_params(
     :raises ValueError: when a name is unknown or nothing is left to measure.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
-    lazy = [name for name, p in named.items() if isinstance(p, UninitializedParameter)]
-    if lazy:
-        raise ValueError(
-            f"{lazy[0]!r} has no shape yet ({len(lazy)} such parameters); run the model once on a "
-            "batch, so that its lazy layers are made."
-        )
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:

@@ -125,7 +125,8 @@ def dwa_penalty(
 ) -> Tensor:
     """Dynamic Weight Allocation, eq. 11: ``sum_i lam/2 GFI_i (theta_i - theta*_i)^2``.
 
-    A sum over all weights named in ``importance``, not a mean. Value and gradient come out of
+    A sum over all weights named in ``importance``, not a mean; of complex weights the squared
+    distance ``|theta - theta*|^2`` counts. Value and gradient come out of
     one pass over the weights.
 
     :param params: current parameters; names that ``importance`` lacks are free.
@@ -151,6 +152,9 @@ def dwa_penalty(
                 f"{name!r}: shapes differ: parameter {tuple(parameter.shape)}, "
                 f"anchor {tuple(anchor.shape)}, importance {tuple(weight.shape)}."
             )
+        if parameter.is_complex():  # |theta - theta*|^2, one importance for both parts
+            parameter, anchor = torch.view_as_real(parameter), torch.view_as_real(anchor)
+            weight = weight.unsqueeze(-1).expand_as(parameter)
         parts += (parameter, anchor, weight)
     return _Penalty.apply(float(lam), *parts)
 

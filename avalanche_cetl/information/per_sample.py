@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from avalanche_cetl.common.state import ModelState, state_kept
 from avalanche_cetl.information.bundles import (
@@ -179,7 +180,7 @@ class PerSampleGradients:
     def _run(self, rows: slice) -> Batch:
         self._state.put_back()
         with self._autocast():
-            captured = run_routes(self.model, self.inputs, self.losses, rows, self.routes)
+            captured = self._capture(rows)
             bundles = make_bundles(self.model, self.params, self.routes, captured)
             bundles += self._whole_model(rows, captured)
             if self._unproven:
@@ -189,6 +190,12 @@ class PerSampleGradients:
             for name in bundle.names:
                 self.layouts.setdefault(name, bundle.layout(name))
         return Batch(rows.start, rows.stop - rows.start, bundles, self.chunk_bytes)
+
+    def _capture(self, rows: slice) -> Captured:
+        if self.samples == 1 and self._plain.pairs:
+            outputs = tree_map(lambda t: t[:1], self._plain.outputs(0, pair=True))
+            return Captured({}, {}, [loss.targets(outputs, rows) for loss in self.losses])
+        return run_routes(self.model, self.inputs, self.losses, rows, self.routes)
 
     def _whole_model(self, rows: slice, captured: Captured) -> list[Bundle]:
         """Bundles of the parameters that no layer or module gives."""

@@ -43,7 +43,6 @@ class PlainGradients:
         state: ModelState,
     ):
         self.model, self.params, self._state = model, dict(params), state
-        self._by_backward = False
         self._inputs = list(inputs)
 
     @cached_property
@@ -58,28 +57,24 @@ class PlainGradients:
             (to one, or to the same row twice for a pair).
         :return: the sample's loss, and its gradients by name; None where it does not reach.
         """
-        if not self._by_backward:
-            try:
-                with self._requiring_gradients():
-                    value = self._loss(row, loss)
-                    if not value.requires_grad:
-                        return value, dict.fromkeys(self.params)
-                    found = torch.autograd.grad(
-                        value, list(self.params.values()), allow_unused=True
-                    )
-                return value.detach(), dict(zip(self.params, found, strict=True))
-            except RuntimeError:
-                # Checkpointing in its reentrant form refuses autograd.grad. A parameter's
-                # hook, which may step an optimiser, would be called by backward().
-                hooks = "_post_accumulate_grad_hooks"
-                if any(getattr(p, hooks, None) for p in self.model.parameters()):
-                    raise
-        with self._requiring_gradients(), _gradients_put_back(self.model):
+        with self._requiring_gradients():
             value = self._loss(row, loss)
-            if value.requires_grad:
+            if not value.requires_grad:
+                return value, dict.fromkeys(self.params)
+            if self._hooked:
+                found = torch.autograd.grad(value, list(self.params.values()), allow_unused=True)
+                return value.detach(), dict(zip(self.params, found, strict=True))
+            # What autograd.grad does not see, and training does: parameters inside of a
+            # checkpoint in its reentrant form.
+            with _gradients_put_back(self.model):
                 value.backward()
-            self._by_backward = True
-            return value.detach(), {name: p.grad for name, p in self.params.items()}
+                return value.detach(), {name: p.grad for name, p in self.params.items()}
+
+    @property
+    def _hooked(self) -> bool:
+        """Whether a backward pass would call hooks of parameters, which may step an optimiser."""
+        hooks = "_post_accumulate_grad_hooks"
+        return any(getattr(p, hooks, None) for p in self.model.parameters())
 
     def _loss(self, row: int, loss: RowLoss) -> Tensor:
         rows = [row, row] if self.pairs else [row]

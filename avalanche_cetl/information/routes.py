@@ -147,7 +147,7 @@ def _plan(
         trial = Trial(model, two, params, plain, losses)
     except Exception as problem:
         say_that_it_is_slow(model, list(params), f"torch.func cannot run it: {told(problem)}")
-        return Plan({name: Route("plain") for name in params}, 0, 0, True, plain.pairs)
+        return Plan({name: Route("plain") for name in params}, 0, 0, False, plain.pairs)
     routes, doubts = _settle(trial)
     if doubts and all(p.dtype == torch.float32 for p in params.values()):
         # In float32 a unit of one of the two samples may lie so near a kink that rounding

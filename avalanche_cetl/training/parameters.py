@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +30,6 @@ def grown(value: Tensor, like: Tensor) -> Tensor:
             f"a parameter of shape {tuple(value.shape)} has become {tuple(like.shape)}: parameters "
             "may grow between experiences, but not shrink or change their dimensions."
         )
-    grown = torch.zeros_like(like, requires_grad=False)
+    grown = value.new_zeros(like.shape)
     grown[tuple(slice(0, size) for size in value.shape)] = value
     return grown

@@ -1,0 +1,98 @@
+from collections import deque
+
+import torch
+from torch import nn
+
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.state import ModelState, state_kept
+
+
+class Changing(nn.Module):
+    """Writes everywhere that a forward pass may write."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("written", torch.zeros(3))
+        self.register_buffer("replaced", torch.zeros(3))
+        self.layer = nn.Linear(3, 3)
+        self.average = torch.zeros(3)
+        self.count = 0
+        self.history = []
+        self.recent = deque([1, 2], maxlen=2)
+        self.table = {"rows": torch.zeros(2), "names": ["a"]}
+
+    def forward(self, x):
+        self.written += 1
+        self.replaced = self.replaced + 1
+        self.average.add_(1)
+        self.count += 1
+        self.history.append(x)
+        self.recent.append(3)
+        self.table["rows"] += 1
+        self.table["names"].append("b")
+        self.fresh = x
+        return self.layer(x)
+
+
+def test_a_forward_pass_leaves_no_trace():
+    model = Changing()
+    buffers = {name: (id(b), b.clone()) for name, b in model.named_buffers()}
+    average, history = model.average, model.history
+    with state_kept(model):
+        model(torch.ones(2, 3))
+        model(torch.ones(2, 3))
+        assert model.count == 2 and len(model.history) == 2
+    for name, buffer in model.named_buffers():
+        assert (id(buffer), buffer.tolist()) == (buffers[name][0], buffers[name][1].tolist())
+    assert model.average is average and not average.any()
+    assert model.count == 0 and model.history is history and history == []
+    assert list(model.recent) == [1, 2] and model.recent.maxlen == 2
+    assert not model.table["rows"].any() and model.table["names"] == ["a"]
+    assert not hasattr(model, "fresh")
+
+
+def test_state_can_be_put_back_more_than_once():
+    model = Changing()
+    state = ModelState(model)
+    for _ in range(3):
+        model(torch.ones(2, 3))
+        state.put_back()
+        assert model.count == 0 and not model.written.any() and not model.average.any()
+
+
+def test_state_comes_back_after_an_exception():
+    model = Changing()
+    try:
+        with state_kept(model):
+            model(torch.ones(2, 3))
+            model(torch.ones(2, 7))
+    except RuntimeError:
+        assert model.count == 0
+    else:
+        raise AssertionError("the wrong width has to fail")
+
+
+def test_weights_are_no_state():
+    model = Changing()
+    with state_kept(model), torch.no_grad():
+        model.layer.weight.fill_(2.0)
+    assert (model.layer.weight == 2).all()
+
+
+def test_a_list_that_holds_itself_ends():
+    model = nn.Linear(2, 2)
+    model.loop = []
+    model.loop.append(model.loop)
+    with state_kept(model):
+        model.loop.append(1)
+    assert len(model.loop) == 1
+
+
+def test_own_copies_keep_structure_and_layout():
+    x = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    copied = own_copy((x, [x, "name"], None))
+    assert isinstance(copied, tuple) and copied[1][1] == "name" and copied[2] is None
+    assert torch.equal(copied[0], x) and copied[0].data_ptr() != x.data_ptr()
+    assert copied[0].is_contiguous(memory_format=torch.channels_last)
+    pair = nn.utils.rnn.PackedSequence(torch.rand(3, 2), torch.tensor([2, 1]))
+    assert isinstance(own_copy(pair), nn.utils.rnn.PackedSequence)
