@@ -277,9 +277,10 @@ def run_stream(stream: str, root: str | None, seeds: int) -> None:
     path = FOLDER / f"{stream}.json"
     document = json.loads(path.read_text()) if path.exists() else {"runs": []}
     document["settings"] = SETTINGS | {"data": "MNIST" if root else "MNIST-5k"}
-    document["versions"] = {"python": platform.python_version()} | {
+    versions = {"python": platform.python_version()} | {
         name: version(name) for name in ("avalanche-lib", "torch", "avalanche-cetl")
     }
+    of_the_rest = document.setdefault("versions", versions)
     runs = document["runs"]
 
     def find(name: str, strength: float, seed: int, part: int, tasks: list[Task]) -> Any:
@@ -293,6 +294,8 @@ def run_stream(stream: str, root: str | None, seeds: int) -> None:
         except Exception as problem:  # as shipped: a method that fails is a result
             row = {"stream": stream, "method": name, "strength": strength, "seed": seed}
             row |= {"part": part, "failed": f"{type(problem).__name__}: {str(problem)[:160]}"}
+        if versions != of_the_rest:
+            row["versions"] = versions
         shown = row.get("average_accuracy", row.get("failed"))
         print(stream, name, strength, seed, shown, flush=True)
         runs.append(row)

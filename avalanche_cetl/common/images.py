@@ -203,7 +203,7 @@ def check_range(images: Tensor, what: str) -> tuple[float, float]:
     low, high = (value.item() for value in images.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
-            f"{what}: there are values that are not finite numbers; mend or drop them."
+            f"{what}: there are values that are not finite (NaN or infinity); mend or drop them."
         )
     bytes_once = images.is_floating_point() and low >= 0 and 128 <= high <= 255
     if bytes_once and torch.equal(images, images.round()):

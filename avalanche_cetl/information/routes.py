@@ -115,7 +115,7 @@ def forget_plan(
 def _kept(
     model: nn.Module, inputs: Sequence[Tensor], params: Mapping[str, Tensor], losses: int
 ) -> tuple[OrderedDict[Any, Plan], Any]:
-    first = next(iter(params))
+    first = next(iter(params), "")
     owner = dict(model.named_modules())[first.rpartition(".")[0]]  # of scripted models too
     settings = {n: v for n, v in vars(model).items() if _plain(v)} if owner is not model else {}
     key = (

@@ -1,6 +1,6 @@
 """Torch modules: the coupled network, decoders and target networks."""
 
-from avalanche_cetl.models.coupled import CoupledModel, MultiTaskCoupledModel
+from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.resnet import ResNet26
 from avalanche_cetl.models.targets import CICNN, Target, as_target
@@ -8,7 +8,6 @@ from avalanche_cetl.models.targets import CICNN, Target, as_target
 __all__ = [
     "CICNN",
     "CoupledModel",
-    "MultiTaskCoupledModel",
     "ResNet26",
     "ReversedDecoder",
     "Target",

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.information.fisher import evaluation_mode
 from avalanche_cetl.models.decoders import ReversedDecoder
-from avalanche_cetl.models.targets import Target, as_target
+from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
 
 
 class Standardize(nn.Module):
@@ -113,7 +112,7 @@ class CoupledModel(nn.Module):
             raise ValueError("give input_shape=(C, H, W): the decoder does not tell it.")
         self.input_shape = tuple(int(size) for size in shape)
         self.target: Target = as_target(target)
-        if self.target.heads_by_task and not isinstance(self, MultiTaskModule):
+        if self.target.heads_by_task and not reads_task_labels(self):
             raise TypeError(
                 "the target has heads by task, so the model has to take task labels: use "
                 "CoupledModel.build, or MultiTaskCoupledModel."
@@ -156,6 +155,9 @@ class CoupledModel(nn.Module):
         """
         wrapped = as_target(target, code)
         if wrapped.heads_by_task and cls is CoupledModel:
+            # Avalanche is there, as the target is its; without such a target it is not needed.
+            from avalanche_cetl.models.multi_task import MultiTaskCoupledModel
+
             cls = MultiTaskCoupledModel
         return cls(source, ReversedDecoder(wrapped, input_shape, unpool), wrapped)
 
@@ -278,23 +280,6 @@ def _linear(width: int, wanted: int) -> nn.Linear:
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class MultiTaskCoupledModel(CoupledModel, MultiTaskModule):
-    """The coupled network whose T2 has heads by task: its forward pass reads task labels.
-
-    To Avalanche it is a ``MultiTaskModule``: heads grow with the tasks of the stream, training
-    and evaluation pick each image's own. S and T1 are shared by all tasks.
-    """
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, task_labels: Tensor | None
-    ) -> Tensor:
-        """Give T2's class logits ``(N, K)``, each image's from the head of its task.
-
-        :param task_labels: ``(N,)``; None: a dict of every known task's logits.
-        """
-        return self.target(x, task_labels)
 
 
 class TargetTasks(nn.Module):

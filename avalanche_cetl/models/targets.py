@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.models import MultiTaskModule
-from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
@@ -125,6 +123,14 @@ def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     return shape
 
 
+def reads_task_labels(module: nn.Module) -> bool:
+    """Whether a network is one of Avalanche's with heads by task, called with task labels.
+
+    Known by the task labels that it keeps: importing Avalanche to ask takes seconds.
+    """
+    return hasattr(module, "known_train_tasks_labels")
+
+
 class Target(nn.Module):
     """Any classifier as the target network T2; made by :func:`as_target`.
 
@@ -147,14 +153,16 @@ class Target(nn.Module):
     @property
     def heads_by_task(self) -> bool:
         """Whether the classifier reads task labels (Avalanche's ``MultiTaskModule``)."""
-        return is_multi_task_module(self.module)
+        return reads_task_labels(self.module)
 
     def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Tensor:
         """Return the classifier's logits; ``x`` stays as it is, whatever the classifier writes.
 
         :param task_labels: ``(N,)``; read by a classifier with heads by task alone.
         """
-        return avalanche_forward(self.module, own_copy(x), task_labels)
+        if self.heads_by_task:
+            return self.module(own_copy(x), task_labels)
+        return self.module(own_copy(x))
 
     def encode(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the code, flattened to ``(N, D)``, and the logits, from one forward pass.
@@ -186,7 +194,7 @@ class Target(nn.Module):
         return code.flatten(1), logits
 
     def _classifier(self) -> nn.Module:
-        heads = [m for m in self.module.modules() if isinstance(m, MultiTaskModule)]
+        heads = [m for m in self.module.modules() if reads_task_labels(m)]
         if heads and heads[-1] is not self.module:
             return heads[-1]
         linear = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]

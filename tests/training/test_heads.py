@@ -18,7 +18,8 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 from avalanche_cetl.information import fisher_information
-from avalanche_cetl.models.coupled import MultiTaskCoupledModel, TargetTasks
+from avalanche_cetl.models.coupled import TargetTasks
+from avalanche_cetl.models.multi_task import MultiTaskCoupledModel
 from avalanche_cetl.training.importance import PAIRS, Sample, _loss_of, measure
 
 SHAPE = (1, 8, 8)
