@@ -44,6 +44,7 @@ class PlainGradients:
     ):
         self.model, self.params, self._state = model, dict(params), state
         self._inputs = list(inputs)
+        self._seen = self._by_backward = False
 
     @cached_property
     def pairs(self) -> bool:
@@ -57,22 +58,38 @@ class PlainGradients:
             (to one, or to the same row twice for a pair).
         :return: the sample's loss, and its gradients by name; None where it does not reach.
         """
+        if not self._by_backward:
+            try:
+                return self._by_grad(row, loss)
+            except RuntimeError:
+                # Checkpointing in its reentrant form refuses autograd.grad, which is to be had
+                # otherwise: backward() calls hooks of parameters, which may step an optimiser
+                # or reduce gradients over processes.
+                if self._hooked:
+                    raise
+        with self._requiring_gradients(), _gradients_put_back(self.model):
+            value = self._loss(row, loss)
+            value.backward()
+            self._by_backward = True
+            return value.detach(), {name: p.grad for name, p in self.params.items()}
+
+    def _by_grad(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
         with self._requiring_gradients():
             value = self._loss(row, loss)
             if not value.requires_grad:
                 return value, dict.fromkeys(self.params)
-            if self._hooked:
-                found = torch.autograd.grad(value, list(self.params.values()), allow_unused=True)
-                return value.detach(), dict(zip(self.params, found, strict=True))
-            # What autograd.grad does not see, and training does: parameters inside of a
-            # checkpoint in its reentrant form.
-            with _gradients_put_back(self.model):
-                value.backward()
-                return value.detach(), {name: p.grad for name, p in self.params.items()}
+            wanted = list(self.params.values())
+            if not self._seen:
+                # Parameters inside of a reentrant checkpoint are unseen, and refused only where
+                # a gradient is asked for that lies behind it.
+                wanted += [p for p in self.model.parameters() if p.requires_grad]
+            found = torch.autograd.grad(value, wanted, allow_unused=True)
+            self._seen = True
+            return value.detach(), dict(zip(self.params, found, strict=False))
 
     @property
     def _hooked(self) -> bool:
-        """Whether a backward pass would call hooks of parameters, which may step an optimiser."""
+        """Whether a backward pass would call hooks of parameters."""
         hooks = "_post_accumulate_grad_hooks"
         return any(getattr(p, hooks, None) for p in self.model.parameters())
 

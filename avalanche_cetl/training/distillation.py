@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.features import features_are_of, features_in
 from avalanche_cetl.encoders.probe import linear_probe
@@ -64,6 +65,7 @@ class DistillationPlugin(CETLPlugin):
         check_rows(rows, ROWS)
         self.weight, self.rows, self._given = float(weight), rows, source
         self._reads_features: tuple[int, bool] | None = None  # of which experience, and whether
+        self._images: Tensor | None = None
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check that the strategy has the rows."""
@@ -77,9 +79,15 @@ class DistillationPlugin(CETLPlugin):
         """Give the loss, a scalar mean over the batch; None where it has nothing to say."""
         raise NotImplementedError
 
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the images for S: a stock strategy's network may write into its mini-batch."""
+        if not hasattr(strategy, "stage"):
+            self._images = own_copy(strategy.mb_x)
+
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the loss to the step's."""
         batch = self._batch(strategy)
+        self._images = None
         if batch is None or not self.weight:
             return
         loss = self.loss(strategy, batch)
@@ -115,7 +123,8 @@ class DistillationPlugin(CETLPlugin):
         if stage not in (Stage.CLASSIFY, Stage.MERGED):
             return None
         features = features_in(strategy.adapted_dataset, strategy.mbatch)
-        return DistilledRows(strategy.mb_x, self._own(strategy, features), strategy.mb_output)
+        images = strategy.mb_x if self._images is None else self._images
+        return DistilledRows(images, self._own(strategy, features), strategy.mb_output)
 
     def _own(self, strategy: Any, features: Tensor | None) -> Tensor | None:
         """S's features; None where they are of another network than the ``source`` given here."""

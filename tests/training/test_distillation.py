@@ -479,3 +479,31 @@ def test_fitnets_keeps_nothing_in_stages_that_do_not_read_it(teacher, few):
 
     trained(coupled(teacher), few, plugin, Spy(), train_epochs=1)
     assert kept and all(found is None for found in kept)
+
+
+class _Overwriting(nn.Module):
+    """A student whose forward pass begins in place, as that of many published networks."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.writes, self.layer = writes, nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = x.sub_(0.5).mul_(3) if self.writes else (x - 0.5) * 3
+        return self.layer(x.flatten(1))
+
+
+def test_the_source_reads_the_images_as_they_were_before_the_student_wrote_into_them(
+    teacher, digits
+):
+    weights = []
+    for writes in (True, False):
+        torch.manual_seed(1)
+        student = _Overwriting(writes)
+        strategy = Naive(
+            model=student, optimizer=torch.optim.SGD(student.parameters(), 0.1),
+            plugins=[SoftTargets(source=teacher)], train_mb_size=10, evaluator=None,
+        )  # fmt: skip
+        strategy.train(transfer_benchmark(digits(30), digits(30)).train_stream)
+        weights.append(student.layer.weight.detach())
+    assert torch.equal(*weights)
