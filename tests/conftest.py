@@ -14,7 +14,7 @@ from partners import Partners
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Processes that share cores and have several threads each wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in those that tests start
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(1)  # the networks here are small
 
 
 def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):

@@ -23,7 +23,7 @@ def script(name):
     ("name", "options", "at_least"),
     [
         ("transfer", {"source_epochs": 1, "rounds": 2}, 0.3),
-        ("few_labels", {"rounds": 3}, 0.2),
+        ("few_labels", {"rounds": 2}, 0.2),
         ("mixed_images", {"source_epochs": 1, "rounds": 2, "per_image": 2}, 0.3),
         ("soft_targets", {"teacher_epochs": 3, "rounds": 3}, 0.3),
         ("hints", {"teacher_epochs": 2, "rounds": 2}, 0.2),

@@ -7,6 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+POOLINGS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+)
 _SECOND = (
     nn.Conv1d,
     nn.Conv2d,
@@ -17,14 +27,7 @@ _SECOND = (
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,
     nn.GroupNorm,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
+    *POOLINGS,
     nn.Upsample,
     nn.PixelShuffle,
 )

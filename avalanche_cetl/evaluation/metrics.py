@@ -58,7 +58,32 @@ class RoundMean(PluginMetric[float]):
         return self.quantity
 
 
-class RecordedLosses(PluginMetric[dict[str, float]]):
+class _NamedValues(PluginMetric[dict[str, float]]):
+    """Several values a round, each under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, float] = {}
+
+    def values(self, strategy: CETLStrategy) -> dict[str, float]:
+        """Return the values of the round that ends, by name."""
+        raise NotImplementedError
+
+    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
+        """Emit the round's values, in their order."""
+        self._values = self.values(strategy)
+        return [_value(self, strategy, name, value) for name, value in self._values.items()]
+
+    def result(self) -> dict[str, float]:
+        """Return the last round's values, by name."""
+        return self._values
+
+    def reset(self) -> None:
+        """Forget them."""
+        self._values = {}
+
+
+class RecordedLosses(_NamedValues):
     """The means over a round of all other losses that were recorded, each under its own name.
 
     A plugin's loss reaches the loggers by ``strategy.record_loss(name, loss, images)``.
@@ -69,27 +94,17 @@ class RecordedLosses(PluginMetric[dict[str, float]]):
     def __init__(self, known: Sequence[str] = ()):
         super().__init__()
         self.known = tuple(known)
-        self._values: dict[str, float] = {}
 
-    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
-        """Emit the round's means, in the order in which they were first recorded."""
+    def values(self, strategy: CETLStrategy) -> dict[str, float]:
+        """Return the round's means, in the order in which they were first recorded."""
         found = strategy.round_losses
-        self._values = {name: found[name] for name in found if name not in self.known}
-        return [_value(self, strategy, name, value) for name, value in self._values.items()]
-
-    def result(self) -> dict[str, float]:
-        """Give the last round's means, by name."""
-        return self._values
-
-    def reset(self) -> None:
-        """Forget them."""
-        self._values = {}
+        return {name: found[name] for name in found if name not in self.known}
 
     def __str__(self) -> str:
         return "Losses"
 
 
-class WeightShares(PluginMetric[dict[str, float]]):
+class WeightShares(_NamedValues):
     """The share of weights that two tasks share (RF >= u), layer by layer and overall.
 
     Emitted at the end of each round as ``Shared_GFI1`` (all weights), ``Private_GFI1`` (one
@@ -97,13 +112,9 @@ class WeightShares(PluginMetric[dict[str, float]]):
     Nothing is emitted for variants that measure no relative Fisher information.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._values: dict[str, float] = {}
-
-    def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
-        """Emit the shares of the latest measurement."""
-        self._values = {}
+    def values(self, strategy: CETLStrategy) -> dict[str, float]:
+        """Return the shares of the latest measurement."""
+        found: dict[str, float] = {}
         for name, importance in strategy.importance.items():
             if not importance.shared:
                 continue
@@ -114,19 +125,11 @@ class WeightShares(PluginMetric[dict[str, float]]):
                 counts[layer] += share * importance.sizes[parameter]
                 sizes[layer] += importance.sizes[parameter]
             overall = sum(counts.values()) / sum(sizes.values())
-            self._values[f"Shared_{name}"] = overall
-            self._values[f"Private_{name}"] = 1 - overall
+            found[f"Shared_{name}"] = overall
+            found[f"Private_{name}"] = 1 - overall
             for layer in counts:
-                self._values[f"Shared_{name}/{layer}"] = counts[layer] / sizes[layer]
-        return [_value(self, strategy, name, value) for name, value in self._values.items()]
-
-    def result(self) -> dict[str, float]:
-        """Give the last shares, by name."""
-        return self._values
-
-    def reset(self) -> None:
-        """Forget them."""
-        self._values = {}
+                found[f"Shared_{name}/{layer}"] = counts[layer] / sizes[layer]
+        return found
 
     def __str__(self) -> str:
         return "Shared"

@@ -11,20 +11,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from avalanche_cetl.common.layout import own_axis
+from avalanche_cetl.common.layout import POOLINGS, own_axis
 from avalanche_cetl.information.fisher import evaluation_mode
 from avalanche_cetl.models.targets import Target, as_target, init_he
 
-_POOLS = (
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-)
 _TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d}
 
 
@@ -288,7 +278,7 @@ def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | Non
 def _reversible(module: nn.Module | None, read: Sequence[int], written: Sequence[int]) -> bool:
     if isinstance(module, nn.Linear):
         return len(read) == 1
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, *_POOLS)):
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, *POOLINGS)):
         return True
     if read == written:  # activations, normalisation, dropout: nothing to undo
         return True
@@ -305,7 +295,7 @@ def _reverse_chain(chain: list[_Step], image: tuple[int, ...], unpool: str) -> l
             layers += [nn.Linear(module.out_features, module.in_features), nn.ReLU()]
         elif isinstance(module, nn.Conv1d | nn.Conv2d):
             layers += [_transpose(module, read), Fit(read[1:]), nn.ReLU()]
-        elif isinstance(module, _POOLS):
+        elif isinstance(module, POOLINGS):
             if all(size == 1 for size in written[1:]) and torch.Size(read[1:]).numel() > 4:
                 numel = torch.Size(read).numel()
                 layers += [nn.Flatten(), nn.Linear(written[0], numel), nn.ReLU()]

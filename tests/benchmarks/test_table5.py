@@ -41,7 +41,10 @@ def table5(monkeypatch, digits, tmp_path):
     module.job_of.cache_clear()
 
 
-def test_every_row_trains_and_leaves_its_result(table5, tmp_path, capsys):
+def test_every_row_trains_and_leaves_its_result(table5, tmp_path, capsys, monkeypatch):
+    # Two strengths to choose from show as much as three.
+    rows = {row: (train, strengths[:2]) for row, (train, strengths) in table5.ROWS.items()}
+    monkeypatch.setattr(table5, "ROWS", rows)
     table5.run("smoke", "nowhere", 1)
     found = {path.name for path in (tmp_path / "table5" / "smoke").iterdir()}
     for direction in ("MN-US", "US-MN"):

@@ -148,6 +148,7 @@ def test_mixed_images_come_behind_the_draw(load):
 def test_rows_with_mixed_images_run(load):
     table2 = load("table2")
     rows = [row for row in table2.ROWS if "mixed" in row]
+    rows = [rows[0], rows[-1]]
     table2.run("smoke", "nowhere", 1, rows)
     assert table2.render("smoke").count("not run") == len(table2.ROWS) - len(rows)
     assert load("runs").results("table2", "smoke")[rows[-1]][0]["figures"]["source"]

@@ -153,10 +153,10 @@ def test_accumulating_counts_a_penalty_once(benchmark):
     assert distance(large, small) < 2e-6
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_passes_train_the_same_weights_under_the_same_names(benchmark, backend):
+def test_compiled_passes_train_the_same_weights_under_the_same_names(benchmark):
     plain = trained(benchmark, plugins=[DecoderHints(0.3)])
-    compiled = trained(benchmark, compile=backend, plugins=[DecoderHints(0.3)])
+    # This backend captures and differentiates the graphs as inductor's does, and compiles none.
+    compiled = trained(benchmark, compile="aot_eager", plugins=[DecoderHints(0.3)])
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
     assert distance(plain, compiled) < 1e-5
     compiled.eval(benchmark.test_stream)
