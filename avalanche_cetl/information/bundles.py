@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from avalanche_cetl.information import layers
 from avalanche_cetl.information.capture import Call, Captured
 from avalanche_cetl.information.functional import call_gradients, current_autocast
+from avalanche_cetl.information.recurrent import calls_by_parameter, unrolled
+
+#: Gradients that a bundle keeps at the most: those of a layer of some thousand weights.
+KEPT_BYTES = 64 * 2**20
 
 #: ``(loss, rows, gradients)``; raises where they are wrong.
 Proven = Callable[[int, slice, Mapping[str, Tensor]], None]
@@ -54,6 +58,8 @@ class Bundle:
     def __init__(self, params: Mapping[str, Tensor]):
         self.params = dict(params)
         self.names = list(params)
+        self._kept: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+        self._room = KEPT_BYTES
 
     def alive(self, loss: int) -> bool:
         """Whether the loss reaches these parameters at all."""
@@ -65,6 +71,23 @@ class Bundle:
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Per-sample gradients ``(n, *layout)``, the caller's own; see :meth:`layout`."""
+        raise NotImplementedError
+
+    def _remembered(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """What :meth:`_computed` gives; small gradients that take long to compute are kept.
+
+        Whoever measures two tasks walks over the samples twice.
+        """
+        key = (loss, rows.start, rows.stop)
+        if key not in self._kept:
+            found = self._computed(loss, rows)
+            if sum(value.nbytes for value in found.values()) > self._room:
+                return found
+            self._kept[key] = found
+            self._room -= sum(value.nbytes for value in found.values())
+        return {name: value.clone() for name, value in self._kept[key].items()}
+
+    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def _zeros(self, name: str, rows: slice) -> Tensor:
@@ -237,6 +260,9 @@ class ModuleBundle(Bundle):
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Per-sample gradients of some rows."""
+        return self._remembered(loss, rows)
+
+    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         chosen = dict(zip(self.local, self.params.values(), strict=True))
         for call, rowwise in zip(self.calls, self.rowwise, strict=True):
@@ -249,8 +275,11 @@ class ModuleBundle(Bundle):
             ]
             args = tuple(values[: len(call.inputs)])
             named = dict(zip(call.named, values[len(args) :], strict=True))
-            with self._autocast():
-                found = call_gradients(self.module, args, named, g[rows], chosen, rowwise)
+            try:
+                with self._autocast():
+                    found = call_gradients(self.module, args, named, g[rows], chosen, rowwise)
+            except (RuntimeError, NotImplementedError) as problem:
+                raise RowMismatchError(f"torch.func cannot run a module: {problem}") from problem
             for name, local in zip(self.names, self.local, strict=True):
                 total[name] = total[name] + found[local] if name in total else found[local]
         if not total:
@@ -275,7 +304,7 @@ def make_bundles(
         route = routes[name]
         if route.kind == "layer":
             uses = [
-                (module, local, call)
+                (module, local, _call_of(module, local, call))
                 for path, local in route.owners
                 for module in (model.get_submodule(path),)
                 for call in captured.calls[module]
@@ -297,6 +326,16 @@ def make_bundles(
         _check_rows(names[0], calls, rowwise, captured.samples)
         bundles.append(ModuleBundle(chosen, module, local, calls, rowwise))
     return bundles
+
+
+def _call_of(module: nn.Module, local: str, call: Call) -> Call:
+    """The call that a parameter's closed form reads: for a recurrent layer, that of one weight."""
+    if not unrolled(module):
+        return call
+    try:
+        return calls_by_parameter(module, call)[local]
+    except ValueError as problem:
+        raise RowMismatchError(str(problem)) from problem
 
 
 def rows_of(calls: list[Call], samples: int) -> list[tuple[bool, ...]]:

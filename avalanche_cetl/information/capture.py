@@ -25,11 +25,13 @@ class Call:
     :ivar inputs: positional inputs.
     :ivar named: keyword inputs.
     :ivar gradients: of the (first) output, one a loss; None where the loss does not reach it.
+    :ivar steps: of a recurrent layer, its parameters' own calls, once they are made.
     """
 
     inputs: tuple[Any, ...]
     named: dict[str, Any]
     gradients: list[Tensor | None]
+    steps: dict[str, Call] | None = None
 
     @property
     def x(self) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
-from avalanche_cetl.information.likelihood import BoundLoss, map_tensors, select
-
-logger = logging.getLogger(__name__)
+from avalanche_cetl.information.likelihood import BoundLoss, map_tensors
 
 
 def current_autocast(device: torch.device) -> Callable[[], torch.autocast]:
@@ -68,6 +65,7 @@ def call_gradients(
 
     :param rowwise: which of the inputs (positional, then named) have a row for each sample;
         the others are the same for all.
+    :raises RuntimeError: where torch.func cannot run the module.
     """
     chosen, fixed = _split(module, params)
     order = list(named)
@@ -87,7 +85,7 @@ def call_gradients(
         return vjp(output, chosen)[1](g.unsqueeze(0))[0]
 
     samples = tuple(everything[i].detach() for i in own)
-    return _over_samples(one, (samples, gradient), type(module).__name__)
+    return _vectorised(one, (samples, gradient))
 
 
 def _split(
@@ -96,19 +94,6 @@ def _split(
     chosen = {name: p.detach() for name, p in params.items()}
     fixed = {n: t.detach() for n, t in module.named_parameters() if n not in chosen}
     return chosen, fixed | dict(module.named_buffers())
-
-
-def _over_samples(
-    one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any], what: str
-) -> dict[str, Tensor]:
-    """Vectorise over samples; what vmap cannot batch goes through a plain loop."""
-    try:
-        return _vectorised(one, batch)
-    except (RuntimeError, NotImplementedError) as problem:
-        logger.debug("%s: per-sample gradients fall back to a loop: %s", what, problem)
-    first = batch[0][0] if batch[0] else batch[1]
-    rows = [one(*(select(part, i) for part in batch)) for i in range(len(first))]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _vectorised(one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any]) -> dict[str, Tensor]:

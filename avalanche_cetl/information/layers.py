@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.information.recurrent import RECURRENT, unrolled
+
 
 class Factors(NamedTuple):
     """Per-sample gradients as sums of outer products.
@@ -216,17 +218,21 @@ def closed_form(module: nn.Module, name: str) -> bool:
 
 def plain(module: nn.Module) -> bool:
     """Tell whether a layer's forward pass is that of the torch layer it descends from."""
-    kinds = (*FACTORS, *DIRECT)
+    kinds: tuple[type[nn.Module], ...] = (*FACTORS, *DIRECT, *RECURRENT)
     return any(type(module).forward is kind.forward for kind in kinds)
 
 
 def factors(module: nn.Module, name: str) -> Callable[..., Factors] | None:
     """Give the factors of a layer's parameter, or None."""
+    if unrolled(module) and name.startswith("weight_"):
+        return linear
     return _find(FACTORS, module) if name == "weight" else None
 
 
 def direct(module: nn.Module, name: str) -> Callable[..., Tensor] | None:
     """Give the direct rule of a layer's parameter, or None."""
+    if unrolled(module) and name.startswith("bias_"):
+        return linear_bias
     return (_find(DIRECT, module) or {}).get(name)
 
 

@@ -168,10 +168,11 @@ def _plan(
 
 
 def say_that_it_is_slow(model: nn.Module, names: Sequence[str], why: str) -> None:
-    """Warn, once for each model, that plain autograd measures it."""
-    if model in _told:
+    """Warn, once for each network, that plain autograd measures it."""
+    owner = dict(model.named_modules())[names[0].rpartition(".")[0]] if names else model
+    if owner in _told:
         return
-    _told.add(model)
+    _told.add(owner)
     logger.warning(
         "%s: the Fisher information of %s%s takes a backward pass for each sample: slow (%s).",
         type(model).__name__,

@@ -39,7 +39,9 @@ class PlainBundle(Bundle):
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Per-sample gradients of some rows."""
+        return self._remembered(loss, rows)
 
+    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
         def own(outputs: Any, indices: list[int]) -> Tensor:
             local = [index - self.start for index in indices]
             return self.losses[loss](outputs, select(self.targets[loss], local))
@@ -83,6 +85,9 @@ class ModelBundle(Bundle):
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Per-sample gradients of some rows."""
+        return self._remembered(loss, rows)
+
+    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
         parts = [part[rows] for part in self.inputs]
         wanted = select(self.targets[loss], rows)
         pairs = self._plain.plain.pairs

@@ -50,6 +50,7 @@ CLOSED = [
     "conv circular", "conv 1d", "conv 3d", "transposed, padded", "transposed, dilated, grouped",
     "batch norm", "group norm", "layer norm over tokens", "embedding", "shared layer",
     "shared convolution", "tied weights", "residual", "unused and dead", "max pooling",
+    "recurrent", "lstm",
 ]  # fmt: skip
 
 

@@ -258,6 +258,33 @@ KINDS = {
         ),
         (4, 3),
     ),
+    "two recurrent layers in two directions": Network(
+        lambda: Of(
+            lambda m, x: m.o(m.r(x)[0].mean(1)),
+            r=nn.GRU(3, 4, 2, batch_first=True, bidirectional=True), o=nn.Linear(8, 3),
+        ),
+        (4, 3),
+    ),
+    "plain recurrent layer with rectifiers": Network(
+        lambda: Of(
+            lambda m, x: m.o(m.r(x)[0][:, -1]),
+            r=nn.RNN(3, 4, nonlinearity="relu", bias=False, batch_first=True), o=nn.Linear(4, 3),
+        ),
+        (4, 3),
+    ),
+    "recurrent layer with an initial state": Network(
+        lambda: Of(
+            lambda m, x: m.o(m.r(x, m.h.expand(1, len(x), 4).contiguous())[0][:, -1]),
+            r=nn.GRU(3, 4, batch_first=True), h=weight(1, 1, 4), o=nn.Linear(4, 3),
+        ),
+        (4, 3),
+    ),
+    "recurrent layer read by its final state": Network(
+        lambda: Of(
+            lambda m, x: m.o(m.r(x)[1][0][-1]), r=nn.LSTM(3, 4, batch_first=True), o=nn.Linear(4, 3)
+        ),
+        (4, 3),
+    ),
     "recurrent, time first": Network(
         lambda: Of(
             lambda m, x: m.o(m.r(x.transpose(0, 1))[0][-1]), r=nn.GRU(3, 4), o=nn.Linear(4, 3)

@@ -3,9 +3,9 @@
 A factory couples the test's plain network with a small frozen source and puts
 :class:`CETLStrategy` where the test says ``Naive``. Left out, with the reason:
 
-- The multi-task halves of tests build ``MTSimpleMLP``, whose forward pass takes task labels.
-  A coupled model decodes one code and has one head, so the factory gives those networks to
-  the stock Naive: the single-head halves are what is tested.
+- The multi-task halves of tests build ``MTSimpleMLP``, whose forward pass takes task labels. The
+  factory couples a network as a subclass with one head, so it gives those to the stock Naive;
+  coupled networks with heads by task are tested in ``test_heads.py``.
 - ``DynamicOptimizersTests.test_checkpointing`` uses Avalanche's own checkpoints, which pickle
   the strategy and fail on current torch for Naive as well.
 - ``test_optimizer_groups_rename`` and ``test_optimizers`` run on multi-task networks only.
