@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 #: Attributes that torch itself keeps in every module.
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 #: Containers inside containers that are looked into; a list may hold itself.
 _DEPTH = 3
+#: Weights of a network that are copied with its state: 64 MiB in single precision.
+_MOST_WEIGHTS = 2**24
 
 
 class ModelState:
     """A network's buffers and kept values, as they are now.
 
     Kept values are a module's plain attributes: a counter, a running average that is no buffer,
-    the hidden state of a recurrent layer. Parameters and modes are not among them.
+    the hidden state of a recurrent layer; in lists, dicts, sets and arrays too, not in objects of
+    other classes. Weights are put back where a forward pass writes them (an Embedding with
+    ``max_norm``, a teacher that follows), in networks of up to 16 million; modes are not.
 
     :param model: any module.
     """
@@ -31,10 +37,15 @@ class ModelState:
             for name, buffer in list(module._buffers.items())
             if buffer is not None
         ]
+        weights = list(model.parameters())
+        small = sum(p.numel() for p in weights) <= _MOST_WEIGHTS
+        self._weights = [_Written(p) for p in weights if small and not is_lazy(p)]
         self._attributes = [(vars(module), _own_attributes(module)) for module in model.modules()]
 
     def put_back(self) -> None:
-        """Make buffers and attributes what they were; what was added goes."""
+        """Make buffers, attributes and weights what they were; what was added goes."""
+        for weight in self._weights:
+            weight.value()
         for position, (owner, name, buffer, version, value) in enumerate(self._buffers):
             if version_of(buffer) != version:
                 _write(buffer, value)
@@ -91,8 +102,20 @@ class _Written(_Snapshot):
         return self.original
 
 
+class _Array(_Snapshot):
+    """An array of numpy: the object itself, with the content that it had."""
+
+    def __init__(self, original: np.ndarray):
+        super().__init__(original)
+        self.content = original.copy()
+
+    def value(self) -> Any:
+        self.original[...] = self.content
+        return self.original
+
+
 class _Filled(_Snapshot):
-    """A list, a deque or a dict: the object itself, with the entries that it had."""
+    """A list, a deque, a dict or a set: the object itself, with the entries that it had."""
 
     def __init__(self, original: Any, depth: int):
         super().__init__(original)
@@ -103,7 +126,10 @@ class _Filled(_Snapshot):
         parts = [(key, part.value()) for key, part in self.parts]
         self.original.clear()
         if isinstance(self.original, dict):
-            self.original.update(parts)
+            for key, part in parts:  # update() of a Counter would add
+                self.original[key] = part
+        elif isinstance(self.original, set):
+            self.original.update(part for _, part in parts)
         else:
             self.original.extend(part for _, part in parts)
         return self.original
@@ -112,7 +138,9 @@ class _Filled(_Snapshot):
 def _snapshot(value: Any, depth: int = _DEPTH) -> _Snapshot:
     if isinstance(value, Tensor):
         return _Written(value)
-    if type(value) in (list, deque, dict) and depth:
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        return _Array(value)
+    if isinstance(value, list | deque | dict | set) and depth:
         return _Filled(value, depth)
     return _Snapshot(value)
 

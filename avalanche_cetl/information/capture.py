@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.information.likelihood import BoundLoss
@@ -104,6 +105,10 @@ def _expanded(model: nn.Module, names: Sequence[str], samples: int) -> Iterator[
             owner._parameters[local] = parameter
 
 
+def _differentiable(outputs: Any) -> bool:
+    return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(outputs))
+
+
 def capture(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -159,6 +164,16 @@ def capture(
         for loss in losses:
             captured.targets.append(loss.targets(outputs, rows))
             values.append(loss(outputs, captured.targets[-1]))
+            if len(values[-1]) != n:
+                raise ValueError(
+                    f"the loss gave {len(values[-1])} values for {n} samples; it has to give one "
+                    "per sample, shape (N,)."
+                )
+            if _differentiable(outputs) and not values[-1].requires_grad:
+                raise ValueError(
+                    f"the loss has no gradient: it is detached, or of type {values[-1].dtype}. It "
+                    "has to be computed from the model's outputs by differentiable operations."
+                )
             captured.values.append(values[-1].detach())
         for current, value in enumerate(values):
             if not value.requires_grad:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
+from avalanche_cetl.common.state import ModelState, state_kept
 from avalanche_cetl.information.bundles import Bundle, magnitude
 from avalanche_cetl.information.likelihood import (
     BoundLoss,
@@ -36,14 +37,20 @@ _SMALL = 2**13
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode, so that BatchNorm does not mix samples; restore every module's mode."""
+def evaluation_mode(model: nn.Module) -> Iterator[ModelState]:
+    """Run in eval mode, so that BatchNorm does not mix samples, and leave no trace.
+
+    Every module's mode is restored, and so are buffers and kept values that forward passes write.
+
+    :return: the model's state, to be put back between passes too.
+    """
     # Flags alone: a train() of a module's own may do more than set them.
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
     try:
-        yield
+        with state_kept(model) as state:
+            yield state
     finally:
         for module, mode in modes:
             module.training = mode
@@ -82,9 +89,16 @@ def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Give the positional inputs of a model, all with the same first dimension N.
 
     :raises ValueError: when there are no samples, or lengths differ.
+    :raises TypeError: for anything but tensors.
     """
-    parts = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    lengths = {len(part) for part in parts}
+    parts = (inputs,) if isinstance(inputs, Tensor) else inputs
+    if not isinstance(parts, tuple | list) or not all(isinstance(p, Tensor) for p in parts):
+        raise TypeError(
+            "inputs have to be a tensor (N, ...) or a tuple of tensors, got "
+            f"{type(inputs).__name__}; torch.as_tensor(...) makes one of an array."
+        )
+    parts = tuple(parts)
+    lengths = {len(part) if part.dim() else 0 for part in parts}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(
             "inputs need the same, non-zero number of samples in their first dimension; "
@@ -110,6 +124,8 @@ def select_params(
                 "information; name frozen parameters in `params=` to measure them."
             )
         return chosen
+    if isinstance(params, str):
+        raise TypeError(f"params={params!r} is one name; give a list of names, [{params!r}].")
     unknown = [name for name in params if name not in named]
     if unknown:
         raise ValueError(f"params {unknown} are not among the model's {sorted(named)}.")
@@ -167,7 +183,7 @@ def fisher_information(
     >>> fisher_information(model, x, loss=lambda out: out.squeeze(1))["weight"]
     tensor([[ 5., 10.]])
     """
-    with gradients_allowed(model), evaluation_mode(model):
+    with gradients_allowed(model), evaluation_mode(model) as state:
         parts = outside_of_inference(as_tuple(inputs))
         chosen = select_params(model, params)
         targets = outside_of_inference(targets)
@@ -180,6 +196,7 @@ def fisher_information(
             chosen,
             chunk_bytes,
             Processes(process_group),
+            state,
         )
 
 

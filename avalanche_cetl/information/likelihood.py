@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avalanche_cetl.common.inputs import own_copy
+
 #: ``loss(outputs, targets)`` (or ``loss(outputs)`` when there are no targets):
 #: a batch of outputs in, one loss per sample out, shape ``(N,)``.
 Loss = Callable[..., Tensor]
@@ -58,7 +60,7 @@ def _shaped(targets: Tensor, outputs: Tensor) -> Tensor:
     """Targets in the outputs' shape: subtraction would broadcast (N,) with (N, 1) to (N, N)."""
     if targets.shape == outputs.shape:
         return targets
-    if targets.numel() != outputs.numel():
+    if [n for n in targets.shape if n != 1] != [n for n in outputs.shape if n != 1]:
         raise ValueError(
             f"the targets have shape {tuple(targets.shape)}, the model's outputs "
             f"{tuple(outputs.shape)}; this likelihood needs one target for each output."
@@ -176,6 +178,12 @@ class BoundLoss:
             )
         if loss == "empirical" and targets is None:
             raise ValueError("loss='empirical' needs targets=: labels, or images to reconstruct.")
+        if loss == "sampled" and targets is not None:
+            raise ValueError(
+                "loss='sampled' draws its targets from the model and reads no targets=; leave them "
+                "out, or give loss='empirical'."
+            )
+        map_tensors(targets, lambda t: _check_rows(t, samples))
         self._sampled, self._named = loss == "sampled", not callable(loss)
         if loss == "empirical" and isinstance(targets, Tensor):
             check_targets(targets, likelihood)
@@ -189,7 +197,7 @@ class BoundLoss:
         if self._named:
             check_outputs(outputs, self._likelihood)
         if not self._sampled:
-            return select(self._targets, rows)
+            return own_copy(select(self._targets, rows))  # a loss may write into its targets
         if self._chance is None:
             self._chance = _chance(outputs, self._samples, self._likelihood, self._generator)
         return _place(outputs, self._likelihood, self._chance[rows])
@@ -209,12 +217,25 @@ class BoundLoss:
         return values
 
 
+def _check_rows(targets: Tensor, samples: int) -> Tensor:
+    if not targets.dim() or len(targets) != samples:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} for {samples} samples: their first dimension "
+            "has to be the samples."
+        )
+    return targets
+
+
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to a tensor, or to every tensor of a nested tuple; None stays None."""
     if value is None:
         return None
     if isinstance(value, Tensor):
         return function(value)
+    if not isinstance(value, tuple | list):
+        raise TypeError(
+            f"targets have to be tensors, or tuples of them; got {type(value).__name__}."
+        )
     return tuple(map_tensors(part, function) for part in value)
 
 

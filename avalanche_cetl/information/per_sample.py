@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from avalanche_cetl.common.state import ModelState, state_kept
+from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information.bundles import (
     Bundle,
     LayerBundle,
@@ -29,7 +29,12 @@ from avalanche_cetl.information.likelihood import BoundLoss
 from avalanche_cetl.information.plain import PlainGradients
 from avalanche_cetl.information.processes import Processes
 from avalanche_cetl.information.proof import Proof, StalePlanError
-from avalanche_cetl.information.routes import forget_plan, plan_routes, say_that_it_is_slow
+from avalanche_cetl.information.routes import (
+    Due,
+    forget_plan,
+    plan_routes,
+    say_that_it_is_slow,
+)
 from avalanche_cetl.information.trial import Trial, Verdict, run_routes
 from avalanche_cetl.information.whole import ModelBundle, PlainBundle
 
@@ -144,13 +149,11 @@ class PerSampleGradients:
         self._kept: Batch | None = None
         self._state = state
         self._plain = PlainGradients(model, self.inputs, self.params, state)
-        self._unproven = False
+        self._due = Due.NONE
         self.routes = {name: Route("plain") for name in self.params}
         self.batch_size, self.model_bytes = self.samples, 0
         if self.samples > 2 and not plainly:
-            plan, self._unproven = plan_routes(
-                model, self.inputs, self.params, len(losses), self._plain
-            )
+            plan, self._due = plan_routes(model, self.inputs, self.params, self.losses, self._plain)
             self.model_bytes, self.routes = plan.model_bytes, plan.routes
             self._plain.pairs = plan.pairs
             size = chunk_bytes // max(1, plan.sample_bytes)
@@ -183,9 +186,9 @@ class PerSampleGradients:
             captured = self._capture(rows)
             bundles = make_bundles(self.model, self.params, self.routes, captured)
             bundles += self._whole_model(rows, captured)
-            if self._unproven:
-                self._unproven = False
-                self._prove(captured, bundles)
+            if self._due is not Due.NONE:
+                self._prove(captured, bundles, self._due)
+                self._due = Due.NONE
         for bundle in bundles:
             for name in bundle.names:
                 self.layouts.setdefault(name, bundle.layout(name))
@@ -224,21 +227,26 @@ class PerSampleGradients:
             )
         return bundles
 
-    def _prove(self, captured: Captured, bundles: Sequence[Bundle]) -> None:
-        """See that a kept plan still holds.
+    def _prove(self, captured: Captured, bundles: Sequence[Bundle], due: Due) -> None:
+        """See that the plan holds for the first batch.
 
         :raises StalePlanError: where it does not.
         """
-        if all(isinstance(bundle, PlainBundle) for bundle in bundles):
+        if all(isinstance(bundle, PlainBundle) for bundle in bundles) and bundles:
             return
+        n = captured.samples
+        full = due is Due.FULL
+        rows = sorted({0, n // 3, 2 * n // 3}) if full else [n // 2]
         try:
-            proof = Proof(self._plain, self.losses, captured.targets, captured.samples)
+            proof = Proof(self._plain, self.losses, captured, rows, len(self.losses) if full else 1)
+        except StalePlanError:
+            raise
         except Exception as problem:
             # A loss that reads all samples at once, say: the routes are tried as they first were.
-            logger.debug("a kept plan is tried anew: %s: %s", type(problem).__name__, problem)
+            logger.debug("a plan is tried anew: %s: %s", type(problem).__name__, problem)
             self._try_anew()
         else:
-            proof.of(bundles)
+            proof.of(self.params, bundles)
 
     def _try_anew(self) -> None:
         two = [part[:2] for part in self.inputs]
@@ -285,12 +293,14 @@ def with_engine(
     params: Mapping[str, Tensor],
     chunk_bytes: int,
     processes: Processes,
+    state: ModelState,
 ) -> Result:
     """Run some work on per-sample gradients; on plain autograd's where a layer picks its rows.
 
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
-    later batch than the one that was tried. What one process meets, the others hear of. The
-    model's buffers and kept values are as they were afterwards.
+    later batch than the one that was tried. What one process meets, the others hear of.
+
+    :param state: of the model, put back before every pass.
     """
 
     def attempt(plainly: bool) -> Result:
@@ -304,20 +314,18 @@ def with_engine(
             processes.report(problem)
             raise
 
-    with _differentiable(model), state_kept(model) as state:
-        try:
-            return attempt(plainly=False)
-        except StalePlanError as problem:
-            logger.debug("the kept plan of %s does not hold: %s", type(model).__name__, problem)
-            forget_plan(model, inputs, params, len(losses))
-            why = "the plan of a process does not hold any more"
-        except RowMismatchError as problem:
-            why = f"a layer sees some samples only: {problem}"
-        if processes.alone and why.startswith("the plan"):
+    with _differentiable(model):
+        why = ""
+        for _ in range(2 if processes.alone else 1):
             try:
                 return attempt(plainly=False)
+            except StalePlanError as problem:
+                logger.debug("the plan of %s does not hold: %s", type(model).__name__, problem)
+                forget_plan(model, inputs, params, len(losses))
+                why = str(problem)
             except RowMismatchError as problem:
                 why = f"a layer sees some samples only: {problem}"
+                break
         say_that_it_is_slow(model, list(params), why)
         return attempt(plainly=True)
 

@@ -71,7 +71,7 @@ class PlainGradients:
             value = self._loss(row, loss)
             value.backward()
             self._by_backward = True
-            return value.detach(), {name: p.grad for name, p in self.params.items()}
+            return value.detach(), {name: _dense(p.grad) for name, p in self.params.items()}
 
     def _by_grad(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
         with self._requiring_gradients():
@@ -85,7 +85,7 @@ class PlainGradients:
                 wanted += [p for p in self.model.parameters() if p.requires_grad]
             found = torch.autograd.grad(value, wanted, allow_unused=True)
             self._seen = True
-            return value.detach(), dict(zip(self.params, found, strict=False))
+            return value.detach(), dict(zip(self.params, map(_dense, found), strict=False))
 
     @property
     def _hooked(self) -> bool:
@@ -127,6 +127,11 @@ class PlainGradients:
         except Exception:
             return True
         return len(one) != len(two) or not all(map(_one_row_less, one, two))
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    """A gradient of an Embedding may be sparse."""
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
 
 
 def _shapes(outputs: Any) -> list[torch.Size]:

@@ -1,16 +1,23 @@
-"""A kept plan is proven again at every call, on two samples of the batch that is measured."""
+"""A plan is proven on a few samples of the batch that is measured, with its own losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from avalanche_cetl.information.bundles import Bundle, ModuleBundle, RowMismatchError
+from avalanche_cetl.information.bundles import (
+    Bundle,
+    ModuleBundle,
+    RowMismatchError,
+    magnitude,
+)
+from avalanche_cetl.information.capture import Captured
 from avalanche_cetl.information.likelihood import BoundLoss, select
-from avalanche_cetl.information.plain import Gradients, PlainGradients
-from avalanche_cetl.information.trial import Room
+from avalanche_cetl.information.plain import Gradients, PlainGradients, RowLoss
+from avalanche_cetl.information.trial import Room, same_values
 from avalanche_cetl.information.whole import ModelBundle, PlainBundle
 
 
@@ -19,66 +26,88 @@ class StalePlanError(RowMismatchError):
 
 
 class Proof:
-    """Plain autograd's gradients of two samples, and what the bundles give for them.
+    """Plain autograd's gradients of a few samples, and what the bundles give for them.
 
-    A route is refuted by both samples together: in float32 a unit of one of them may lie so near
-    a kink that rounding decides its gradient. The cheap bundles are asked for the two samples at
-    once; those that torch.func runs tell when they come to them.
+    It reads the losses that are measured, on the batch that is measured: so it also sees
+    parameters that a loss reads by itself, and losses and networks that depend on how many samples
+    there are. In float32 a unit of one sample may lie so near a kink that rounding decides its
+    gradient: of three samples two have to refute a route there, in float64 one. The cheap bundles
+    are asked for these samples at once; those that torch.func runs tell when they come to them.
 
     :param plain: over all samples of the call.
-    :param targets: per loss, those of the first batch, which starts with the call's first sample.
-    :param samples: of that batch.
-    :raises Exception: whatever the loss raises when it is given a single sample.
+    :param captured: the first batch, which starts with the call's first sample.
+    :param rows: which samples of it.
+    :param count: of losses to prove, from the first.
+    :raises StalePlanError: when a loss of a sample on its own is not that in the batch.
+    :raises Exception: whatever a loss raises when it is given a single sample.
     """
 
     def __init__(
         self,
         plain: PlainGradients,
         losses: Sequence[BoundLoss],
-        targets: Sequence[Any],
-        samples: int,
+        captured: Captured,
+        rows: Sequence[int],
+        count: int,
     ):
-        def own(outputs: Any, rows: list[int]) -> Tensor:
-            values = losses[0](outputs, select(targets[0], rows))
-            if len(values) != len(rows):
-                raise ValueError("the loss reads other samples than those that it is given.")
-            return values
+        self._truth: list[dict[int, Gradients]] = []
+        for k in range(count):
+            found = {row: plain.of(row, _loss_of(losses[k], captured.targets[k])) for row in rows}
+            alone = torch.stack([value for value, _ in found.values()])
+            if not same_values(captured.values[k][list(found)], alone):
+                raise StalePlanError("a loss or a layer depends on the number of samples")
+            self._truth.append({row: gradients for row, (_, gradients) in found.items()})
+        self._rooms = [Room(list(truth.values()), strict=False) for truth in self._truth]
+        self._refuted: dict[tuple[int, str], int] = {}
+        exact = all(p.dtype == torch.float64 for p in plain.params.values())
+        self._enough = 1 if exact or len(rows) < 3 else 2
 
-        rows = sorted({0, samples // 2})
-        self._truth: dict[int, Gradients] = {row: plain.of(row, own)[1] for row in rows}
-        self._room = Room(list(self._truth.values()), strict=False)
-        self._refuted: dict[str, int] = {}
-
-    def of(self, bundles: Sequence[Bundle]) -> None:
+    def of(self, params: Mapping[str, Tensor], bundles: Sequence[Bundle]) -> None:
         """Compare bundles of the first batch, or let them compare later.
 
-        :raises StalePlanError: where both samples refute a route.
+        :param params: all that are measured; those without a bundle have no gradient.
+        :raises StalePlanError: where a route is refuted.
         """
-        for bundle in bundles:
-            if isinstance(bundle, PlainBundle) or not bundle.alive(0):
-                continue
-            if isinstance(bundle, ModuleBundle | ModelBundle):
-                bundle.proof = self.see
-                continue
-            for row in self._truth:
-                values = bundle.gradients(0, slice(row, row + 1))
-                self.see(0, slice(row, row + 1), _restored(bundle, values))
+        for k, truth in enumerate(self._truth):
+            left = dict(params)
+            for bundle in bundles:
+                if not bundle.alive(k):
+                    continue
+                for name in bundle.names:
+                    left.pop(name)
+                if isinstance(bundle, ModuleBundle | ModelBundle):
+                    bundle.proof = self.see
+                elif not isinstance(bundle, PlainBundle):
+                    for row in truth:
+                        rows = slice(row, row + 1)
+                        self.see(k, rows, _restored(bundle, bundle.gradients(k, rows)))
+            for row in truth:
+                zeros = {n: torch.zeros_like(magnitude(p.detach()))[None] for n, p in left.items()}
+                self.see(k, slice(row, row + 1), zeros)
 
     def see(self, loss: int, rows: slice, values: Mapping[str, Tensor]) -> None:
         """Compare the samples among these rows.
 
         :param values: per-sample gradients ``(n, *param.shape)`` by parameter name.
         """
-        if loss:
+        if loss >= len(self._truth):
             return
-        for row, truth in self._truth.items():
+        for row, truth in self._truth[loss].items():
             if not rows.start <= row < rows.stop:
                 continue
             for name, value in values.items():
-                if not self._room.agree(value[row - rows.start], truth[name]):
-                    self._refuted[name] = self._refuted.get(name, 0) + 1
-                    if self._refuted[name] == len(self._truth):
-                        raise StalePlanError(name)
+                if not self._rooms[loss].agree(value[row - rows.start], truth[name]):
+                    key = (loss, name)
+                    self._refuted[key] = self._refuted.get(key, 0) + 1
+                    if self._refuted[key] == self._enough:
+                        raise StalePlanError(f"another gradient of {name} than autograd's")
+
+
+def _loss_of(loss: BoundLoss, targets: Any) -> RowLoss:
+    def own(outputs: Any, rows: list[int]) -> Tensor:
+        return loss(outputs, select(targets, rows))
+
+    return own
 
 
 def _restored(bundle: Bundle, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -138,14 +138,15 @@ def fisher_and_relative(
             relative = _estimated(engine, means, estimator, normalize_samples)
         return restored(engine, means.fisher[0]), restored(engine, relative)
 
-    with gradients_allowed(model), evaluation_mode(model):
+    with gradients_allowed(model), evaluation_mode(model) as state:
         parts = outside_of_inference(as_tuple(inputs))
         chosen = select_params(model, params)
         bound = [
             BoundLoss(loss, outside_of_inference(goal), len(parts[0]))
             for loss, goal in zip(losses, targets, strict=True)
         ]
-        return with_engine(work, model, parts, bound, chosen, chunk_bytes, Processes(process_group))
+        processes = Processes(process_group)
+        return with_engine(work, model, parts, bound, chosen, chunk_bytes, processes, state)
 
 
 @torch.no_grad()

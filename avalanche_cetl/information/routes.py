@@ -15,6 +15,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -24,17 +25,26 @@ from torch import Tensor, nn
 from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information import layers
 from avalanche_cetl.information.bundles import Route
+from avalanche_cetl.information.likelihood import BoundLoss
 from avalanche_cetl.information.plain import PlainGradients
-from avalanche_cetl.information.signature import signature
+from avalanche_cetl.information.signature import signature, weights_version
 from avalanche_cetl.information.trial import Trial, Verdict, told
 
 logger = logging.getLogger(__name__)
 
 #: Plans kept for one network: pairs of losses and choices of heads have a plan each.
 _MOST_PLANS = 16
-#: A kept plan is proven again at every so many uses, even where nothing is seen to have changed:
-#: what a forward pass reads from afar is not seen. A proof costs 5 to 15 % of a call.
+#: A kept plan is proven again in full at every so many uses, even where nothing is seen to have
+#: changed: what a forward pass reads from afar is not seen. A full proof costs 5 to 15 % of a call.
 _USES_PER_PROOF = 10
+
+
+class Due(Enum):
+    """Which proof a plan needs before it is used."""
+
+    FULL = "all losses, three samples"  #: it is new, or something but the weights has changed
+    QUICK = "one loss, one sample"  #: training has changed the weights
+    NONE = "none"
 
 
 @dataclass
@@ -45,7 +55,9 @@ class Plan:
     :ivar model_bytes: memory that one sample takes in a pass through the whole model.
     :ivar proven: whether every parameter that was tried had a gradient that is not zero.
     :ivar pairs: whether a single sample has to run as a pair, see :class:`PlainGradients`.
-    :ivar signature: of the model when the plan was last proven.
+    :ivar written: names of parameters that a forward pass writes.
+    :ivar signature: of model and losses when the plan was last proven.
+    :ivar weights: how often the weights were written then.
     :ivar uses: since then.
     """
 
@@ -54,17 +66,21 @@ class Plan:
     model_bytes: int
     proven: bool
     pairs: bool
-    signature: int = 0
+    written: frozenset[str] = frozenset()
+    signature: int | None = None
+    weights: int = 0
     uses: int = 0
 
-    def due(self, model: nn.Module) -> bool:
-        """Count a use, and tell whether the plan has to be proven again."""
-        now = signature(model)
-        if now == self.signature and self.uses + 1 < _USES_PER_PROOF:
-            self.uses += 1
-            return False
-        self.signature, self.uses = now, 0
-        return True
+    def due(self, model: nn.Module, losses: Sequence[BoundLoss]) -> Due:
+        """Count a use, and tell which proof the plan needs."""
+        now, weights = signature(model, losses), weights_version(model)
+        before = self.signature, self.weights
+        self.signature, self.weights = now, weights
+        self.uses += 1
+        if now != before[0] or self.uses >= _USES_PER_PROOF:
+            self.uses = 0
+            return Due.FULL
+        return Due.NONE if weights == before[1] else Due.QUICK
 
 
 #: Plans by a module that holds a measured parameter: it lives as long as the network does, where
@@ -77,31 +93,30 @@ def plan_routes(
     model: nn.Module,
     inputs: Sequence[Tensor],
     params: Mapping[str, Tensor],
-    losses: int,
+    losses: Sequence[BoundLoss],
     plain: PlainGradients,
-) -> tuple[Plan, bool]:
+) -> tuple[Plan, Due]:
     """Find for every parameter the cheapest route that gives autograd's own gradients.
 
     The answer is kept until the network's modules, its parameters or the inputs' shapes change;
-    not where a gradient of zero left a route unproven. Where anything else has changed (masks,
-    hooks, settings; see :mod:`~avalanche_cetl.information.signature`), it has to be proven again
-    with :class:`~avalanche_cetl.information.proof.Proof`.
+    not where a gradient of zero left a route unproven. It has to be proven with
+    :class:`~avalanche_cetl.information.proof.Proof` when it is new and where anything else has
+    changed (masks, hooks, settings; see :mod:`~avalanche_cetl.information.signature`).
 
-    :param losses: how many will be measured.
+    :param losses: those that will be measured.
     :param plain: of the same model, inputs and parameters.
-    :return: the plan, and whether it has to be proven again.
+    :return: the plan, and the proof that it needs.
     """
-    kept, key = _kept(model, inputs, params, losses)
+    kept, key = _kept(model, inputs, params, len(losses))
     if key in kept:
         kept.move_to_end(key)
-        return kept[key], kept[key].due(model)
-    plan = _plan(model, inputs, params, losses, plain)
+        return kept[key], kept[key].due(model, losses)
+    plan = _plan(model, inputs, params, len(losses), plain)
     if plan.proven:
-        plan.due(model)
         kept[key] = plan
         while len(kept) > _MOST_PLANS:
             kept.popitem(last=False)
-    return plan, False
+    return plan, plan.due(model, losses)
 
 
 def forget_plan(

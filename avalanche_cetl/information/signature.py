@@ -8,7 +8,7 @@ were written into.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import getattr_static
 from types import FunctionType
 from typing import Any
@@ -16,22 +16,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from avalanche_cetl.common.state import OWN_ATTRIBUTES, version_of
+from avalanche_cetl.information.likelihood import BoundLoss
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_VALUES = (*_PLAIN, Tensor, dict, list, tuple, set)
 #: Containers inside containers that are looked into.
 _DEPTH = 3
 
 
-def signature(model: nn.Module) -> int:
+def signature(model: nn.Module, losses: Sequence[BoundLoss] = ()) -> int:
     """Return a number that changes when anything changes that a forward pass may depend on.
 
     Left out are the weights that training changes, running statistics of torch's own norms, and
-    what a forward pass reads neither from its modules nor from plain global or enclosing names.
+    what a forward pass reads neither from its modules and their classes nor from plain global or
+    enclosing names.
 
     :param model: any module.
+    :param losses: that will be measured; known by their code.
     """
-    return hash(tuple(_marks(model)))
+    codes = tuple(id(getattr(loss.function, "__code__", loss.function)) for loss in losses)
+    return hash((codes, *_marks(model)))
+
+
+def weights_version(model: nn.Module) -> int:
+    """Return a number that changes when an optimiser, or anything else, writes a weight."""
+    return hash(tuple((id(p), version_of(p)) for p in model.parameters()))
 
 
 def _marks(model: nn.Module) -> Iterator[Any]:
@@ -40,11 +50,12 @@ def _marks(model: nn.Module) -> Iterator[Any]:
         yield id(module), type(module)
         for name in _HOOKS:
             if attributes.get(name):
-                yield name, tuple(map(id, attributes[name].values()))
+                yield name, tuple(attributes[name])  # numbers that are not given twice
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 frozen = not parameter.requires_grad
-                yield name, id(parameter), version_of(parameter) if frozen else None
+                hooks = tuple(parameter._backward_hooks or ())
+                yield name, id(parameter), version_of(parameter) if frozen else None, hooks
         if not isinstance(module, nn.modules.batchnorm._NormBase):
             for name, buffer in module._buffers.items():
                 yield name, _mark(buffer, 0)
@@ -54,6 +65,10 @@ def _marks(model: nn.Module) -> Iterator[Any]:
         for name, value in attributes.items():
             if name not in OWN_ATTRIBUTES:
                 yield name, _mark(value, _DEPTH)
+        for kind in type(module).__mro__:
+            if kind is nn.Module:
+                break
+            yield from ((n, _mark(v, 1)) for n, v in vars(kind).items() if isinstance(v, _VALUES))
         yield from _surroundings(getattr_static(type(module), "forward", None))
 
 
@@ -63,7 +78,9 @@ def _surroundings(function: Any) -> Iterator[Any]:
         return
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
-        if isinstance(value, (*_PLAIN, Tensor, dict, list)):
+        if isinstance(value, FunctionType):
+            yield name, id(value.__code__)
+        elif isinstance(value, _VALUES):
             yield name, _mark(value, _DEPTH)
     for cell in function.__closure__ or ():
         yield _mark(cell.cell_contents, _DEPTH)
@@ -78,4 +95,9 @@ def _mark(value: Any, depth: int) -> Any:
         return tuple((_mark(k, 0), _mark(v, depth - 1)) for k, v in value.items())
     if depth and isinstance(value, list | tuple | deque):
         return tuple(_mark(part, depth - 1) for part in value)
+    if isinstance(value, set | frozenset):
+        return hash(frozenset(_mark(part, 0) for part in value))
+    own = getattr(value, "__dict__", None)
+    if depth and isinstance(own, dict) and not isinstance(value, type | nn.Module | FunctionType):
+        return id(value), _mark(own, depth - 1)  # settings in an object
     return id(value)

@@ -159,7 +159,7 @@ class Trial:
             logger.debug("%s cannot be captured: %s", type(self.model).__name__, problem)
             expanded = [name for name, route in routes.items() if route.kind == "expanded"]
             return {n: Verdict.WRONG for n in expanded or routes}
-        if not _same(captured.values[0], self.truth.values):
+        if not same_values(captured.values[0], self.truth.values):
             logger.debug("%s mixes samples: each runs on its own", type(self.model).__name__)
             self.mixes = True
             return dict.fromkeys(routes, Verdict.WRONG)
@@ -303,7 +303,7 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
     return _TOLERANCE.get(dtype, _HALF_TOLERANCE)
 
 
-def _same(values: Tensor, alone: Tensor) -> bool:
+def same_values(values: Tensor, alone: Tensor) -> bool:
     """Whether losses in a batch are those of the samples on their own, up to rounding."""
     room = 0.1 * tolerance(alone.dtype, alone.device)
     return bool(((values - alone).abs() <= room * (alone.abs() + alone.abs().mean())).all())

@@ -7,8 +7,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the model itself, which has its own parameter names, where it is wrapped."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    """Return the model itself, which has its own parameter names, where it is wrapped.
+
+    So a network that is compiled, or given to several devices, between two experiences is held
+    under the names that it had before.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
+        else:
+            return model
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import is_multi_task_module
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.information.fisher import fisher_information
@@ -124,6 +124,8 @@ class GFIPlugin(SupervisedPlugin):
                 f"decay_factor={decay_factor} with mode={mode!r}: give decay_factor in 'online' "
                 "mode, and only there."
             )
+        if decay_factor is not None and not 0 <= decay_factor < math.inf:
+            raise ValueError(f"decay_factor={decay_factor} has to be finite and >= 0.")
         if penalty not in PENALTIES:
             allowed = ", ".join(map(repr, PENALTIES))
             raise ValueError(f"penalty={penalty!r} is not known. Allowed: {allowed}.")
@@ -178,7 +180,8 @@ class GFIPlugin(SupervisedPlugin):
         """Gate the stored importances by what the old tasks and the new one share."""
         self._check(strategy)
         self.gated, self.shared, self._pull = {}, {}, Pull()
-        params = trainable(bare(strategy.model))
+        # Those that are frozen now may be trained later in the experience.
+        params = self._held(bare(strategy.model), strategy)
         relative = self._relative(strategy, params) if self._drawn is not None else {}
         self._drawn = None
         for experience in self._old(strategy):
@@ -268,6 +271,22 @@ class GFIPlugin(SupervisedPlugin):
         now = strategy.clock.train_exp_counter
         known = [e for e in self.importances if e < now]
         return known if self.mode == "separate" else known[-1:]
+
+    def _held(self, model: nn.Module, strategy: Any) -> Weights:
+        """The network's parameters that an old experience has an importance of.
+
+        :raises ValueError: when it has none of them any more.
+        """
+        named = dict(model.named_parameters())
+        old = self._old(strategy)
+        stored = {name for experience in old for name in self.importances[experience]}
+        if stored and not stored & named.keys():
+            raise ValueError(
+                f"GFIPlugin holds {min(stored)!r} and others, but the network has none of them: "
+                f"its parameters are {min(named)!r} and others. Give it the same network, under "
+                "the same names, in every experience."
+            )
+        return {name: parameter for name, parameter in named.items() if name in stored}
 
     def _old_tasks(self, strategy: Any) -> list[tuple[int, ...]]:
         """The tasks whose heads an old experience has, each set of them once."""

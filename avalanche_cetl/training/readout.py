@@ -20,6 +20,9 @@ from avalanche_cetl.information.likelihood import (
 
 Output = Callable[[Any], Tensor] | int | str
 
+#: Images that a network reads at once when targets are drawn.
+DRAWN_AT_ONCE = 256
+
 
 class Readout:
     """The tensor that a likelihood reads out of a network's output, and its likelihood.
@@ -62,7 +65,9 @@ class Readout:
         drawn: Tensor | None = None
         with torch.no_grad(), evaluation_mode(model):
             for task, rows in _by_task(model, tasks):
-                outputs = self.outputs(model, images[rows], task)
+                # A few at a time: they may be many more than a mini-batch has.
+                pieces = images[rows].split(DRAWN_AT_ONCE)
+                outputs = torch.cat([self.outputs(model, piece, task) for piece in pieces])
                 part = sample_targets(outputs, self.likelihood, generator)
                 if drawn is None:
                     drawn = part.new_zeros(len(images), *part.shape[1:])

@@ -108,6 +108,9 @@ class GFISettings:
             raise ValueError(
                 f"fisher={self.fisher!r} is not known. Allowed: 'sampled', 'empirical'."
             )
+        for name in ("samples", "refresh_every", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name}={getattr(self, name)!r} has to be a whole number.")
         if self.samples < 2:
             raise ValueError(f"samples={self.samples}: mutual information needs at least 2.")
         if self.refresh_every < 1:

@@ -1,5 +1,6 @@
-from collections import deque
+from collections import Counter, OrderedDict, deque
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -72,11 +73,27 @@ def test_state_comes_back_after_an_exception():
         raise AssertionError("the wrong width has to fail")
 
 
-def test_weights_are_no_state():
-    model = Changing()
-    with state_kept(model), torch.no_grad():
-        model.layer.weight.fill_(2.0)
-    assert (model.layer.weight == 2).all()
+def test_weights_that_a_forward_pass_writes_come_back():
+    model = nn.Embedding(20, 6, max_norm=1.0)
+    before = model.weight.clone()
+    with state_kept(model):
+        model(torch.arange(20))
+        assert not torch.equal(model.weight, before)
+    assert torch.equal(model.weight, before)
+
+
+def test_arrays_sets_and_counters_come_back():
+    model = nn.Linear(2, 2)
+    model.array, model.seen = np.zeros(3), {1}
+    model.counts, model.order = Counter("a"), OrderedDict(a=1, b=2)
+    with state_kept(model):
+        model.array += 1
+        model.seen.add(2)
+        model.counts.update("ab")
+        model.order.move_to_end("a")
+    assert not model.array.any() and model.seen == {1}
+    assert model.counts == Counter("a") and isinstance(model.counts, Counter)
+    assert list(model.order) == ["a", "b"]
 
 
 def test_a_list_that_holds_itself_ends():

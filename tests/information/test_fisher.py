@@ -10,7 +10,7 @@ from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information import fisher_and_relative, routes
 from avalanche_cetl.information.bundles import LayerBundle
 from avalanche_cetl.information.estimators import ESTIMATORS, LOG_FLOOR
-from avalanche_cetl.information.likelihood import sample_targets
+from avalanche_cetl.information.likelihood import BoundLoss, sample_targets
 from avalanche_cetl.information.plain import PlainGradients
 
 
@@ -42,7 +42,8 @@ def test_equals_the_naive_loop_on_a_large_batch_in_float32(case):
 def _plan(model, x):
     params = dict(model.eval().named_parameters())
     plain = PlainGradients(model, [x], params, ModelState(model))
-    return routes.plan_routes(model, [x], params, 1, plain)[0]
+    losses = [BoundLoss(lambda out: out.flatten(1).sum(1), None, len(x))]
+    return routes.plan_routes(model, [x], params, losses, plain)[0]
 
 
 CLOSED = [
