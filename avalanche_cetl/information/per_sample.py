@@ -235,10 +235,13 @@ class PerSampleGradients:
         if all(isinstance(bundle, PlainBundle) for bundle in bundles) and bundles:
             return
         n = captured.samples
-        full = due is Due.FULL
-        rows = sorted({0, n // 3, 2 * n // 3}) if full else [n // 2]
+        rows = {
+            Due.FULL: sorted({0, n // 3, 2 * n // 3}),
+            Due.AGAIN: sorted({n // 3, 2 * n // 3}),
+        }.get(due, [n // 2])
+        count = 1 if due is Due.QUICK else len(self.losses)
         try:
-            proof = Proof(self._plain, self.losses, captured, rows, len(self.losses) if full else 1)
+            proof = Proof(self._plain, self.losses, captured, rows, count)
         except StalePlanError:
             raise
         except Exception as problem:

@@ -60,7 +60,7 @@ class Proof:
         self._rooms = [Room(list(truth.values()), strict=False) for truth in self._truth]
         self._refuted: dict[tuple[int, str], int] = {}
         exact = all(p.dtype == torch.float64 for p in plain.params.values())
-        self._enough = 1 if exact or len(rows) < 3 else 2
+        self._enough = 1 if exact or len(rows) == 1 else 2
 
     def of(self, params: Mapping[str, Tensor], bundles: Sequence[Bundle]) -> None:
         """Compare bundles of the first batch, or let them compare later.

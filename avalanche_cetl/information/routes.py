@@ -43,6 +43,7 @@ class Due(Enum):
     """Which proof a plan needs before it is used."""
 
     FULL = "all losses, three samples"  #: it is new, or something but the weights has changed
+    AGAIN = "all losses, two samples"  #: a gradient was zero when it was tried
     QUICK = "one loss, one sample"  #: training has changed the weights
     NONE = "none"
 
@@ -80,6 +81,8 @@ class Plan:
         if now != before[0] or self.uses >= _USES_PER_PROOF:
             self.uses = 0
             return Due.FULL
+        if not self.proven:
+            return Due.AGAIN
         return Due.NONE if weights == before[1] else Due.QUICK
 
 
@@ -99,9 +102,10 @@ def plan_routes(
     """Find for every parameter the cheapest route that gives autograd's own gradients.
 
     The answer is kept until the network's modules, its parameters or the inputs' shapes change;
-    not where a gradient of zero left a route unproven. It has to be proven with
-    :class:`~avalanche_cetl.information.proof.Proof` when it is new and where anything else has
-    changed (masks, hooks, settings; see :mod:`~avalanche_cetl.information.signature`).
+    not where a gradient of zero left the route of anything but a layer unproven. It has to be
+    proven with :class:`~avalanche_cetl.information.proof.Proof` when it is new and where anything
+    else has changed (masks, hooks, settings; see
+    :mod:`~avalanche_cetl.information.signature`).
 
     :param losses: those that will be measured.
     :param plain: of the same model, inputs and parameters.
@@ -112,7 +116,7 @@ def plan_routes(
         kept.move_to_end(key)
         return kept[key], kept[key].due(model, losses)
     plan = _plan(model, inputs, params, len(losses), plain)
-    if plan.proven:
+    if plan.proven or all(route.kind == "layer" for route in plan.routes.values()):
         kept[key] = plan
         while len(kept) > _MOST_PLANS:
             kept.popitem(last=False)
