@@ -152,11 +152,15 @@ def fisher_information(
     must not influence one another there.
 
     The whole batch takes one forward and one backward pass (fewer samples at a time where
-    ``chunk_bytes`` would not hold them): Linear, convolution, normalisation and Embedding
-    layers have closed forms, class tokens and the like one copy per sample, and torch.func
-    runs what is left, module by module. Every route is tried on two samples against
-    autograd first; where none holds (layers used in unusual ways), torch.func runs the
-    whole model.
+    ``chunk_bytes`` would not hold them): Linear, convolution, normalisation, Embedding and
+    recurrent layers have closed forms, class tokens and the like one copy per sample, and
+    torch.func runs what is left, module by module. What torch.func cannot run takes a plain
+    backward pass for each sample; the log says so once. Every route is tried on two samples
+    against autograd first, and proven on samples of the batch with the loss itself.
+
+    The model, its buffers and attributes, and the tensors given are as they were afterwards. A
+    network that loses the batch axis of a single sample (``squeeze()``) runs it as a pair. Of a
+    complex weight the result is the mean of ``|gradient|^2``.
 
     :param model: any module; called as ``model(*inputs)``.
     :param inputs: a tensor ``(N, ...)``, or a tuple of such tensors.

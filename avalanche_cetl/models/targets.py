@@ -208,7 +208,7 @@ class Target(nn.Module):
     def measure(self, input_shape: Sequence[int]) -> tuple[int, int]:
         """Give the code's width and the number of classes, from one traced forward pass.
 
-        :raises ValueError: when the target does not take ``input_shape``.
+        :raises ValueError: when the target does not take ``input_shape``, or gives no logits.
         """
         # Two images: a forward pass with squeeze() in it would take one for none.
         example = torch.zeros(2, *input_shape, device=_device(self), dtype=_dtype(self))
@@ -219,7 +219,13 @@ class Target(nn.Module):
                 raise ValueError(
                     f"the target network cannot read input_shape={tuple(input_shape)}: {problem}"
                 ) from problem
-        return code.shape[1], logits.shape[-1]
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(example):
+            kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the target network gives {kind} for {len(example)} images; a classifier gives "
+                "logits (N, classes). Wrap it in a module that returns them."
+            )
+        return code.shape[1], logits.shape[1]
 
 
 def _device(module: nn.Module) -> torch.device:

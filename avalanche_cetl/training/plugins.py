@@ -55,8 +55,10 @@ class GFIPlugin(SupervisedPlugin):
     information: Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has
     no factor 1/2 in its penalty.
 
-    Parameters that do not require gradients are neither measured nor held. Parameters that grow
-    between experiences (heads) keep the importance of their old part; new ones are free. In
+    Parameters that require no gradient when an experience ends are not measured; those measured
+    before are held whenever they train. Parameters that grow between experiences (heads) keep the
+    importance of their old part; new ones are free. Networks may be wrapped (``torch.compile``,
+    DataParallel, DistributedDataParallel) between experiences. In
     networks with heads by task each image is read through the head of its own task; where an
     old experience had several, new images take its heads in turn.
 

@@ -127,3 +127,26 @@ def test_resnet26_has_26_layers_and_works_as_a_target():
 def test_resnet26_refuses_bad_sizes(arguments):
     with pytest.raises(ValueError, match="at least 1 class"):
         ResNet26(**{"num_classes": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        (lambda out: {"logits": out}, "dict"),
+        (lambda out: (out, out), "tuple"),
+        (lambda out: out.flatten(), r"\(6,\)"),
+        (lambda out: out[:, :, None, None], r"\(2, 3, 1, 1\)"),
+    ],
+    ids=["dict", "tuple", "flat", "maps"],
+)
+def test_targets_that_give_no_logits_are_refused(last, kind):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 3)
+
+        def forward(self, x):
+            return last(self.layer(x.flatten(1)))
+
+    with pytest.raises(ValueError, match=f"gives {kind} for 2 images.*logits"):
+        as_target(Network()).measure((1, 8, 8))
