@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.information.likelihood import BoundLoss
@@ -106,7 +105,8 @@ def _expanded(model: nn.Module, names: Sequence[str], samples: int) -> Iterator[
 
 
 def _differentiable(outputs: Any) -> bool:
-    return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(outputs))
+    """Whether there is one output, and a gradient: of several, a loss may read one without."""
+    return isinstance(outputs, Tensor) and outputs.requires_grad
 
 
 def capture(

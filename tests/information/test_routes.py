@@ -512,3 +512,19 @@ def test_arguments_that_do_not_fit_are_named(arguments, error, message):
     call["targets"] = torch.zeros(12, dtype=torch.long)
     with pytest.raises(error, match=message):
         fisher_information(nn.Linear(6, 3), **(call | arguments))
+
+
+def test_a_loss_of_an_output_without_a_gradient_is_zero():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(x), x
+
+    torch.manual_seed(0)
+    model, x = Two().double(), torch.randn(9, 6).double()
+    found = fisher_information(model, x, lambda out: out[1].square().sum(1))
+    assert not found["layer.weight"].any()
+    assert fisher_information(model, x, lambda out: _energy(out[0]))["layer.weight"].all()
