@@ -170,7 +170,8 @@ class Trial:
                     if isinstance(value, Tensor):
                         activations.add(value)
                 gradient_bytes += sum(g.nbytes for g in call.gradients if g is not None)
-        size = (activations.bytes + gradient_bytes * self.losses) // 2
+        # A quarter more, for what is computed from it: windows of images, products, squares.
+        size = 5 * (activations.bytes + gradient_bytes * self.losses) // 8
         self.sample_bytes = max(self.sample_bytes, size)
         found = self._gradients(routes, captured)
         return {name: self._verdict(name, routes[name], found, captured) for name in routes}
