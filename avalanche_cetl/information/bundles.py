@@ -58,8 +58,6 @@ class Bundle:
     def __init__(self, params: Mapping[str, Tensor]):
         self.params = dict(params)
         self.names = list(params)
-        self._kept: dict[tuple[int, int, int], dict[str, Tensor]] = {}
-        self._room = KEPT_BYTES
 
     def alive(self, loss: int) -> bool:
         """Whether the loss reaches these parameters at all."""
@@ -73,27 +71,10 @@ class Bundle:
         """Per-sample gradients ``(n, *layout)``, the caller's own; see :meth:`layout`."""
         raise NotImplementedError
 
-    def _remembered(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """What :meth:`_computed` gives; small gradients that take long to compute are kept.
-
-        Whoever measures two tasks walks over the samples twice.
-        """
-        key = (loss, rows.start, rows.stop)
-        if key not in self._kept:
-            found = self._computed(loss, rows)
-            if sum(value.nbytes for value in found.values()) > self._room:
-                return found
-            self._kept[key] = found
-            self._room -= sum(value.nbytes for value in found.values())
-        return {name: value.clone() for name, value in self._kept[key].items()}
-
-    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        raise NotImplementedError
-
     def _zeros(self, name: str, rows: slice) -> Tensor:
         parameter = magnitude(self.params[name].detach())
         zeros = parameter.new_zeros(rows.stop - rows.start, *parameter.shape)
-        return _wide(zeros, zeros)[0]
+        return single(zeros)
 
     def outer(self, loss: int) -> layers.Factors | None:
         """Both factors, when each per-sample gradient is a single outer product."""
@@ -222,14 +203,43 @@ class ExpandedBundle(Bundle):
         if g is None:
             return {self.names[0]: self._zeros(self.names[0], rows)}
         g = g[rows].unsqueeze(1).clone()
-        return {self.names[0]: _wide(g, g)[0]}
+        return {self.names[0]: single(g)}
 
 
-class ModuleBundle(Bundle):
-    """Parameters below one module, by torch.func on that module alone.
+class SlowBundle(Bundle):
+    """Gradients that take long to compute: small ones are kept.
+
+    Whoever measures two tasks walks over the samples twice.
 
     :ivar proof: is shown the gradients that were computed, with their loss and rows.
     """
+
+    def __init__(self, params: Mapping[str, Tensor]):
+        super().__init__(params)
+        self.proof: Proven | None = None
+        self._kept: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+        self._room = KEPT_BYTES
+
+    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        """Per-sample gradients of some rows."""
+        key = (loss, rows.start, rows.stop)
+        if key not in self._kept:
+            found = self._computed(loss, rows)
+            if self.proof is not None:
+                self.proof(loss, rows, found)
+            size = sum(value.nbytes for value in found.values())
+            if size > self._room:
+                return found
+            self._kept[key] = found
+            self._room -= size
+        return {name: value.clone() for name, value in self._kept[key].items()}
+
+    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class ModuleBundle(SlowBundle):
+    """Parameters below one module, by torch.func on that module alone."""
 
     def __init__(
         self,
@@ -242,7 +252,6 @@ class ModuleBundle(Bundle):
         super().__init__(params)
         self.module, self.local, self.calls, self.rowwise = module, local, calls, rowwise
         self._autocast = current_autocast(next(iter(params.values())).device)
-        self.proof: Proven | None = None
 
     def alive(self, loss: int) -> bool:
         """Whether the loss reaches it."""
@@ -257,10 +266,6 @@ class ModuleBundle(Bundle):
             if isinstance(v, Tensor) and v.dim()
         )
         return super().row_bytes() + inputs
-
-    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients of some rows."""
-        return self._remembered(loss, rows)
 
     def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
@@ -284,10 +289,7 @@ class ModuleBundle(Bundle):
                 total[name] = total[name] + found[local] if name in total else found[local]
         if not total:
             return {name: self._zeros(name, rows) for name in self.names}
-        total = {name: magnitude(value) for name, value in total.items()}
-        if self.proof is not None:
-            self.proof(loss, rows, total)
-        return total
+        return {name: magnitude(value) for name, value in total.items()}
 
 
 class RowMismatchError(Exception):
@@ -374,8 +376,12 @@ def magnitude(gradient: Tensor) -> Tensor:
     return gradient.abs() if gradient.is_complex() else gradient
 
 
+def single(values: Tensor) -> Tensor:
+    """Half precision becomes float32 before anything is squared or added up."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def _wide(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Half precision becomes float32 before anything is multiplied or added up."""
-    if g.dtype in (torch.float16, torch.bfloat16):
-        g = g.float()
+    g = single(g)
     return (x.to(g.dtype) if x.is_floating_point() else x), g

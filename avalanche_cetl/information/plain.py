@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.state import ModelState
+from avalanche_cetl.information.likelihood import BoundLoss, select
 
 Gradients = dict[str, Tensor | None]
 RowLoss = Callable[[Any, list[int]], Tensor]
@@ -127,6 +128,15 @@ class PlainGradients:
         except Exception:
             return True
         return len(one) != len(two) or not all(map(_one_row_less, one, two))
+
+
+def row_loss(loss: BoundLoss, targets: Any, start: int = 0) -> RowLoss:
+    """Return a loss as :class:`PlainGradients` reads it.
+
+    :param targets: of a batch.
+    :param start: index of the batch's first sample.
+    """
+    return lambda outputs, rows: loss(outputs, select(targets, [row - start for row in rows]))
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from avalanche_cetl.information.bundles import (
     Bundle,
-    ModuleBundle,
     RowMismatchError,
+    SlowBundle,
     magnitude,
 )
 from avalanche_cetl.information.capture import Captured
-from avalanche_cetl.information.likelihood import BoundLoss, select
-from avalanche_cetl.information.plain import Gradients, PlainGradients, RowLoss
+from avalanche_cetl.information.likelihood import BoundLoss
+from avalanche_cetl.information.plain import Gradients, PlainGradients, row_loss
 from avalanche_cetl.information.trial import Room, same_values
-from avalanche_cetl.information.whole import ModelBundle, PlainBundle
+from avalanche_cetl.information.whole import PlainBundle
 
 
 class StalePlanError(RowMismatchError):
@@ -52,7 +51,7 @@ class Proof:
     ):
         self._truth: list[dict[int, Gradients]] = []
         for k in range(count):
-            found = {row: plain.of(row, _loss_of(losses[k], captured.targets[k])) for row in rows}
+            found = {row: plain.of(row, row_loss(losses[k], captured.targets[k])) for row in rows}
             alone = torch.stack([value for value, _ in found.values()])
             if not same_values(captured.values[k][list(found)], alone):
                 raise StalePlanError("a loss or a layer depends on the number of samples")
@@ -75,9 +74,11 @@ class Proof:
                     continue
                 for name in bundle.names:
                     left.pop(name)
-                if isinstance(bundle, ModuleBundle | ModelBundle):
+                if isinstance(bundle, PlainBundle):
+                    continue
+                if isinstance(bundle, SlowBundle):
                     bundle.proof = self.see
-                elif not isinstance(bundle, PlainBundle):
+                else:
                     for row in truth:
                         rows = slice(row, row + 1)
                         self.see(k, rows, _restored(bundle, bundle.gradients(k, rows)))
@@ -101,13 +102,6 @@ class Proof:
                     self._refuted[key] = self._refuted.get(key, 0) + 1
                     if self._refuted[key] == self._enough:
                         raise StalePlanError(f"another gradient of {name} than autograd's")
-
-
-def _loss_of(loss: BoundLoss, targets: Any) -> RowLoss:
-    def own(outputs: Any, rows: list[int]) -> Tensor:
-        return loss(outputs, select(targets, rows))
-
-    return own
 
 
 def _restored(bundle: Bundle, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,7 +56,6 @@ class Plan:
     :ivar model_bytes: memory that one sample takes in a pass through the whole model.
     :ivar proven: whether every parameter that was tried had a gradient that is not zero.
     :ivar pairs: whether a single sample has to run as a pair, see :class:`PlainGradients`.
-    :ivar written: names of parameters that a forward pass writes.
     :ivar signature: of model and losses when the plan was last proven.
     :ivar weights: how often the weights were written then.
     :ivar uses: since then.
@@ -67,7 +66,6 @@ class Plan:
     model_bytes: int
     proven: bool
     pairs: bool
-    written: frozenset[str] = frozenset()
     signature: int | None = None
     weights: int = 0
     uses: int = 0

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.information.bundles import Bundle, Proven, magnitude
+from avalanche_cetl.information.bundles import SlowBundle, magnitude, single
 from avalanche_cetl.information.functional import current_autocast, model_gradients
 from avalanche_cetl.information.likelihood import BoundLoss, select
-from avalanche_cetl.information.plain import PlainGradients
+from avalanche_cetl.information.plain import PlainGradients, row_loss
 
 logger = logging.getLogger(__name__)
 
 
-class PlainBundle(Bundle):
+class PlainBundle(SlowBundle):
     """Parameters by plain autograd, one sample after the other.
 
     :param plain: over all samples of the call.
@@ -37,15 +37,8 @@ class PlainBundle(Bundle):
         self.plain, self.start, self.losses, self.targets = plain, start, losses, targets
         self._autocast = current_autocast(next(iter(params.values())).device)
 
-    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients of some rows."""
-        return self._remembered(loss, rows)
-
     def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        def own(outputs: Any, indices: list[int]) -> Tensor:
-            local = [index - self.start for index in indices]
-            return self.losses[loss](outputs, select(self.targets[loss], local))
-
+        own = row_loss(self.losses[loss], self.targets[loss], self.start)
         found: dict[str, list[Tensor]] = {name: [] for name in self.params}
         for row in range(rows.start, rows.stop):
             with self._autocast():
@@ -54,14 +47,11 @@ class PlainBundle(Bundle):
                 gradient = gradients[name]
                 gradient = torch.zeros_like(parameter) if gradient is None else gradient
                 found[name].append(magnitude(gradient.detach()))
-        return {name: _single(torch.stack(rows)) for name, rows in found.items()}
+        return {name: single(torch.stack(rows)) for name, rows in found.items()}
 
 
-class ModelBundle(Bundle):
-    """Parameters by torch.func on the whole model; by plain autograd where that gives up.
-
-    :ivar proof: is shown the gradients that were computed, with their loss and rows.
-    """
+class ModelBundle(SlowBundle):
+    """Parameters by torch.func on the whole model; by plain autograd where that gives up."""
 
     def __init__(
         self,
@@ -75,17 +65,12 @@ class ModelBundle(Bundle):
     ):
         super().__init__(params)
         self._sample_bytes, self._plain = sample_bytes, plain
-        self.proof: Proven | None = None
         self.model, self.inputs, self.losses, self.targets = model, inputs, losses, targets
         self._autocast = current_autocast(inputs[0].device)
 
     def row_bytes(self) -> int:
         """Memory of one sample's gradients and of its activations on the way."""
         return super().row_bytes() + self._sample_bytes
-
-    def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients of some rows."""
-        return self._remembered(loss, rows)
 
     def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
         parts = [part[rows] for part in self.inputs]
@@ -100,12 +85,4 @@ class ModelBundle(Bundle):
             # These samples take another way through the model than those that were tried.
             logger.debug("torch.func gives up on %s: %s", type(self.model).__name__, problem)
             return self._plain.gradients(loss, rows)
-        found = {name: magnitude(value) for name, value in found.items()}
-        if self.proof is not None:
-            self.proof(loss, rows, found)
-        return found
-
-
-def _single(values: Tensor) -> Tensor:
-    """Half precision becomes float32 before anything is squared or added up."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+        return {name: magnitude(value) for name, value in found.items()}
