@@ -1,5 +1,6 @@
 """Coupled end-to-end transfer learning with Generalized Fisher Information, for Avalanche."""
 
+from avalanche_cetl.allocation import GFISettings
 from avalanche_cetl.checkpoints import (
     CheckpointError,
     CheckpointPlugin,
@@ -8,15 +9,14 @@ from avalanche_cetl.checkpoints import (
 )
 from avalanche_cetl.encoders import (
     Encoder,
-    FeatureStoreError,
     ModuleEncoder,
     ONNXEncoder,
     PrecomputedEncoder,
     TimmEncoder,
     linear_probe,
 )
-from avalanche_cetl.encoders.features import with_source_features
 from avalanche_cetl.evaluation import bound_metrics, cetl_metrics, gfi_metrics, validator_metrics
+from avalanche_cetl.features import FeatureStoreError, with_source_features
 from avalanche_cetl.information import (
     Quantile,
     dwa_penalty,
@@ -25,6 +25,14 @@ from avalanche_cetl.information import (
     relative_fisher,
 )
 from avalanche_cetl.models import CICNN, CoupledModel, ResNet26, ReversedDecoder, as_target
+from avalanche_cetl.plugins import (
+    CETLPlugin,
+    DecoderHints,
+    FitNetsHints,
+    GFIPlugin,
+    SoftTargets,
+    ViewConsistency,
+)
 from avalanche_cetl.scenarios import (
     CETLScenario,
     adaptation_benchmark,
@@ -35,17 +43,7 @@ from avalanche_cetl.scenarios import (
     transfer_benchmark,
     with_mixed_images,
 )
-from avalanche_cetl.training import (
-    GFI,
-    CETLPlugin,
-    CETLStrategy,
-    DecoderHints,
-    FitNetsHints,
-    GFIPlugin,
-    GFISettings,
-    SoftTargets,
-    ViewConsistency,
-)
+from avalanche_cetl.training import GFI, CETLStrategy
 
 __all__ = [
     "CICNN",

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that Avalanche imports, about each other
-        from avalanche_cetl.encoders import folder
+        from avalanche_cetl.features import command as folder
 
     folder.add_arguments(features)
     chosen = parser.parse_args(arguments)

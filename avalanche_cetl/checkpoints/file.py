@@ -7,12 +7,8 @@ bit is found. Nothing in it is executed, and it names no other file.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +17,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.common.files import WriteProblems, write_atomically
 
 FORMAT = "avalanche-cetl checkpoint"
 VERSION = 1
 MOST_HEADER_BYTES = 16 * 2**20  #: of the header, which holds the plain data
 
 _NO_DIGEST = b"0" * 64
+
+WRITE_PROBLEMS = WriteProblems(
+    CheckpointError,
+    full="What was there before is whole; make room, or keep fewer checkpoints.",
+)
 
 
 def write_checkpoint_file(path: Path, tensors: dict[str, Tensor], state: Any) -> None:
@@ -53,7 +55,7 @@ def write_checkpoint_file(path: Path, tensors: dict[str, Tensor], state: Any) ->
     start = _digest_position(content, header, _NO_DIGEST.decode(), path)
     digest = hashlib.sha256(content).hexdigest().encode()
     content[start : start + 64] = digest
-    _write(path, content)
+    write_atomically(path, content, WRITE_PROBLEMS)
 
 
 def read_checkpoint_file(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -118,45 +120,6 @@ def _digest_position(content: bytearray, header: int, digest: str, path: Path) -
     if content.count(entry, 8, header) != 1:
         raise _damaged(path, "its checksum is not where it belongs")
     return content.index(entry, 8, header) + len(b'"sha256":"')
-
-
-def _write(path: Path, content: bytearray) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _settle(path.parent)
-    except OSError as problem:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _explained(problem, path) from problem
-
-
-def _settle(folder: Path) -> None:
-    """Make the file's new name last through a loss of power, where the system can do so."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explained(problem: OSError, path: Path) -> CheckpointError:
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(
-            f"the disk is full: {path} could not be written. What was there before is whole; make "
-            "room, or keep fewer checkpoints."
-        )
-    if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return CheckpointError(f"{path} may not be written: the folder is read-only.")
-    return CheckpointError(f"{path} could not be written: {problem}")
 
 
 def _damaged(path: Path, how: str) -> CheckpointError:

@@ -13,7 +13,7 @@ from torch import distributed
 from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_checkpoint
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.state import check_keepable
-from avalanche_cetl.training.stages import CETLPlugin
+from avalanche_cetl.plugins.contract import CETLPlugin
 
 BEST = f"best{SUFFIX}"
 

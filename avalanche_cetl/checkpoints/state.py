@@ -12,6 +12,7 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
+from avalanche_cetl.allocation.measure import Importance
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.evaluators import evaluator_state, set_evaluator_state
 from avalanche_cetl.checkpoints.networks import (
@@ -25,9 +26,9 @@ from avalanche_cetl.checkpoints.objects import Objects
 from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
 from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
-from avalanche_cetl.information.processes import Processes
-from avalanche_cetl.training.importance import Importance
-from avalanche_cetl.training.stages import Means, Stage
+from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.training.records import Means
 from avalanche_cetl.training.strategy import CETLStrategy
 
 _SETTINGS = (

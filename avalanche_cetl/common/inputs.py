@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -26,3 +27,16 @@ def own_copy(value: Input) -> Input:
         make = getattr(value, "_make", type(value))  # of a named tuple
         return make(parts)
     return value
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to a tensor, or to every tensor of a nested tuple; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return function(value)
+    if not isinstance(value, tuple | list):
+        raise TypeError(
+            f"targets have to be tensors, or tuples of them; got {type(value).__name__}."
+        )
+    return tuple(map_tensors(part, function) for part in value)

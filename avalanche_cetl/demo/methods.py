@@ -15,11 +15,13 @@ from avalanche.training.supervised import EWC, LwF, Naive
 from torch import Tensor, nn
 from torchvision.transforms.v2 import RandomAffine
 
+from avalanche_cetl.allocation import GFISettings
 from avalanche_cetl.demo.digits import CLASSES, SHAPE, Digits, Split
 from avalanche_cetl.encoders import ModuleEncoder
 from avalanche_cetl.models import CICNN, CoupledModel
+from avalanche_cetl.plugins import DecoderHints
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
-from avalanche_cetl.training import CETLStrategy, DecoderHints, GFISettings
+from avalanche_cetl.training import CETLStrategy
 
 LABELS_PER_CLASS = 10
 

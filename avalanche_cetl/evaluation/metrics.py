@@ -14,7 +14,7 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from avalanche_cetl.information.fisher import evaluation_mode
+from avalanche_cetl.common.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from avalanche_cetl.models import CoupledModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.inputs import map_tensors, own_copy
 
 #: ``loss(outputs, targets)`` (or ``loss(outputs)`` when there are no targets):
 #: a batch of outputs in, one loss per sample out, shape ``(N,)``.
@@ -224,19 +224,6 @@ def _check_rows(targets: Tensor, samples: int) -> Tensor:
             "has to be the samples."
         )
     return targets
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to a tensor, or to every tensor of a nested tuple; None stays None."""
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return function(value)
-    if not isinstance(value, tuple | list):
-        raise TypeError(
-            f"targets have to be tensors, or tuples of them; got {type(value).__name__}."
-        )
-    return tuple(map_tensors(part, function) for part in value)
 
 
 def select(value: Any, rows: int | slice | list[int]) -> Any:

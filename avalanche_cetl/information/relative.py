@@ -14,23 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.information.bundles import Bundle
+from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
+from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
-from avalanche_cetl.information.fisher import (
-    DEFAULT_CHUNK_BYTES,
-    SquareMeans,
-    as_tuple,
-    evaluation_mode,
-    gradients_allowed,
-    outside_of_inference,
-    restored,
-    select_params,
-    square_means,
-)
+from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params
+from avalanche_cetl.information.gradients.bundles import Bundle
+from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients, with_engine
+from avalanche_cetl.information.gradients.means import SquareMeans, restored, square_means
+from avalanche_cetl.information.gradients.moments import gaussian_relative
 from avalanche_cetl.information.likelihood import BoundLoss, Loss
-from avalanche_cetl.information.moments import gaussian_relative
-from avalanche_cetl.information.per_sample import Batch, PerSampleGradients, with_engine
-from avalanche_cetl.information.processes import Processes
 
 
 def relative_fisher(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.information.fisher import evaluation_mode
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
 
@@ -86,6 +86,18 @@ class CoupledModel(nn.Module):
     :raises ValueError: when the source has trainable parameters, or shapes do not match.
     """
 
+    #: What :meth:`build` makes for a target with heads by task.
+    _with_task_labels: type[CoupledModel]
+
+    def __init_subclass__(cls, *, takes_task_labels: bool = False, **kwargs: Any) -> None:
+        """Let a subclass be what :meth:`build` makes for a target with heads by task.
+
+        It is a class of Avalanche's too, and this room does without Avalanche.
+        """
+        super().__init_subclass__(**kwargs)
+        if takes_task_labels:
+            CoupledModel._with_task_labels = cls
+
     def __init__(
         self,
         source: nn.Module | None,
@@ -155,10 +167,7 @@ class CoupledModel(nn.Module):
         """
         wrapped = as_target(target, code)
         if wrapped.heads_by_task and cls is CoupledModel:
-            # Avalanche is there, as the target is its; without such a target it is not needed.
-            from avalanche_cetl.models.multi_task import MultiTaskCoupledModel
-
-            cls = MultiTaskCoupledModel
+            cls = CoupledModel._with_task_labels
         return cls(source, ReversedDecoder(wrapped, input_shape, unpool), wrapped)
 
     def _check_shapes(self) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.outputs import Kept
-from avalanche_cetl.information.fisher import evaluation_mode
 
 
 def init_he(module: nn.Module) -> nn.Module:

@@ -12,10 +12,11 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from torch import Tensor
 from torchvision.transforms import v2
 
-from avalanche_cetl.encoders.features import SOURCE_FEATURES, benchmark_of, experience_of
-from avalanche_cetl.encoders.views import seeded
+from avalanche_cetl.common.rows import SOURCE_FEATURES
+from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.scenarios.images import LabelledImages
 from avalanche_cetl.scenarios.labels import UNLABELLED
+from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 
 KINDS = {"cutmix": v2.CutMix, "mixup": v2.MixUp}
 TARGET = 0

@@ -1,29 +1,19 @@
-"""What runs inside Avalanche's training loop."""
+"""CETLStrategy and what it is made of."""
 
-from avalanche_cetl.training.checks import NonFiniteLossError
-from avalanche_cetl.training.consistency import ViewConsistency
-from avalanche_cetl.training.distillation import DistillationPlugin, DistilledRows, SoftTargets
+from avalanche_cetl.common.errors import NonFiniteLossError
+from avalanche_cetl.plugins.contract import Stage
 from avalanche_cetl.training.gfi import GFI
-from avalanche_cetl.training.hints import DecoderHints, FitNetsHints
-from avalanche_cetl.training.plugins import GFIPlugin
-from avalanche_cetl.training.settings import GFISettings, Variant
-from avalanche_cetl.training.stages import CETLPlugin, CoupledStep, Stage
+from avalanche_cetl.training.multi_task import MultiTaskCoupledModel
+from avalanche_cetl.training.presets import parse_preset
 from avalanche_cetl.training.strategy import CETLStrategy
+from avalanche_cetl.training.variants import Variant
 
 __all__ = [
     "GFI",
-    "CETLPlugin",
     "CETLStrategy",
-    "CoupledStep",
-    "DecoderHints",
-    "DistillationPlugin",
-    "DistilledRows",
-    "FitNetsHints",
-    "GFIPlugin",
-    "GFISettings",
+    "MultiTaskCoupledModel",
     "NonFiniteLossError",
-    "SoftTargets",
     "Stage",
     "Variant",
-    "ViewConsistency",
+    "parse_preset",
 ]

@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.common.errors import NonFiniteLossError
+from avalanche_cetl.common.rows import UNLABELLED, Rows
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.features import check_source
+from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.data import UNLABELLED, Rows
-from avalanche_cetl.training.settings import GFISettings, Variant
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class NonFiniteLossError(ValueError):
-    """A training loss became NaN or infinite; the message names loss, stage and epoch."""
-
-
-def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function refuse arguments of its Avalanche counterparts, and name its own.
-
-    :param ours: by the name elsewhere, the name here.
-    """
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name, own in ours.items():
-                if kwargs.pop(name, None) is not None:
-                    raise TypeError(f"{name}= is called {own}= here; give {own}=.")
-            return function(*args, **kwargs)
-
-        # Avalanche refuses names that are not in a strategy's signature before it is called.
-        signature = inspect.signature(function)
-        named = list(signature.parameters.values())
-        last = len(named) - (named[-1].kind is inspect.Parameter.VAR_KEYWORD)
-        named[last:last] = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ours
-        ]
-        checked.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
-        return checked
-
-    return decorate
+from avalanche_cetl.training.variants import Variant
 
 
 class LabelledRows(nn.Module):
@@ -135,18 +102,6 @@ def check_arguments(
             "fixed_goal=True goes with alternate='epoch' and variants that have a stage 2: "
             "otherwise the goal and T1 take turns at every mini-batch anyway."
         )
-
-
-def check_rows(rows: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError unless the plugin knows these rows."""
-    if rows not in allowed:
-        raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")
-
-
-def check_weight(name: str, value: float) -> None:
-    """Raise ValueError unless the value is a finite number >= 0."""
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}={value} has to be finite and >= 0.")
 
 
 @torch.no_grad()

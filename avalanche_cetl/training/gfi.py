@@ -13,10 +13,10 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_cetl.training.checks import renamed
-from avalanche_cetl.training.plugins import GFIPlugin
-from avalanche_cetl.training.readout import Output
-from avalanche_cetl.training.settings import GFISettings
+from avalanche_cetl.allocation.readout import Output
+from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.plugins.gfi import GFIPlugin
 
 #: Settings of CETL's rounds, which a plugin that measures once an experience has not.
 _OF_ROUNDS = ("normalize_samples", "refresh_every")

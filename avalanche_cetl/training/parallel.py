@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from avalanche_cetl.information.processes import OtherProcessError, Processes
+from avalanche_cetl.common.processes import OtherProcessError, Processes
 from avalanche_cetl.models.coupled import CoupledModel
 
 

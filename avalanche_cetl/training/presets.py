@@ -8,11 +8,12 @@ from typing import Any
 
 from avalanche.core import BasePlugin
 
+from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.consistency import ViewConsistency
-from avalanche_cetl.training.distillation import SoftTargets
-from avalanche_cetl.training.hints import DecoderHints
-from avalanche_cetl.training.settings import GFISettings, Variant
+from avalanche_cetl.plugins.hints import DecoderHints
+from avalanche_cetl.plugins.soft_targets import SoftTargets
+from avalanche_cetl.plugins.views import ViewConsistency
+from avalanche_cetl.training.variants import Variant
 
 
 @dataclass(frozen=True)

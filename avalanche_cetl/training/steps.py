@@ -12,16 +12,17 @@ from avalanche.training.utils import trigger_plugins
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.encoders.features import FEATURES_INDEX
-from avalanche_cetl.training.allocation import Allocation
+from avalanche_cetl.allocation.allocation import Allocation
+from avalanche_cetl.common.modes import lone_sample
+from avalanche_cetl.common.rows import FEATURES_INDEX, Rows
+from avalanche_cetl.plugins.contract import CoupledStep, Stage
 from avalanche_cetl.training.checks import check_finite_images, check_finite_loss
-from avalanche_cetl.training.data import Rows
 from avalanche_cetl.training.goal import FixedGoal
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.parallel import DataParallel, share_of
-from avalanche_cetl.training.settings import Plan, Variant
-from avalanche_cetl.training.stages import CoupledStep, Means, Stage, lone_sample
+from avalanche_cetl.training.records import Means
 from avalanche_cetl.training.switches import WHOLE, Part, Passes, casting, layout
+from avalanche_cetl.training.variants import Plan, Variant
 
 
 class StageSteps(SupervisedTemplate):

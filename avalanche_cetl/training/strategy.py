@@ -16,35 +16,33 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.optim import Optimizer
 
+from avalanche_cetl.allocation.allocation import Allocation
+from avalanche_cetl.allocation.measure import Importance, Sample
+from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.common.rows import FEATURES_INDEX, Rows, split_rows
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.features import FEATURES_INDEX, features_are_of
+from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.allocation import Allocation
+from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, Stage
 from avalanche_cetl.training.checks import (
     LabelledRows,
     check_arguments,
     check_classes,
     check_experience,
     check_finite_weights,
-    renamed,
 )
-from avalanche_cetl.training.data import Rows, listed_classes, split_rows
+from avalanche_cetl.training.experience import listed_classes
 from avalanche_cetl.training.goal import FixedGoal
-from avalanche_cetl.training.importance import Importance, Sample
 from avalanche_cetl.training.optimizers import StageOptimizer
 from avalanche_cetl.training.parallel import DataParallel, explained, share_of
 from avalanche_cetl.training.presets import parse_preset
+from avalanche_cetl.training.records import Means
 from avalanche_cetl.training.resume import Resume
-from avalanche_cetl.training.settings import GFISettings, Variant, parse_variant
-from avalanche_cetl.training.stages import (
-    CETLPlugin,
-    CoupledStep,
-    Means,
-    Stage,
-    cycle,
-)
+from avalanche_cetl.training.rounds import cycle
 from avalanche_cetl.training.steps import StageSteps
 from avalanche_cetl.training.switches import Passes, check_switches, parts
+from avalanche_cetl.training.variants import Variant, parse_variant
 
 
 class CETLStrategy(StageSteps):
@@ -228,7 +226,7 @@ class CETLStrategy(StageSteps):
         self._goal = FixedGoal()
         self.stage = Stage.CLASSIFY
         self.coupled: CoupledStep | None = None
-        self.allocation = Allocation(self.plan, self.gfi, self.dwa_lambda)
+        self.allocation = Allocation(self.plan.importance, self.gfi, self.dwa_lambda)
         self._round = Means()
         self._noise = torch.Generator().manual_seed(self.gfi.seed + 1)
         self._warm = False

@@ -112,7 +112,7 @@ def _in_call(owner: Any, name: str, calls: int, after: bool = False) -> Callable
 
 def moments() -> dict[str, Callable[[Path], None]]:
     """Runs that kill themselves, by the moment."""
-    from avalanche_cetl.training import allocation
+    from avalanche_cetl.allocation import allocation
 
     return {
         "in the warm-up": _in_stage("stage 1", 3),

@@ -20,7 +20,7 @@ from avalanche_cetl import (
     GFISettings,
     ModuleEncoder,
 )
-from avalanche_cetl.training.importance import PAIRS, Importance, Sample, measure
+from avalanche_cetl.allocation.measure import PAIRS, Importance, Sample, measure
 from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)

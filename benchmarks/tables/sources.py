@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from avalanche_cetl import CICNN, ModuleEncoder, ResNet26, TimmEncoder, transfer_benchmark
 from avalanche_cetl.encoders import Encoder
-from avalanche_cetl.encoders.store import default_cache_dir
+from avalanche_cetl.features.store import default_cache_dir
 from benchmarks.cifar import CLASSES, Set
 from benchmarks.tables.transfer import (
     DRAW_SEED,

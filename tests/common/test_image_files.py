@@ -9,7 +9,7 @@ from PIL import Image
 
 from avalanche_cetl import adaptation_benchmark, distillation_benchmark, transfer_benchmark
 from avalanche_cetl.common.image_files import ENDINGS, ImageFiles
-from avalanche_cetl.encoders.folder import photo_transform
+from avalanche_cetl.features.command import photo_transform
 from avalanche_cetl.scenarios.images import read_images
 
 GREY = Image.new("RGB", (8, 8), (102, 102, 102))

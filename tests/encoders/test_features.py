@@ -28,7 +28,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
-from avalanche_cetl.encoders.features import features_are_of
+from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.training import Variant
 
 SHAPE = (1, 8, 8)

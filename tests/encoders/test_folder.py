@@ -10,8 +10,8 @@ from safetensors import safe_open
 from avalanche_cetl import PrecomputedEncoder, TimmEncoder
 from avalanche_cetl.__main__ import main
 from avalanche_cetl.common.image_files import ImageFiles
-from avalanche_cetl.encoders.folder import extract_folder, photo_transform
-from avalanche_cetl.encoders.store import Extraction
+from avalanche_cetl.features.command import extract_folder, photo_transform
+from avalanche_cetl.features.store import Extraction
 
 TINY = "test_resnet.r160_in1k"
 

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from avalanche_cetl import TimmEncoder
-from avalanche_cetl.encoders.folder import photo_transform
+from avalanche_cetl.features.command import photo_transform
 
 TINY = "test_resnet.r160_in1k"
 FAMILIES = [

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
 from avalanche_cetl import fisher_information, relative_fisher
-from avalanche_cetl.information import routes
-from avalanche_cetl.information.per_sample import PerSampleGradients
+from avalanche_cetl.information.gradients import plan as routes
+from avalanche_cetl.information.gradients.engine import PerSampleGradients
 
 SCALE = None
 

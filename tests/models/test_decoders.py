@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CICNN, ReversedDecoder
-from avalanche_cetl.models.decoders import Unpool, _fusible, _unpool_and_convolve
+from avalanche_cetl.models.unpool import Unpool, _fusible, _unpool_and_convolve
 
 
 def _strange(shape):

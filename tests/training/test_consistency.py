@@ -12,8 +12,8 @@ from avalanche_cetl import (
     adaptation_benchmark,
     transfer_benchmark,
 )
-from avalanche_cetl.training.consistency import balance_loss, consistency_loss, ramp
-from avalanche_cetl.training.stages import Stage
+from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.views import balance_loss, consistency_loss, ramp
 
 SHAPE = (1, 8, 8)
 

@@ -27,9 +27,10 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
+from avalanche_cetl.plugins.hints import hint_loss
+from avalanche_cetl.plugins.losses import DistilledRows
+from avalanche_cetl.plugins.soft_targets import soft_target_loss
 from avalanche_cetl.training import NonFiniteLossError, Variant
-from avalanche_cetl.training.distillation import DistilledRows, soft_target_loss
-from avalanche_cetl.training.hints import hint_loss
 
 SHAPE = (1, 8, 8)
 

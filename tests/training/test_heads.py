@@ -17,10 +17,10 @@ from avalanche_cetl import (
     as_target,
     transfer_benchmark,
 )
+from avalanche_cetl.allocation.measure import PAIRS, Sample, _loss_of, measure
 from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
-from avalanche_cetl.models.multi_task import MultiTaskCoupledModel
-from avalanche_cetl.training.importance import PAIRS, Sample, _loss_of, measure
+from avalanche_cetl.training.multi_task import MultiTaskCoupledModel
 
 SHAPE = (1, 8, 8)
 

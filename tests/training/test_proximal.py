@@ -19,8 +19,8 @@ from avalanche_cetl import (
     ModuleEncoder,
     transfer_benchmark,
 )
+from avalanche_cetl.allocation.proximal import Pull
 from avalanche_cetl.training import NonFiniteLossError
-from avalanche_cetl.training.proximal import Pull
 
 
 def stream(experiences=3, rows=20):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from avalanche_cetl import GFI, GFIPlugin, GFISettings
-from avalanche_cetl.training.readout import Readout
+from avalanche_cetl.allocation.readout import Readout
 
 ROWS = 12
 

@@ -1,0 +1,235 @@
+"""How a measurement reads a network: which output, through whose head, under which likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from avalanche.models.utils import avalanche_forward, is_multi_task_module
+from torch import Tensor, nn
+
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.information.likelihood import (
+    check_outputs,
+    check_targets,
+    negative_log_likelihood,
+    sample_targets,
+)
+
+Output = Callable[[Any], Tensor] | int | str
+
+#: Images that a network reads at once when targets are drawn.
+DRAWN_AT_ONCE = 256
+
+
+class Readout:
+    """The tensor that a likelihood reads out of a network's output, and its likelihood.
+
+    Networks with heads by task (Avalanche's ``MultiTaskModule``) read each image through the head
+    of its own task, whatever tasks a batch mixes.
+
+    :param likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``; see
+        :func:`negative_log_likelihood`.
+    :param output: a callable, or an index or key, that picks the tensor out of the network's
+        output; None: the output is the tensor.
+    :raises ValueError: for another likelihood.
+    :raises TypeError: for another kind of ``output``.
+    """
+
+    def __init__(self, likelihood: str = "categorical", output: Output | None = None):
+        self.nll = negative_log_likelihood(likelihood)
+        wrong = isinstance(output, bool) or not isinstance(output, int | str)
+        if output is not None and wrong and not callable(output):
+            raise TypeError(
+                f"output={output!r} has to be an index or a key of the network's output, or a "
+                "callable that picks the tensor out of it."
+            )
+        self.likelihood, self.output = likelihood, output
+
+    def pick(self, found: Any) -> Tensor:
+        """Return the tensor out of a network's output."""
+        if self.output is None:
+            return found
+        return self.output(found) if callable(self.output) else found[self.output]
+
+    def outputs(self, model: nn.Module, images: Tensor, task: int) -> Tensor:
+        """Return the tensor for some images, all of them through the head of one task."""
+        return self.pick(_through(model, images, task))
+
+    def draw(
+        self, model: nn.Module, images: Tensor, tasks: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Draw a target for each image from the network's own output, in eval mode."""
+        drawn: Tensor | None = None
+        with torch.no_grad(), evaluation_mode(model):
+            for task, rows in _by_task(model, tasks):
+                # A few at a time: they may be many more than a mini-batch has.
+                pieces = images[rows].split(DRAWN_AT_ONCE)
+                outputs = torch.cat([self.outputs(model, piece, task) for piece in pieces])
+                part = sample_targets(outputs, self.likelihood, generator)
+                if drawn is None:
+                    drawn = part.new_zeros(len(images), *part.shape[1:])
+                drawn[rows] = part
+        assert drawn is not None
+        return drawn
+
+    def known(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        tasks: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return the data's labels, unknown ones (below 0) drawn from the network.
+
+        Targets of a Gaussian are all known.
+
+        :raises ValueError: for labels that the likelihood does not know.
+        """
+        check_targets(self._filled(labels), self.likelihood)
+        if self.likelihood == "gaussian" or bool((labels >= 0).all()):
+            return labels
+        drawn = self.draw(model, images, tasks, generator)
+        if drawn.numel() == labels.numel():
+            drawn = drawn.reshape(labels.shape)
+        return torch.where(labels >= 0, labels, drawn)
+
+    def _filled(self, labels: Tensor) -> Tensor:
+        """Labels with 0, which every classifier knows, in the place of unknown ones."""
+        return labels if self.likelihood == "gaussian" else torch.where(labels < 0, 0, labels)
+
+    def check(self, model: nn.Module, images: Tensor, labels: Tensor, tasks: Tensor) -> None:
+        """Raise ValueError unless some images and their labels have a likelihood, and say why.
+
+        :param images: one or two of the experience, ``(N, ...)``.
+        """
+        known = self._filled(labels)
+        check_targets(known, self.likelihood)
+        with torch.no_grad(), evaluation_mode(model):
+            for task, rows in _by_task(model, tasks):
+                try:
+                    found = self.outputs(model, images[rows], task)
+                except (LookupError, TypeError, AttributeError) as problem:
+                    if self.output is None:
+                        raise
+                    raise ValueError(
+                        f"output={self.output!r} does not pick a tensor out of what the network "
+                        f"gives: {type(problem).__name__}: {problem}"
+                    ) from problem
+                outputs = check_outputs(found, self.likelihood)
+                try:
+                    values = self.nll(outputs, known[rows])
+                except (RuntimeError, IndexError) as problem:
+                    raise ValueError(
+                        f"likelihood={self.likelihood!r} cannot compare outputs of shape "
+                        f"{tuple(outputs.shape)} with labels of shape {tuple(labels.shape)} and "
+                        f"type {labels.dtype}: {problem}. Give likelihood='bernoulli' for labels "
+                        "of yes and no, 'gaussian' for real values, or output= to pick the "
+                        "tensor that goes with the labels."
+                    ) from problem
+                if values.shape != (len(outputs),) or len(outputs) != len(images[rows]):
+                    raise ValueError(
+                        f"the network gave outputs of shape {tuple(outputs.shape)} for "
+                        f"{len(images[rows])} images: their first dimension has to be the images."
+                    )
+
+    def view(self, model: nn.Module, *tasks: Tensor) -> View:
+        """Return the network as a measurement calls it, with the heads that these tasks need."""
+        if not is_multi_task_module(model):
+            return View(self, model, ())
+        needed = torch.cat([t.reshape(-1) for t in tasks]).unique().tolist()
+        return View(self, _Heads(model, needed), tuple(needed))
+
+
+class View:
+    """A network as a measurement calls it: ``module(images)``, with losses that read it.
+
+    :ivar module: the network itself, or a module that gives the outputs of several heads.
+    :ivar heads: the tasks whose heads it gives; empty for a network without heads by task.
+    """
+
+    def __init__(self, readout: Readout, module: nn.Module, heads: tuple[int, ...]):
+        self.readout, self.module, self.heads = readout, module, heads
+        self._prefix = "model." if heads else ""
+
+    def rename(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters under the names that they have in ``module``."""
+        return {self._prefix + name: p for name, p in params.items()}
+
+    def restore(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return values under the parameters' own names."""
+        return {name.removeprefix(self._prefix): value for name, value in values.items()}
+
+    def task(self, labels: Tensor, tasks: Tensor) -> tuple[Callable[[Any, Any], Tensor], Any]:
+        """Return a loss per image, and its targets: each image through the head of its task.
+
+        :param labels: of all images, ``(N, ...)``.
+        :param tasks: of all images, ``(N,)``; not read without heads by task.
+        """
+        pick, nll = self.readout.pick, self.readout.nll
+
+        def of_output(output: Any, labels: Any) -> Tensor:
+            return nll(pick(output), labels)
+
+        if not self.heads:
+            return of_output, labels
+        return by_head(of_output, self.heads, labels, tasks)
+
+
+def by_head(
+    loss: Callable[[Any, Any], Tensor], heads: Sequence[int], labels: Tensor, tasks: Tensor
+) -> tuple[Callable[[Any, Any], Tensor], Any]:
+    """Return a loss of several heads' outputs, each image through its own, and its targets.
+
+    :param loss: ``(one head's output, labels) -> (N,)``.
+    :param heads: the tasks of the heads, in the order of the outputs.
+    :param labels: of all images, ``(N, ...)``.
+    :param tasks: of all images, ``(N,)``.
+    """
+    used = tasks.unique().tolist()
+    places = [heads.index(task) for task in used]
+    if len(used) == 1:
+        return lambda outputs, labels: loss(outputs[places[0]], labels), labels
+
+    def each(outputs: Any, targets: Any) -> Tensor:
+        labels, tasks = targets
+        total: Any = 0
+        for task, place in zip(used, places, strict=True):
+            own = tasks == task
+            # Labels of another task may be none of this head's classes: 0 is one always.
+            mine = own.reshape(-1, *[1] * (labels.dim() - 1))
+            values = loss(outputs[place], torch.where(mine, labels, 0))
+            total = total + torch.where(own, values, 0)
+        return total
+
+    return each, (labels, tasks)
+
+
+class _Heads(nn.Module):
+    """A network with heads by task; gives the outputs of several, for every image."""
+
+    def __init__(self, model: nn.Module, tasks: list[int]):
+        super().__init__()
+        self.model, self.tasks = model, tuple(tasks)
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        return tuple(_through(self.model, x, task) for task in self.tasks)
+
+
+def _through(model: nn.Module, images: Tensor, task: int) -> Any:
+    """The network's output, where it has heads by task through that one."""
+    labels = torch.full((len(images),), task, device=images.device)
+    return avalanche_forward(model, own_copy(images), labels)
+
+
+def _by_task(model: nn.Module, tasks: Tensor) -> Iterator[tuple[int, Any]]:
+    """Every task among the rows with its rows; all at once without heads by task."""
+    found = tasks.unique().tolist()
+    if len(found) == 1 or not is_multi_task_module(model):
+        yield found[0], slice(None)
+        return
+    for task in found:
+        yield task, tasks == task

@@ -1,0 +1,82 @@
+"""The state in which a network is read: evaluation mode, gradients allowed, a lone row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from avalanche_cetl.common.inputs import map_tensors
+from avalanche_cetl.common.state import ModelState, state_kept
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[ModelState]:
+    """Run in eval mode, so that BatchNorm does not mix samples, and leave no trace.
+
+    Every module's mode is restored, and so are buffers and kept values that forward passes write.
+
+    :return: the model's state, to be put back between passes too.
+    """
+    # Flags alone: a train() of a module's own may do more than set them.
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with state_kept(model) as state:
+            yield state
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def gradients_allowed(model: nn.Module) -> Iterator[None]:
+    """Leave ``torch.inference_mode`` for a while, in which there are no gradients at all.
+
+    :raises ValueError: when the model was made in that mode: its tensors can have no gradient;
+        and when it has lazy layers that were not run yet.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, p in named if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]!r} has no shape yet ({len(lazy)} such parameters); run the model once on a "
+            "batch, so that its lazy layers are made."
+        )
+    born = [name for name, tensor in named if tensor.is_inference()]
+    if born:
+        raise ValueError(
+            f"{born[0]!r} ({len(born)} tensors in all) was made under torch.inference_mode() and "
+            "can have no gradient; make or load the model outside of that mode."
+        )
+    with torch.inference_mode(False):
+        yield
+
+
+def outside_of_inference(value: Any) -> Any:
+    """Return tensors that a backward pass may keep: those of inference mode are copied."""
+    return map_tensors(value, lambda t: t.clone() if t.is_inference() else t)
+
+
+@contextmanager
+def lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
+    """BatchNorm has no batch statistics of a single row: use the running ones for it."""
+    norms = []
+    if rows == 1:
+        norms = [
+            m
+            for m in model.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+        ]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

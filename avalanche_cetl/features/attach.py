@@ -1,0 +1,238 @@
+"""Source features beside the images: S runs once, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks.scenarios import CLScenario, EagerCLStream
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from avalanche.benchmarks.utils.transform_groups import TransformGroups
+from avalanche.benchmarks.utils.transforms import MultiParamTransform
+from torch import distributed
+from torch.utils.data import Dataset
+
+from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.common.rows import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
+from avalanche_cetl.features.store import Extraction, default_cache_dir, stored_features
+from avalanche_cetl.features.views import SeededView
+from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
+
+
+def with_source_features(
+    benchmark: CLScenario,
+    encoder: Encoder,
+    cache_dir: str | Path | None = None,
+    views: int = 1,
+    dtype: str = "float16",
+    *,
+    streams: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> CLScenario:
+    """Give the benchmark with S's features beside every image; S then never runs in training.
+
+    Items become ``(image, label, features, ..., task label)``, and ``dataset.source_features``
+    gives the features of the clean images (evaluation transform), one row each. The features
+    are kept on disk, under a key made of the encoder's fingerprint and of the images as the
+    encoder sees them: every image is read once to make the key, so other data, transforms or
+    seeds never meet the wrong features. ``dataset.source_fingerprint`` keeps the fingerprint, so
+    that a model with another source network is refused before it trains.
+
+    An image and its features always belong to the same view. With random training transforms
+    each image has ``views`` fixed views, drawn once by ``seed``; training picks one of them
+    at each pass. Streams called ``test`` or ``..._test`` have the evaluation transform alone.
+
+    Where torch.distributed is initialised, all processes call this together, each computes
+    its own shards, and the store is the same as that of one process.
+
+    :param benchmark: any Avalanche benchmark whose transforms give tensors of one shape.
+    :param encoder: S. A :class:`PrecomputedEncoder` brings its own features: nothing is
+        computed or stored, and training transforms apply to the images alone.
+    :param cache_dir: folder of the store (``~`` is the home folder); default ``$CETL_CACHE``, or
+        ``avalanche-cetl/features`` in the user's cache folder.
+    :param views: views of every training image, >= 1.
+    :param dtype: ``"float16"`` or ``"float32"``, as stored and as given in batches;
+        precomputed features keep their own.
+    :param streams: names of the streams to add features to; default: all.
+    :param seed: of the views.
+    :param batch_size: images of one forward pass of S.
+    :param num_workers: processes that load images.
+    :param device: where S runs meanwhile; default: where it is.
+    :param progress: show a bar with images per second, where there is a terminal.
+    :return: a new benchmark; the given one is unchanged.
+    :raises ValueError: for arguments out of range, unknown streams, precomputed features whose
+        rows do not match, images of several shapes, or features that are not finite.
+    :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
+    """
+    if views < 1:
+        raise ValueError(f"views={views} has to be >= 1.")
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"encoder has to be an Encoder, got {type(encoder).__name__}.")
+    chosen = _chosen_streams(benchmark, encoder, streams)
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    extraction = Extraction(batch_size, num_workers, device, progress)
+    processes = Processes(_all_processes())
+
+    def rows(dataset: Any, view: int) -> tuple[SeededView, Any]:
+        seen = SeededView(dataset, seed, view)
+        return seen, stored_features(folder, encoder, seen, dtype, extraction, processes)
+
+    made = []
+    origin = encoder.fingerprint()
+    for name, stream in benchmark.streams.items():
+        experiences = []
+        for number, experience in enumerate(stream):
+            dataset = experience.dataset
+            if name in chosen and isinstance(encoder, PrecomputedEncoder):
+                given = _given_rows(encoder, name, number, len(dataset), views)
+                groups = [[(dataset.train(), given)], [(dataset.eval(), given)]]
+                dataset = _with_rows(dataset, groups[0], groups[1], origin)
+            elif name in chosen:
+                clean = rows(dataset.eval(), 0)
+                held_out = name == "test" or name.endswith("_test")
+                drawn = [] if held_out else [rows(dataset.train(), v) for v in range(views)]
+                dataset = _with_rows(dataset, drawn or [clean], [clean], origin)
+            experiences.append(experience_of(experience, dataset))
+        made.append(EagerCLStream(name, experiences))
+    return benchmark_of(benchmark, made)
+
+
+def features_are_of(dataset: Any, encoder: Encoder) -> bool:
+    """Return whether S's features in a data set are those of this encoder, by its fingerprint.
+
+    True where the data set has none, or does not say which network they are of.
+    """
+    origins = getattr(dataset, SOURCE_FINGERPRINT, None)
+    return origins is None or not len(origins) or origins.uniques == {encoder.fingerprint()}
+
+
+def check_source(dataset: Any, encoder: Encoder, where: str) -> None:
+    """Raise ValueError unless S's features in a data set are those of this encoder.
+
+    :param where: names the data in the error.
+    """
+    if features_are_of(dataset, encoder):
+        return
+    width = len(torch.as_tensor(dataset[0][FEATURES_INDEX]))
+    raise ValueError(
+        f"{where} comes with stored source features (N, {width}) of another network than the "
+        f"model's source, a {type(encoder).__name__} with features (N, {encoder.dim}): weights, "
+        "layer or settings differ. Store the features with this encoder, "
+        "with_source_features(benchmark, model.source), or build the model with the encoder that "
+        "they were stored with."
+    )
+
+
+def _chosen_streams(
+    benchmark: CLScenario, encoder: Encoder, streams: Sequence[str] | None
+) -> list[str]:
+    names = list(benchmark.streams)
+    if streams is None:
+        streams = list(encoder.streams) if isinstance(encoder, PrecomputedEncoder) else names
+    unknown = [name for name in streams if name not in names]
+    if unknown:
+        raise ValueError(f"streams {unknown} are not in the benchmark, which has {names}.")
+    return list(streams)
+
+
+def _given_rows(
+    encoder: PrecomputedEncoder, stream: str, experience: int, rows: int, views: int
+) -> Any:
+    if views != 1:
+        raise ValueError(f"views={views}: precomputed features have one view an image.")
+    given = encoder.streams.get(stream, [])
+    if experience >= len(given):
+        raise ValueError(
+            f"no precomputed features for experience {experience} of the stream {stream!r}; "
+            f"there are {len(given)}."
+        )
+    if len(given[experience]) != rows:
+        raise ValueError(
+            f"the precomputed features of the stream {stream!r}, experience {experience}, have "
+            f"{len(given[experience])} rows, but its data set has {rows}."
+        )
+    return given[experience]
+
+
+def _all_processes() -> Any:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.group.WORLD
+    return None
+
+
+class _RowNumbers(Dataset):
+    """Row numbers and labels; the images come with the transform, which knows the view."""
+
+    def __init__(self, targets: Sequence[int]):
+        self.targets = [int(target) for target in targets]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return int(index), self.targets[index]
+
+
+class _WithFeatures(MultiParamTransform):
+    """From a row number to image, label and features of one of the row's views.
+
+    :param views: per view its images and its features.
+    :param attributes: how many data attributes end an item; they are added again later.
+    """
+
+    def __init__(self, views: Sequence[tuple[Any, Any]], attributes: int):
+        self.views, self.attributes = list(views), attributes
+
+    def __call__(self, *item: Any) -> list[Any]:
+        row = item[0]
+        # No draw where there is no choice: the same random numbers as without features.
+        view = int(torch.randint(len(self.views), ())) if len(self.views) > 1 else 0
+        images, features = self.views[view]
+        found = list(images[row])
+        found = found[: len(found) - self.attributes]
+        return [*found[:FEATURES_INDEX], features[row], *found[FEATURES_INDEX:]]
+
+    def flat_transforms(self, position: int) -> list[Any]:
+        """Avalanche asks for single transforms; this is none."""
+        return []
+
+
+def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin: str) -> Any:
+    attributes = list(dataset._data_attributes.values())
+    in_items = sum(attribute.use_in_getitem for attribute in attributes)
+    groups = {
+        "train": _WithFeatures(train, in_items),
+        "eval": _WithFeatures(clean, in_items),
+    }
+    return type(dataset)(
+        [_RowNumbers(dataset.targets)],
+        data_attributes=[
+            *(a for a in attributes if a.name not in (SOURCE_FEATURES, SOURCE_FINGERPRINT)),
+            DataAttribute(_Rows(clean[0][1]), SOURCE_FEATURES),
+            DataAttribute(ConstantSequence(origin, len(dataset)), SOURCE_FINGERPRINT),
+        ],
+        transform_groups=TransformGroups(groups),
+        collate_fn=dataset.collate_fn,
+    )
+
+
+class _Rows(Sequence[Any]):
+    """Rows of a tensor or of the store as a sequence, which Avalanche does not turn into a list."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]

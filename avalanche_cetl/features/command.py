@@ -1,0 +1,138 @@
+"""Source features of a folder of images, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor, distributed
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
+
+from avalanche_cetl.common.files import write_atomically
+from avalanche_cetl.common.image_files import ImageFiles
+from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.timm import TimmEncoder
+from avalanche_cetl.features.shards import WRITE_PROBLEMS, FeatureStoreError
+from avalanche_cetl.features.store import DTYPES, Extraction, stored_features
+from avalanche_cetl.features.views import SeededView
+
+
+def photo_transform(size: int, crop: float) -> Callable[[Image.Image], Tensor]:
+    """Resize the shorter side, crop the centre: a photo as networks are usually shown it.
+
+    :param size: side in pixels of the square that is kept.
+    :param crop: its share of the resized shorter side, in (0, 1].
+    :return: from a PIL image to a tensor ``(3, size, size)`` in [0, 1].
+    """
+    side = round(size / crop)
+    resize = Resize(side, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return Compose([resize, CenterCrop(size), ToTensor()])
+
+
+def extract_folder(
+    encoder: Encoder,
+    images: ImageFiles,
+    out: str | Path,
+    dtype: str = "float16",
+    extraction: Extraction | None = None,
+    processes: Processes | None = None,
+) -> Path:
+    """Write the features of a folder's images into one ``.safetensors`` file.
+
+    The file has ``features`` (rows, dim) and ``labels`` (rows,), and in its metadata, as JSON
+    under ``cetl``, the classes, the files' names and the encoder; ``PrecomputedEncoder`` reads
+    it. A run that was killed goes on where it stopped (shards are kept beside the file, in
+    ``<out>.parts``, until it is whole).
+
+    :param encoder: S.
+    :param images: the folder.
+    :param out: the file; ``~`` is the user's home.
+    :return: its path.
+    :raises FeatureStoreError: when it cannot be written.
+    """
+    out = Path(out).expanduser()
+    processes = Processes(None) if processes is None else processes
+    parts = out.with_name(out.name + ".parts")
+    view = SeededView(images, 0, 0)
+    extraction = Extraction() if extraction is None else extraction
+    rows = stored_features(parts, encoder, view, dtype, extraction, processes)
+    if processes.rank == 0:
+        about = {
+            "classes": images.classes,
+            "files": images.files,
+            "encoder": f"{type(encoder).__name__}({encoder.extra_repr()})",
+            "fingerprint": encoder.fingerprint(),
+        }
+        tensors = {"features": rows.tensor(), "labels": torch.tensor(images.labels)}
+        write_atomically(
+            out, save(tensors, metadata={"cetl": json.dumps(about, sort_keys=True)}), WRITE_PROBLEMS
+        )
+        shutil.rmtree(parts)
+    processes.meet()
+    return out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe `python -m avalanche_cetl features`."""
+    parser.add_argument("--encoder", required=True, metavar="NAME", help="name of a timm model")
+    parser.add_argument(
+        "--weights",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="local weights, or 'package'; default: timm's, downloaded",
+    )
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder, one a class or flat"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument("--layer", metavar="L", help="feature layer, index or name")
+    parser.add_argument("--pool", metavar="P", help="'avg', 'max' or the side of a grid")
+    parser.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    workers = min(4, (os.cpu_count() or 1) - 1)
+    parser.add_argument("--workers", type=int, default=workers, metavar="N")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run `features`; under torchrun the processes share the work."""
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if shared:
+        distributed.init_process_group("gloo")
+    try:
+        encoder = TimmEncoder(
+            chosen.encoder,
+            weights=chosen.weights,
+            layer=_number(chosen.layer),
+            pool=_number(chosen.pool),
+            image_size=chosen.image_size,
+        )
+        images = ImageFiles(chosen.images, photo_transform(encoder.size[0], encoder.crop))
+        extraction = Extraction(chosen.batch_size, chosen.workers, chosen.device)
+        processes = Processes(distributed.group.WORLD if shared else None)
+        path = extract_folder(encoder, images, chosen.out, chosen.dtype, extraction, processes)
+        if processes.rank == 0:
+            print(f"{path}: {len(images)} images, {encoder.dim} features each, {chosen.dtype}")
+    except (ValueError, FeatureStoreError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    finally:
+        if shared:
+            distributed.destroy_process_group()
+    return 0
+
+
+def _number(value: str | None) -> int | str | None:
+    if value is None:
+        return None
+    return int(value) if value.lstrip("-").isdigit() else value

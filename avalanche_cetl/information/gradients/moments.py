@@ -1,0 +1,171 @@
+"""The "gaussian" relative Fisher information without a tensor of samples times weights.
+
+Correlations of logarithms need sums over samples alone. Where each per-sample gradient is a
+single outer product, ``log F_ij = log left_i^2 + log right_j^2``, and the sums of products
+are a few small matrix products; elsewhere the sums run over blocks of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avalanche_cetl.information.estimators import LOG_FLOOR, correlation
+from avalanche_cetl.information.gradients.bundles import Bundle
+from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients
+from avalanche_cetl.information.gradients.means import SquareMeans, add_products
+
+
+@dataclass
+class _Sums:
+    """Sums over samples of u, v, u^2, v^2 and uv, in a parameter's layout."""
+
+    u: Tensor
+    v: Tensor
+    uu: Tensor
+    vv: Tensor
+    uv: Tensor
+
+    @classmethod
+    def zeros(cls, like: Tensor) -> _Sums:
+        return cls(*(torch.zeros_like(like) for _ in range(5)))
+
+    def part(self, rows: slice) -> _Sums:
+        """The sums of some entries of the first dimension; shares their memory."""
+        return _Sums(*(t[rows] for t in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All five."""
+        return self.u, self.v, self.uu, self.vv, self.uv
+
+    def add(self, u: Tensor, v: Tensor) -> None:
+        """Add some samples, ``(n, *layout)``."""
+        self.u += u.sum(0)
+        self.v += v.sum(0)
+        add_products(self.uu, u, u)
+        add_products(self.vv, v, v)
+        add_products(self.uv, u, v)
+
+    def correlation(self, n: int) -> Tensor:
+        """Absolute correlation of u and v over n samples."""
+        u, v = self.u / n, self.v / n
+        uu, vv = self.uu / n, self.vv / n
+        size = torch.maximum(uu, vv)
+        return correlation(uu - u * u, vv - v * v, self.uv / n - u * v, size)
+
+
+@torch.no_grad()
+def gaussian_relative(
+    engine: PerSampleGradients, means: SquareMeans, normalize_samples: bool
+) -> dict[str, Tensor]:
+    """Give the "gaussian" relative Fisher information of two losses, in layout.
+
+    :param means: of the same engine, with norms for ``normalize_samples``.
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    scales = [norm.clamp_min(tiny).log() for norm in means.norms] if normalize_samples else []
+    sums: dict[str, _Sums] = {}
+    relative: dict[str, Tensor] = {}
+    for batch in engine.batches():
+        rows = slice(batch.start, batch.start + batch.samples)
+        for bundle in batch.bundles:
+            if not all(name in task for task in means.fisher for name in bundle.names):
+                continue
+            for name in bundle.names:
+                if name not in sums:
+                    sums[name] = _Sums.zeros(means.fisher[0][name])
+            if bundle.names[0] in means.factors[0] and bundle.names[0] in means.factors[1]:
+                _add_outer(sums, bundle, means, [scale[rows] for scale in scales])
+            else:
+                _add_blocks(sums, batch, bundle, means, [scale[rows] for scale in scales])
+            if engine.one_batch and engine.processes.alone:
+                _finish(relative, sums, means, engine.total)
+    engine.processes.meet()
+    for name in engine.params:
+        if name in sums:
+            engine.processes.add(sums[name].tensors())
+    _finish(relative, sums, means, engine.total)
+    return relative
+
+
+def _finish(
+    relative: dict[str, Tensor], sums: dict[str, _Sums], means: SquareMeans, samples: int
+) -> None:
+    for name in list(sums):
+        value = sums.pop(name).correlation(samples)
+        for task in means.fisher:
+            value.mul_(task[name] > 0)  # a dead weight knows nothing
+        relative[name] = value
+
+
+def _add_outer(
+    sums: dict[str, _Sums], bundle: Bundle, means: SquareMeans, scales: Sequence[Tensor]
+) -> None:
+    """Add a batch whose gradients are single outer products: ``u_ij = a_i + b_j``."""
+    name = bundle.names[0]
+    lefts, rights = [], []
+    for k in (0, 1):
+        factors = bundle.outer(k)
+        assert factors is not None
+        left, right = factors.left.squeeze(-1), factors.right.squeeze(1)
+        mean_left, mean_right = means.factors[k][name]
+        a = _log_over_mean(left, mean_left)
+        if scales:
+            a = a - scales[k].to(a.dtype).unsqueeze(1)
+        lefts.append(a)
+        rights.append(_log_over_mean(right, mean_right))
+    same = (torch.equal(lefts[0], lefts[1]), torch.equal(rights[0], rights[1]))
+    products: dict[tuple[int, int], Tensor] = {}
+
+    def cross(i: int, j: int) -> Tensor:
+        key = (0 if same[0] else i, 0 if same[1] else j)
+        if key not in products:
+            products[key] = lefts[key[0]].T @ rights[key[1]]
+        return products[key]
+
+    def outside(i: int, j: int) -> Tensor:
+        column = (lefts[i] * lefts[j]).sum(0).unsqueeze(1)
+        return column + (rights[i] * rights[j]).sum(0)
+
+    total = sums[name]
+    total.u += lefts[0].sum(0).unsqueeze(1) + rights[0].sum(0)
+    total.v += lefts[1].sum(0).unsqueeze(1) + rights[1].sum(0)
+    total.uu += outside(0, 0).add_(cross(0, 0), alpha=2)
+    total.vv += outside(1, 1).add_(cross(1, 1), alpha=2)
+    total.uv += outside(0, 1).add_(cross(0, 1)).add_(cross(1, 0))
+
+
+def _log_over_mean(values: Tensor, mean_square: Tensor) -> Tensor:
+    """``log(values^2 / mean + floor)``."""
+    tiny = torch.finfo(mean_square.dtype).tiny
+    return torch.log(values.square() / mean_square.clamp_min(tiny) + LOG_FLOOR)
+
+
+def _add_blocks(
+    sums: dict[str, _Sums],
+    batch: Batch,
+    bundle: Bundle,
+    means: SquareMeans,
+    scales: Sequence[Tensor],
+) -> None:
+    """Add a batch, a few samples at a time."""
+    tiny = 1e-30
+    stretch = [
+        {name: means.fisher[k][name].clamp_min(tiny).reciprocal() for name in bundle.names}
+        for k in (0, 1)
+    ]
+    for rows, part, found in batch.pieces(bundle, (0, 1)):
+        for name in bundle.names:
+            logs = []
+            for k in (0, 1):
+                gradient = found[k][name]
+                floor = gradient.new_tensor(LOG_FLOOR)
+                value = torch.addcmul(floor, gradient.square_(), stretch[k][name][part]).log_()
+                if scales:
+                    shape = (-1, *[1] * (value.dim() - 1))
+                    value -= scales[k][rows].to(value.dtype).view(shape)
+                logs.append(value)
+            sums[name].part(part).add(*logs)

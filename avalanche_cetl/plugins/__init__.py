@@ -1,0 +1,22 @@
+"""All plugins, and the contract between them and a strategy."""
+
+from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, Stage
+from avalanche_cetl.plugins.fitnets import FitNetsHints
+from avalanche_cetl.plugins.gfi import GFIPlugin
+from avalanche_cetl.plugins.hints import DecoderHints
+from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+from avalanche_cetl.plugins.soft_targets import SoftTargets
+from avalanche_cetl.plugins.views import ViewConsistency
+
+__all__ = [
+    "CETLPlugin",
+    "CoupledStep",
+    "DecoderHints",
+    "DistillationPlugin",
+    "DistilledRows",
+    "FitNetsHints",
+    "GFIPlugin",
+    "SoftTargets",
+    "Stage",
+    "ViewConsistency",
+]

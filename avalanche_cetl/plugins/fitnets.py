@@ -1,0 +1,232 @@
+"""FitNetsHints: a hidden layer of T2 towards a hidden layer of S."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from avalanche.models.utils import avalanche_forward
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.models import CoupledModel
+from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.hints import hint_loss
+from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+
+
+class FitNetsHints(DistillationPlugin):
+    """A hidden layer of T2, through a learned regressor, towards a hidden layer of S.
+
+    Romero et al. 2015. The regressor is a 1x1 convolution between feature maps (the larger is
+    average-pooled to the size of the smaller), else a linear layer (maps are averaged over
+    their positions, tokens over the sequence), whether channels come second or last (Swin). It is
+    trained with an optimiser of the same class and settings as the strategy's. FitNets trains the
+    hint before the rest; here it is a term beside it, in stage 2 by default.
+
+    :param target_layer: name of T2's guided layer, as in ``target.named_modules()``.
+    :param source_layer: name of S's hint layer, as in its network's ``named_modules()``; S then
+        runs on every batch. Default: S's features, live or stored.
+    :param weight: >= 0.
+    :param rows: see :class:`DistillationPlugin`.
+    :param source: see :class:`DistillationPlugin`.
+    :ivar regressor: the learned layer; None before the first step.
+    :raises ValueError: for values out of range; in training for layers that are not there.
+    """
+
+    name = "L_fitnet"
+
+    def __init__(
+        self,
+        target_layer: str,
+        source_layer: str | None = None,
+        weight: float = 1.0,
+        *,
+        rows: str = "target",
+        source: Encoder | None = None,
+    ):
+        super().__init__(weight, rows, source)
+        self.target_layer, self.source_layer = target_layer, source_layer
+        self.regressor: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._moments: dict[str, Any] | None = None
+        self._guided: Kept | None = None
+        self._axes: dict[tuple[Any, ...], int] = {}
+
+    # The hooks are there in the stages only: not in copies of the model that others make
+    # between epochs (LwF), nor in importance passes.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the regressor and its moments, for checkpoints."""
+        if self.regressor is None:
+            return {"regressor": None, "moments": None}
+        moments = self._moments if self._optimizer is None else self._optimizer.state_dict()
+        return {"regressor": dict(self.regressor.state_dict()), "moments": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them; the optimiser follows with the next step."""
+        self.regressor, self._optimizer, self._moments = None, None, None
+        if state["regressor"] is not None:
+            weight = state["regressor"]["weight"]
+            self.regressor = _regressor(weight.shape[1], weight.shape[0], weight.dim() == 2)
+            self.regressor.to(weight).load_state_dict(state["regressor"])
+            self._moments = state["moments"]
+
+    def before_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Listen to T2's layer, in the stages that read it: what is kept holds a graph."""
+        read = Stage.COUPLED if self.rows == "target" else Stage.CLASSIFY
+        if strategy.stage in (read, Stage.MERGED) and self.weight:
+            self._listen(strategy)
+
+    def after_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Stop listening."""
+        self._leave()
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Listen, in a strategy without stages."""
+        if not hasattr(strategy, "stage") and self.weight:
+            self._listen(strategy)
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Stop listening, in a strategy without stages."""
+        self._leave()
+
+    def _listen(self, strategy: Any) -> None:
+        self._leave()
+        guided = _layer(self._network(strategy), self.target_layer, "target_layer", "T2")
+        self._guided = Kept(guided, f"target_layer={self.target_layer!r}")
+
+    def _network(self, strategy: Any) -> nn.Module:
+        """T2 itself, in which its layers have the names that its maker gave them."""
+        model = strategy.model
+        return model.target.module if isinstance(model, CoupledModel) else model
+
+    def _leave(self) -> None:
+        if self._guided is not None:
+            self._guided.remove()
+        self._guided = None
+
+    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor:
+        """Give the loss of a mini-batch."""
+        # The merged step passes the labelled rows through T2 first, then the target rows.
+        assert self._guided is not None
+        if not self._guided.values:
+            raise ValueError(
+                f"target_layer={self.target_layer!r} does not run in T2's forward(); name another."
+            )
+        found = self._guided.values[-1 if self.rows == "target" else 0]
+        found = self._in_order(found, "target_layer", strategy, batch.images)
+        self._guided.values.clear()
+        # Under autocast maps are in half precision; the regressor's weights are not.
+        dtype = batch.logits.dtype
+        found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
+        parallel = getattr(strategy, "parallel", None)
+        if parallel is not None and not parallel.alone:
+            raise ValueError(
+                "FitNetsHints trains a regressor of its own, which processes do not share; use "
+                "DecoderHints, or one process."
+            )
+        if self.regressor is None:
+            self.regressor = _regressor(found.shape[1], hint.shape[1], found.dim() == 2)
+        if self._optimizer is None:
+            self.regressor.to(found)
+            template = strategy.optimizer
+            self._optimizer = type(template)(self.regressor.parameters(), **_settings(template))
+            if self._moments is not None:
+                self._optimizer.load_state_dict(self._moments)
+                self._moments = None
+        return hint_loss(self.regressor(found).to(dtype), hint)
+
+    @torch.no_grad()
+    def _read_hint(self, strategy: Any, batch: DistilledRows) -> Tensor:
+        source = self.source(strategy)
+        if self.source_layer is None:
+            features = source(batch.images) if batch.features is None else batch.features
+            return features.to(batch.logits.dtype)
+        inner = getattr(source, "module", source)
+        layer = _layer(inner, self.source_layer, "source_layer", "S")
+        with Kept(layer, f"source_layer={self.source_layer!r}") as kept:
+            source(batch.images)
+        if not kept.values:
+            raise ValueError(f"source_layer={self.source_layer!r} does not run in S's forward().")
+        return self._in_order(kept.values[-1], "source_layer", strategy, batch.images)
+
+    def _in_order(self, output: Tensor, argument: str, strategy: Any, images: Tensor) -> Tensor:
+        """A layer's output with its channels second; found once, on two images in eval mode."""
+        if output.dim() not in (3, 4):
+            return output
+        name = getattr(self, argument)
+        key = argument, name, *output.shape[1:]
+        if key not in self._axes:
+            of_target = argument == "target_layer"
+            whole = self._network(strategy) if of_target else self.source(strategy)
+            inner = whole if of_target else getattr(whole, "module", whole)
+            few, tasks = own_copy(images[:2]), strategy.mbatch[-1][:2]
+            # The pass draws nothing that training would have drawn.
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(whole):
+                layer = inner.get_submodule(name)
+                axis = channel_axis(inner, layer, lambda: avalanche_forward(whole, few, tasks))
+            if axis is None:
+                raise ValueError(
+                    f"{argument}={name!r} gives {tuple(output.shape[1:])} for an image, in which "
+                    "the channels may be first or last; name another layer, e.g. a convolution or "
+                    "a linear layer inside it."
+                )
+            self._axes[key] = axis
+        return channels_second(output, self._axes[key])
+
+    def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Train the regressor along with stage 2."""
+        self._step(strategy)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Train the regressor along with stage 3, or any other strategy's step."""
+        self._step(strategy)
+
+    def _step(self, strategy: Any) -> None:
+        if self.regressor is None or self._optimizer is None:
+            return
+        if all(p.grad is None for p in self.regressor.parameters()):
+            return
+        self._optimizer.param_groups[0].update(_settings(strategy.optimizer, now=True))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def _settings(template: torch.optim.Optimizer, now: bool = False) -> dict[str, Any]:
+    """Settings of the optimiser's first group: those its constructor takes, or all."""
+    group = {k: v for k, v in template.param_groups[0].items() if k != "params"}
+    accepted = inspect.signature(type(template).__init__).parameters
+    return group if now else {k: v for k, v in group.items() if k in accepted}
+
+
+def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
+    layers = dict(module.named_modules())
+    if not name or name not in layers:
+        raise ValueError(
+            f"{argument}={name!r} is not in {role}, which has {[n for n in layers if n]}."
+        )
+    return layers[name]
+
+
+def _matched(found: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring both to maps of one size, or both to vectors."""
+    if found.dim() == 4 and hint.dim() == 4:
+        sides = zip(found.shape[2:], hint.shape[2:], strict=True)
+        size = (min(next(sides)), min(next(sides)))
+        return F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(hint, size)
+    return _vector(found), _vector(hint)
+
+
+def _vector(x: Tensor) -> Tensor:
+    return x.flatten(2).mean(2) if x.dim() > 2 else x
+
+
+def _regressor(width: int, wanted: int, flat: bool) -> nn.Module:
+    return nn.Linear(width, wanted) if flat else nn.Conv2d(width, wanted, 1)

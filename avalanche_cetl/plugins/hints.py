@@ -1,0 +1,59 @@
+"""DecoderHints: T1's hidden layers, read from T2's code, towards what S's code makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+
+
+def hint_loss(found: Tensor, hint: Tensor) -> Tensor:
+    """Mean squared error over the hint's mean square: 0 when equal, about 1 for an output of 0.
+
+    The l2 of FitNets (Romero et al. 2015, eq. 3), made independent of the hint's scale.
+
+    :param found: what shall become the hint, of any shape.
+    :param hint: of the same shape, taken as constant.
+    """
+    hint = hint.detach()
+    return F.mse_loss(found, hint) / hint.square().mean().clamp_min(1e-8)
+
+
+class DecoderHints(DistillationPlugin):
+    """T1's hidden layers, read from T2's code, towards what they are when read from S's.
+
+    Adds :func:`hint_loss`, mean over T1's hidden layers, in stage 2. The paper matches T1's
+    output alone.
+
+    :param weight: >= 0.
+    :raises ValueError: in training, when the decoder has no ``forward_hidden``.
+    """
+
+    name = "L_hint"
+    reads_decoder_hidden = True
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__(weight, "target")
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Check the decoder."""
+        if not isinstance(strategy.model, CoupledModel):
+            raise ValueError("DecoderHints needs a CoupledModel: only that one has a decoder.")
+        if not hasattr(strategy.model.decoder, "forward_hidden"):
+            raise ValueError(
+                "DecoderHints needs a decoder with forward_hidden(code), such as ReversedDecoder; "
+                f"got {type(strategy.model.decoder).__name__}."
+            )
+
+    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
+        """Give the loss of the latest mini-batch of stage 2."""
+        step = strategy.coupled
+        if not step.goal_hidden:
+            return None
+        pairs = zip(step.hidden, step.goal_hidden, strict=True)
+        return torch.stack([hint_loss(mine, goal) for mine, goal in pairs]).mean()

@@ -1,0 +1,122 @@
+"""SoftTargets: T2's logits towards S's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.probe import linear_probe
+from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+
+PROBE = "probe"
+
+
+def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(softmax(teacher / T) || softmax(logits / T))``, mean over rows, in nats.
+
+    Hinton, Vinyals and Dean 2015; the factor T^2 keeps the gradient's size as T changes.
+
+    :param logits: the student's, ``(N, K)``.
+    :param teacher: the teacher's, ``(N, K)``, taken as constant.
+    :param temperature: T, > 0.
+    :return: a scalar >= 0.
+    """
+    student = F.log_softmax(logits / temperature, 1)
+    goal = F.log_softmax(teacher.detach() / temperature, 1)
+    return temperature**2 * F.kl_div(student, goal, reduction="batchmean", log_target=True)
+
+
+class SoftTargets(DistillationPlugin):
+    """T2's logits towards S's (Hinton, Vinyals and Dean 2015).
+
+    Adds ``weight * T^2 KL(softmax(S / T) || softmax(T2 / T))``. S's logits are computed from
+    its features where they are stored and S's classifier reads them, else from the images.
+
+    :param temperature: T, > 0.
+    :param weight: >= 0; Hinton's mixture is ``loss_weights=(1, 1 - a, 1)`` with ``weight=a``.
+    :param rows: see :class:`DistillationPlugin`.
+    :param source: see :class:`DistillationPlugin`.
+    :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
+        not T2's; default: S's own logits. ``"probe"``, with :class:`CETLStrategy`: a
+        :func:`linear_probe`, fitted when an experience begins on S's features of the clean target
+        images that have a label. It speaks of its classes alone: T2's logits of others are left
+        out. Without S, or where a class of the experience has no labelled target image (domain
+        adaptation), it would know too little, and the plugin adds nothing.
+    :ivar classifier: the classifier of features that is in use; None: S's own, or no probe.
+    :raises ValueError: for values out of range; in training when S has no logits, or not as
+        many classes as T2.
+    """
+
+    name = "L_soft"
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        weight: float = 1.0,
+        *,
+        rows: str = "labelled",
+        source: Encoder | None = None,
+        head: nn.Module | str | None = None,
+    ):
+        super().__init__(weight, rows, source)
+        check_weight("temperature", temperature)
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} has to be > 0.")
+        if isinstance(head, str) and head != PROBE:
+            raise ValueError(f"head={head!r} is not known. Allowed: a module, {PROBE!r}, None.")
+        self.temperature, self.head = float(temperature), head
+        self.classifier: nn.Module | None = None if isinstance(head, str) else head
+        self._classes = torch.zeros(0, dtype=torch.long)
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Fit the probe."""
+        if self.head != PROBE or not self.weight:
+            return
+        if not hasattr(strategy, "labelled_features"):
+            raise ValueError(
+                f"head={PROBE!r} goes with CETLStrategy; elsewhere give "
+                "head=linear_probe(features, labels)."
+            )
+        self.classifier = None
+        given = self._given if self._given is not None else strategy.model.source
+        if given is None:
+            return
+        wanted = {int(label) for label in strategy.adapted_dataset.targets}
+        features, labels = strategy.labelled_features(self.source(strategy))
+        self._classes = labels.unique()
+        if len(wanted) > 1 and set(self._classes.tolist()) == wanted:
+            self.classifier = linear_probe(features, labels)
+
+    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
+        """Give the loss of a mini-batch; None without a probe."""
+        if self.head == PROBE:
+            if self.classifier is None:
+                return None
+            known = self._classes.to(batch.logits.device)
+            teacher = self.teacher_logits(strategy, batch)[:, known]
+            return soft_target_loss(batch.logits[:, known], teacher, self.temperature)
+        teacher = self.teacher_logits(strategy, batch)
+        if teacher.shape != batch.logits.shape:
+            raise ValueError(
+                f"the source network has {teacher.shape[1]} classes and the target network "
+                f"{batch.logits.shape[1]}; give head=, a classifier of S's features with T2's "
+                "classes."
+            )
+        return soft_target_loss(batch.logits, teacher, self.temperature)
+
+    @torch.no_grad()
+    def teacher_logits(self, strategy: Any, batch: DistilledRows) -> Tensor:
+        """Give S's logits of a mini-batch, ``(N, K)``."""
+        source = self.source(strategy)
+        features = batch.features
+        if self.classifier is not None:
+            self.classifier.to(strategy.device).eval()
+            if features is None:
+                features = source(batch.images)
+            return self.classifier(features.to(batch.logits.dtype))
+        return source.cheapest_logits(batch.images, features)

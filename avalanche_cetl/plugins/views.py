@@ -1,0 +1,162 @@
+"""Consistency between two views of an unlabelled image, as a plugin of stage 2."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.plugins.contract import CETLPlugin, Stage
+from avalanche_cetl.plugins.losses import check_rows
+
+ROWS = ("target", "unlabelled")
+
+
+def consistency_loss(
+    logits: Tensor, goal: Tensor, threshold: float, counted: Tensor | None = None
+) -> Tensor:
+    """Squared difference of class probabilities, where the goal is sure of its class.
+
+    Mean over all rows and classes; rows whose goal has no probability above the threshold
+    count as zero (French, Mackiewicz and Fisher 2018).
+
+    :param logits: ``(N, K)``.
+    :param goal: logits ``(N, K)``, taken as constant.
+    :param threshold: in [0, 1).
+    :param counted: ``(N,)``, bool: rows that are False count as zero too. Default: all True.
+    :return: a scalar in [0, 2 / K].
+    """
+    wanted = goal.detach().softmax(1)
+    sure = wanted.amax(1) > threshold
+    if counted is not None:
+        sure = sure & counted
+    sure = sure.to(logits.dtype).unsqueeze(1)
+    return ((logits.softmax(1) - wanted).square() * sure).mean()
+
+
+def balance_loss(logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the mean class probabilities from even ones, in nats.
+
+    Keeps consistency from putting all images into a few classes.
+
+    :param logits: ``(N, K)``.
+    :return: a scalar in [0, log K].
+    """
+    mean = logits.softmax(1).mean(0).clamp_min(1e-8)
+    return (mean * (mean.log() + torch.tensor(float(logits.shape[1])).log().to(mean))).sum()
+
+
+def ramp(done: int, length: int) -> float:
+    """Give the factor on a weight after so many rounds, in [exp(-5), 1]."""
+    return math.exp(-5 * (1 - done / length) ** 2) if done < length else 1.0
+
+
+class ViewConsistency(CETLPlugin):
+    """T2's classes for a view of a target image towards a slow T2's for the clean image.
+
+    Self-ensembling (Tarvainen and Valpola 2017; for domain adaptation French, Mackiewicz and
+    Fisher 2018), beside L_rt in stage 2. The view is T2's input there (``augment=``,
+    ``input_noise=``); the slow T2 is a running mean of T2's weights, in eval mode, and reads no
+    label. Adds ``weight`` times :func:`consistency_loss` and ``balance`` times
+    :func:`balance_loss`; ``round_losses`` has both, as ``L_view`` and ``L_balance``.
+
+    :param weight: >= 0.
+    :param decay: of the running mean, in [0, 1); 0 is T2 itself.
+    :param threshold: in [0, 1): how sure the slow T2 has to be.
+    :param balance: >= 0; for target data whose classes are about equally frequent.
+    :param rampup_rounds: rounds of an experience over which both weights rise from exp(-5) to 1
+        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the slow T2 is sure of
+        before it has learnt much may be wrong, and is not unlearnt.
+    :param rows: ``"target"``: all rows of stage 2; ``"unlabelled"``: those of them without a label.
+        The others count as zero in the consistency, and not at all in the balance, which weighs
+        as much as the share of the unlabelled rows.
+    :raises ValueError: for values out of range, or in training without a ``CoupledModel``.
+    """
+
+    def __init__(
+        self,
+        weight: float = 10.0,
+        decay: float = 0.99,
+        threshold: float = 0.9,
+        balance: float = 0.05,
+        rampup_rounds: int = 0,
+        rows: str = "target",
+    ):
+        super().__init__()
+        check_weight("weight", weight)
+        check_weight("balance", balance)
+        for name, value in (("decay", decay), ("threshold", threshold)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value} is outside [0, 1).")
+        self.weight, self.decay = float(weight), float(decay)
+        if rampup_rounds < 0:
+            raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
+        self.threshold, self.balance = float(threshold), float(balance)
+        self.rampup_rounds = rampup_rounds
+        check_rows(rows, ROWS)
+        self.rows = rows
+        self._slow: nn.Module | None = None
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Start from T2 as it is: an experience may bring new classes."""
+        if not isinstance(strategy.model, CoupledModel):
+            raise ValueError("ViewConsistency needs CETLStrategy and a CoupledModel.")
+        self._slow = copy.deepcopy(strategy.model.target).eval().requires_grad_(False)
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the slow T2 go."""
+        self._slow = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the slow T2's weights, for checkpoints."""
+        return {"slow": None if self._slow is None else dict(self._slow.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them, where there is a slow T2: within an experience."""
+        if self._slow is not None and state["slow"] is not None:
+            self._slow.load_state_dict(state["slow"])
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Add both losses to the step's."""
+        step = strategy.coupled
+        if step is None or strategy.stage not in (Stage.COUPLED, Stage.MERGED):
+            return
+        slow: Any = self._slow
+        with torch.no_grad():
+            _, goal = slow.encode(step.images, step.tasks)
+        labels = step.labels
+        counted = labels < 0 if self.rows == "unlabelled" else torch.ones_like(labels).bool()
+        view = consistency_loss(step.logits, goal, self.threshold, counted)
+        if counted.any():
+            balance = balance_loss(step.logits[counted]) * counted.float().mean()
+        else:
+            balance = 0 * view
+        strategy.record_loss("L_view", view, step.images)
+        strategy.record_loss("L_balance", balance, step.images)
+        added = self.weight * view + self.balance * balance
+        share = strategy.row_share * ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
+        strategy.loss = strategy.loss + share * added
+
+    def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Follow T2 after a step of stage 2."""
+        if strategy.stage is Stage.COUPLED:
+            self._follow(strategy.model.target)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Follow T2 after a step of stage 3."""
+        self._follow(strategy.model.target)
+
+    @torch.no_grad()
+    def _follow(self, target: nn.Module) -> None:
+        assert self._slow is not None
+        slow, fast = self._slow.state_dict(), target.state_dict()
+        for name, value in fast.items():
+            if value.is_floating_point():
+                slow[name].lerp_(value, 1 - self.decay)
+            else:
+                slow[name].copy_(value)

@@ -1,0 +1,26 @@
+"""Benchmarks and experiences made anew around changed data sets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from avalanche.benchmarks.scenarios import CLScenario
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+
+
+def benchmark_of(benchmark: CLScenario, streams: Sequence[Any]) -> CLScenario:
+    """Give a benchmark of the same class, with what else it knows, and these streams."""
+    result = copy.copy(benchmark)
+    CLScenario.__init__(result, list(streams))
+    return result
+
+
+def experience_of(experience: Any, dataset: Any) -> DatasetExperience:
+    """Give an experience with this data set, and with what else it knows."""
+    made: DatasetExperience = DatasetExperience(dataset=dataset)
+    for name, value in vars(experience).items():
+        if not name.startswith("_"):
+            made.__dict__[name] = value
+    return made

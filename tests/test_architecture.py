@@ -1,0 +1,99 @@
+"""The order of the rooms: who may read whom, and what nobody reads."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "avalanche_cetl"
+#: A room may import from those before it. The last ones are the command and the public names.
+ORDER = (
+    "common",
+    "information",
+    "encoders",
+    "models",
+    "scenarios",
+    "features",
+    "allocation",
+    "plugins",
+    "training",
+    "evaluation",
+    "checkpoints",
+    "demo",
+    "__main__",
+    "",
+)
+WITHOUT_AVALANCHE = ("common", "information", "encoders", "models")
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+MODULES = {module_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
+def imported(tree: ast.AST) -> list[tuple[str, str]]:
+    """All imports, wherever they stand: a module and a name of it."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            found += [(node.module, one.name) for one in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(one.name, "") for one in node.names]
+    return found
+
+
+def edges() -> dict[str, set[str]]:
+    """The modules of the package that each of them imports."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module, tree in MODULES.items():
+        for source, name in imported(tree):
+            whole = f"{source}.{name}"
+            if source.split(".")[0] == PACKAGE.name:
+                found[module].add(whole if whole in MODULES else source)
+    return found
+
+
+def test_every_room_has_its_place_in_the_order():
+    assert {room_of(module) for module in MODULES} == set(ORDER)
+
+
+def test_imports_point_down_the_order_of_rooms():
+    upward = [
+        f"{module} -> {other}"
+        for module, others in edges().items()
+        for other in others
+        if ORDER.index(room_of(other)) > ORDER.index(room_of(module))
+    ]
+    assert not upward
+
+
+def test_no_two_modules_import_each_other_in_a_circle():
+    left = {module: set(others) for module, others in edges().items()}
+    for module in MODULES:
+        left.setdefault(module, set())
+    while ends := {module for module, others in left.items() if not others & left.keys()}:
+        left = {module: others for module, others in left.items() if module not in ends}
+    assert not left, "in a circle, or above one"
+
+
+@pytest.mark.parametrize("room", WITHOUT_AVALANCHE)
+def test_mathematics_and_networks_do_without_avalanche(room):
+    readers = [
+        module
+        for module, tree in MODULES.items()
+        for source, _ in imported(tree)
+        if room_of(module) == room and source.split(".")[0] == "avalanche"
+    ]
+    assert not readers
