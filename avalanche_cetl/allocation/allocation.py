@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from avalanche_cetl.allocation.measure import PAIRS, Importance, Sample, measure
+from avalanche_cetl.allocation.importance import PAIRS, Importance, measure
+from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.models.coupled import CoupledModel
@@ -31,7 +32,7 @@ class Allocation:
         self._generator = torch.Generator().manual_seed(settings.seed)
 
     def penalty(self, name: str, model: CoupledModel) -> Tensor | None:
-        """DWA with the latest importance of that name; None before there is one."""
+        """Return DWA with the latest importance of that name; None before there is one."""
         if name not in self.importance:
             return None
         return self.importance[name].penalty(model, self.strength)
@@ -42,34 +43,48 @@ class Allocation:
         model: CoupledModel,
         epoch: int,
         rows: int,
-        read: Callable[[list[int]], tuple[Sample, Tensor]],
+        read: Callable[[list[int]], Sample],
         processes: Processes | None = None,
     ) -> None:
         """Measure importances at the weights as they are now, theta*, where they are due.
 
         :param epoch: rounds done in this experience.
         :param rows: number of target rows.
-        :param read: gives target rows, without training augmentation, and their task labels.
+        :param read: returns target rows, without training augmentation.
         :param processes: that share the measurement.
         """
         if self.kind is None or self.strength == 0:
             return
-        known = all(name in self.importance for name in names)
-        if known and epoch % self.settings.refresh_every != 0:
-            return
         if model.source is None:
             # Without S there is no L_rs: T1 has one task only, and nothing to allocate.
             names = tuple(name for name in names if name == "GFI3")
+        known = all(name in self.importance for name in names)
+        if known and epoch % self.settings.refresh_every != 0:
+            return
         for name in names:
             drawn = torch.randperm(rows, generator=self._generator)[: self.settings.samples]
-            sample, tasks = read(drawn.tolist())
             self.importance[name] = measure(
                 model,
                 PAIRS[name],
-                sample,
+                read(drawn.tolist()),
                 self.settings,
                 self.kind,
                 self._generator,
                 processes,
-                tasks,
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the importances and the state of the draws, for checkpoints."""
+        return {
+            "importance": {name: one.state_dict() for name, one in self.importance.items()},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them; the importances stay on the device that they are on."""
+        self.importance = {name: Importance(**one) for name, one in state["importance"].items()}
+        self._generator.set_state(state["generator"])
+
+    def to(self, device: torch.device) -> None:
+        """Move the importances to a device."""
+        self.importance = {name: one.to(device) for name, one in self.importance.items()}

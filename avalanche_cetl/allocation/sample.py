@@ -9,11 +9,18 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """Images ``(N, ...)`` with their labels and task labels, ``(N,)``."""
+    """The rows that a measurement reads.
+
+    :ivar images: ``(N, ...)``.
+    :ivar labels: ``(N,)``, -1 where there is none.
+    :ivar tasks: task labels, ``(N,)``.
+    :ivar features: S's ``(N, dim)``; None where they are not stored.
+    """
 
     images: Tensor
     labels: Tensor
     tasks: Tensor
+    features: Tensor | None = None
 
 
 def read_sample(strategy: Any, rows: list[int]) -> Sample:

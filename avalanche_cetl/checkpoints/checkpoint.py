@@ -73,7 +73,7 @@ def save_checkpoint(
         )
     except NotPlainError as problem:
         raise CheckpointError(f"a {problem} cannot be kept in a checkpoint.") from problem
-    if not isinstance(strategy, CETLStrategy) or strategy.parallel.first:
+    if not isinstance(strategy, CETLStrategy) or strategy.engine.parallel.first:
         write_checkpoint_file(Path(path).expanduser(), packer.tensors, state)
     return progress
 

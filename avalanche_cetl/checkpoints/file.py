@@ -20,7 +20,7 @@ from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.common.files import WriteProblems, write_atomically
 
 FORMAT = "avalanche-cetl checkpoint"
-VERSION = 1
+VERSION = 2
 MOST_HEADER_BYTES = 16 * 2**20  #: of the header, which holds the plain data
 
 _NO_DIGEST = b"0" * 64

@@ -13,7 +13,7 @@ from torch import distributed
 from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_checkpoint
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.state import check_keepable
-from avalanche_cetl.plugins.contract import CETLPlugin
+from avalanche_cetl.plugins.contract import CETLPlugin, training_of
 
 BEST = f"best{SUFFIX}"
 
@@ -76,7 +76,7 @@ class CheckpointPlugin(CETLPlugin):
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check that the strategy can be saved, and clear what a killed process left."""
-        if not hasattr(strategy, "resume"):
+        if not training_of(strategy).has_stages:
             raise CheckpointError(
                 f"CheckpointPlugin saves CETLStrategy; a {type(strategy).__name__} can be saved "
                 "with save_checkpoint() outside of train()."

@@ -12,7 +12,6 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
-from avalanche_cetl.allocation.measure import Importance
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.evaluators import evaluator_state, set_evaluator_state
 from avalanche_cetl.checkpoints.networks import (
@@ -27,23 +26,7 @@ from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
 from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.plugins.contract import Stage
-from avalanche_cetl.training.records import Means
 from avalanche_cetl.training.strategy import CETLStrategy
-
-_SETTINGS = (
-    "variant",
-    "loss_weights",
-    "dwa_lambda",
-    "alternate",
-    "stage_epochs",
-    "lr_factors",
-    "input_noise",
-    "fixed_goal",
-    "train_mb_size",
-    "accumulate",
-    "precision",
-)
 
 
 def capture(
@@ -154,7 +137,11 @@ def restore(
 
 
 def _company(strategy: SupervisedTemplate) -> Processes:
-    return strategy.parallel.processes if isinstance(strategy, CETLStrategy) else Processes(None)
+    return (
+        strategy.engine.parallel.processes
+        if isinstance(strategy, CETLStrategy)
+        else Processes(None)
+    )
 
 
 def _names(model: nn.Module) -> dict[int, str]:
@@ -198,7 +185,7 @@ def _check(strategy: SupervisedTemplate, state: dict[str, Any]) -> None:
             raise CheckpointError(
                 "the source network is not the one of the checkpoint: its fingerprint differs."
             )
-        settings = _settings(strategy)
+        settings = strategy.settings()
         other = [name for name in settings if cetl["settings"].get(name) != settings[name]]
         if other:
             raise CheckpointError(
@@ -236,11 +223,6 @@ def _kinds(other: list[str]) -> list[str]:
     ]
 
 
-def _settings(strategy: CETLStrategy) -> dict[str, Any]:
-    found = {name: getattr(strategy, name) for name in _SETTINGS}
-    return found | {"variant": strategy.variant.value, "gfi": str(strategy.gfi)}
-
-
 _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
@@ -259,22 +241,14 @@ def _source_fingerprint(model: Any) -> str | None:
 
 def _cetl_state(strategy: CETLStrategy, names: dict[int, str]) -> dict[str, Any]:
     return {
-        "settings": _settings(strategy),
+        "settings": strategy.settings(),
         "source": _source_fingerprint(strategy.model),
-        "stages": [
-            optimizer_state(stage.optimizer, names)
-            for stage in (strategy._source_optimizer, strategy._coupled_optimizer)
-        ],
-        "importance": {name: dict(vars(one)) for name, one in strategy.importance.items()},
-        "generators": [g.get_state() for g in _generators(strategy)],
-        "warm": strategy._warm,
-        "stage": strategy.stage.value,
-        "round": [dict(strategy._round._sums), dict(strategy._round._rows)],
+        "stages": {
+            label: optimizer_state(own.optimizer, names)
+            for label, own in strategy.optimizers.items()
+        },
+        "parts": {name: part.state_dict() for name, part in strategy.parts().items()},
     }
-
-
-def _generators(strategy: CETLStrategy) -> list[torch.Generator]:
-    return [strategy._noise, strategy.allocation._generator]
 
 
 def _set_cetl(
@@ -283,28 +257,24 @@ def _set_cetl(
     params: dict[str, nn.Parameter],
     names: dict[int, str],
 ) -> None:
-    stages = (strategy._source_optimizer, strategy._coupled_optimizer)
-    for stage, kept in zip(stages, state["stages"], strict=True):
-        assert stage.optimizer is not None
+    for label, own in strategy.optimizers.items():
+        kept = state["stages"][label]
+        assert own.optimizer is not None
         if kept is None:
-            stage.optimizer.state.clear()
+            own.optimizer.state.clear()
         else:
-            set_optimizer_state(stage.optimizer, kept, params, names)
-    strategy.allocation.importance = {
-        name: _importance(kept, params) for name, kept in state["importance"].items()
-    }
-    for generator, kept in zip(_generators(strategy), state["generators"], strict=True):
-        generator.set_state(kept)
-    strategy._warm = bool(state["warm"])
-    strategy.stage = Stage(state["stage"])
-    sums, rows = state["round"]
-    strategy._round = Means(sums, rows)
+            set_optimizer_state(own.optimizer, kept, params, names)
+    for name, part in strategy.parts().items():
+        part.load_state_dict(state["parts"][name])
+    _check_importances(strategy, params)
+    strategy.allocation.to(strategy.device)
 
 
-def _importance(kept: dict[str, Any], params: dict[str, nn.Parameter]) -> Importance:
-    for field in ("values", "anchors"):
-        for name, tensor in kept[field].items():
-            if tensor.shape != params[name].shape:
-                raise CheckpointError(f"the importance of {name} has another shape than {name}.")
-            kept[field][name] = tensor.to(params[name].device)
-    return Importance(**kept)
+def _check_importances(strategy: CETLStrategy, params: dict[str, nn.Parameter]) -> None:
+    for one in strategy.importance.values():
+        for tensors in (one.values, one.anchors):
+            for name, tensor in tensors.items():
+                if tensor.shape != params[name].shape:
+                    raise CheckpointError(
+                        f"the importance of {name} has another shape than {name}."
+                    )

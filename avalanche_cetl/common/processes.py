@@ -42,6 +42,23 @@ class Processes:
             raise ValueError("this process does not belong to the process_group.")
         self.size = distributed.get_world_size(group)
 
+    @classmethod
+    def started(cls) -> Processes:
+        """Return the default group of torch.distributed, or this process alone without one."""
+        begun = distributed.is_available() and distributed.is_initialized()
+        several = begun and distributed.get_world_size() > 1
+        return cls(distributed.group.WORLD if several else None)
+
+    def share_of_rows(self, count: int) -> tuple[slice, distributed.ProcessGroup | None]:
+        """Return which of so many rows, which all processes have, this one works on.
+
+        :return: the rows, and the group that shares them; all rows and None where there are fewer
+            rows than processes.
+        """
+        if self.alone or count < self.size:
+            return slice(None), None
+        return slice(self.rank, None, self.size), self.group
+
     @property
     def alone(self) -> bool:
         """Whether there is no other process."""

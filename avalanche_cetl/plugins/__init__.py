@@ -1,10 +1,10 @@
 """All plugins, and the contract between them and a strategy."""
 
-from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, Stage
+from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, Stage, Training, training_of
 from avalanche_cetl.plugins.fitnets import FitNetsHints
 from avalanche_cetl.plugins.gfi import GFIPlugin
 from avalanche_cetl.plugins.hints import DecoderHints
-from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+from avalanche_cetl.plugins.losses import DistillationPlugin, LossPlugin, LossRows
 from avalanche_cetl.plugins.soft_targets import SoftTargets
 from avalanche_cetl.plugins.views import ViewConsistency
 
@@ -13,10 +13,13 @@ __all__ = [
     "CoupledStep",
     "DecoderHints",
     "DistillationPlugin",
-    "DistilledRows",
     "FitNetsHints",
     "GFIPlugin",
+    "LossPlugin",
+    "LossRows",
     "SoftTargets",
     "Stage",
+    "Training",
     "ViewConsistency",
+    "training_of",
 ]

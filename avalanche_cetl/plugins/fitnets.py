@@ -16,9 +16,9 @@ from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.models import CoupledModel
-from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.contract import Stage, training_of
 from avalanche_cetl.plugins.hints import hint_loss
-from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
 
 
 class FitNetsHints(DistillationPlugin):
@@ -63,7 +63,7 @@ class FitNetsHints(DistillationPlugin):
     # between epochs (LwF), nor in importance passes.
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the regressor and its moments, for checkpoints."""
+        """Return the regressor and its moments, for checkpoints."""
         if self.regressor is None:
             return {"regressor": None, "moments": None}
         moments = self._moments if self._optimizer is None else self._optimizer.state_dict()
@@ -90,7 +90,7 @@ class FitNetsHints(DistillationPlugin):
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Listen, in a strategy without stages."""
-        if not hasattr(strategy, "stage") and self.weight:
+        if not training_of(strategy).has_stages and self.weight:
             self._listen(strategy)
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -112,8 +112,8 @@ class FitNetsHints(DistillationPlugin):
             self._guided.remove()
         self._guided = None
 
-    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor:
-        """Give the loss of a mini-batch."""
+    def loss(self, strategy: Any, batch: LossRows) -> Tensor:
+        """Return the loss of a mini-batch."""
         # The merged step passes the labelled rows through T2 first, then the target rows.
         assert self._guided is not None
         if not self._guided.values:
@@ -126,8 +126,7 @@ class FitNetsHints(DistillationPlugin):
         # Under autocast maps are in half precision; the regressor's weights are not.
         dtype = batch.logits.dtype
         found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
-        parallel = getattr(strategy, "parallel", None)
-        if parallel is not None and not parallel.alone:
+        if not training_of(strategy).alone:
             raise ValueError(
                 "FitNetsHints trains a regressor of its own, which processes do not share; use "
                 "DecoderHints, or one process."
@@ -144,7 +143,7 @@ class FitNetsHints(DistillationPlugin):
         return hint_loss(self.regressor(found).to(dtype), hint)
 
     @torch.no_grad()
-    def _read_hint(self, strategy: Any, batch: DistilledRows) -> Tensor:
+    def _read_hint(self, strategy: Any, batch: LossRows) -> Tensor:
         source = self.source(strategy)
         if self.source_layer is None:
             features = source(batch.images) if batch.features is None else batch.features

@@ -8,26 +8,22 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import is_multi_task_module
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_cetl.allocation.measure import Measurement, Task, gate
 from avalanche_cetl.allocation.parameters import bare, grown, trainable
 from avalanche_cetl.allocation.proximal import Pull, Weights, check_learning_rates
-from avalanche_cetl.allocation.readout import Output, Readout
+from avalanche_cetl.allocation.readout import Output, Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.errors import NonFiniteLossError
-from avalanche_cetl.information.fisher import fisher_information
+from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.generalized import (
     Quantile,
     dwa_penalty,
-    generalized_fisher,
-    normalize_importance,
-    shared_weights,
 )
-from avalanche_cetl.information.likelihood import select
-from avalanche_cetl.information.relative import relative_fisher
 
 PENALTIES = ("proximal", "loss")
 
@@ -172,7 +168,7 @@ class GFIPlugin(SupervisedPlugin):
         if not self._old(strategy) or not self._gates:
             return
         model = bare(strategy.model)
-        images, labels, tasks = self._sample(strategy)
+        images, labels, tasks, _ = self._sample(strategy)
         drawn = {
             old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
             for old in self._old_tasks(strategy)
@@ -190,19 +186,10 @@ class GFIPlugin(SupervisedPlugin):
         for experience in self._old(strategy):
             stored = self.importances[experience]
             held = {name: grown(v, params[name]) for name, v in stored.items() if name in params}
-            if relative:
-                rf = relative[self._tasks[experience]]
-                rf = {name: rf[name] for name in held}
-                held = generalized_fisher(
-                    held,
-                    rf,
-                    threshold=self.settings.threshold,
-                    probability=self.settings.probability,
-                    generator=self._generator,
-                )
-                masks = shared_weights(rf, self.settings.threshold)
-                self.shared[experience] = {n: float(m.float().mean()) for n, m in masks.items()}
-            self.gated[experience] = normalize_importance(held) if self.settings.normalize else held
+            rf = relative.get(self._tasks[experience])
+            self.gated[experience], shared = gate(held, rf, self.settings, self._generator)
+            if rf is not None:
+                self.shared[experience] = shared
             anchors = self.saved_params[experience]
             self.saved_params[experience] = {
                 name: grown(v, params[name]) if name in params else v for name, v in anchors.items()
@@ -235,20 +222,14 @@ class GFIPlugin(SupervisedPlugin):
         now = strategy.clock.train_exp_counter
         model = bare(strategy.model)
         params = trainable(model)
-        images, labels, tasks = self._sample(strategy)
+        images, labels, tasks, _ = self._sample(strategy)
         if self.settings.fisher == "sampled":
             targets = self.readout.draw(model, images, tasks, self._generator)
         else:
             targets = self.readout.known(model, images, labels, tasks, self._generator)
         view = self.readout.view(model, tasks)
-        loss, targets = view.task(targets, tasks)
-        own, group = _share(len(images))
-        fisher = view.restore(
-            fisher_information(
-                view.module, images[own], loss,
-                view.rename(params), targets=select(targets, own), process_group=group,
-            )
-        )  # fmt: skip
+        measurement = self._measurement(view, images, params)
+        fisher = view.restore(measurement.fisher(Task(*view.task(targets, tasks))))
         if not all(bool(value.isfinite().all()) for value in fisher.values()):
             raise self._diverged("the Fisher information", strategy)
         self.importances[now] = self._merged(fisher, now)
@@ -310,26 +291,22 @@ class GFIPlugin(SupervisedPlugin):
     def _relative(self, strategy: Any, params: Weights) -> dict[tuple[int, ...], Weights]:
         """Relative Fisher information of every old task with the new one."""
         assert self._drawn is not None
-        (images, labels, tasks), drawn = self._drawn
+        (images, labels, tasks, _), drawn = self._drawn
         model = bare(strategy.model)
         labels = self.readout.known(model, images, labels, tasks, self._generator)
-        own, group = _share(len(images))
         result: dict[tuple[int, ...], Weights] = {}
         for old, targets in drawn.items():
             old_tasks = in_turn(old, tasks)
             view = self.readout.view(model, old_tasks, tasks)
-            both = view.task(targets, old_tasks), view.task(labels, tasks)
-            found = relative_fisher(
-                view.module,
-                images[own],
-                (both[0][0], both[1][0]),
-                view.rename(params),
-                targets=(select(both[0][1], own), select(both[1][1], own)),
-                estimator=self.settings.estimator,
-                process_group=group,
-            )
+            both = Task(*view.task(targets, old_tasks)), Task(*view.task(labels, tasks))
+            _, found = self._measurement(view, images, params).relative(*both)
             result[old] = view.restore(found)
         return result
+
+    def _measurement(self, view: View, images: Tensor, params: Weights) -> Measurement:
+        return Measurement(
+            view.module, (images,), view.rename(params), self.settings, Processes.started()
+        )
 
     def _sample(self, strategy: Any, rows: list[int] | None = None) -> Sample:
         """Draw images of the experience, or read those of some rows."""
@@ -345,7 +322,7 @@ class GFIPlugin(SupervisedPlugin):
             check_learning_rates(strategy.optimizer.param_groups, "give GFIPlugin penalty='loss'")
         model = bare(strategy.model)
         last = len(strategy.experience.dataset) - 1
-        images, labels, tasks = self._sample(strategy, [0, min(1, last)])
+        images, labels, tasks, _ = self._sample(strategy, [0, min(1, last)])
         self.readout.check(model, images, labels, tasks)
 
     def _diverged(self, what: str, strategy: Any) -> NonFiniteLossError:
@@ -361,13 +338,3 @@ class GFIPlugin(SupervisedPlugin):
             f"{what} became NaN or infinite in epoch {clock.train_exp_epochs}, experience "
             f"{clock.train_exp_counter}; {cause}."
         )
-
-
-def _share(rows: int) -> tuple[slice, distributed.ProcessGroup | None]:
-    """Which of the drawn rows this process measures, and those it does it with."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return slice(None), None
-    size = distributed.get_world_size()
-    if size == 1 or rows < size:
-        return slice(None), None
-    return slice(distributed.get_rank(), None, size), distributed.group.WORLD

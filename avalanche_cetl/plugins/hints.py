@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+from avalanche_cetl.plugins.contract import training_of
+from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
 
 
 def hint_loss(found: Tensor, hint: Tensor) -> Tensor:
@@ -40,20 +41,25 @@ class DecoderHints(DistillationPlugin):
     def __init__(self, weight: float = 1.0):
         super().__init__(weight, "target")
 
+    def fits(self, model: Any) -> bool:
+        """Return whether the decoder has hidden layers to match."""
+        return isinstance(model, CoupledModel) and hasattr(model.decoder, "forward_hidden")
+
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check the decoder."""
         if not isinstance(strategy.model, CoupledModel):
             raise ValueError("DecoderHints needs a CoupledModel: only that one has a decoder.")
-        if not hasattr(strategy.model.decoder, "forward_hidden"):
+        super().before_training(strategy, *args, **kwargs)
+        if not self.fits(strategy.model):
             raise ValueError(
                 "DecoderHints needs a decoder with forward_hidden(code), such as ReversedDecoder; "
                 f"got {type(strategy.model.decoder).__name__}."
             )
 
-    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
-        """Give the loss of the latest mini-batch of stage 2."""
-        step = strategy.coupled
-        if not step.goal_hidden:
+    def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
+        """Return the loss of the latest mini-batch of stage 2."""
+        step = training_of(strategy).coupled
+        if step is None or not step.goal_hidden:
             return None
         pairs = zip(step.hidden, step.goal_hidden, strict=True)
         return torch.stack([hint_loss(mine, goal) for mine, goal in pairs]).mean()

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.probe import linear_probe
-from avalanche_cetl.plugins.losses import DistillationPlugin, DistilledRows
+from avalanche_cetl.plugins.contract import training_of
+from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
 
 PROBE = "probe"
 
@@ -77,23 +78,23 @@ class SoftTargets(DistillationPlugin):
         """Fit the probe."""
         if self.head != PROBE or not self.weight:
             return
-        if not hasattr(strategy, "labelled_features"):
+        training = training_of(strategy)
+        if not training.has_stages:
             raise ValueError(
                 f"head={PROBE!r} goes with CETLStrategy; elsewhere give "
                 "head=linear_probe(features, labels)."
             )
         self.classifier = None
-        given = self._given if self._given is not None else strategy.model.source
-        if given is None:
+        if self._given is None and training.source is None:
             return
         wanted = {int(label) for label in strategy.adapted_dataset.targets}
-        features, labels = strategy.labelled_features(self.source(strategy))
+        features, labels = training.labelled_features(self.source(strategy))
         self._classes = labels.unique()
         if len(wanted) > 1 and set(self._classes.tolist()) == wanted:
             self.classifier = linear_probe(features, labels)
 
-    def loss(self, strategy: Any, batch: DistilledRows) -> Tensor | None:
-        """Give the loss of a mini-batch; None without a probe."""
+    def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
+        """Return the loss of a mini-batch; None without a probe."""
         if self.head == PROBE:
             if self.classifier is None:
                 return None
@@ -110,8 +111,8 @@ class SoftTargets(DistillationPlugin):
         return soft_target_loss(batch.logits, teacher, self.temperature)
 
     @torch.no_grad()
-    def teacher_logits(self, strategy: Any, batch: DistilledRows) -> Tensor:
-        """Give S's logits of a mini-batch, ``(N, K)``."""
+    def teacher_logits(self, strategy: Any, batch: LossRows) -> Tensor:
+        """Return S's logits of a mini-batch, ``(N, K)``."""
         source = self.source(strategy)
         features = batch.features
         if self.classifier is not None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import CETLPlugin, Stage
-from avalanche_cetl.plugins.losses import check_rows
+from avalanche_cetl.plugins.contract import Stage, training_of
+from avalanche_cetl.plugins.losses import LossPlugin, LossRows, check_rows
 
 ROWS = ("target", "unlabelled")
 
@@ -52,11 +52,11 @@ def balance_loss(logits: Tensor) -> Tensor:
 
 
 def ramp(done: int, length: int) -> float:
-    """Give the factor on a weight after so many rounds, in [exp(-5), 1]."""
+    """Return the factor on a weight after so many rounds, in [exp(-5), 1]."""
     return math.exp(-5 * (1 - done / length) ** 2) if done < length else 1.0
 
 
-class ViewConsistency(CETLPlugin):
+class ViewConsistency(LossPlugin):
     """T2's classes for a view of a target image towards a slow T2's for the clean image.
 
     Self-ensembling (Tarvainen and Valpola 2017; for domain adaptation French, Mackiewicz and
@@ -78,6 +78,9 @@ class ViewConsistency(CETLPlugin):
     :raises ValueError: for values out of range, or in training without a ``CoupledModel``.
     """
 
+    name = "L_view"
+    names = ("L_view", "L_balance")
+
     def __init__(
         self,
         weight: float = 10.0,
@@ -87,13 +90,12 @@ class ViewConsistency(CETLPlugin):
         rampup_rounds: int = 0,
         rows: str = "target",
     ):
-        super().__init__()
-        check_weight("weight", weight)
+        super().__init__(weight, "target")
         check_weight("balance", balance)
         for name, value in (("decay", decay), ("threshold", threshold)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is outside [0, 1).")
-        self.weight, self.decay = float(weight), float(decay)
+        self.decay = float(decay)
         if rampup_rounds < 0:
             raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
         self.threshold, self.balance = float(threshold), float(balance)
@@ -102,10 +104,19 @@ class ViewConsistency(CETLPlugin):
         self.rows = rows
         self._slow: nn.Module | None = None
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Start from T2 as it is: an experience may bring new classes."""
+    @property
+    def active(self) -> bool:
+        """Whether the losses are computed: always, so that they are recorded."""
+        return True
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Check the network."""
         if not isinstance(strategy.model, CoupledModel):
             raise ValueError("ViewConsistency needs CETLStrategy and a CoupledModel.")
+        super().before_training(strategy, *args, **kwargs)
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Start from T2 as it is: an experience may bring new classes."""
         self._slow = copy.deepcopy(strategy.model.target).eval().requires_grad_(False)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -113,7 +124,7 @@ class ViewConsistency(CETLPlugin):
         self._slow = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the slow T2's weights, for checkpoints."""
+        """Return the slow T2's weights, for checkpoints."""
         return {"slow": None if self._slow is None else dict(self._slow.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,30 +132,27 @@ class ViewConsistency(CETLPlugin):
         if self._slow is not None and state["slow"] is not None:
             self._slow.load_state_dict(state["slow"])
 
-    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Add both losses to the step's."""
-        step = strategy.coupled
-        if step is None or strategy.stage not in (Stage.COUPLED, Stage.MERGED):
-            return
+    def strength(self, strategy: Any) -> float:
+        """Return the factor on both weights, which rises over the rounds of an experience."""
+        return ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
+
+    def losses(self, strategy: Any, batch: LossRows) -> dict[str, tuple[float, Tensor]]:
+        """Return consistency and balance of a mini-batch of stage 2, with their weights."""
         slow: Any = self._slow
         with torch.no_grad():
-            _, goal = slow.encode(step.images, step.tasks)
-        labels = step.labels
+            _, goal = slow.encode(batch.images, batch.tasks)
+        labels = batch.labels
         counted = labels < 0 if self.rows == "unlabelled" else torch.ones_like(labels).bool()
-        view = consistency_loss(step.logits, goal, self.threshold, counted)
+        view = consistency_loss(batch.logits, goal, self.threshold, counted)
         if counted.any():
-            balance = balance_loss(step.logits[counted]) * counted.float().mean()
+            balance = balance_loss(batch.logits[counted]) * counted.float().mean()
         else:
             balance = 0 * view
-        strategy.record_loss("L_view", view, step.images)
-        strategy.record_loss("L_balance", balance, step.images)
-        added = self.weight * view + self.balance * balance
-        share = strategy.row_share * ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
-        strategy.loss = strategy.loss + share * added
+        return {"L_view": (self.weight, view), "L_balance": (self.balance, balance)}
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Follow T2 after a step of stage 2."""
-        if strategy.stage is Stage.COUPLED:
+        if training_of(strategy).stage is Stage.COUPLED:
             self._follow(strategy.model.target)
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

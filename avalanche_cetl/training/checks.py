@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from avalanche.training.plugins.clock import Clock
+from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.rows import UNLABELLED, Rows
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.variants import Variant
 
 
-class LabelledRows(nn.Module):
-    """A criterion that leaves unlabelled rows (label -1) out of the mean.
+def check_networks(model: Any, optimizer: Optimizer) -> None:
+    """Raise an error unless the optimiser covers a coupled network.
 
-    Plugins hand whole data sets to ``strategy._criterion`` (EWC's importances do), so the
-    data rule has to hold there too. Without any labelled row the loss is 0.
-
-    :param criterion: ``(outputs, labels) -> scalar``.
+    :raises TypeError: for another network.
+    :raises ValueError: when one of several parameter groups lacks parameters.
     """
-
-    def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor]):
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Give the criterion over the labelled rows."""
-        if labels.is_floating_point() or bool((labels >= 0).all()):
-            return self.criterion(outputs, labels)
-        known = labels >= 0
-        if not known.any():
-            return outputs.sum() * 0
-        return self.criterion(outputs[known], labels[known])
-
-
-def check_arguments(
-    model: Any,
-    optimizer: Optimizer,
-    variant: Variant,
-    gfi: Any,
-    loss_weights: Sequence[float],
-    dwa_lambda: float,
-    alternate: str,
-    stage_epochs: Sequence[int],
-    warmup_epochs: int,
-    input_noise: float,
-    fixed_goal: bool,
-    lr_factors: Sequence[float],
-) -> None:
-    """Raise TypeError or ValueError with what was given, what is allowed and the remedy."""
     if not isinstance(model, CoupledModel):
         raise TypeError(
             f"CETLStrategy needs a CoupledModel, got {type(model).__name__}; make one with "
@@ -70,37 +34,6 @@ def check_arguments(
             f"the optimizer has {len(optimizer.param_groups)} parameter groups, but none holds "
             f"{missing[0]!r} ({len(missing)} parameters in all); put model.decoder_parameters() "
             "and model.target_parameters() into groups."
-        )
-    if not isinstance(gfi, GFISettings):
-        raise TypeError(f"gfi has to be GFISettings(...), got {type(gfi).__name__}.")
-    if len(loss_weights) != 3 or not all(math.isfinite(w) and w >= 0 for w in loss_weights):
-        raise ValueError(
-            f"loss_weights={loss_weights!r}: three finite weights >= 0 of L_rs, L_c, L_rt."
-        )
-    check_weight("dwa_lambda", dwa_lambda)
-    if alternate not in ("epoch", "iteration"):
-        raise ValueError(f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'.")
-    if len(stage_epochs) != 3 or not all(isinstance(n, int) and n >= 1 for n in stage_epochs):
-        raise ValueError(f"stage_epochs={stage_epochs!r}: three whole numbers >= 1, one a stage.")
-    if alternate == "iteration" and tuple(stage_epochs) != (1, 1, 1):
-        raise ValueError(
-            "stage_epochs goes with alternate='epoch'; with 'iteration' stages share steps."
-        )
-    if len(lr_factors) != 2 or not all(math.isfinite(f) and f > 0 for f in lr_factors):
-        raise ValueError(f"lr_factors={lr_factors!r}: two finite factors > 0, of stages 1 and 2.")
-    if warmup_epochs < 0 or (
-        warmup_epochs == 0 and variant.needs_warmup and model.source is not None
-    ):
-        raise ValueError(
-            f"warmup_epochs={warmup_epochs}: has to be >= 0, and >= 1 for variant "
-            f"{variant.value!r}, which trains T1 on L_rs in the warm-up alone."
-        )
-    if not 0 <= input_noise < 1:
-        raise ValueError(f"input_noise={input_noise} is outside [0, 1).")
-    if fixed_goal and (alternate == "iteration" or variant.plan.merged is not None):
-        raise ValueError(
-            "fixed_goal=True goes with alternate='epoch' and variants that have a stage 2: "
-            "otherwise the goal and T1 take turns at every mini-batch anyway."
         )
 
 
@@ -152,21 +85,26 @@ def check_classes(rows: Rows, classes: int, experience: int) -> None:
         )
 
 
-def check_finite_loss(
-    name: str, loss: Tensor, x: Tensor, stage: str, epoch: int, experience: int
-) -> None:
-    """Raise NonFiniteLossError when a loss is NaN or infinite, ValueError when its images are."""
+def check_finite_loss(host: Any, name: str, loss: Tensor, x: Tensor) -> None:
+    """Raise an error when a loss of a mini-batch is not finite.
+
+    :param host: the strategy.
+    :param x: the mini-batch's images.
+    :raises NonFiniteLossError: when the loss is NaN or infinite.
+    :raises ValueError: when the images are.
+    """
     if torch.isfinite(loss).all():
         return
-    check_finite_images(x, epoch, experience)
+    check_finite_images(x, host.clock)
+    epoch, experience = host.clock.train_exp_epochs, host.clock.train_exp_counter
     raise NonFiniteLossError(
-        f"{name} became {float(loss.detach().sum())} in {stage}, epoch {epoch}, experience "
-        f"{experience}. The images are finite: lower the learning rate or dwa_lambda, or "
-        "normalise the input."
+        f"{name} became {float(loss.detach().sum())} in {host.running.label}, epoch {epoch}, "
+        f"experience {experience}. The images are finite: lower the learning rate or dwa_lambda, "
+        "or normalise the input."
     )
 
 
-def check_finite_weights(model: CoupledModel, epoch: int, experience: int) -> None:
+def check_finite_weights(model: CoupledModel, clock: Clock) -> None:
     """Raise NonFiniteLossError when a trained weight is NaN or infinite.
 
     A loss can be finite and its gradient not; after the last step no loss would tell.
@@ -174,18 +112,23 @@ def check_finite_weights(model: CoupledModel, epoch: int, experience: int) -> No
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise NonFiniteLossError(
-                f"the weights {name} hold NaN or infinity after epoch {epoch}, experience "
-                f"{experience}, though the losses were finite: their gradients were not. Lower "
-                "the learning rate, or look for a layer without a gradient at some input."
+                f"the weights {name} hold NaN or infinity after epoch {clock.train_exp_epochs}, "
+                f"experience {clock.train_exp_counter}, though the losses were finite: their "
+                "gradients were not. Lower the learning rate, or look for a layer without a "
+                "gradient at some input."
             )
 
 
-def check_finite_images(x: Tensor, epoch: int, experience: int) -> None:
-    """Raise ValueError when images of a mini-batch hold NaN or infinity."""
+def check_finite_images(x: Tensor, clock: Clock) -> Tensor:
+    """Return a mini-batch's images.
+
+    :raises ValueError: when they hold NaN or infinity.
+    """
     if torch.isfinite(x).all():
-        return
+        return x
     rows = (~torch.isfinite(x)).flatten(1).any(1).sum()
     raise ValueError(
         f"{int(rows)} of {len(x)} images of a mini-batch hold NaN or infinity (experience "
-        f"{experience}, epoch {epoch}); clean the data set or its transform."
+        f"{clock.train_exp_counter}, epoch {clock.train_exp_epochs}); clean the data set or its "
+        "transform."
     )

@@ -1,10 +1,111 @@
-"""TODO."""
+"""Experience: the rows of the experience in training, by use, and how they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
+from avalanche.training.plugins.clock import Clock
+from torch import Tensor
+
+from avalanche_cetl.allocation.sample import Sample
+from avalanche_cetl.common.rows import FEATURES_INDEX, split_rows
+from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.features.attach import features_are_of
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.training.checks import check_classes, check_experience, check_finite_images
+from avalanche_cetl.training.engine.parallel import DataParallel
+from avalanche_cetl.training.networks import Networks
+
+
+class Experience:
+    """The rows of the experience in training.
+
+    :param dataset: an AvalancheDataset, its labels and domains by the data rule.
+    :param model: that is to be trained on it.
+    :param experience: Avalanche's, for errors.
+    :param clock: the strategy's, for errors.
+    :ivar rows: those that the reconstruction stages read, and those that classification reads.
+    :ivar loader: of the target rows.
+    :raises ValueError: when the data lacks what training needs.
+    """
+
+    def __init__(self, dataset: Any, model: CoupledModel, experience: Any, clock: Clock):
+        self.rows = split_rows(dataset)
+        self.number = int(experience.current_experience)
+        check_experience(model, self.rows, self.number)
+        self.model, self._clock = model, clock
+        self.loader: Any = []
+
+    def check_classes(self) -> None:
+        """Raise ValueError when a label has no output of T2, as it is adapted now."""
+        _, classes = self.model.target.measure(self.model.input_shape)
+        check_classes(self.rows, classes, self.number)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of target and of labelled rows."""
+        return len(self.rows.target), len(self.rows.labelled)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether S's features come with the images, and there is an S whose they are."""
+        return self.rows.has_features and self.model.source is not None
+
+    def sample(self, indices: Sequence[int], device: torch.device) -> Sample:
+        """Return target rows, without training augmentation."""
+        dataset = self.rows.target.eval()
+        rows = [dataset[i] for i in indices]
+        images = torch.stack([torch.as_tensor(row[0]) for row in rows]).to(device)
+        labels = torch.tensor([int(row[1]) for row in rows], device=device)
+        features = None
+        if self.has_features:
+            features = torch.stack([row[FEATURES_INDEX] for row in rows]).to(device)
+        known = getattr(self.rows.target, "targets_task_labels", None)
+        tasks = [0 if known is None else int(known[i]) for i in indices]
+        check_finite_images(images, self._clock)
+        return Sample(images, labels, torch.tensor(tasks, device=device), features)
+
+    @torch.no_grad()
+    def fit_source_statistics(
+        self, networks: Networks, batches: Iterable[Batch], parallel: DataParallel
+    ) -> None:
+        """Standardise S's features by those of the target rows.
+
+        :param batches: this process's rows, in their place.
+        """
+        features, counted = [], 0
+        for batch in batches:
+            check_finite_images(batch.images, self._clock)
+            features.append(networks.source_features(batch).float())
+            counted += batch.counted
+        # A small last mini-batch may have left a row here that is another process's.
+        networks.model.fit_source_statistics(parallel.rows(torch.cat(features), counted))
+
+    @torch.no_grad()
+    def labelled_features(
+        self, source: Encoder, size: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return S's features of the target rows that have a label, and the labels, on the CPU.
+
+        :param source: S; it runs where no features of it are stored.
+        :param size: rows that it reads at once.
+        :return: ``(N, dim)`` and ``(N,)``; N is 0 where no target row has a label.
+        """
+        target = self.rows.target
+        known = [i for i, label in enumerate(target.targets) if int(label) >= 0]
+        features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
+        stored = self.rows.has_features and features_are_of(target, source)
+        for start in range(0, len(known), size):
+            found = self.sample(known[start : start + size], device)
+            given = found.features if stored else None
+            rows = source(found.images) if given is None else given
+            features.append(rows.float().cpu())
+            labels.append(found.labels.cpu())
+        return torch.cat(features), torch.cat(labels)
 
 
 @contextmanager

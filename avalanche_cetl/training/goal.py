@@ -28,7 +28,7 @@ class FixedGoal:
             own.load_state_dict(part.state_dict())
 
     def code(self, features: Tensor) -> Tensor:
-        """Give S's code, as :meth:`CoupledModel.source_code` does."""
+        """Return S's code, as :meth:`CoupledModel.source_code` does."""
         assert self._copies is not None
         return self._copies[1](features)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from avalanche.core import BasePlugin
 
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.plugins.contract import CETLPlugin, names_of
 from avalanche_cetl.plugins.hints import DecoderHints
 from avalanche_cetl.plugins.soft_targets import SoftTargets
 from avalanche_cetl.plugins.views import ViewConsistency
-from avalanche_cetl.training.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Preset:
     :ivar dwa_lambda: see ``CETLStrategy``, as all below.
     :ivar warmup_epochs: None: 10 for the variants that need one, else 0.
     :ivar fixed_goal: where the variant and ``alternate`` allow it.
-    :ivar plugins: made anew for each strategy, unless it was given one of the same class.
+    :ivar plugins: made anew for each strategy, unless it was given one of the same losses.
     """
 
     dwa_lambda: float = 1e-3
@@ -32,14 +31,17 @@ class Preset:
     input_noise: float = 0.0
     fixed_goal: bool = False
     lr_factors: tuple[float, float] = (1.0, 1.0)
-    plugins: tuple[Callable[[], BasePlugin], ...] = ()
+    plugins: tuple[Callable[[], CETLPlugin], ...] = ()
 
-    def fill(self, variant: Variant, alternate: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Give the arguments by name; what was given, that is not None, stays."""
+    def fill(self, given: dict[str, Any], *, needs_warmup: bool, fixable: bool) -> dict[str, Any]:
+        """Return the arguments by name; what was given, that is not None, stays.
+
+        :param needs_warmup: whether the variant trains T1 on L_rs in the warm-up alone.
+        :param fixable: whether the goal of stage 2 can be fixed.
+        """
         warmup_epochs = self.warmup_epochs
         if warmup_epochs is None:
-            warmup_epochs = 10 if variant.needs_warmup else 0
-        fixable = alternate == "epoch" and variant.plan.merged is None
+            warmup_epochs = 10 if needs_warmup else 0
         own = {
             "dwa_lambda": self.dwa_lambda,
             "gfi": self.gfi,
@@ -51,7 +53,7 @@ class Preset:
         return {name: own[name] if given[name] is None else given[name] for name in own}
 
     def describe(self) -> dict[str, Any]:
-        """Give its values by name, its plugins by class and settings: for records of runs."""
+        """Return its values by name, its plugins by class and settings: for records of runs."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         own["gfi"] = asdict(self.gfi)
         made = [make() for make in self.plugins]
@@ -62,21 +64,15 @@ class Preset:
         ]
         return own
 
-    def plugins_beside(self, plugins: list[BasePlugin], model: Any) -> list[BasePlugin]:
-        """Give the preset's own plugins, before those that were given."""
-        own = []
-        for make in self.plugins:
-            plugin = make()
-            if any(isinstance(one, type(plugin)) for one in plugins):
-                continue
-            if isinstance(plugin, DecoderHints) and not _has_hidden_layers(model):
-                continue
-            own.append(plugin)
-        return own + plugins
+    def plugins_beside(self, plugins: Sequence[BasePlugin], model: Any) -> list[BasePlugin]:
+        """Return the preset's own plugins, before those that were given.
 
-
-def _has_hidden_layers(model: Any) -> bool:
-    return isinstance(model, CoupledModel) and hasattr(model.decoder, "forward_hidden")
+        A plugin that was given takes the place of the preset's that records the same losses.
+        """
+        given = names_of(plugins)
+        made = [make() for make in self.plugins]
+        own = [one for one in made if one.fits(model) and not set(one.names) & set(given)]
+        return [*own, *plugins]
 
 
 #: As the paper prints it: raw GFI, the goal T1(S(x)) from T1 as it changes, no warm-up but for the
@@ -99,7 +95,7 @@ _PRESETS = {None: Preset(), "paper": PAPER, "best": BEST}
 
 
 def parse_preset(preset: str | None) -> Preset:
-    """Give the preset of that name; None: the defaults.
+    """Return the preset of that name; None: the defaults.
 
     :raises ValueError: for another name.
     """

@@ -13,6 +13,7 @@ class Resume:
     """Counts calls, experiences and rounds; holds what a loaded checkpoint is to do.
 
     :ivar whole: between two rounds, or outside of ``train()``: the state is whole.
+    :ivar warm: whether the warm-up is done.
     :ivar inside: in ``train()``, with an experience begun.
     :ivar calls: finished calls of ``train()``.
     :ivar finished: experiences finished in the current call.
@@ -20,6 +21,7 @@ class Resume:
     """
 
     whole: bool = True
+    warm: bool = False
     inside: bool = False
     calls: int = 0
     finished: int = 0
@@ -28,6 +30,14 @@ class Resume:
     _rounds: int = 0
     _skipped: int = 0
     _expected: list[int] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, bool]:
+        """Return whether the warm-up is done; the rest is a checkpoint's own affair."""
+        return {"warm": self.warm}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        """Take it."""
+        self.warm = bool(state["warm"])
 
     def expect(
         self,
@@ -49,7 +59,7 @@ class Resume:
         self._expected = rows
 
     def begin_call(self, experiences: Any) -> Any:
-        """Give the experiences of a call that are still to do."""
+        """Return the experiences of a call that are still to do."""
         self.whole, self.inside = False, False
         self.finished, skipped, self._skipped = self._skipped, self._skipped, 0
         if not skipped:
@@ -62,7 +72,7 @@ class Resume:
         return list(islice(experiences, skipped, None))
 
     def begin_experience(self, rows: tuple[int, ...]) -> int:
-        """Give the number of rounds that are done, with the state as it was then."""
+        """Return the number of rounds that are done, with the state as it was then."""
         self.rows, self.inside = rows, True
         if self._state is None:
             return 0

@@ -1,70 +1,100 @@
-"""The variants of Table 2, and how each uses the three stages."""
+"""The variants of Table 2 and of section 3.1: which stages a round has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal
+
+from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.stages.classify import ClassifyStage
+from avalanche_cetl.training.stages.coupled import CoupledStage
+from avalanche_cetl.training.stages.merged import MergedStage
+from avalanche_cetl.training.stages.source import SourceStage
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a variant uses the three stages.
+class Variant:
+    """The stages of a round, and what holds the weights between them.
 
-    :ivar stage1_in_rounds: stage 1 runs in every round, not only in the warm-up.
-    :ivar decoder_in_stage2: stage 2 trains T1 as well as T2.
-    :ivar importance: the DWA penalty's importance: none, plain Fisher, or GFI.
-    :ivar merged: None for separate stages; else the losses that one step minimises together.
+    :ivar name: of the variant in records and checkpoints.
+    :ivar stages: of a round, in their order, each with another ``label``.
+    :ivar importance: that of the DWA penalties: none, plain Fisher information, or GFI.
+    :ivar mixture: names of losses whose weights are scaled to a sum of one (eq. 3).
     """
 
-    stage1_in_rounds: bool
-    decoder_in_stage2: bool
+    name: str
+    stages: tuple[TrainingStage, ...]
     importance: Literal["fisher", "gfi"] | None = None
-    merged: tuple[str, ...] | None = None
-
-
-class Variant(Enum):
-    """The configurations of Table 2, and the two other ways of learning of section 3.1."""
-
-    F = "f"  #: T1 trained on L_rs in the warm-up, then fixed; T2 on L_rt and L_c
-    U = "u"  #: as f, but stage 2 updates T1 too (no return to stage 1)
-    E = "e"  #: Algorithm 1 without DWA
-    FI = "fi"  #: Algorithm 1 with plain Fisher information in the DWA
-    GFI = "gfi"  #: Algorithm 1 as printed
-    JOINT = "joint"  #: eq. 6: all losses in one step
-    TWO_STEP = "two_step"  #: eq. 3: after the warm-up, T2 on a mixture of L_c and L_rt
+    mixture: tuple[str, ...] = ()
 
     @property
-    def plan(self) -> Plan:
-        """How this variant uses the stages."""
-        return _PLANS[self]
+    def names(self) -> tuple[str, ...]:
+        """Names of all losses that the stages compute."""
+        return tuple(name for stage in self.stages for name in stage.names)
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of all losses and penalties that the stages record."""
+        return (*self.names, *(stage.pays.name for stage in self.stages if stage.pays))
+
+    @property
+    def merged(self) -> bool:
+        """Whether stages share the steps of a round."""
+        return any(stage.beside for stage in self.stages)
 
     @property
     def needs_warmup(self) -> bool:
         """Whether T1 is trained on L_rs in the warm-up alone."""
-        plan = self.plan
-        rounds = plan.stage1_in_rounds or (plan.merged is not None and "L_rs" in plan.merged)
-        return not rounds
+        return "L_rt" in self.names and "L_rs" not in self.names
 
 
-_PLANS = {
-    Variant.F: Plan(stage1_in_rounds=False, decoder_in_stage2=False),
-    Variant.U: Plan(stage1_in_rounds=False, decoder_in_stage2=True),
-    Variant.E: Plan(stage1_in_rounds=True, decoder_in_stage2=True),
-    Variant.FI: Plan(stage1_in_rounds=True, decoder_in_stage2=True, importance="fisher"),
-    Variant.GFI: Plan(stage1_in_rounds=True, decoder_in_stage2=True, importance="gfi"),
-    Variant.JOINT: Plan(False, True, merged=("L_rs", "L_c", "L_rt")),
-    Variant.TWO_STEP: Plan(False, False, merged=("L_c", "L_rt")),
+_SOURCE, _COUPLED, _CLASSIFY = SourceStage(), CoupledStage(), ClassifyStage()
+_TARGET_ALONE = CoupledStage(trains=("target",))
+_ALL = (_SOURCE, _COUPLED, _CLASSIFY)
+
+#: What T1 does before the first round, in every variant.
+WARMUP = _SOURCE
+
+#: The variants by name.
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        # T1 trained on L_rs in the warm-up, then fixed; T2 on L_rt and L_c
+        Variant("f", (_TARGET_ALONE, _CLASSIFY)),
+        # as f, but stage 2 updates T1 too (no return to stage 1)
+        Variant("u", (_COUPLED, _CLASSIFY)),
+        # Algorithm 1 without DWA
+        Variant("e", _ALL),
+        # Algorithm 1 with plain Fisher information in the DWA
+        Variant("fi", _ALL, importance="fisher"),
+        # Algorithm 1 as printed
+        Variant("gfi", _ALL, importance="gfi"),
+        # eq. 6: all losses in one step
+        Variant("joint", (MergedStage((_CLASSIFY, _COUPLED, _SOURCE)),)),
+        # eq. 3: after the warm-up, T2 on a mixture of L_c and L_rt
+        Variant(
+            "two_step",
+            (MergedStage((_CLASSIFY, _TARGET_ALONE), trains=("target",)),),
+            mixture=("L_c", "L_rt"),
+        ),
+    )
 }
 
 
 def parse_variant(variant: str | Variant) -> Variant:
-    """Give the variant of that name.
+    """Return the variant of that name, or the variant itself.
 
-    :raises ValueError: for another name.
+    :raises ValueError: for another name, and for stages that share a label.
     """
-    try:
-        return Variant(variant)
-    except ValueError:
-        allowed = ", ".join(repr(v.value) for v in Variant)
-        raise ValueError(f"variant={variant!r} is not known. Allowed: {allowed}.") from None
+    if isinstance(variant, str) and variant in VARIANTS:
+        return VARIANTS[variant]
+    if not isinstance(variant, Variant):
+        allowed = ", ".join(map(repr, VARIANTS))
+        raise ValueError(f"variant={variant!r} is not known. Allowed: {allowed}, or a Variant.")
+    labels = [stage.label for stage in variant.stages]
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(
+            f"the stages of variant {variant.name!r} have the labels {labels}: a variant needs at "
+            "least one stage, and each a name of its own."
+        )
+    return variant

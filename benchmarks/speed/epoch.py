@@ -20,7 +20,7 @@ from avalanche_cetl import (
     GFISettings,
     ModuleEncoder,
 )
-from avalanche_cetl.allocation.measure import PAIRS, Importance, Sample, measure
+from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure
 from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)
@@ -158,7 +158,8 @@ def _by_hand(args: argparse.Namespace, x: Tensor, y: Tensor, importance: Any) ->
 
     def refresh(name: str) -> None:
         rows = torch.randperm(len(x), generator=generator)[: settings.samples]
-        sample = Sample(x[rows].to(args.device), y[rows].to(args.device))
+        labels = y[rows].to(args.device)
+        sample = Sample(x[rows].to(args.device), labels, torch.zeros_like(labels))
         measured[name] = measure(model, PAIRS[name], sample, settings, importance, generator)
 
     def run() -> None:

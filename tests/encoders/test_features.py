@@ -29,7 +29,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.features.attach import features_are_of
-from avalanche_cetl.training import Variant
+from avalanche_cetl.training import VARIANTS
 
 SHAPE = (1, 8, 8)
 
@@ -84,7 +84,7 @@ DISTILLING = {"plugins": [DecoderHints(0.1), SoftTargets(), SoftTargets(rows="ta
 
 @pytest.mark.parametrize(
     ("variant", "options"),
-    [(v.value, {}) for v in Variant]
+    [(name, {}) for name in VARIANTS]
     + [("gfi", {"alternate": "iteration", "plugins": [DecoderHints(0.1), SoftTargets()]})],
 )
 def test_the_same_weights_as_with_the_source_run_live(

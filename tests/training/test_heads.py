@@ -17,7 +17,8 @@ from avalanche_cetl import (
     as_target,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation.measure import PAIRS, Sample, _loss_of, measure
+from avalanche_cetl.allocation import PAIRS, Sample, measure
+from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
 from avalanche_cetl.training.multi_task import MultiTaskCoupledModel
@@ -104,7 +105,7 @@ def test_importances_read_each_row_through_its_own_head(digits):
     tasks = torch.tensor([0, 1, 1, 0, 1, 0])
     model = coupled(Heads())
     strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
-    loss, targets = _loss_of("logits", (0, 1), y, tasks)
+    loss, targets = coupled_task("logits", (0, 1), y, tasks)
     view = TargetTasks(model, ("logits",), (0, 1))
     params = list(model.target_parameters())
     features = model.source(x)
@@ -120,9 +121,7 @@ def test_importances_read_each_row_through_its_own_head(digits):
     for name, wanted in sums.items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-8)
     generator = torch.Generator().manual_seed(0)
-    measured = measure(
-        model, PAIRS["GFI3"], Sample(x, y), GFISettings(), "gfi", generator, None, tasks
-    )
+    measured = measure(model, PAIRS["GFI3"], Sample(x, y, tasks), GFISettings(), "gfi", generator)
     shared = measured.shared
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
 

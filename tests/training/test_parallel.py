@@ -63,6 +63,7 @@ def work(folder, task):
         model=model, optimizer=torch.optim.SGD(model.parameters(), 0.02, momentum=0.9),
         variant=task["variant"], alternate=task.get("alternate", "epoch"), dwa_lambda=0.1,
         gfi=GFISettings(samples=10), warmup_epochs=1, train_mb_size=8,
+        accumulate=task.get("accumulate", 1),
         train_epochs=task.get("rounds", 2), eval_mb_size=16, plugins=plugins, evaluator=evaluator,
     )
     benchmark = transfer_benchmark(made(task["rows"], 0), made(20, 1), labels_per_class=5)
@@ -132,6 +133,7 @@ TASKS = {
     "gfi": {"variant": "gfi", "rows": 20, "plugins": True},
     "iteration": {"variant": "gfi", "rows": 22, "alternate": "iteration"},
     "joint": {"variant": "joint", "rows": 19, "workers": 1},
+    "accumulate": {"variant": "gfi", "rows": 21, "accumulate": 2, "plugins": True},
 }
 SAVED = {"variant": "gfi", "rows": 21, "rounds": 3, "checkpoints": True}
 

@@ -79,6 +79,45 @@ def test_a_preset_tells_what_it_is():
     assert found["plugins"][2]["threshold"] == 0.968
 
 
+GFI = {
+    "threshold": 0.5, "probability": 0.9, "estimator": "gaussian", "fisher": "sampled",
+    "samples": 256, "normalize": True, "normalize_samples": False, "refresh_every": 1, "seed": 0,
+}  # fmt: skip
+PLUGINS = [
+    {"class": "DecoderHints", "weight": 1.0, "rows": "target"},
+    {
+        "class": "SoftTargets", "weight": 10.0, "rows": "target", "temperature": 2.0,
+        "head": "probe",
+    },
+    {
+        "class": "ViewConsistency", "weight": 10.0, "decay": 0.99, "threshold": 0.968,
+        "balance": 0.05, "rampup_rounds": 6, "rows": "unlabelled",
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "dwa_lambda", "gfi", "warmup_epochs", "fixed_goal", "plugins"),
+    [
+        (None, 1e-3, GFI, None, False, []),
+        ("paper", 1e-2, GFI | {"normalize": False}, None, False, []),
+        ("best", 0.03, GFI, 10, True, PLUGINS),
+    ],
+)
+def test_result_files_find_a_preset_under_the_settings_that_they_name(
+    preset, dwa_lambda, gfi, warmup_epochs, fixed_goal, plugins
+):
+    assert parse_preset(preset).describe() == {
+        "dwa_lambda": dwa_lambda,
+        "gfi": gfi,
+        "warmup_epochs": warmup_epochs,
+        "input_noise": 0.0,
+        "fixed_goal": fixed_goal,
+        "lr_factors": (1.0, 1.0),
+        "plugins": plugins,
+    }
+
+
 def test_strategies_do_not_share_a_preset_s_plugins():
     first, second = (_plugins(_strategy("best"), ViewConsistency)[0] for _ in range(2))
     assert first is not second

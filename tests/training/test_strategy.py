@@ -29,10 +29,10 @@ from avalanche_cetl import (
     adaptation_benchmark,
     transfer_benchmark,
 )
-from avalanche_cetl.training import NonFiniteLossError, Stage, Variant
+from avalanche_cetl.training import VARIANTS, NonFiniteLossError, Stage
 
 SHAPE = (1, 8, 8)
-ALL = [v.value for v in Variant]
+ALL = list(VARIANTS)
 
 
 def source_net(seed=0):
@@ -256,7 +256,7 @@ def test_rounds_are_epochs_for_clock_evaluation_and_schedulers(transfer):
     assert len(evaluations) == 4
     rates = [
         o.param_groups[0]["lr"]
-        for o in (s.optimizer, s._source_optimizer.optimizer, s._coupled_optimizer.optimizer)
+        for o in (s.optimizer, s.optimizers["stage 1"].optimizer, s.optimizers["stage 2"].optimizer)
     ]
     assert rates[0] == pytest.approx(0.0125)
     assert rates[1] == rates[2] == pytest.approx(0.025)  # as of its last step
@@ -280,11 +280,11 @@ def test_stages_have_their_own_moments(transfer):
     head = s.model.target.module.head.weight
     own = s.optimizer.state[head]["exp_avg"]
     hidden = s.model.target.module.hidden[1].weight
-    coupled_state = s._coupled_optimizer.optimizer.state
+    coupled_state = s.optimizers["stage 2"].optimizer.state
     assert own.abs().sum() > 0
     assert not torch.equal(s.optimizer.state[hidden]["exp_avg"], coupled_state[hidden]["exp_avg"])
     decoder = s.model.decoder.layers[0].weight
-    source_state = s._source_optimizer.optimizer.state
+    source_state = s.optimizers["stage 1"].optimizer.state
     assert not torch.equal(source_state[decoder]["exp_avg"], coupled_state[decoder]["exp_avg"])
 
 

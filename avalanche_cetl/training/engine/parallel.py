@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_cetl.common.processes import OtherProcessError, Processes
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.batch import Batch
 
 
 class DataParallel:
@@ -25,9 +26,7 @@ class DataParallel:
     """
 
     def __init__(self) -> None:
-        started = distributed.is_available() and distributed.is_initialized()
-        several = started and distributed.get_world_size() > 1
-        self.processes = Processes(distributed.group.WORLD if several else None)
+        self.processes = Processes.started()
         self._wrapped: DistributedDataParallel | None = None
 
     @property
@@ -56,11 +55,11 @@ class DataParallel:
         return found
 
     def shared(self, loader: Any) -> Any:
-        """Give a loader of this process's share of every mini-batch."""
+        """Return a loader of this process's share of every mini-batch."""
         return loader if self.alone else SharedLoader(self.whole(loader), self.processes)
 
     def whole(self, loader: Any) -> Any:
-        """Give a loader of all rows: Avalanche's own would draw a part for each process."""
+        """Return a loader of all rows: Avalanche's own would draw a part for each process."""
         if not self.alone and hasattr(loader, "distributed_sampling"):
             loader.distributed_sampling = False
         return loader
@@ -107,13 +106,10 @@ class SharedLoader:
     for which a small last mini-batch has no row reads one that does not count.
 
     :param loader: Avalanche's, or torch's.
-    :ivar share: this process's rows over the mean per process in the latest mini-batch: the
-        factor that makes a mean over its rows count as it should in the mean over processes.
     """
 
     def __init__(self, loader: Any, processes: Processes):
         self.loader, self.processes = loader, processes
-        self.share = 1.0
 
     def __len__(self) -> int:
         return len(self._torch())
@@ -126,14 +122,19 @@ class SharedLoader:
         return found
 
     def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches():
+            yield batch.tensors
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this process's mini-batches, with their share and the rows of all processes."""
         whole = self._torch()
         # As many draws from the global generator as torch's own iterator makes, in its order.
         seed = int(torch.empty((), dtype=torch.int64).random_())
         batches = self._order(whole)
-        own, shares = [], []
+        own, counts = [], []
         for rows in batches:
             mine = rows[self.processes.rank :: self.processes.size]
-            shares.append(len(mine) * self.processes.size / len(rows))
+            counts.append((len(mine) * self.processes.size / len(rows), len(rows)))
             own.append(mine or rows[:1])
         loader = DataLoader(
             whole.dataset,
@@ -143,8 +144,8 @@ class SharedLoader:
             pin_memory=whole.pin_memory,
             generator=torch.Generator().manual_seed(seed + self.processes.rank),
         )
-        for self.share, batch in zip(shares, loader, strict=True):
-            yield batch
+        for (share, total), tensors in zip(counts, loader, strict=True):
+            yield Batch(tensors, share, total)
 
     def _order(self, whole: DataLoader[Any]) -> list[list[int]]:
         """Rows of every mini-batch, as the first process draws them."""
@@ -157,9 +158,13 @@ class SharedLoader:
         return batches
 
 
-def share_of(loader: Any) -> float:
-    """Give the factor of the latest mini-batch; 1 for one process."""
-    return float(getattr(loader, "share", 1.0))
+def batches_of(loader: Any) -> Iterator[Batch]:
+    """Yield a loader's mini-batches, of all rows or of this process's."""
+    if isinstance(loader, SharedLoader):
+        yield from loader.batches()
+        return
+    for tensors in loader:
+        yield Batch(tensors, rows=len(tensors[0]))
 
 
 def explained(problem: RuntimeError, parallel: DataParallel) -> RuntimeError:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from avalanche.models.dynamic_optimizers import update_optimizer
+from torch import Tensor
 from torch.optim import Optimizer
+
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.recipe import Recipe
+from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.variants import WARMUP
 
 
 class StageOptimizer:
@@ -17,16 +22,20 @@ class StageOptimizer:
     group by group, so a scheduler on it moves this one too.
 
     :param template: the user's optimiser.
+    :param stage: whose parameters it steps.
     :param factor: on its learning rates.
     """
 
-    def __init__(self, template: Optimizer, factor: float = 1.0):
-        self.template, self.factor = template, factor
+    def __init__(self, template: Optimizer, stage: TrainingStage, factor: float = 1.0):
+        self.template, self.stage, self.factor = template, stage, factor
         self.optimizer: Optimizer | None = None
 
-    def prepare(self, params: Iterable[nn.Parameter]) -> None:
-        """Cover exactly these parameters; those already covered keep their moments."""
-        wanted = {id(p) for p in params}
+    def prepare(self, model: CoupledModel) -> None:
+        """Cover what the stage trains of a network; what is covered already keeps its moments.
+
+        :raises ValueError: when the user's optimiser does not cover it.
+        """
+        wanted = {id(p) for p in self.stage.parameters(model) if p.requires_grad}
         groups = []
         for group in self.template.param_groups:
             chosen = [p for p in group["params"] if id(p) in wanted]
@@ -55,3 +64,31 @@ class StageOptimizer:
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
+
+
+def stage_optimizers(template: Optimizer, recipe: Recipe) -> dict[str, StageOptimizer]:
+    """Return the optimisers of the warm-up and of the stages that have one of their own."""
+    return {
+        stage.label: StageOptimizer(template, stage, recipe.lr_factor(stage.kind))
+        for stage in (WARMUP, *recipe.variant.stages)
+        if stage.own_optimizer
+    }
+
+
+def cover(host: Any, reset_state: bool, **kwargs: Any) -> None:
+    """Let the user's optimiser cover what can learn now, S never, and the stages' own follow.
+
+    :param host: the strategy.
+    :param reset_state: whether moments begin anew.
+    :param kwargs: of Avalanche's ``make_optimizer``.
+    """
+    host.optimized_param_id = update_optimizer(
+        host.optimizer,
+        {name: p for name, p in host.model.named_parameters() if p.requires_grad},
+        host.optimized_param_id,
+        reset_state=reset_state,
+        remove_params=kwargs.get("remove_params", False),
+        verbose=kwargs.get("verbose_optimizer", False),
+    )
+    for own in host.optimizers.values():
+        own.prepare(host.model)

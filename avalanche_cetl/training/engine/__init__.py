@@ -1,0 +1,1 @@
+"""How steps are computed: device, precision, layout, accumulation, processes."""

@@ -1,0 +1,88 @@
+"""TrainingStage: what a stage of a round says about itself, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.training.networks import Networks
+
+
+class Callbacks(Enum):
+    """Which of Avalanche's callbacks fire in the steps of a stage."""
+
+    NONE = "none"
+    #: ``before_backward``, so that penalties hold T2, and ``hold_weights`` after the step.
+    PENALTIES = "penalties"
+    #: The whole of Avalanche's training iteration, with ``mb_output`` and ``loss``.
+    ALL = "all"
+
+
+class Payment(NamedTuple):
+    """A DWA penalty: the importance that it reads, and the name that it is recorded under."""
+
+    importance: str
+    name: str
+
+
+class TrainingStage:
+    """Base class of the stages: class attributes say what a stage does, :meth:`losses` how.
+
+    A stage knows nothing of devices, precision, mini-batches to a step or other processes, and
+    nothing of the strategy.
+
+    :cvar kind: which stage plugins take it for; it decides ``stage_epochs`` and ``lr_factors``.
+    :cvar name: of the stage in errors and checkpoints, other than those of other stages of the
+        variant; default: that of its kind.
+    :cvar reads: ``"target"``: all rows of domain 0; ``"labelled"``: rows with a label.
+    :cvar beside: ``"target"`` where each step reads a mini-batch of those rows too.
+    :cvar trains: whose parameters its optimiser steps, of ``"decoder"`` (T1 with its adapters)
+        and ``"target"`` (T2). With ``Callbacks.ALL`` that is the user's optimiser, and None means
+        whatever that holds; else an optimiser of the stage's own.
+    :cvar names: of the losses that it computes.
+    :cvar pays: the penalty that is added to them; None: no penalty.
+    :cvar measures: importances measured after it, of ``"GFI1"``, ``"GFI2"``, ``"GFI3"``.
+    :cvar callbacks: which of Avalanche's callbacks fire.
+    :cvar needs_source: whether the stage falls away without S.
+    """
+
+    kind: Stage = Stage.COUPLED
+    name: str = ""
+    reads: str = "target"
+    beside: str | None = None
+    trains: tuple[str, ...] | None = ("decoder", "target")
+    names: tuple[str, ...] = ()
+    pays: Payment | None = None
+    measures: tuple[str, ...] = ()
+    callbacks: Callbacks = Callbacks.PENALTIES
+    needs_source: bool = False
+
+    @property
+    def label(self) -> str:
+        """Return the stage's name in errors and checkpoints."""
+        return self.name or self.kind.value
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether the stage steps an optimiser of its own, and not the user's."""
+        return self.callbacks is not Callbacks.ALL
+
+    def parameters(self, model: CoupledModel) -> list[nn.Parameter]:
+        """Return the parameters that the stage trains; all of T1 and T2 where it names none."""
+        groups = {"decoder": model.decoder_parameters, "target": model.target_parameters}
+        chosen = groups if self.trains is None else self.trains
+        return [p for name in chosen for p in groups[name]().values()]
+
+    def losses(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of a mini-batch by name: scalars, means over its rows."""
+        raise NotImplementedError
+
+    def pieces(self, batch: Batch) -> Iterator[tuple[TrainingStage, Batch]]:
+        """Yield the stages whose losses make a step, each with the mini-batch that it reads."""
+        yield self, batch

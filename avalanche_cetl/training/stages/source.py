@@ -1,0 +1,29 @@
+"""Stage 1: T1 learns to reconstruct images from S's features."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.training.networks import Networks
+from avalanche_cetl.training.stages.base import Callbacks, Payment, TrainingStage
+
+
+class SourceStage(TrainingStage):
+    """Stage 1: ``L_rs = mean |T1(S(x)) - x|^2`` (eq. 2), over batch and pixels."""
+
+    kind = Stage.SOURCE
+    trains = ("decoder",)
+    names = ("L_rs",)
+    pays = Payment("GFI2", "DWA2")
+    measures = ("GFI1",)
+    callbacks = Callbacks.NONE
+    needs_source = True
+
+    def losses(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Return L_rs."""
+        with networks.lone_sample(batch):
+            image = networks.reconstruct_source(batch)
+            return {"L_rs": F.mse_loss(image.float(), batch.images)}
