@@ -30,6 +30,7 @@ from avalanche_cetl.plugins import (
     DecoderHints,
     FitNetsHints,
     GFIPlugin,
+    LossPlugin,
     SoftTargets,
     ViewConsistency,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "FitNetsHints",
     "GFIPlugin",
     "GFISettings",
+    "LossPlugin",
     "ModuleEncoder",
     "ONNXEncoder",
     "PrecomputedEncoder",

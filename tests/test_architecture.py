@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "avalanche_cetl"
 #: A room may import from those before it. The last ones are the command and the public names.
@@ -97,3 +98,73 @@ def test_mathematics_and_networks_do_without_avalanche(room):
         if room_of(module) == room and source.split(".")[0] == "avalanche"
     ]
     assert not readers
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """Private names that a module gives to functions, classes, constants and attributes."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if private(name)}
+
+
+def test_no_private_name_of_one_room_is_read_in_another():
+    own: dict[str, set[str]] = defaultdict(set)
+    torchs = vars(nn.Module()).keys()
+    for module, tree in MODULES.items():
+        own[room_of(module)] |= defined(tree) - torchs
+    read = []
+    for module, tree in MODULES.items():
+        room = room_of(module)
+        others = set().union(*(names for other, names in own.items() if other != room))
+        names = [name for source, name in imported(tree) if room_of(source) != room]
+        names += [
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+        ]
+        read += [(module, name) for name in names if private(name) and name in others - own[room]]
+    assert not read
+
+
+def test_only_the_contract_asks_what_a_strategy_has():
+    asked = [
+        f"{module}:{node.lineno}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("hasattr", "getattr")
+        and isinstance(node.args[0], ast.Name)
+        and node.args[0].id in ("strategy", "host")
+        and module != "avalanche_cetl.plugins.contract"
+    ]
+    assert not asked
+
+
+def test_files_are_short():
+    lengths = {
+        module: len((PACKAGE.parent / path).read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+        for module in [module_of(path)]
+    }
+    assert max(lengths.values()) <= 400
+    assert lengths["avalanche_cetl.training.strategy"] < 300
+
+
+def test_the_strategy_s_constructor_is_short():
+    tree = MODULES["avalanche_cetl.training.strategy"]
+    (init,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    assert init.end_lineno is not None and init.end_lineno - init.body[0].lineno + 1 < 50

@@ -1,0 +1,69 @@
+"""The page on extensions: every script on it runs, and is short."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from avalanche_cetl import load_checkpoint, save_checkpoint
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the page is in the repository")
+
+
+def run(*names):
+    """Run the named scripts of the page one after the other, and return their names."""
+    found = {}
+    torch.manual_seed(0)
+    for name in ("start", *names):
+        script = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.S)[1]
+        assert len([line for line in script.splitlines() if line.strip()]) < 30, name
+        exec(compile(script, PAGE.name, "exec"), found)
+    return found
+
+
+def test_a_variant_of_ones_own_records_the_losses_of_its_stages(capsys):
+    found = run("stage", "variant")["cetl"]
+    assert 0 < found.round_losses["L_sure"] < torch.log(torch.tensor(3.0))
+    assert found.optimizers.keys() == {"stage 1", "stage 2", "sure"}
+    assert {"L_sure", "L_rs", "L_rt", "L_c"} <= set(found.records.names)
+
+
+def test_a_variant_of_ones_own_is_resumed(capsys, tmp_path):
+    found = run("stage", "variant")
+    made, benchmark = [], found["benchmark"]
+    for _ in range(2):
+        torch.manual_seed(1)
+        made.append(found["strategy"](variant=found["cetl"].variant, train_epochs=1))
+    first, second = made
+    first.train(benchmark.train_stream)
+    save_checkpoint(first, tmp_path / "saved.safetensors")
+    first.train(benchmark.train_stream)
+    load_checkpoint(second, tmp_path / "saved.safetensors")
+    second.train(benchmark.train_stream)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+
+
+def test_a_stage_of_ones_own_leaves_t1_alone(capsys):
+    found = run("stage", "variant")
+    own = found["cetl"].optimizers["sure"].optimizer
+    covered = {id(p) for group in own.param_groups for p in group["params"]}
+    assert covered == {id(p) for p in found["cetl"].model.target_parameters().values()}
+
+
+def test_a_loss_of_ones_own_reaches_the_records_and_the_step(capsys):
+    found = run("loss")
+    plain = found["strategy"](train_epochs=1)
+    assert found["cetl"].round_losses["L_margin"] > 0
+    assert "L_margin" in found["cetl"].records.names
+    assert "L_margin" not in plain.records.names
+
+
+def test_an_encoder_of_ones_own_is_a_source_network():
+    found = run("encoder")
+    image = torch.rand(2, 1, 8, 8)
+    assert found["model"].reconstruct_source(image).shape == image.shape
+    other = found["Downscaled"](2)
+    assert found["model"].source.fingerprint() != other.fingerprint()
