@@ -98,7 +98,7 @@ class Readout:
         return torch.where(labels >= 0, labels, drawn)
 
     def _filled(self, labels: Tensor) -> Tensor:
-        """Labels with 0, which every classifier knows, in the place of unknown ones."""
+        """Return labels with 0, a class of every classifier, in the place of unknown ones."""
         return labels if self.likelihood == "gaussian" else torch.where(labels < 0, 0, labels)
 
     def check(self, model: nn.Module, images: Tensor, labels: Tensor, tasks: Tensor) -> None:

@@ -4,6 +4,7 @@ from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, Stage, Trai
 from avalanche_cetl.plugins.fitnets import FitNetsHints
 from avalanche_cetl.plugins.gfi import GFIPlugin
 from avalanche_cetl.plugins.hints import DecoderHints
+from avalanche_cetl.plugins.history import History, Progress
 from avalanche_cetl.plugins.losses import DistillationPlugin, LossPlugin, LossRows
 from avalanche_cetl.plugins.soft_targets import SoftTargets
 from avalanche_cetl.plugins.views import ViewConsistency
@@ -15,8 +16,10 @@ __all__ = [
     "DistillationPlugin",
     "FitNetsHints",
     "GFIPlugin",
+    "History",
     "LossPlugin",
     "LossRows",
+    "Progress",
     "SoftTargets",
     "Stage",
     "Training",

@@ -1,4 +1,25 @@
-"""GFIPlugin: Generalized Fisher Information where EWCPlugin stands."""
+"""GFIPlugin: Generalized Fisher Information where EWCPlugin stands.
+
+How it pays: by default in a proximal step after the optimiser's (:class:`Pull`), once an iteration,
+at the learning rate of each weight's parameter group. The weights stay finite at every strength,
+where the penalty in the loss diverges as soon as learning rate times ``dwa_lambda`` times
+importance is more than 2. With SGD the two agree to first order in the learning rate; with adaptive
+optimisers the pull is not divided by their moments, so that the best strength is another one than
+in the loss. Parameters that the optimiser does not hold stay; those without a gradient in a step
+are pulled, as they are by a penalty in the loss. A step that a gradient scaler skips is still
+followed by its pull.
+
+Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fisher information:
+Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has no factor 1/2 in its
+penalty.
+
+Parameters that require no gradient when an experience ends are not measured; those measured before
+are held whenever they train. Parameters that grow between experiences (heads) keep the importance
+of their old part; new ones are free. Networks may be wrapped (``torch.compile``, DataParallel,
+DistributedDataParallel) between experiences. In networks with heads by task each image is read
+through the head of its own task; where an old experience had several, new images take its heads in
+turn.
+"""
 
 from __future__ import annotations
 
@@ -34,30 +55,13 @@ class GFIPlugin(SupervisedPlugin):
     Lives as EWCPlugin does and takes its first four arguments. At the end of an experience it
     measures the Fisher information of its weights, per sample. At the start of the next it
     asks, on the new experience's own images and at the weights as they are, how much the two
-    tasks' Fisher values know of each other: those of the old task (labels drawn from the model
+    tasks' Fisher values tell about each other: those of the old task (labels drawn from the model
     as it was) and those of the new one (its labels; unknown ones, below 0, are drawn). The
     relative Fisher information gates the stored importance weight by weight, and training pays
     ``sum_e sum_i dwa_lambda / 2 GFI_ei (theta_i - theta*_ei)^2``. No old data is kept.
 
-    How it pays: by default in a proximal step after the optimiser's (:class:`Pull`), once an
-    iteration, at the learning rate of each weight's parameter group. The weights stay finite at
-    every strength, where the penalty in the loss diverges as soon as learning rate times
-    ``dwa_lambda`` times importance is more than 2. With SGD the two agree to first order in the
-    learning rate; with adaptive optimisers the pull is not divided by their moments, so that the
-    best strength is another one than in the loss. Parameters that the optimiser does not hold
-    stay; those without a gradient in a step are pulled, as they are by a penalty in the loss. A
-    step that a gradient scaler skips is still followed by its pull.
-
-    Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fisher
-    information: Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has
-    no factor 1/2 in its penalty.
-
-    Parameters that require no gradient when an experience ends are not measured; those measured
-    before are held whenever they train. Parameters that grow between experiences (heads) keep the
-    importance of their old part; new ones are free. Networks may be wrapped (``torch.compile``,
-    DataParallel, DistributedDataParallel) between experiences. In
-    networks with heads by task each image is read through the head of its own task; where an
-    old experience had several, new images take its heads in turn.
+    How it pays, which parameters it holds, and what it is without its gate, is in the docstring of
+    :mod:`avalanche_cetl.plugins.gfi`.
 
     :param dwa_lambda: strength of the penalty, lambda of eq. 11, >= 0. With ``normalize`` it
         counts against importances of mean 1.

@@ -183,6 +183,6 @@ class DistillationPlugin(LossPlugin):
 
 
 def check_rows(rows: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError unless the plugin knows these rows."""
+    """Raise ValueError for rows that the plugin does not read."""
     if rows not in allowed:
         raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")

@@ -45,7 +45,7 @@ class SoftTargets(DistillationPlugin):
     :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
         not T2's; default: S's own logits. ``"probe"``, with :class:`CETLStrategy`: a
         :func:`linear_probe`, fitted when an experience begins on S's features of the clean target
-        images that have a label. It speaks of its classes alone: T2's logits of others are left
+        images that have a label. It has these classes alone: T2's logits of others are left
         out. Without S, or where a class of the experience has no labelled target image (domain
         adaptation), it would know too little, and the plugin adds nothing.
     :ivar classifier: the classifier of features that is in use; None: S's own, or no probe.

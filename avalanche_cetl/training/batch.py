@@ -1,4 +1,4 @@
-"""Batch: a mini-batch, and all that a stage and the loop around it have to know of it."""
+"""Batch: a mini-batch, and all that a stage and the loop around it need of it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class MultiTaskCoupledModel(CoupledModel, MultiTaskModule, takes_task_labels=Tru
     def forward(  # type: ignore[override]
         self, x: Tensor, task_labels: Tensor | None
     ) -> Tensor:
-        """Give T2's class logits ``(N, K)``, each image's from the head of its task.
+        """Return T2's class logits ``(N, K)``, each image's from the head of its task.
 
         :param task_labels: ``(N,)``; None: a dict of every known task's logits.
         """

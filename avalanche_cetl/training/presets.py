@@ -1,4 +1,14 @@
-"""Settings by name: the algorithm as the paper prints it, and what measured best."""
+"""Settings by name: the algorithm as the paper prints it, and what measured best.
+
+``"paper"``: the algorithm as printed, with GFI unscaled and a lambda of 1e-2 (the paper gives
+none).
+
+``"best"``: what measured best: a fixed goal, a warm-up of 10 epochs, lambda 0.03, ``DecoderHints``
+(with a decoder that has ``forward_hidden``), where target rows have labels ``SoftTargets`` of a
+probe on S, and for unlabelled rows ``ViewConsistency``, which wants classes that are about equally
+frequent. A plugin that was given takes the place of one that records the same losses. It does best
+with :func:`~avalanche_cetl.scenarios.mixed.with_mixed_images`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FitNets hints: a hidden layer of the student learns to tell what one of the teacher says."""
+"""FitNets hints: a hidden layer of the student learns to predict one of the teacher."""
 
 import torch
 from avalanche.training.supervised import Naive

@@ -1,4 +1,4 @@
-"""Mixed images: what a source network says of mixtures helps a network with ten labels a class."""
+"""Mixed images: the features of mixtures help a network with ten labels a class."""
 
 import torch
 from avalanche.training.supervised import Naive

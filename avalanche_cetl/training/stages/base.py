@@ -1,4 +1,4 @@
-"""TrainingStage: what a stage of a round says about itself, in one place."""
+"""TrainingStage: all that defines a stage of a round, in one place."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Payment(NamedTuple):
 class TrainingStage:
     """Base class of the stages: class attributes say what a stage does, :meth:`losses` how.
 
-    A stage knows nothing of devices, precision, mini-batches to a step or other processes, and
-    nothing of the strategy.
+    A stage does not depend on devices, precision, mini-batches to a step or other processes, nor
+    on the strategy.
 
     :cvar kind: which stage plugins take it for; it decides ``stage_epochs`` and ``lr_factors``.
     :cvar name: of the stage in errors and checkpoints, other than those of other stages of the
