@@ -114,7 +114,7 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
         from torch.nn.parallel import DistributedDataParallel
         from torch.utils.data import TensorDataset
         from avalanche_cetl import GFIPlugin
-        from avalanche_cetl.training import plugins
+        from avalanche_cetl.plugins import gfi as plugins
 
         torch.manual_seed(0)
         sets = []
