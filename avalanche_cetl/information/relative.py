@@ -18,8 +18,9 @@ from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outs
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
 from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params
+from avalanche_cetl.information.gradients.batches import Batch
 from avalanche_cetl.information.gradients.bundles import Bundle
-from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients, with_engine
+from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
 from avalanche_cetl.information.gradients.means import SquareMeans, restored, square_means
 from avalanche_cetl.information.gradients.moments import gaussian_relative
 from avalanche_cetl.information.likelihood import BoundLoss, Loss

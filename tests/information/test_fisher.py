@@ -10,7 +10,7 @@ from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information import fisher_and_relative
 from avalanche_cetl.information.estimators import ESTIMATORS, LOG_FLOOR
 from avalanche_cetl.information.gradients import plan as routes
-from avalanche_cetl.information.gradients.bundles import LayerBundle
+from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
 from avalanche_cetl.information.gradients.plain import PlainGradients
 from avalanche_cetl.information.likelihood import BoundLoss, sample_targets
 
@@ -90,7 +90,7 @@ def test_chunks_and_order_do_not_matter(named_case, name, chunk_bytes):
 
 
 def test_a_layer_larger_than_the_block_is_taken_in_parts(named_case, monkeypatch):
-    monkeypatch.setattr("avalanche_cetl.information.gradients.engine._CPU_BLOCK", 64)
+    monkeypatch.setattr("avalanche_cetl.information.gradients.batches._CPU_BLOCK", 64)
     for name in ("conv of many channels", "conv groups", "tokens", "transposed, padded"):
         case = named_case(name)
         model, x, targets = case.make(11)

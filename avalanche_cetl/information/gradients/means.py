@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.bundles import Bundle, magnitude
-from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients
+from avalanche_cetl.information.gradients.batches import Batch
+from avalanche_cetl.information.gradients.bundles import Bundle
+from avalanche_cetl.information.gradients.engine import PerSampleGradients
+from avalanche_cetl.information.gradients.precision import magnitude
 
 _SMALL = 2**13
 

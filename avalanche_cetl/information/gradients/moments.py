@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.information.estimators import LOG_FLOOR, correlation
+from avalanche_cetl.information.gradients.batches import Batch
 from avalanche_cetl.information.gradients.bundles import Bundle
-from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients
+from avalanche_cetl.information.gradients.engine import PerSampleGradients
 from avalanche_cetl.information.gradients.means import SquareMeans, add_products
 
 

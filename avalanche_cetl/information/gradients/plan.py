@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information.gradients import layers
-from avalanche_cetl.information.gradients.bundles import Route
 from avalanche_cetl.information.gradients.plain import PlainGradients
+from avalanche_cetl.information.gradients.routes import Route
 from avalanche_cetl.information.gradients.signature import signature, weights_version
-from avalanche_cetl.information.gradients.trial import Trial, Verdict, told
+from avalanche_cetl.information.gradients.trial import Trial, Verdict, described
 from avalanche_cetl.information.likelihood import BoundLoss
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _plan(
     try:
         trial = Trial(model, two, params, plain, losses)
     except Exception as problem:
-        say_that_it_is_slow(model, list(params), f"torch.func cannot run it: {told(problem)}")
+        say_that_it_is_slow(model, list(params), f"torch.func cannot run it: {described(problem)}")
         return Plan({name: Route("plain") for name in params}, 0, 0, False, plain.pairs)
     routes, doubts = _settle(trial)
     if doubts and all(p.dtype == torch.float32 for p in params.values()):

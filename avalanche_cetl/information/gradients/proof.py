@@ -7,21 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.bundles import (
-    Bundle,
-    RowMismatchError,
-    SlowBundle,
-    magnitude,
-)
+from avalanche_cetl.information.gradients.agreement import Agreement, same_values
+from avalanche_cetl.information.gradients.bundles import Bundle, SlowBundle
 from avalanche_cetl.information.gradients.capture import Captured
 from avalanche_cetl.information.gradients.plain import Gradients, PlainGradients, row_loss
-from avalanche_cetl.information.gradients.trial import Room, same_values
+from avalanche_cetl.information.gradients.precision import magnitude
+from avalanche_cetl.information.gradients.routes import StalePlanError
 from avalanche_cetl.information.gradients.whole import PlainBundle
 from avalanche_cetl.information.likelihood import BoundLoss
-
-
-class StalePlanError(RowMismatchError):
-    """A kept plan does not give autograd's gradients any more."""
 
 
 class Proof:
@@ -56,7 +49,7 @@ class Proof:
             if not same_values(captured.values[k][list(found)], alone):
                 raise StalePlanError("a loss or a layer depends on the number of samples")
             self._truth.append({row: gradients for row, (_, gradients) in found.items()})
-        self._rooms = [Room(list(truth.values()), strict=False) for truth in self._truth]
+        self._agreements = [Agreement(list(truth.values()), strict=False) for truth in self._truth]
         self._refuted: dict[tuple[int, str], int] = {}
         exact = all(p.dtype == torch.float64 for p in plain.params.values())
         self._enough = 1 if exact or len(rows) == 1 else 2
@@ -97,7 +90,7 @@ class Proof:
             if not rows.start <= row < rows.stop:
                 continue
             for name, value in values.items():
-                if not self._rooms[loss].agree(value[row - rows.start], truth[name]):
+                if not self._agreements[loss].holds(value[row - rows.start], truth[name]):
                     key = (loss, name)
                     self._refuted[key] = self._refuted.get(key, 0) + 1
                     if self._refuted[key] == self._enough:

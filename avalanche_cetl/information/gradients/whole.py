@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.information.gradients.bundles import SlowBundle, magnitude, single
+from avalanche_cetl.information.gradients.bundles import SlowBundle
 from avalanche_cetl.information.gradients.functional import current_autocast, model_gradients
 from avalanche_cetl.information.gradients.plain import PlainGradients, row_loss
+from avalanche_cetl.information.gradients.precision import magnitude, single
 from avalanche_cetl.information.likelihood import BoundLoss, select
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,61 @@
+"""Whether two gradients are the same up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_cetl.information.gradients.plain import Gradients
+from avalanche_cetl.information.gradients.precision import magnitude
+
+#: How far a gradient may be from autograd's, relative to its norm: rounding, and in float32
+#: near-ties in max pooling, which another batch may break differently (some 1e-3).
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
+#: The same for half precision and under autocast, which rounds to three digits at every layer.
+_HALF_TOLERANCE = 0.1
+#: A gradient of a size below this share of the largest parameter's may be rounding alone: the bias
+#: of a key in front of a softmax, or of a layer in front of an InstanceNorm, has none in truth.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+_HALF_ROUNDING = 1e-2
+
+
+class Agreement:
+    """How far gradients may lie from plain autograd's.
+
+    :param truth: plain gradients of some samples, of all measured parameters.
+    :param strict: allow for rounding in tiny gradients in float64 alone. In float32 a gate of
+        1e-6, as new vision transformers have it, makes gradients as small as rounding does.
+    """
+
+    def __init__(self, truth: Sequence[Gradients], strict: bool):
+        found = [g for gradients in truth for g in gradients.values() if g is not None]
+        self._largest = max((float(torch.linalg.vector_norm(g)) for g in found), default=0.0)
+        self._strict = strict
+
+    def holds(self, found: Tensor, wanted: Tensor | None) -> bool:
+        """Whether one sample's gradient is autograd's, up to rounding.
+
+        :param found: real; for a complex parameter the absolute values.
+        """
+        wanted = torch.zeros_like(found) if wanted is None else magnitude(wanted.detach())
+        difference = float(torch.linalg.vector_norm(found - wanted.to(found.dtype)))
+        size = float(torch.linalg.vector_norm(wanted))
+        share = _ROUNDING.get(wanted.dtype, _HALF_ROUNDING)
+        if self._strict and wanted.dtype != torch.float64:
+            share = 0.0
+        return difference <= tolerance(wanted.dtype, wanted.device) * size + share * self._largest
+
+
+def tolerance(dtype: torch.dtype, device: torch.device) -> float:
+    """Return how far, relative to its norm, a gradient of that type may be from autograd's."""
+    if torch.is_autocast_enabled(device.type):
+        return _HALF_TOLERANCE
+    return _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+
+
+def same_values(values: Tensor, alone: Tensor) -> bool:
+    """Whether losses in a batch are those of the samples on their own, up to rounding."""
+    room = 0.1 * tolerance(alone.dtype, alone.device)
+    return bool(((values - alone).abs() <= room * (alone.abs() + alone.abs().mean())).all())

@@ -1,0 +1,84 @@
+"""A batch of samples and its gradients, walked over in pieces that fit the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from avalanche_cetl.information.gradients.bundles import Bundle, SlowBundle
+from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
+
+#: Per-sample gradients held at once: small enough for a CPU's cache, large enough for a GPU.
+_CPU_BLOCK, _CUDA_BLOCK = 8 * 2**20, 256 * 2**20
+#: Samples at a time where the gradient of a single one is larger than that.
+_LARGE_LAYER_SAMPLES = 8
+
+
+class Piece(NamedTuple):
+    """Gradients of some samples, for all or some of a parameter's first layout dimension.
+
+    :ivar rows: which samples of the batch.
+    :ivar part: which entries of the first dimension.
+    :ivar gradients: per loss asked for, by name ``(n, *layout)`` with that part alone.
+    """
+
+    rows: slice
+    part: slice
+    gradients: list[dict[str, Tensor]]
+
+
+@dataclass
+class Batch:
+    """Some samples, and the bundles that give their gradients.
+
+    :ivar start: index of the first sample.
+    :ivar samples: how many there are.
+    """
+
+    start: int
+    samples: int
+    bundles: list[Bundle]
+    chunk_bytes: int
+
+    def pieces(self, bundle: Bundle, losses: Sequence[int]) -> Iterator[Piece]:
+        """Walk over the samples, a few at a time: as many as stay in the processor's cache."""
+        first = next(iter(bundle.params.values()))
+        limit = _CPU_BLOCK if first.device.type == "cpu" else _CUDA_BLOCK
+        if isinstance(bundle, SlowBundle):
+            limit = self.chunk_bytes
+        limit = max(1, min(limit, self.chunk_bytes) // len(losses))
+        step = limit // max(1, bundle.row_bytes())
+        if step == 0 and isinstance(bundle, LayerBundle) and bundle.factored:
+            yield from self._parts(bundle, losses, limit)
+            return
+        step = max(1, min(self.samples, step))
+        for rows in slices(self.samples, step):
+            found = [bundle.gradients(k, rows) for k in losses]
+            # A parameter without dimensions has a layout of one entry.
+            flat = [{n: g if g.dim() > 1 else g.unsqueeze(1) for n, g in f.items()} for f in found]
+            yield Piece(rows, slice(None), flat)
+
+    def _parts(self, bundle: LayerBundle, losses: Sequence[int], limit: int) -> Iterator[Piece]:
+        """The same for a layer too large for that: a few rows of its weight at a time."""
+        size = bundle.layout(bundle.name).shape
+        for rows in slices(self.samples, min(self.samples, _LARGE_LAYER_SAMPLES)):
+            factors = [bundle.factors(rows, k) for k in losses]
+            count = rows.stop - rows.start
+            step = max(1, limit // (count * size[1:].numel() * 4))
+            for part in slices(size[0], step):
+                found = [{bundle.name: f.left[:, part] @ _of(f.right, part)} for f in factors]
+                yield Piece(rows, part, found)
+
+
+def _of(right: Tensor, part: slice) -> Tensor:
+    """Take a grouped layer's groups; without groups all rows share the right factor."""
+    return right[:, part] if right.dim() == 4 else right
+
+
+def slices(total: int, step: int) -> Iterator[slice]:
+    """Return slices of ``step`` that cover ``range(total)``; the last may be shorter."""
+    for start in range(0, total, step):
+        yield slice(start, min(total, start + step))
