@@ -28,13 +28,14 @@ from avalanche_cetl.information.gradients.plan import (
 )
 from avalanche_cetl.information.gradients.proof import Proof
 from avalanche_cetl.information.gradients.routes import Route, StalePlanError
-from avalanche_cetl.information.gradients.trial import Trial, Verdict, run_routes
+from avalanche_cetl.information.gradients.trial import Trial, run_routes
 from avalanche_cetl.information.gradients.whole import ModelBundle, PlainBundle
 from avalanche_cetl.information.likelihood import BoundLoss
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
 
 class PerSampleGradients:
     """Per-sample gradients of one or more losses over the same samples.
@@ -178,7 +179,7 @@ class PerSampleGradients:
         trial = Trial(self.model, two, self.params, self._plain, len(self.losses))
         tried = {n: r for n, r in self.routes.items() if r.kind not in ("model", "plain")}
         for name, verdict in trial.verdicts(tried).items():
-            if verdict is Verdict.WRONG:
+            if not verdict.accepted:
                 raise StalePlanError(name)
 
     def restore(self, name: str, value: Tensor) -> Tensor:

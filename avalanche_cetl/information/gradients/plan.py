@@ -215,7 +215,7 @@ def _exactly(trial: Trial) -> dict[str, Route] | None:
 
 
 def _settle(trial: Trial) -> tuple[dict[str, Route], bool]:
-    """Give each parameter its first route that is right, ``"model"`` where none is.
+    """Choose for each parameter its first route that is right, ``"model"`` where none is.
 
     :return: the routes, and whether one was given up on the way.
     """
@@ -230,25 +230,32 @@ def _settle(trial: Trial) -> tuple[dict[str, Route], bool]:
             return settled, doubts
         for name, verdict in trial.verdicts(open_).items():
             route = open_.pop(name)
-            if verdict is not Verdict.WRONG:
+            if verdict.accepted:
                 settled[name] = route
                 continue
             doubts = True
-            open_[name] = Route("model") if trial.mixes else next(candidates[name])
+            mixes = verdict is Verdict.MIXES_SAMPLES
+            open_[name] = Route("model") if mixes else next(candidates[name])
 
 
 def _candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Route]:
+    """Iterate over the routes that may be right for a parameter, the cheapest first.
+
+    The last of them is always ``"model"``.
+
+    :param parameter: one of ``model.named_parameters()``, so some module holds it.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        yield Route("model")  # scripted modules take no hooks, and give no submodule by its path
+        return
     owners = [
         (path, local)
         for path, module in model.named_modules()
         for local, p in module._parameters.items()
         if p is parameter
     ]
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        yield Route("model")  # scripted modules take no hooks, and give no submodule by its path
-        return
     real = not parameter.is_complex()
-    if real and owners and all(layers.closed_form(model.get_submodule(m), p) for m, p in owners):
+    if real and all(layers.closed_form(model.get_submodule(m), p) for m, p in owners):
         yield Route("layer", owners)
     if real and parameter.dim() > 1 and parameter.shape[0] == 1 and len(owners) == 1:
         yield Route("expanded")

@@ -1,4 +1,4 @@
-"""Is a way to per-sample gradients right? Tried on two samples, against plain autograd."""
+"""The trial of a route: two samples, whose gradients plain autograd gives too."""
 
 from __future__ import annotations
 
@@ -22,22 +22,31 @@ from avalanche_cetl.information.likelihood import BoundLoss
 
 logger = logging.getLogger(__name__)
 
+#: What a captured sample takes is multiplied by this, to leave room for what is computed from it a
+#: few samples at a time: windows of images, products, squares.
+_ROOM_TO_COMPUTE = 1.25
+
 
 class Verdict(Enum):
-    """What a trial on two samples says of a parameter's route."""
+    """What a trial on two samples found out about a parameter's route."""
 
     RIGHT = "right"
-    WRONG = "wrong"
+    WRONG = "wrong"  #: other gradients than autograd's, or none at all
+    MIXES_SAMPLES = "mixes samples"  #: no route through a batch is right: its samples interact
     UNSEEN = "unseen"  #: no gradient, which shows nothing; the layer is torch's own
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the route may be taken."""
+        return self in (Verdict.RIGHT, Verdict.UNSEEN)
 
 
 class Trial:
-    """Two samples, what plain autograd says of them, and how routes compare.
+    """Two samples, plain autograd's gradients of them, and how routes compare with those.
 
     :param two: inputs ``(2, ...)``.
     :param losses: how many will be measured; for the memory of their gradients.
     :ivar sample_bytes: memory that one captured sample takes, after :meth:`verdicts`.
-    :ivar mixes: whether samples were seen to influence one another.
     """
 
     def __init__(
@@ -52,12 +61,17 @@ class Trial:
         self.losses = losses
         self.truth = Truth.of(plain)
         self.sample_bytes = 0
-        self.mixes = False
         self._loss = BoundLoss(lambda outputs: projection(outputs, 2), None, 2)
         self._agreement = Agreement(self.truth.gradients, strict=True)
 
     def verdicts(self, routes: Mapping[str, Route]) -> dict[str, Verdict]:
-        """Run some parameters' routes (none of them ``"model"`` or ``"plain"``)."""
+        """Run some parameters' routes, and judge each of them.
+
+        Where the model cannot be run this way at all, copies in the place of parameters are
+        blamed first: routes that are left out of the answer have to be tried again without them.
+
+        :param routes: by parameter name, none of kind ``"model"`` or ``"plain"``.
+        """
         activations = Activations(self.model)
         try:
             with activations.counted():
@@ -68,8 +82,7 @@ class Trial:
             return {n: Verdict.WRONG for n in expanded or routes}
         if not same_values(captured.values[0], self.truth.values):
             logger.debug("%s mixes samples: each runs on its own", type(self.model).__name__)
-            self.mixes = True
-            return dict.fromkeys(routes, Verdict.WRONG)
+            return dict.fromkeys(routes, Verdict.MIXES_SAMPLES)
         gradient_bytes = 0
         for calls in captured.calls.values():
             for call in calls:
@@ -77,9 +90,8 @@ class Trial:
                     if isinstance(value, Tensor):
                         activations.add(value)
                 gradient_bytes += sum(g.nbytes for g in call.gradients if g is not None)
-        # A quarter more, for what is computed from it: windows of images, products, squares.
-        size = 5 * (activations.bytes + gradient_bytes * self.losses) // 8
-        self.sample_bytes = max(self.sample_bytes, size)
+        both = activations.bytes + gradient_bytes * self.losses
+        self.sample_bytes = max(self.sample_bytes, int(_ROOM_TO_COMPUTE * both) // 2)
         found = self._gradients(routes, captured)
         return {name: self._verdict(name, routes[name], found, captured) for name in routes}
 
@@ -124,7 +136,7 @@ class Trial:
         return Verdict.RIGHT
 
     def _torchs_own(self, name: str, route: Route, captured: Captured) -> bool:
-        """Whether a layer without any gradient is torch's own, and called as a layer or not at all.
+        """Return whether a layer without a gradient is torch's, called as a layer or not at all.
 
         So it is with heads that are not used, dead layers, and layers behind a scale of 0.
         """
@@ -136,7 +148,7 @@ class Trial:
         return (unused or called) and all(layers.plain(owner) for owner in owners)
 
     def whole_model(self, names: Sequence[str]) -> tuple[bool, str]:
-        """Tell whether torch.func on the whole model is right for these, and why not."""
+        """Return whether torch.func on the whole model is right for these; if not, why."""
         chosen = {name: self.params[name] for name in names}
         try:
             found = model_gradients(
@@ -158,7 +170,7 @@ class Trial:
 
 
 def described(problem: Exception) -> str:
-    """Return a problem's kind and its first line, for a log."""
+    """Return an exception's type and the first line of its message, for a log."""
     return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:160]}"
 
 

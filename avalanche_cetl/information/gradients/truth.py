@@ -1,4 +1,8 @@
-"""What routes are compared with: plain autograd's gradients of two samples."""
+"""What routes are compared with: plain autograd's gradients of two samples.
+
+Two are enough to see whether samples influence one another, and whether a gradient belongs to its
+own sample. The loss is a made one, :func:`projection`, since a route has to be right for all.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,11 @@ from avalanche_cetl.information.gradients.plain import Gradients, PlainGradients
 
 
 def projection(outputs: Any, samples: int) -> Tensor:
-    """Weigh all outputs with fixed irregular weights: a loss that everything matters to.
+    """Return a loss that depends on every output: all of them, with fixed irregular weights.
+
+    The weights are ``sin(1.7 k + 0.3)`` for output k: neither 1.7 nor 0.3 is a fraction of pi, so
+    none of them is 0 and no two are equal. (Equal weights would hide whatever a softmax or a norm
+    in front of the outputs keeps constant.) They take no random numbers from the user's generators.
 
     :param samples: n; outputs without a dimension of that size in front (or, as recurrent layers
         have it, behind the first) are left out.
@@ -47,14 +55,14 @@ class Activations:
         self._sizes: dict[int, int] = {}
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Count a tensor's storage, once."""
+        """Count a tensor's storage, once; return the tensor."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
             self._sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """A context that counts what autograd saves."""
+        """Return a context that counts what autograd saves."""
         return torch.autograd.graph.saved_tensors_hooks(self.add, lambda t: t)
 
     @property
@@ -86,5 +94,5 @@ class Truth(NamedTuple):
         return cls(values, [gradients for _, gradients in found], 2 * activations.bytes)
 
     def reaches(self, name: str) -> bool:
-        """Whether a parameter's gradient is not zero in both samples."""
+        """Return whether a parameter's gradient is not zero in one sample or the other."""
         return any(g[name] is not None and bool(g[name].any()) for g in self.gradients)  # type: ignore[union-attr]
