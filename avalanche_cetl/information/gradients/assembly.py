@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from avalanche_cetl.information.gradients.bundles import Bundle, ExpandedBundle
 from avalanche_cetl.information.gradients.capture import Call, Captured
-from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
+from avalanche_cetl.information.gradients.layer_bundle import LayerBundle, Use
+from avalanche_cetl.information.gradients.layers import form_of
 from avalanche_cetl.information.gradients.module_bundle import ModuleBundle
-from avalanche_cetl.information.gradients.recurrent import calls_by_parameter, unrolled
+from avalanche_cetl.information.gradients.recurrent import calls_by_parameter
 from avalanche_cetl.information.gradients.routes import Route, RowMismatchError
 
 
@@ -24,14 +25,13 @@ def make_bundles(
         route = routes[name]
         if route.kind == "layer":
             uses = [
-                (module, local, _call_of(module, local, call))
+                use
                 for path, local in route.owners
                 for module in (model.get_submodule(path),)
                 for call in captured.calls[module]
                 if any(g is not None for g in call.gradients)
+                for use in (_use_of(name, module, local, call, route, captured.samples),)
             ]
-            if any(len(call.x) != captured.samples for _, _, call in uses):
-                raise RowMismatchError(name)
             if uses:
                 bundles.append(LayerBundle(name, parameter, uses))
         elif route.kind == "expanded":
@@ -48,18 +48,29 @@ def make_bundles(
     return bundles
 
 
-def _call_of(module: nn.Module, local: str, call: Call) -> Call:
-    """The call that a parameter's closed form reads: for a recurrent layer, that of one weight."""
-    if not unrolled(module):
-        return call
-    try:
-        return calls_by_parameter(module, call)[local]
-    except ValueError as problem:
-        raise RowMismatchError(str(problem)) from problem
+def _use_of(
+    name: str, module: nn.Module, local: str, call: Call, route: Route, samples: int
+) -> Use:
+    """Return what a parameter's closed form reads of a call of its layer."""
+    form = form_of(module, local)
+    assert form is not None
+    if form.by_step:
+        try:
+            call = calls_by_parameter(module, call)[local]
+        except ValueError as problem:
+            raise RowMismatchError(str(problem)) from problem
+    if len(call.x) != samples:
+        raise RowMismatchError(name)
+    (rowwise,) = rows_of([call], samples)
+    if route.rowwise:
+        # A table may have as many rows as this batch: what the trial saw of it counts.
+        tried = (*route.rowwise[0], *[True] * len(rowwise))
+        rowwise = tuple(own and before for own, before in zip(rowwise, tried, strict=False))
+    return Use(module, local, form, call, rowwise)
 
 
 def rows_of(calls: list[Call], samples: int) -> list[tuple[bool, ...]]:
-    """Tell which inputs of each call have as many rows as there are samples."""
+    """Return, for each call, which of its inputs have as many rows as there are samples."""
     return [
         tuple(
             isinstance(v, Tensor) and v.dim() > 0 and len(v) == samples

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.layers import Factors
+from avalanche_cetl.information.gradients.forms import Factors
 from avalanche_cetl.information.gradients.precision import magnitude, single
 
 #: Gradients that a bundle keeps at the most: those of a layer of some thousand weights.

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.state import ModelState
-from avalanche_cetl.information.gradients import layers
+from avalanche_cetl.information.gradients.forms import registrations
+from avalanche_cetl.information.gradients.layers import form_of
 from avalanche_cetl.information.gradients.plain import PlainGradients
 from avalanche_cetl.information.gradients.routes import Route
 from avalanche_cetl.information.gradients.signature import signature, weights_version
@@ -87,7 +88,11 @@ class Plan:
 #: Plans by a module that holds a measured parameter: it lives as long as the network does, where
 #: a wrapper around the network may be made anew for every measurement.
 _plans: WeakKeyDictionary[nn.Module, OrderedDict[Any, Plan]] = WeakKeyDictionary()
+#: Modules whose slow measurement was warned of, and by layer the parameters whose form was.
 _told: WeakSet[nn.Module] = WeakSet()
+_refused: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+#: Routes by parameter; and those that were given up: a parameter, its route and the problem.
+_Settled = tuple[dict[str, Route], list[tuple[str, Route, str]]]
 
 
 def plan_routes(
@@ -143,6 +148,7 @@ def _kept(
         tuple((part.shape[1:], part.dtype) for part in inputs),
         torch.is_autocast_enabled(inputs[0].device.type),
         losses,
+        registrations(),
     )
     return _plans.setdefault(owner, OrderedDict()), key
 
@@ -165,11 +171,14 @@ def _plan(
     except Exception as problem:
         say_that_it_is_slow(model, list(params), f"torch.func cannot run it: {described(problem)}")
         return Plan({name: Route("plain") for name in params}, 0, 0, False, plain.pairs)
-    routes, doubts = _settle(trial)
-    if doubts and all(p.dtype == torch.float32 for p in params.values()):
+    routes, given_up = _settle(trial)
+    if given_up and all(p.dtype == torch.float32 for p in params.values()):
         # In float32 a unit of one of the two samples may lie so near a kink that rounding
-        # decides its gradient, which says nothing of the route. In float64 none does.
-        routes = _exactly(trial) or routes
+        # decides its gradient, which tells nothing about the route. In float64 none does.
+        routes, given_up = _exactly(trial) or (routes, given_up)
+    for name, route, why in given_up:
+        if route.kind == "layer" and why:
+            _warn_of_forms(model, name, route, why)
     whole = [name for name, route in routes.items() if route.kind == "model"]
     if whole:
         right, why = trial.whole_model(whole)
@@ -199,8 +208,26 @@ def say_that_it_is_slow(model: nn.Module, names: Sequence[str], why: str) -> Non
     )
 
 
-def _exactly(trial: Trial) -> dict[str, Route] | None:
-    """Plan a copy of the model in float64; None for a model that cannot be that."""
+def _warn_of_forms(model: nn.Module, name: str, route: Route, why: str) -> None:
+    """Warn, once for each layer and parameter, that a closed form of the user's is not used."""
+    for path, local in route.owners:
+        layer = model.get_submodule(path)
+        form = form_of(layer, local)
+        if form is None or form.builtin or local in _refused.setdefault(layer, set()):
+            continue
+        _refused[layer].add(local)
+        logger.warning(
+            "%s, the closed form of %s.%s, is not used for %s: %s.",
+            getattr(form.rule, "__qualname__", form.rule),
+            type(layer).__name__,
+            local,
+            name,
+            why,
+        )
+
+
+def _exactly(trial: Trial) -> _Settled | None:
+    """Plan a copy of the model in float64; return None for a model that cannot be that."""
     try:
         double = copy.deepcopy(trial.model).double()
         own = dict(double.named_parameters())
@@ -211,30 +238,31 @@ def _exactly(trial: Trial) -> dict[str, Route] | None:
     except Exception as problem:
         logger.debug("%s has no copy in float64: %s", type(trial.model).__name__, problem)
         return None
-    return _settle(exact)[0]
+    return _settle(exact)
 
 
-def _settle(trial: Trial) -> tuple[dict[str, Route], bool]:
+def _settle(trial: Trial) -> _Settled:
     """Choose for each parameter its first route that is right, ``"model"`` where none is.
 
-    :return: the routes, and whether one was given up on the way.
+    :return: the routes, and those that were given up on the way: a parameter, its route, and what
+        was wrong with it (empty where it showed no gradient, or samples influence one another).
     """
     candidates = {name: _candidates(trial.model, name, p) for name, p in trial.params.items()}
     open_ = {name: next(options) for name, options in candidates.items()}
     settled: dict[str, Route] = {}
-    doubts = False
+    given_up: list[tuple[str, Route, str]] = []
     while True:
         settled |= {name: route for name, route in open_.items() if route.kind == "model"}
         open_ = {name: route for name, route in open_.items() if name not in settled}
         if not open_:
-            return settled, doubts
+            return settled, given_up
         for name, verdict in trial.verdicts(open_).items():
             route = open_.pop(name)
             if verdict.accepted:
                 settled[name] = route
                 continue
-            doubts = True
             mixes = verdict is Verdict.MIXES_SAMPLES
+            given_up.append((name, route, trial.problems.get(name, "")))
             open_[name] = Route("model") if mixes else next(candidates[name])
 
 
@@ -255,7 +283,7 @@ def _candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Rout
         if p is parameter
     ]
     real = not parameter.is_complex()
-    if real and all(layers.closed_form(model.get_submodule(m), p) for m, p in owners):
+    if real and all(form_of(model.get_submodule(path), local) for path, local in owners):
         yield Route("layer", owners)
     if real and parameter.dim() > 1 and parameter.shape[0] == 1 and len(owners) == 1:
         yield Route("expanded")

@@ -24,7 +24,7 @@ def single(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def wide(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a layer's input and output gradient in one type, at least :func:`single`."""
-    g = single(g)
-    return (x.to(g.dtype) if x.is_floating_point() else x), g
+def wide(x: Tensor, like: Tensor) -> Tensor:
+    """Return a layer's input, detached; floating point in the type of its output gradient."""
+    x = x.detach()
+    return x.to(like.dtype) if x.is_floating_point() else x

@@ -20,7 +20,8 @@ class Route:
     :ivar owners: for ``"layer"``, paths of the modules that hold the parameter, with its local
         name there; for ``"module"``, the path of the module that torch.func runs, with the name
         as seen from it.
-    :ivar rowwise: for ``"module"``, per call which inputs have a row for each sample.
+    :ivar rowwise: which inputs of the calls had a row for each sample when the route was tried:
+        for ``"module"`` call by call, for ``"layer"`` of all calls as one.
     """
 
     kind: Kind

@@ -8,12 +8,12 @@ from enum import Enum
 
 from torch import Tensor, nn
 
-from avalanche_cetl.information.gradients import layers
 from avalanche_cetl.information.gradients.agreement import Agreement, same_values
 from avalanche_cetl.information.gradients.assembly import make_bundles, rows_of
 from avalanche_cetl.information.gradients.bundles import Bundle
 from avalanche_cetl.information.gradients.capture import Captured, capture
 from avalanche_cetl.information.gradients.functional import model_gradients
+from avalanche_cetl.information.gradients.layers import is_torchs_own
 from avalanche_cetl.information.gradients.plain import PlainGradients
 from avalanche_cetl.information.gradients.precision import magnitude
 from avalanche_cetl.information.gradients.routes import Route
@@ -47,6 +47,8 @@ class Trial:
     :param two: inputs ``(2, ...)``.
     :param losses: how many will be measured; for the memory of their gradients.
     :ivar sample_bytes: memory that one captured sample takes, after :meth:`verdicts`.
+    :ivar problems: by parameter, what was wrong with a route that the last :meth:`verdicts`
+        found to give other gradients, or none.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Trial:
         self.losses = losses
         self.truth = Truth.of(plain)
         self.sample_bytes = 0
+        self.problems: dict[str, str] = {}
         self._loss = BoundLoss(lambda outputs: projection(outputs, 2), None, 2)
         self._agreement = Agreement(self.truth.gradients, strict=True)
 
@@ -72,6 +75,7 @@ class Trial:
 
         :param routes: by parameter name, none of kind ``"model"`` or ``"plain"``.
         """
+        self.problems = {}
         activations = Activations(self.model)
         try:
             with activations.counted():
@@ -96,7 +100,7 @@ class Trial:
         return {name: self._verdict(name, routes[name], found, captured) for name in routes}
 
     def _gradients(self, routes: Mapping[str, Route], captured: Captured) -> dict[str, Tensor]:
-        """Gradients ``(2, *param.shape)`` of the parameters whose route gives any."""
+        """Return gradients ``(2, *param.shape)`` of the parameters whose route gives any."""
         found: dict[str, Tensor] = {}
         groups: dict[tuple[str, ...], list[str]] = {}
         for name, route in routes.items():  # parameters of one module come together
@@ -109,6 +113,7 @@ class Trial:
                     found.update(self._of(bundle))
             except Exception as problem:
                 logger.debug("%s: %s: %s", names, type(problem).__name__, problem)
+                self.problems.update(dict.fromkeys(names, described(problem)))
         return found
 
     def _of(self, bundle: Bundle) -> dict[str, Tensor]:
@@ -129,10 +134,13 @@ class Trial:
             self._agreement.holds(value[i], gradients[name])
             for i, gradients in enumerate(self.truth.gradients)
         ):
+            self.problems.setdefault(name, "it gives other gradients than autograd")
             return Verdict.WRONG
-        if route.kind == "module":
-            calls = captured.calls[self.model.get_submodule(route.owners[0][0])]
-            route.rowwise = rows_of(calls, 2)
+        owners = [self.model.get_submodule(path) for path, _ in route.owners]
+        flags = rows_of([call for owner in owners for call in captured.calls[owner]], 2)
+        if route.kind == "layer":
+            flags = [tuple(map(all, zip(*flags, strict=False)))]
+        route.rowwise = flags
         return Verdict.RIGHT
 
     def _torchs_own(self, name: str, route: Route, captured: Captured) -> bool:
@@ -142,10 +150,10 @@ class Trial:
         """
         if route.kind != "layer":
             return False
-        owners = [self.model.get_submodule(path) for path, _ in route.owners]
+        owners = [(self.model.get_submodule(path), local) for path, local in route.owners]
         unused = all(gradients[name] is None for gradients in self.truth.gradients)
-        called = all(captured.calls[owner] for owner in owners)
-        return (unused or called) and all(layers.plain(owner) for owner in owners)
+        called = all(captured.calls[owner] for owner, _ in owners)
+        return (unused or called) and all(is_torchs_own(*owner) for owner in owners)
 
     def whole_model(self, names: Sequence[str]) -> tuple[bool, str]:
         """Return whether torch.func on the whole model is right for these; if not, why."""
