@@ -22,6 +22,8 @@ from avalanche_cetl.information.gradients.engine import with_engine
 from avalanche_cetl.information.gradients.means import restored, square_means
 from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
 
+#: Bound on activations and per-sample gradients held at once. 500 images of 32 x 32 pixels fit into
+#: it for CICNN (1 MiB each), 104 for ResNet-26.
 DEFAULT_CHUNK_BYTES = 512 * 2**20
 
 

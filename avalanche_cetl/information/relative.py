@@ -25,6 +25,10 @@ from avalanche_cetl.information.gradients.means import SquareMeans, restored, sq
 from avalanche_cetl.information.gradients.moments import gaussian_relative
 from avalanche_cetl.information.likelihood import BoundLoss, Loss
 
+#: Copies of a group's values that exist at once: two tasks', and about six in an estimator that
+#: sorts.
+_COPIES = 8
+
 
 def relative_fisher(
     model: nn.Module,
@@ -208,8 +212,7 @@ def _fill_from(
 
 def _groups(engine: PerSampleGradients, means: SquareMeans) -> Iterator[dict[str, slice]]:
     """Split the weights so that the values of a group stay within ``chunk_bytes``."""
-    # Two tasks, and about six copies in an estimator that sorts.
-    room = max(1, engine.chunk_bytes // (engine.total * 8 * 8))
+    room = max(1, engine.chunk_bytes // (engine.total * _COPIES * 8))  # as of float64
     group: dict[str, slice] = {}
     used = 0
     for name, value in means.fisher[0].items():

@@ -11,9 +11,17 @@ from torch import Tensor
 from avalanche_cetl.information.gradients.bundles import Bundle, SlowBundle
 from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
 
-#: Per-sample gradients held at once: small enough for a CPU's cache, large enough for a GPU.
-_CPU_BLOCK, _CUDA_BLOCK = 8 * 2**20, 256 * 2**20
-#: Samples at a time where the gradient of a single one is larger than that.
+#: Bytes of per-sample gradients held at once on a CPU: they are made, squared and added up while
+#: they are in its cache. Measured on one core (CICNN, 64 and 256 images): 2 to 16 MiB are within 8
+#: % of one another, 128 MiB take 20 to 40 % longer.
+_CPU_BLOCK = 8 * 2**20
+#: The same on a GPU, where it is the number of kernels that counts: half of the default
+#: chunk_bytes, which is what two losses have each at the most.
+_CUDA_BLOCK = 256 * 2**20
+#: Samples at a time where the gradient of a single one is larger than the block, and the layer's
+#: rows are taken a few at a time. Measured for 1536 x 2048 weights, 32 samples of 16 tokens: 1
+#: sample takes 1.7 times as long as 16, 4 and 8 take 1.14 times, 32 take 1.2 times. Fewer samples
+#: hold less.
 _LARGE_LAYER_SAMPLES = 8
 
 
@@ -44,7 +52,7 @@ class Batch:
     chunk_bytes: int
 
     def pieces(self, bundle: Bundle, losses: Sequence[int]) -> Iterator[Piece]:
-        """Walk over the samples, a few at a time: as many as stay in the processor's cache."""
+        """Iterate over the samples, as many at a time as stay in the processor's cache."""
         first = next(iter(bundle.params.values()))
         limit = _CPU_BLOCK if first.device.type == "cpu" else _CUDA_BLOCK
         if isinstance(bundle, SlowBundle):
@@ -62,7 +70,7 @@ class Batch:
             yield Piece(rows, slice(None), flat)
 
     def _parts(self, bundle: LayerBundle, losses: Sequence[int], limit: int) -> Iterator[Piece]:
-        """The same for a layer too large for that: a few rows of its weight at a time."""
+        """Iterate over a layer too large for that, a few rows of its weight at a time."""
         size = bundle.layout(bundle.name).shape
         for rows in slices(self.samples, min(self.samples, _LARGE_LAYER_SAMPLES)):
             factors = [bundle.factors(rows, k) for k in losses]
@@ -74,7 +82,7 @@ class Batch:
 
 
 def _of(right: Tensor, part: slice) -> Tensor:
-    """Take a grouped layer's groups; without groups all rows share the right factor."""
+    """Return a grouped layer's groups; without groups all rows share the right factor."""
     return right[:, part] if right.dim() == 4 else right
 
 

@@ -23,6 +23,11 @@ from avalanche_cetl.information.gradients.recurrent import RECURRENT, unrolled
 
 Inputs = tuple[Any, ...]
 
+#: Input channels from which on windows are copied with channels last: a window is then made of runs
+#: of at least as many values. Measured on whole calls, one core: with fewer channels it costs 8 %
+#: (CICNN, whose images have 3) to 18 % (4 throughout); from 8 on the two are within 10 %.
+_MANY_CHANNELS = 8
+
 
 @register_layer_factors(nn.Linear, parameter="weight")
 def linear(module: nn.Linear, inputs: Inputs, g: Tensor) -> Factors:
@@ -68,14 +73,22 @@ def _padding(module: nn.Module) -> list[int]:
 
 
 def _correlation(module: nn.Module, small: Tensor, large: Tensor, leading: int) -> Factors:
-    """``dW[o, c, k] = sum_l small[o, l] large[c, stride l + dilation k]``, within groups."""
+    """Return the factors of a convolution's weight gradient, which is a correlation.
+
+    ``dW[o, c, k] = sum_l small[o, l] large[c, stride l + dilation k]``, within groups: for a
+    convolution ``small`` is the output gradient and ``large`` the padded input, for a transposed
+    one they trade places. With the window of ``large`` under each position l laid out as a row
+    (im2col), the sum over l is a product of two matrices per sample. The windows are a strided
+    view of the image; copying it into rows is the one copy that is made, and it is as large as the
+    image times the kernel's size. That is where it would break for large images: the copy is made
+    for as many samples at a time as a block holds, at least one.
+    """
     groups: int = module.groups  # type: ignore[assignment]
     kernel: tuple[int, ...] = module.kernel_size  # type: ignore[assignment]
     n, out, size = len(small), leading // groups, small.shape[2:]
     inner = large.shape[1] // groups
     steps = (module.stride, module.dilation)
-    # Channels last copies longer runs of memory, unless there are only a few channels.
-    channels_last = groups == 1 and inner >= 8
+    channels_last = groups == 1 and inner >= _MANY_CHANNELS
     if channels_last:
         images = large.movedim(1, -1).contiguous()
         windows = _windows(images, kernel, steps, size, first=1)

@@ -12,6 +12,10 @@ from avalanche_cetl.information.gradients.functional import call_gradients, curr
 from avalanche_cetl.information.gradients.precision import magnitude
 from avalanche_cetl.information.gradients.routes import RowMismatchError
 
+#: Memory that a module's pass keeps for its backward pass, over that of its inputs: 7 measured for
+#: torch's attention, 10 for a whole encoder layer, 1 for a norm.
+_KEPT_PER_INPUT = 8
+
 
 class ModuleBundle(SlowBundle):
     """Parameters below one module, by torch.func on that module alone."""
@@ -33,9 +37,9 @@ class ModuleBundle(SlowBundle):
         return any(call.gradients[loss] is not None for call in self.calls)
 
     def row_bytes(self) -> int:
-        """Memory of one sample's gradients and what they take to make."""
+        """Return the memory of one sample's gradients and what they take to make."""
         inputs = sum(
-            v[0].numel() * v.element_size() * 8
+            v[0].numel() * v.element_size() * _KEPT_PER_INPUT
             for call in self.calls
             for v in (*call.inputs, *call.named.values())
             if isinstance(v, Tensor) and v.dim()

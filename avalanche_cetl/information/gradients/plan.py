@@ -33,10 +33,14 @@ from avalanche_cetl.information.likelihood import BoundLoss
 
 logger = logging.getLogger(__name__)
 
-#: Plans kept for one network: pairs of losses and choices of heads have a plan each.
+#: Plans kept for one network: pairs of losses and choices of heads have a plan each. A plan holds
+#: names and routes only; the bound is for networks whose wrapper or inputs are never twice the
+#: same.
 _MOST_PLANS = 16
 #: A kept plan is proven again in full at every so many uses, even where nothing is seen to have
-#: changed: what a forward pass reads from afar is not seen. A full proof costs 5 to 15 % of a call.
+#: changed: what a forward pass reads from afar is not seen. A call with a full proof takes 1.2
+#: times as long for CICNN with 64 images, hardly longer with 256, and 2.3 times for 784-256-10
+#: Linear layers (one core): at every tenth use that is 13 % at the most.
 _USES_PER_PROOF = 10
 
 

@@ -21,7 +21,8 @@ from avalanche_cetl.information.likelihood import BoundLoss
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _VALUES = (*_PLAIN, Tensor, dict, list, tuple, set)
-#: Containers inside containers that are looked into.
+#: Containers inside containers that are looked into: a tensor in a list in a dictionary of an
+#: object that a layer holds is just seen. A list may hold itself, so there has to be an end.
 _DEPTH = 3
 
 
