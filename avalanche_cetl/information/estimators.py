@@ -23,7 +23,7 @@ _ROUNDED_VALUES, _ROUNDED_SUMS = 64, 16
 
 
 def gaussian(first: Tensor, second: Tensor) -> Tensor:
-    """Linfoot's coefficient under a Gaussian copula fitted on log Fisher values.
+    """Compute Linfoot's coefficient under a Gaussian copula fitted on log Fisher values.
 
     ``sqrt(1 - exp(-2 I))`` with ``I = -1/2 log(1 - rho^2)`` is ``|rho|``, the absolute
     correlation of ``log(F_1 + eps)`` and ``log(F_2 + eps)``, where ``eps`` is 1e-6 of the
@@ -37,7 +37,7 @@ def gaussian(first: Tensor, second: Tensor) -> Tensor:
 
 
 def rank(first: Tensor, second: Tensor) -> Tensor:
-    """Linfoot's coefficient with normal scores of the ranks in place of logarithms.
+    """Compute Linfoot's coefficient with normal scores of the ranks in place of logarithms.
 
     Ties get their average rank, so dead units are not ordered by accident.
 
@@ -57,7 +57,7 @@ def default_bins(samples: int) -> int:
 
 
 def histogram(first: Tensor, second: Tensor, bins: int | None = None) -> Tensor:
-    """Plug-in mutual information over quantile bins, over the mean of the two entropies.
+    """Compute plug-in mutual information over quantile bins, over the mean of the two entropies.
 
     ``2 I(A, B) / (H(A) + H(B))`` with ``A`` and ``B`` the bins of the two values: the
     arithmetic normaliser, scikit-learn's default. Equal values always share a bin.
@@ -86,7 +86,7 @@ def histogram(first: Tensor, second: Tensor, bins: int | None = None) -> Tensor:
 
 
 def quantile_bins(values: Tensor, bins: int) -> Tensor:
-    """Put each column's values into quantile bins 0 ... bins-1; ties share the lowest bin.
+    """Return the quantile bin, 0 ... bins-1, of each value in its column; ties share the lowest.
 
     :param values: ``(N, P)``.
     :return: int64 ``(N, P)``.

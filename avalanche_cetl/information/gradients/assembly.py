@@ -18,7 +18,7 @@ from avalanche_cetl.information.gradients.routes import Route, RowMismatchError
 def make_bundles(
     model: nn.Module, params: Mapping[str, Tensor], routes: Mapping[str, Route], captured: Captured
 ) -> list[Bundle]:
-    """Sort the captured calls into bundles; parameters that nothing reached have none."""
+    """Return the captured calls as bundles; parameters that nothing reached have none."""
     bundles: list[Bundle] = []
     by_module: dict[nn.Module, list[str]] = {}
     for name, parameter in params.items():

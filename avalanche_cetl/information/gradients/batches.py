@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Batch:
-    """Some samples, and the bundles that give their gradients.
+    """Some samples, and the bundles that compute their gradients.
 
     :ivar start: index of the first sample.
     :ivar samples: how many there are.

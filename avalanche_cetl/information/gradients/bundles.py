@@ -42,15 +42,15 @@ class Bundle:
         self.names = list(params)
 
     def alive(self, loss: int) -> bool:
-        """Whether the loss reaches these parameters at all."""
+        """Return whether the loss reaches these parameters at all."""
         return True
 
     def row_bytes(self) -> int:
-        """Memory that the gradients of one sample take."""
+        """Return the memory that the gradients of one sample take, in float32."""
         return sum(p.numel() for p in self.params.values()) * 4
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients ``(n, *layout)``, the caller's own; see :meth:`layout`."""
+        """Compute per-sample gradients ``(n, *layout)``, which the caller may write into."""
         raise NotImplementedError
 
     def _zeros(self, name: str, rows: slice) -> Tensor:
@@ -59,15 +59,15 @@ class Bundle:
         return single(zeros)
 
     def outer(self, loss: int) -> Factors | None:
-        """Both factors, when each per-sample gradient is a single outer product."""
+        """Return both factors, where each per-sample gradient is a single outer product."""
         return None
 
     def square_sum(self, loss: int) -> Tensor | None:
-        """Sum over samples of squares, in layout, where there is a shorter way to it."""
+        """Return the sum over samples of squares, in layout, where there is a shorter way to it."""
         return None
 
     def layout(self, name: str) -> Layout:
-        """How :meth:`gradients` gives a parameter's gradient."""
+        """Return the shape in which :meth:`gradients` returns a parameter's gradient."""
         return Layout(self.params[name].shape or torch.Size([1]), lambda t: t)
 
 
@@ -79,11 +79,11 @@ class ExpandedBundle(Bundle):
         self._gradients = gradients
 
     def alive(self, loss: int) -> bool:
-        """Whether the loss reaches it."""
+        """Return whether the loss reaches it."""
         return self._gradients[loss] is not None
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients of some rows."""
+        """Compute per-sample gradients of some rows."""
         g = self._gradients[loss]
         if g is None:
             return {self.names[0]: self._zeros(self.names[0], rows)}
@@ -94,9 +94,9 @@ class ExpandedBundle(Bundle):
 class SlowBundle(Bundle):
     """Gradients that take long to compute: small ones are kept.
 
-    Whoever measures two tasks walks over the samples twice.
+    Measuring two tasks takes two rounds over the samples.
 
-    :ivar proof: is shown the gradients that were computed, with their loss and rows.
+    :ivar proof: called with gradients as they are computed, their loss and their rows.
     """
 
     def __init__(self, params: Mapping[str, Tensor]):
@@ -106,7 +106,7 @@ class SlowBundle(Bundle):
         self._room = KEPT_BYTES
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Per-sample gradients of some rows."""
+        """Compute per-sample gradients of some rows."""
         key = (loss, rows.start, rows.stop)
         if key not in self._kept:
             found = self._computed(loss, rows)

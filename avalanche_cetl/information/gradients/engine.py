@@ -24,7 +24,7 @@ from avalanche_cetl.information.gradients.plan import (
     Due,
     forget_plan,
     plan_routes,
-    say_that_it_is_slow,
+    warn_of_plain_autograd,
 )
 from avalanche_cetl.information.gradients.proof import Proof
 from avalanche_cetl.information.gradients.routes import Route, StalePlanError
@@ -75,6 +75,7 @@ class PerSampleGradients:
         self._due = Due.NONE
         self.routes = {name: Route("plain") for name in self.params}
         self.batch_size, self.model_bytes = self.samples, 0
+        # Two samples are what a trial takes by plain autograd: then the measurement is done.
         if self.samples > 2 and not plainly:
             plan, self._due = plan_routes(model, self.inputs, self.params, self.losses, self._plain)
             self.model_bytes, self.routes = plan.model_bytes, plan.routes
@@ -84,7 +85,7 @@ class PerSampleGradients:
             self.batch_size = max(1 + plan.pairs, min(self.samples, size))
 
     def batches(self) -> Iterator[Batch]:
-        """All samples, in as few batches as ``chunk_bytes`` allows.
+        """Iterate over all samples, in as few batches as ``chunk_bytes`` allows.
 
         A single batch is kept, so that a second round over it costs no pass.
         """
@@ -124,7 +125,7 @@ class PerSampleGradients:
         return run_routes(self.model, self.inputs, self.losses, rows, self.routes)
 
     def _whole_model(self, rows: slice, captured: Captured) -> list[Bundle]:
-        """Bundles of the parameters that no layer or module gives."""
+        """Return bundles of the parameters that take a pass through the whole model."""
         chosen: dict[str, dict[str, Tensor]] = {"model": {}, "plain": {}}
         for name, parameter in self.params.items():
             kind = self.routes[name].kind
@@ -151,13 +152,14 @@ class PerSampleGradients:
         return bundles
 
     def _prove(self, captured: Captured, bundles: Sequence[Bundle], due: Due) -> None:
-        """See that the plan holds for the first batch.
+        """Compare the plan's gradients of the first batch with autograd's.
 
-        :raises StalePlanError: where it does not.
+        :raises StalePlanError: where they differ.
         """
         if all(isinstance(bundle, PlainBundle) for bundle in bundles) and bundles:
             return
         n = captured.samples
+        # The trial ran the first two samples of a call; a proof looks at others of the batch.
         rows = {
             Due.FULL: sorted({0, n // 3, 2 * n // 3}),
             Due.AGAIN: sorted({n // 3, 2 * n // 3}),
@@ -168,7 +170,7 @@ class PerSampleGradients:
         except StalePlanError:
             raise
         except Exception as problem:
-            # A loss that reads all samples at once, say: the routes are tried as they first were.
+            # Such as a loss that reads all samples at once: routes are tried as they first were.
             logger.debug("a plan is tried anew: %s: %s", type(problem).__name__, problem)
             self._try_anew()
         else:
@@ -183,15 +185,15 @@ class PerSampleGradients:
                 raise StalePlanError(name)
 
     def restore(self, name: str, value: Tensor) -> Tensor:
-        """Bring a tensor in a parameter's layout into its shape."""
+        """Return a tensor in a parameter's layout in the parameter's shape."""
         return self.layouts[name].restore(value) if name in self.layouts else value
 
     def exactly(self) -> torch.autocast:
-        """A context without autocast: sums and products are not rounded to half precision."""
+        """Return a context without autocast, where sums are not rounded to half precision."""
         return torch.autocast(self.inputs[0].device.type, enabled=False)
 
     def meet(self, layouts: Sequence[tuple[str, torch.Size]]) -> None:
-        """Wait for the other processes, and see that all are about to add the same tensors."""
+        """Wait for the other processes; raise where they are about to add other tensors."""
         # Whether torch.func or plain autograd runs the whole model makes no difference here.
         routes = {
             name: ("plain" if route.kind == "model" else route.kind, len(route.owners))
@@ -224,7 +226,7 @@ def with_engine(
     """Run some work on per-sample gradients; on plain autograd's where a layer picks its rows.
 
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
-    later batch than the one that was tried. What one process meets, the others hear of.
+    later batch than the one that was tried. An error in one process is raised in the others too.
 
     :param state: of the model, put back before every pass.
     """
@@ -252,7 +254,7 @@ def with_engine(
             except StartAgainError as problem:
                 why = f"a layer sees some samples only: {problem}"
                 break
-        say_that_it_is_slow(model, list(params), why)
+        warn_of_plain_autograd(model, list(params), why)
         return attempt(plainly=True)
 
 
@@ -263,7 +265,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        # Torch 2.14 says at every change of these flags that there is no Intel GPU.
+        # Torch 2.14 warns at every change of these flags that there is no Intel GPU.
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield

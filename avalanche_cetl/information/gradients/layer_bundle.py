@@ -41,7 +41,7 @@ class Use(NamedTuple):
         ), g  # fmt: skip
 
     def gradients(self, rows: slice, g: Tensor) -> Tensor:
-        """Return per-sample gradients of some rows, ``(n, ...)``, in memory of their own."""
+        """Compute per-sample gradients of some rows, ``(n, ...)``, in memory of their own."""
         found = self.form.rule(*self.given(rows, g))
         if self.form.factored:
             return found.restore(found.left @ found.right)
@@ -98,7 +98,7 @@ class LayerBundle(Bundle):
         return use.form.rule(*use.given(rows, g[rows]))
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Return per-sample gradients of some rows."""
+        """Compute per-sample gradients of some rows."""
         if self.factored:
             found = self.factors(rows, loss)
             return {self.name: found.left @ found.right}
@@ -130,5 +130,5 @@ class LayerBundle(Bundle):
         return embedding_square_sum(layer, inputs[0], g)
 
     def layout(self, name: str) -> Layout:
-        """Outer products come with the positions of a window last."""
+        """Return the shape of the products of factors, where the layer has factors."""
         return self._layout

@@ -31,7 +31,7 @@ _MANY_CHANNELS = 8
 
 @register_layer_factors(nn.Linear, parameter="weight")
 def linear(module: nn.Linear, inputs: Inputs, g: Tensor) -> Factors:
-    """``nn.Linear`` on vectors ``(n, I)`` or any number of positions ``(n, ..., I)``."""
+    """Return the factors of ``nn.Linear``, on ``(n, I)`` or on any positions ``(n, ..., I)``."""
     x = inputs[0]
     left = g.reshape(len(g), -1, g.shape[-1]).transpose(1, 2)
     return Factors(left, x.reshape(len(x), -1, x.shape[-1]), lambda t: t)
@@ -39,7 +39,7 @@ def linear(module: nn.Linear, inputs: Inputs, g: Tensor) -> Factors:
 
 @register_layer_factors(nn.Conv1d, nn.Conv2d, nn.Conv3d, parameter="weight")
 def convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Inputs, g: Tensor) -> Factors:
-    """Convolution in one to three dimensions, with any stride, padding, dilation, groups."""
+    """Return the factors of a convolution, with any stride, padding, dilation and groups."""
     x, before_after = inputs[0], _padding(module)
     if any(before_after):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -53,14 +53,14 @@ def convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Inputs, g: Te
 def transposed_convolution(
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, inputs: Inputs, g: Tensor
 ) -> Factors:
-    """Transposed convolution: input and output gradient trade places."""
+    """Return the factors of a transposed convolution: input and output gradient trade places."""
     x, padding = inputs[0], [int(p) for p in module.padding]
     g = F.pad(g, [p for p in reversed(padding) for _ in range(2)])
     return _correlation(module, small=x, large=g, leading=x.shape[1])
 
 
 def _padding(module: nn.Module) -> list[int]:
-    """Padding as ``F.pad`` wants it: last dimension first, before and after."""
+    """Return padding as ``F.pad`` reads it: last dimension first, before and after."""
     kernel, dilation, padding = module.kernel_size, module.dilation, module.padding
     if padding == "valid":
         pairs = [(0, 0)] * len(kernel)  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def _correlation(module: nn.Module, small: Tensor, large: Tensor, leading: int) 
 def _windows(
     images: Tensor, kernel: tuple[int, ...], steps: tuple, size: torch.Size, first: int
 ) -> Tensor:
-    """A strided view of all patches, without a copy.
+    """Return a strided view of all windows, without a copy.
 
     Channels last (``first == 1``): ``(n, *size, *kernel, C)``; else ``(n, C, *kernel, *size)``.
     """
@@ -134,7 +134,7 @@ def _windows(
 
 @register_layer_gradients(nn.Linear, parameter="bias")
 def linear_bias(module: nn.Module, inputs: Inputs, g: Tensor) -> Tensor:
-    """Sum over positions of the output gradient, ``(n, O)``."""
+    """Return the sum over positions of the output gradient, ``(n, O)``."""
     return g.reshape(len(g), -1, g.shape[-1]).sum(1)
 
 
@@ -145,13 +145,13 @@ def linear_bias(module: nn.Module, inputs: Inputs, g: Tensor) -> Tensor:
     parameter="bias",
 )  # fmt: skip
 def channel_bias(module: nn.Module, inputs: Inputs, g: Tensor) -> Tensor:
-    """Sum over space of the output gradient, ``(n, C)``."""
+    """Return the sum over space of the output gradient, ``(n, C)``."""
     return g.reshape(len(g), g.shape[1], -1).sum(2)
 
 
 @register_layer_gradients(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, parameter="weight")
 def batch_norm(module: nn.BatchNorm2d, inputs: Inputs, g: Tensor) -> Tensor:
-    """Scale of a BatchNorm that uses its running statistics."""
+    """Return the gradient of the scale of a BatchNorm that uses its running statistics."""
     if module.running_mean is None:
         raise ValueError("BatchNorm without running statistics mixes samples.")
     mean, var = module.running_mean, module.running_var
@@ -161,14 +161,14 @@ def batch_norm(module: nn.BatchNorm2d, inputs: Inputs, g: Tensor) -> Tensor:
 
 @register_layer_gradients(nn.GroupNorm, parameter="weight")
 def group_norm(module: nn.GroupNorm, inputs: Inputs, g: Tensor) -> Tensor:
-    """Scale of a GroupNorm."""
+    """Return the gradient of the scale of a GroupNorm."""
     normed = F.group_norm(inputs[0], module.num_groups, eps=module.eps)
     return channel_bias(module, inputs, g * normed)
 
 
 @register_layer_gradients(nn.LayerNorm, parameter="weight")
 def layer_norm(module: nn.LayerNorm, inputs: Inputs, g: Tensor) -> Tensor:
-    """Scale of a LayerNorm over the last dimensions."""
+    """Return the gradient of the scale of a LayerNorm over the last dimensions."""
     shape = module.normalized_shape
     product = g * F.layer_norm(inputs[0], shape, eps=module.eps)
     return product.reshape(len(g), -1, *shape).sum(1)
@@ -176,13 +176,13 @@ def layer_norm(module: nn.LayerNorm, inputs: Inputs, g: Tensor) -> Tensor:
 
 @register_layer_gradients(nn.LayerNorm, parameter="bias")
 def layer_norm_bias(module: nn.LayerNorm, inputs: Inputs, g: Tensor) -> Tensor:
-    """Shift of a LayerNorm over the last dimensions."""
+    """Return the gradient of the shift of a LayerNorm over the last dimensions."""
     return g.reshape(len(g), -1, *module.normalized_shape).sum(1)
 
 
 @register_layer_gradients(nn.Embedding, parameter="weight")
 def embedding(module: nn.Embedding, inputs: Inputs, g: Tensor) -> Tensor:
-    """Table of an Embedding: rows of the output gradient added up by index."""
+    """Return the gradient of an Embedding's table: output gradients added up by index."""
     x = inputs[0]
     n, rows = len(x), len(module.weight)
     index, g = _indices(module, x, g)
@@ -191,7 +191,7 @@ def embedding(module: nn.Embedding, inputs: Inputs, g: Tensor) -> Tensor:
 
 
 def embedding_square_sum(module: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
-    """Sum over samples of squares, without a table per sample."""
+    """Return the sum over samples of squares, without a table per sample."""
     index, g = _indices(module, x, g)
     used, place = index.unique(return_inverse=True)
     sums = g.new_zeros(len(used), g.shape[-1]).index_add_(0, place, g).square_()
@@ -201,7 +201,7 @@ def embedding_square_sum(module: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
 
 
 def _indices(module: nn.Embedding, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of each position in one long table of all samples' rows, padding left out."""
+    """Return each position's index in one long table of all samples' rows, padding left out."""
     n, rows = len(x), len(module.weight)
     flat = x.reshape(n, -1)
     index = (flat + rows * torch.arange(n, device=x.device).unsqueeze(1)).reshape(-1)

@@ -33,7 +33,7 @@ class ModuleBundle(SlowBundle):
         self._autocast = current_autocast(next(iter(params.values())).device)
 
     def alive(self, loss: int) -> bool:
-        """Whether the loss reaches it."""
+        """Return whether the loss reaches it."""
         return any(call.gradients[loss] is not None for call in self.calls)
 
     def row_bytes(self) -> int:

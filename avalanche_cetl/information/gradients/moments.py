@@ -13,7 +13,7 @@ a^2``. Then ``sum_n u_nij = sum_n l_ni + sum_n r_nj``, and for the products
 
 a column, a row and two matrix products ``(O, N) x (N, I)``, as the Fisher information itself is
 one. They replace N logarithms for each of the ``O I`` weights. To stay a sum, the floor is on
-either factor instead of on the product, as the docstring of ``relative_fisher`` states.
+either factor instead of on the product (:mod:`~avalanche_cetl.information.relative`).
 
 Where it would break: variances come out as differences of mean squares and squared means, so what
 is left of them has an absolute error of some eps times the mean square. Values are divided by
@@ -165,7 +165,7 @@ def _add_outer(
 
 
 def _log_over_mean(values: Tensor, mean_square: Tensor) -> Tensor:
-    """``log(values^2 / mean + floor)``."""
+    """Return ``log(values^2 / mean + floor)``."""
     tiny = torch.finfo(mean_square.dtype).tiny
     return torch.log(values.square() / mean_square.clamp_min(tiny) + LOG_FLOOR)
 

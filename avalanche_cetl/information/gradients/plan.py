@@ -76,7 +76,7 @@ class Plan:
     uses: int = 0
 
     def due(self, model: nn.Module, losses: Sequence[BoundLoss]) -> Due:
-        """Count a use, and tell which proof the plan needs."""
+        """Count a use, and return which proof the plan needs."""
         now, weights = signature(model, losses), weights_version(model)
         before = self.signature, self.weights
         self.signature, self.weights = now, weights
@@ -93,7 +93,7 @@ class Plan:
 #: a wrapper around the network may be made anew for every measurement.
 _plans: WeakKeyDictionary[nn.Module, OrderedDict[Any, Plan]] = WeakKeyDictionary()
 #: Modules whose slow measurement was warned of, and by layer the parameters whose form was.
-_told: WeakSet[nn.Module] = WeakSet()
+_warned: WeakSet[nn.Module] = WeakSet()
 _refused: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 #: Routes by parameter; and those that were given up: a parameter, its route and the problem.
 _Settled = tuple[dict[str, Route], list[tuple[str, Route, str]]]
@@ -106,7 +106,7 @@ def plan_routes(
     losses: Sequence[BoundLoss],
     plain: PlainGradients,
 ) -> tuple[Plan, Due]:
-    """Find for every parameter the cheapest route that gives autograd's own gradients.
+    """Return for every parameter the cheapest route that computes autograd's own gradients.
 
     The answer is kept until the network's modules, its parameters or the inputs' shapes change;
     not where a gradient of zero left the route of anything but a layer unproven. It has to be
@@ -158,7 +158,7 @@ def _kept(
 
 
 def _plain(value: Any) -> bool:
-    """Whether this is a choice that a wrapper is made with: names of outputs, tasks of heads."""
+    """Return whether a wrapper is made with this choice: names of outputs, tasks of heads."""
     return isinstance(value, tuple) and all(isinstance(part, str | int) for part in value)
 
 
@@ -173,7 +173,9 @@ def _plan(
     try:
         trial = Trial(model, two, params, plain, losses)
     except Exception as problem:
-        say_that_it_is_slow(model, list(params), f"torch.func cannot run it: {described(problem)}")
+        warn_of_plain_autograd(
+            model, list(params), f"torch.func cannot run it: {described(problem)}"
+        )
         return Plan({name: Route("plain") for name in params}, 0, 0, False, plain.pairs)
     routes, given_up = _settle(trial)
     if given_up and all(p.dtype == torch.float32 for p in params.values()):
@@ -188,7 +190,7 @@ def _plan(
         right, why = trial.whole_model(whole)
         if not right:
             routes |= {name: Route("plain") for name in whole}
-            say_that_it_is_slow(model, whole, f"torch.func cannot run it: {why}")
+            warn_of_plain_autograd(model, whole, f"torch.func cannot run it: {why}")
     for name, route in routes.items():
         if route.kind in ("module", "model"):
             what = route.owners[0][0] if route.owners else "the whole model"
@@ -197,12 +199,12 @@ def _plan(
     return Plan(routes, trial.sample_bytes, trial.truth.sample_bytes, proven, plain.pairs)
 
 
-def say_that_it_is_slow(model: nn.Module, names: Sequence[str], why: str) -> None:
+def warn_of_plain_autograd(model: nn.Module, names: Sequence[str], why: str) -> None:
     """Warn, once for each network, that plain autograd measures it."""
     owner = dict(model.named_modules())[names[0].rpartition(".")[0]] if names else model
-    if owner in _told:
+    if owner in _warned:
         return
-    _told.add(owner)
+    _warned.add(owner)
     logger.warning(
         "%s: the Fisher information of %s%s takes a backward pass for each sample: slow (%s).",
         type(model).__name__,
@@ -278,7 +280,7 @@ def _candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Rout
     :param parameter: one of ``model.named_parameters()``, so some module holds it.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        yield Route("model")  # scripted modules take no hooks, and give no submodule by its path
+        yield Route("model")  # scripted modules have no hooks, and no submodules by path
         return
     owners = [
         (path, local)

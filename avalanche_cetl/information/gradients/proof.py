@@ -18,13 +18,13 @@ from avalanche_cetl.information.likelihood import BoundLoss
 
 
 class Proof:
-    """Plain autograd's gradients of a few samples, and what the bundles give for them.
+    """Plain autograd's gradients of a few samples, to compare the bundles' with.
 
     It reads the losses that are measured, on the batch that is measured: so it also sees
     parameters that a loss reads by itself, and losses and networks that depend on how many samples
     there are. In float32 a unit of one sample may lie so near a kink that rounding decides its
     gradient: of three samples two have to refute a route there, in float64 one. The cheap bundles
-    are asked for these samples at once; those that torch.func runs tell when they come to them.
+    compute these samples at once; those that torch.func runs are compared when they come to them.
 
     :param plain: over all samples of the call.
     :param captured: the first batch, which starts with the call's first sample.

@@ -34,4 +34,4 @@ class RowMismatchError(StartAgainError):
 
 
 class StalePlanError(RowMismatchError):
-    """The routes of a kept plan do not give autograd's gradients any more."""
+    """The routes of a kept plan do not compute autograd's gradients any more."""

@@ -1,4 +1,4 @@
-"""The trial of a route: two samples, whose gradients plain autograd gives too."""
+"""The trial of a route: two samples, whose gradients plain autograd computes too."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Trial:
     :param losses: how many will be measured; for the memory of their gradients.
     :ivar sample_bytes: memory that one captured sample takes, after :meth:`verdicts`.
     :ivar problems: by parameter, what was wrong with a route that the last :meth:`verdicts`
-        found to give other gradients, or none.
+        found to compute other gradients than autograd, or none.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Trial:
         return {name: self._verdict(name, routes[name], found, captured) for name in routes}
 
     def _gradients(self, routes: Mapping[str, Route], captured: Captured) -> dict[str, Tensor]:
-        """Return gradients ``(2, *param.shape)`` of the parameters whose route gives any."""
+        """Return gradients ``(2, *param.shape)`` of the parameters whose route computes any."""
         found: dict[str, Tensor] = {}
         groups: dict[tuple[str, ...], list[str]] = {}
         for name, route in routes.items():  # parameters of one module come together
