@@ -1,19 +1,14 @@
 """Fisher information against a plain loop, and the trace that it leaves: none."""
 
 import contextlib
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from torch import nn
 from torch.nn import functional as F
 
 from avalanche_cetl import fisher_information
-
-_spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(zoo)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
