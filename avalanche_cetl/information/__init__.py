@@ -8,6 +8,7 @@ from avalanche_cetl.information.generalized import (
     normalize_importance,
     shared_weights,
 )
+from avalanche_cetl.information.gradients.forms import register_layer_gradients
 from avalanche_cetl.information.relative import fisher_and_relative, relative_fisher
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "fisher_information",
     "generalized_fisher",
     "normalize_importance",
+    "register_layer_gradients",
     "relative_fisher",
     "shared_weights",
 ]

@@ -5,6 +5,14 @@ For one sample ``x`` and one weight ``i`` the paper's random variable is
 information is its mean over samples (Kirkpatrick et al. 2017, and section 3.2
 of the CETL paper). The gradient of every sample is squared on its own: the
 squared gradient of a mini-batch mean is a different, much smaller quantity.
+
+How it is computed: the whole batch takes one forward and one backward pass (fewer samples at a time
+where ``chunk_bytes`` would not hold them). Linear, convolution, normalisation, Embedding and
+recurrent layers have closed forms, and a user's own layers may have
+(:func:`~avalanche_cetl.information.register_layer_gradients`); class tokens and the like take one
+copy per sample, and torch.func runs what is left, module by module. What torch.func cannot run
+takes a plain backward pass for each sample, with one warning in the log. Every route is tried on
+two samples against autograd first, and proven on samples of the batch with the loss itself.
 """
 
 from __future__ import annotations
@@ -22,11 +30,13 @@ from avalanche_cetl.information.gradients.engine import with_engine
 from avalanche_cetl.information.gradients.means import restored, square_means
 from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
 
+#: Bound on activations and per-sample gradients held at once. 500 images of 32 x 32 pixels fit into
+#: it for CICNN (1 MiB each), 104 for ResNet-26.
 DEFAULT_CHUNK_BYTES = 512 * 2**20
 
 
 def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Give the positional inputs of a model, all with the same first dimension N.
+    """Return the positional inputs of a model, all with the same first dimension N.
 
     :raises ValueError: when there are no samples, or lengths differ.
     :raises TypeError: for anything but tensors.
@@ -50,7 +60,7 @@ def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 def select_params(
     model: nn.Module, params: Sequence[str] | Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """Pick the parameters to measure: those named, or all that require a gradient.
+    """Return the parameters to measure: those named, or all that require a gradient.
 
     :param params: names (or a mapping keyed by names) out of ``model.named_parameters()``.
     :raises ValueError: when a name is unknown or nothing is left to measure.
@@ -84,19 +94,12 @@ def fisher_information(
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Diagonal Fisher information: the mean over samples of squared per-sample gradients.
+    """Compute diagonal Fisher information: the mean over samples of squared per-sample gradients.
 
     ``F_i = 1/N sum_n (d loss(x_n) / d theta_i)^2`` with ``N = len(inputs)``. It is a mean
     over samples of squares, never the square of a batch mean, and no factor depends on the
     batch or chunk size. The model runs in eval mode and is left as it was found; samples
-    must not influence one another there.
-
-    The whole batch takes one forward and one backward pass (fewer samples at a time where
-    ``chunk_bytes`` would not hold them): Linear, convolution, normalisation, Embedding and
-    recurrent layers have closed forms, class tokens and the like one copy per sample, and
-    torch.func runs what is left, module by module. What torch.func cannot run takes a plain
-    backward pass for each sample; the log says so once. Every route is tried on two samples
-    against autograd first, and proven on samples of the batch with the loss itself.
+    must not influence one another there. The module's docstring tells how it is computed.
 
     The model, its buffers and attributes, and the tensors given are as they were afterwards. A
     network that loses the batch axis of a single sample (``squeeze()``) runs it as a pair. Of a
@@ -116,7 +119,7 @@ def fisher_information(
     :param generator: CPU generator of the sampled targets.
     :param chunk_bytes: bound on the memory of activations and per-sample gradients held at
         once, as far as a single sample fits into it.
-    :param process_group: of torch.distributed: every process gives samples of its own (the
+    :param process_group: of torch.distributed: every process measures samples of its own (the
         model and ``params`` are the same), the mean is over all of them and the same
         everywhere. A process that fails stops the others. Default: this process alone.
     :return: dict from parameter name to a tensor of the parameter's shape, values >= 0.

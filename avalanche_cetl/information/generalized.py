@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Weights that the penalty is computed for at once. Measured over 8 million float32 weights on one
+#: core: 2^17 and 2^19 are equal, 2^15 takes 1.5 times as long (too many small operations), 2^23 1.3
+#: times (three tensors no longer fit into the cache).
 _BLOCK = 2**17
 
 
@@ -29,7 +32,7 @@ class Quantile:
         check_unit_interval("Quantile", self.q)
 
     def of(self, relative: Mapping[str, Tensor]) -> float:
-        """Give the q-quantile (higher value) of all weights' RF."""
+        """Return the q-quantile (the higher value) of all weights' RF."""
         values = torch.cat([value.flatten().float() for value in relative.values()])
         k = min(values.numel(), int(self.q * values.numel()) + 1)
         return max(float(values.kthvalue(k).values), torch.finfo(torch.float32).tiny)
@@ -52,7 +55,7 @@ def check_threshold(threshold: object) -> None:
 def shared_weights(
     relative: Mapping[str, Tensor], threshold: float | Quantile = 0.5
 ) -> dict[str, Tensor]:
-    """Tell which weights two tasks may share: those with ``RF >= threshold``.
+    """Return which weights two tasks may share: those with ``RF >= threshold``.
 
     :param relative: relative Fisher information, values in [0, 1].
     :param threshold: the paper's u, in [0, 1], or a :class:`Quantile` of the values given.
@@ -71,7 +74,7 @@ def generalized_fisher(
     probability: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Generalized Fisher Information, the random gate of eq. 10.
+    """Compute Generalized Fisher Information, the random gate of eq. 10.
 
     A weight that the tasks share (``RF >= u``) keeps its Fisher information with
     probability p and gets 0 otherwise; a private one (``RF < u``) keeps it with
@@ -103,7 +106,7 @@ def generalized_fisher(
 
 
 def normalize_importance(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rescale importances to mean 1 over their non-zero entries, all parameters together.
+    """Return importances rescaled to mean 1 over their non-zero entries, all parameters together.
 
     The scale of Fisher information depends on network and loss; this takes it out of the
     penalty's strength. All zeros stay zeros.
@@ -123,11 +126,11 @@ def dwa_penalty(
     importance: Mapping[str, Tensor],
     lam: float,
 ) -> Tensor:
-    """Dynamic Weight Allocation, eq. 11: ``sum_i lam/2 GFI_i (theta_i - theta*_i)^2``.
+    """Compute the penalty of Dynamic Weight Allocation (eq. 11).
 
-    A sum over all weights named in ``importance``, not a mean; of complex weights the squared
-    distance ``|theta - theta*|^2`` counts. Value and gradient come out of
-    one pass over the weights.
+    ``sum_i lam / 2 GFI_i (theta_i - theta*_i)^2``: a sum over all weights named in ``importance``,
+    not a mean. Of complex weights the squared distance ``|theta - theta*|^2`` counts. Value and
+    gradient come out of one pass over the weights.
 
     :param params: current parameters; names that ``importance`` lacks are free.
     :param anchors: the parameters theta* to stay near.
@@ -199,7 +202,7 @@ class _Penalty(torch.autograd.Function):
 def _in_blocks(
     params: Sequence[Tensor], anchors: Sequence[Tensor], importance: Sequence[Tensor], lam: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """Penalty and gradient, over pieces that stay in the processor's cache: one pass in all."""
+    """Return penalty and gradient from one pass, by pieces that stay in the processor's cache."""
     total = torch.zeros((), dtype=torch.promote_types(params[0].dtype, torch.float32))
     pull = []
     for parameter, anchor, weight in zip(params, anchors, importance, strict=True):

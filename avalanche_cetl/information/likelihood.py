@@ -19,7 +19,7 @@ Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 
 
 def negative_log_likelihood(likelihood: str) -> Loss:
-    """Give the per-sample negative log likelihood of a network's output.
+    """Return the per-sample negative log likelihood of a network's output.
 
     :param likelihood: ``"categorical"``: cross entropy of logits ``(N, K)`` with
         class indices ``(N,)``. ``"bernoulli"``: binary cross entropy of logits ``(N, ...)``
@@ -57,7 +57,10 @@ def _gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _shaped(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Targets in the outputs' shape: subtraction would broadcast (N,) with (N, 1) to (N, N)."""
+    """Return targets in the outputs' shape.
+
+    Subtraction would broadcast (N,) with (N, 1) to (N, N).
+    """
     if targets.shape == outputs.shape:
         return targets
     if [n for n in targets.shape if n != 1] != [n for n in outputs.shape if n != 1]:
@@ -89,7 +92,7 @@ def check_outputs(outputs: Any, likelihood: str) -> Tensor:
 
 
 def check_targets(targets: Tensor, likelihood: str) -> None:
-    """Raise ValueError unless the likelihood knows every target, and name the first row.
+    """Raise ValueError unless the likelihood allows every target, and name the first row.
 
     Class indices (or probabilities) have to be >= 0, ``"bernoulli"`` targets in [0, 1], all of
     them finite.
@@ -160,7 +163,7 @@ class BoundLoss:
     :param targets: of all N samples (a tensor or a tuple of tensors with N rows), or None.
     :param samples: N.
     :raises ValueError: for an unknown name, or an empirical loss without targets or with
-        targets that the likelihood does not know.
+        targets that the likelihood does not allow.
     """
 
     def __init__(
@@ -193,7 +196,7 @@ class BoundLoss:
         self._chance: Tensor | None = None
 
     def targets(self, outputs: Any, rows: slice) -> Any:
-        """Targets of some samples, given the model's outputs for them."""
+        """Return the targets of some samples, given the model's outputs for them."""
         if self._named:
             check_outputs(outputs, self._likelihood)
         if not self._sampled:
@@ -203,9 +206,9 @@ class BoundLoss:
         return _place(outputs, self._likelihood, self._chance[rows])
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        """One loss per sample, ``(n,)``.
+        """Return one loss per sample, ``(n,)``.
 
-        :raises ValueError: when the loss gives anything else.
+        :raises ValueError: when the loss returns anything else.
         """
         values = self.function(outputs) if targets is None else self.function(outputs, targets)
         if not isinstance(values, Tensor) or values.dim() != 1:
@@ -227,5 +230,5 @@ def _check_rows(targets: Tensor, samples: int) -> Tensor:
 
 
 def select(value: Any, rows: int | slice | list[int]) -> Any:
-    """Take some rows of a tensor, or of every tensor of a nested tuple."""
+    """Return some rows of a tensor, or of every tensor of a nested tuple."""
     return map_tensors(value, lambda t: t[rows])

@@ -134,3 +134,21 @@ def test_outputs_that_are_no_tensor_are_named():
 
     with pytest.raises(ValueError, match="gave tuple"):
         fisher_information(Pair(), images())
+
+
+def test_sampled_labels_follow_the_model_and_the_seed(named_case):
+    logits = torch.tensor([[0.0, 2.0]]).expand(20_000, 2)
+    share = sample_targets(logits, "categorical", torch.Generator().manual_seed(0)).float().mean()
+    assert abs(share - torch.sigmoid(torch.tensor(2.0))) < 0.01
+    model, x, _ = named_case("mlp").make(7)
+    one, two, other = (
+        fisher_information(model, x, generator=torch.Generator().manual_seed(s))["0.weight"]
+        for s in (1, 1, 2)
+    )
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_sampled_reconstruction_has_unit_noise():
+    out = torch.full((4000, 1, 2, 2), 3.0)
+    noise = sample_targets(out, "gaussian", torch.Generator().manual_seed(0)) - out
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05

@@ -1,1 +1,1 @@
-"""Per-sample gradients: how they are had, exactly and at the least cost."""
+"""Per-sample gradients: how they are computed, exactly and at the least cost."""

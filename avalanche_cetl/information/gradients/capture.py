@@ -105,7 +105,7 @@ def _expanded(model: nn.Module, names: Sequence[str], samples: int) -> Iterator[
 
 
 def _differentiable(outputs: Any) -> bool:
-    """Whether there is one output, and a gradient: of several, a loss may read one without."""
+    """Return whether the one output has a gradient: of several, a loss may read one without."""
     return isinstance(outputs, Tensor) and outputs.requires_grad
 
 

@@ -6,8 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,9 @@ from torch.utils._pytree import tree_map
 
 from avalanche_cetl.common.processes import Processes, StartAgainError
 from avalanche_cetl.common.state import ModelState
-from avalanche_cetl.information.gradients.bundles import (
-    Bundle,
-    LayerBundle,
-    Layout,
-    ModuleBundle,
-    Route,
-    make_bundles,
-)
+from avalanche_cetl.information.gradients.assembly import make_bundles
+from avalanche_cetl.information.gradients.batches import Batch
+from avalanche_cetl.information.gradients.bundles import Bundle, Layout
 from avalanche_cetl.information.gradients.capture import Captured
 from avalanche_cetl.information.gradients.functional import current_autocast
 from avalanche_cetl.information.gradients.plain import PlainGradients
@@ -30,87 +24,17 @@ from avalanche_cetl.information.gradients.plan import (
     Due,
     forget_plan,
     plan_routes,
-    say_that_it_is_slow,
+    warn_of_plain_autograd,
 )
-from avalanche_cetl.information.gradients.proof import Proof, StalePlanError
-from avalanche_cetl.information.gradients.trial import Trial, Verdict, run_routes
+from avalanche_cetl.information.gradients.proof import Proof
+from avalanche_cetl.information.gradients.routes import Route, StalePlanError
+from avalanche_cetl.information.gradients.trial import Trial, run_routes
 from avalanche_cetl.information.gradients.whole import ModelBundle, PlainBundle
 from avalanche_cetl.information.likelihood import BoundLoss
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-#: Per-sample gradients held at once: small enough for a CPU's cache, large enough for a GPU.
-_CPU_BLOCK, _CUDA_BLOCK = 8 * 2**20, 256 * 2**20
-#: Samples at a time where the gradient of a single one is larger than that.
-_LARGE_LAYER_SAMPLES = 8
-
-
-class Piece(NamedTuple):
-    """Gradients of some samples, for all or some of a parameter's first layout dimension.
-
-    :ivar rows: which samples of the batch.
-    :ivar part: which entries of the first dimension.
-    :ivar gradients: per loss asked for, by name ``(n, *layout)`` with that part alone.
-    """
-
-    rows: slice
-    part: slice
-    gradients: list[dict[str, Tensor]]
-
-
-@dataclass
-class Batch:
-    """Some samples, and the bundles that give their gradients.
-
-    :ivar start: index of the first sample.
-    :ivar samples: how many there are.
-    """
-
-    start: int
-    samples: int
-    bundles: list[Bundle]
-    chunk_bytes: int
-
-    def pieces(self, bundle: Bundle, losses: Sequence[int]) -> Iterator[Piece]:
-        """Walk over the samples, a few at a time: as many as stay in the processor's cache."""
-        first = next(iter(bundle.params.values()))
-        limit = _CPU_BLOCK if first.device.type == "cpu" else _CUDA_BLOCK
-        if isinstance(bundle, ModelBundle | ModuleBundle | PlainBundle):
-            limit = self.chunk_bytes
-        limit = max(1, min(limit, self.chunk_bytes) // len(losses))
-        step = limit // max(1, bundle.row_bytes())
-        if step == 0 and isinstance(bundle, LayerBundle) and bundle.factored:
-            yield from self._parts(bundle, losses, limit)
-            return
-        step = max(1, min(self.samples, step))
-        for rows in _slices(self.samples, step):
-            found = [bundle.gradients(k, rows) for k in losses]
-            # A parameter without dimensions has a layout of one entry.
-            flat = [{n: g if g.dim() > 1 else g.unsqueeze(1) for n, g in f.items()} for f in found]
-            yield Piece(rows, slice(None), flat)
-
-    def _parts(self, bundle: LayerBundle, losses: Sequence[int], limit: int) -> Iterator[Piece]:
-        """The same for a layer too large for that: a few rows of its weight at a time."""
-        size = bundle.layout(bundle.name).shape
-        for rows in _slices(self.samples, min(self.samples, _LARGE_LAYER_SAMPLES)):
-            factors = [bundle.factors(rows, k) for k in losses]
-            count = rows.stop - rows.start
-            step = max(1, limit // (count * size[1:].numel() * 4))
-            for part in _slices(size[0], step):
-                found = [{bundle.name: f.left[:, part] @ _of(f.right, part)} for f in factors]
-                yield Piece(rows, part, found)
-
-
-def _of(right: Tensor, part: slice) -> Tensor:
-    """Take a grouped layer's groups; without groups all rows share the right factor."""
-    return right[:, part] if right.dim() == 4 else right
-
-
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, step):
-        yield slice(start, min(total, start + step))
 
 
 class PerSampleGradients:
@@ -151,6 +75,7 @@ class PerSampleGradients:
         self._due = Due.NONE
         self.routes = {name: Route("plain") for name in self.params}
         self.batch_size, self.model_bytes = self.samples, 0
+        # Two samples are what a trial takes by plain autograd: then the measurement is done.
         if self.samples > 2 and not plainly:
             plan, self._due = plan_routes(model, self.inputs, self.params, self.losses, self._plain)
             self.model_bytes, self.routes = plan.model_bytes, plan.routes
@@ -160,7 +85,7 @@ class PerSampleGradients:
             self.batch_size = max(1 + plan.pairs, min(self.samples, size))
 
     def batches(self) -> Iterator[Batch]:
-        """All samples, in as few batches as ``chunk_bytes`` allows.
+        """Iterate over all samples, in as few batches as ``chunk_bytes`` allows.
 
         A single batch is kept, so that a second round over it costs no pass.
         """
@@ -200,7 +125,7 @@ class PerSampleGradients:
         return run_routes(self.model, self.inputs, self.losses, rows, self.routes)
 
     def _whole_model(self, rows: slice, captured: Captured) -> list[Bundle]:
-        """Bundles of the parameters that no layer or module gives."""
+        """Return bundles of the parameters that take a pass through the whole model."""
         chosen: dict[str, dict[str, Tensor]] = {"model": {}, "plain": {}}
         for name, parameter in self.params.items():
             kind = self.routes[name].kind
@@ -227,13 +152,14 @@ class PerSampleGradients:
         return bundles
 
     def _prove(self, captured: Captured, bundles: Sequence[Bundle], due: Due) -> None:
-        """See that the plan holds for the first batch.
+        """Compare the plan's gradients of the first batch with autograd's.
 
-        :raises StalePlanError: where it does not.
+        :raises StalePlanError: where they differ.
         """
         if all(isinstance(bundle, PlainBundle) for bundle in bundles) and bundles:
             return
         n = captured.samples
+        # The trial ran the first two samples of a call; a proof looks at others of the batch.
         rows = {
             Due.FULL: sorted({0, n // 3, 2 * n // 3}),
             Due.AGAIN: sorted({n // 3, 2 * n // 3}),
@@ -244,7 +170,7 @@ class PerSampleGradients:
         except StalePlanError:
             raise
         except Exception as problem:
-            # A loss that reads all samples at once, say: the routes are tried as they first were.
+            # Such as a loss that reads all samples at once: routes are tried as they first were.
             logger.debug("a plan is tried anew: %s: %s", type(problem).__name__, problem)
             self._try_anew()
         else:
@@ -255,19 +181,19 @@ class PerSampleGradients:
         trial = Trial(self.model, two, self.params, self._plain, len(self.losses))
         tried = {n: r for n, r in self.routes.items() if r.kind not in ("model", "plain")}
         for name, verdict in trial.verdicts(tried).items():
-            if verdict is Verdict.WRONG:
+            if not verdict.accepted:
                 raise StalePlanError(name)
 
     def restore(self, name: str, value: Tensor) -> Tensor:
-        """Bring a tensor in a parameter's layout into its shape."""
+        """Return a tensor in a parameter's layout in the parameter's shape."""
         return self.layouts[name].restore(value) if name in self.layouts else value
 
     def exactly(self) -> torch.autocast:
-        """A context without autocast: sums and products are not rounded to half precision."""
+        """Return a context without autocast, where sums are not rounded to half precision."""
         return torch.autocast(self.inputs[0].device.type, enabled=False)
 
     def meet(self, layouts: Sequence[tuple[str, torch.Size]]) -> None:
-        """Wait for the other processes, and see that all are about to add the same tensors."""
+        """Wait for the other processes; raise where they are about to add other tensors."""
         # Whether torch.func or plain autograd runs the whole model makes no difference here.
         routes = {
             name: ("plain" if route.kind == "model" else route.kind, len(route.owners))
@@ -300,7 +226,7 @@ def with_engine(
     """Run some work on per-sample gradients; on plain autograd's where a layer picks its rows.
 
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
-    later batch than the one that was tried. What one process meets, the others hear of.
+    later batch than the one that was tried. An error in one process is raised in the others too.
 
     :param state: of the model, put back before every pass.
     """
@@ -328,7 +254,7 @@ def with_engine(
             except StartAgainError as problem:
                 why = f"a layer sees some samples only: {problem}"
                 break
-        say_that_it_is_slow(model, list(params), why)
+        warn_of_plain_autograd(model, list(params), why)
         return attempt(plainly=True)
 
 
@@ -339,7 +265,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        # Torch 2.14 says at every change of these flags that there is no Intel GPU.
+        # Torch 2.14 warns at every change of these flags that there is no Intel GPU.
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield

@@ -15,7 +15,7 @@ from avalanche_cetl.information.likelihood import BoundLoss
 
 
 def current_autocast(device: torch.device) -> Callable[[], torch.autocast]:
-    """Make contexts that restore the autocast state of now."""
+    """Return a function that makes contexts with the autocast state of now."""
     kind = device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
@@ -29,7 +29,7 @@ def model_gradients(
     params: Mapping[str, Tensor],
     pairs: bool = False,
 ) -> dict[str, Tensor]:
-    """Per-sample gradients of a loss of the whole model, each ``(n, *param.shape)``.
+    """Compute per-sample gradients of a loss of the whole model, each ``(n, *param.shape)``.
 
     Every sample runs as a batch of one, or of two that are the same.
 
@@ -62,7 +62,7 @@ def call_gradients(
     params: Mapping[str, Tensor],
     rowwise: Sequence[bool],
 ) -> dict[str, Tensor]:
-    """Per-sample gradients of one call of a module, given the gradient of its output.
+    """Compute per-sample gradients of one call of a module, given the gradient of its output.
 
     :param rowwise: which of the inputs (positional, then named) have a row for each sample;
         the others are the same for all.
@@ -106,5 +106,5 @@ def _vectorised(one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any]) -
 
 
 def _own(values: Tensor) -> Tensor:
-    """Memory of its own for each sample: vmap repeats what no sample changes by stride 0."""
+    """Return values with memory for each sample: vmap repeats equal ones by a stride of 0."""
     return values.clone(memory_format=torch.contiguous_format) if 0 in values.stride() else values

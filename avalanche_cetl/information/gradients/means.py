@@ -7,9 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.bundles import Bundle, magnitude
-from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients
+from avalanche_cetl.information.gradients.batches import Batch
+from avalanche_cetl.information.gradients.bundles import Bundle
+from avalanche_cetl.information.gradients.engine import PerSampleGradients
+from avalanche_cetl.information.gradients.precision import magnitude
 
+#: Sums of fewer entries than this are made in one go, ``(a * b).sum(0)``; those of more entries one
+#: sample at a time, which needs no product tensor. Measured with 64 samples in float32 on one core:
+#: one go is 2.7 times as fast at 2^12 entries, 1.6 times at 2^13, equal at 2^14, and takes 2.5
+#: times as long at 2^16, where products no longer fit into the cache.
 _SMALL = 2**13
 
 
@@ -30,7 +36,15 @@ class SquareMeans:
 
 @torch.no_grad()
 def square_means(engine: PerSampleGradients, norms: bool = False) -> SquareMeans:
-    """Run over all samples once; see :class:`SquareMeans`. Norms are zeros unless asked for."""
+    """Compute means of squares in one round over all samples.
+
+    Where each gradient is one outer product ``g_n a_n^T``, the squares are outer products of
+    squares, and their sum is one matrix product, ``(g^2)^T a^2``; a sample's squared norm is
+    ``|g_n|^2 |a_n|^2``. No per-sample gradient is made. The sums run in the gradients' own type
+    (half precision in float32), norms in float64, since they add up over all layers.
+
+    :param norms: compute every sample's norm as well; else they are zeros.
+    """
     count = range(len(engine.losses))
     device = engine.inputs[0].device
     result = SquareMeans(
@@ -92,7 +106,7 @@ def _add_squares(
 
 
 def add_products(sums: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``(a * b).sum(0)``: in one go, or a sample at a time where one fills the cache."""
+    """Add ``(a * b).sum(0)``: in one go, or one sample at a time where one fills the cache."""
     if sums.numel() < _SMALL:
         sums += (a * b).sum(0)
         return
@@ -101,7 +115,7 @@ def add_products(sums: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def restored(engine: PerSampleGradients, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring values in layout into the parameters' shapes; missing ones are zeros."""
+    """Return values in layout in the parameters' shapes; missing ones are zeros."""
     result = {}
     for name, parameter in engine.params.items():
         if name in values:

@@ -1,8 +1,25 @@
 """The "gaussian" relative Fisher information without a tensor of samples times weights.
 
-Correlations of logarithms need sums over samples alone. Where each per-sample gradient is a
-single outer product, ``log F_ij = log left_i^2 + log right_j^2``, and the sums of products
-are a few small matrix products; elsewhere the sums run over blocks of samples.
+What is computed: for every weight the correlation, over samples, of ``u = log(F_1 / mean F_1 +
+floor)`` and ``v``, the same of the other task. A correlation needs five sums over samples: of u, v,
+``u^2``, ``v^2`` and ``uv``. They are added up batch by batch, after a first round has given the
+means, and no values of single samples are kept.
+
+In closed form: where each per-sample gradient of a weight matrix is one outer product, ``G_n =
+g_n a_n^T``, the logarithm is a sum, ``u_nij = l_ni + r_nj`` with ``l = log g^2`` and ``r = log
+a^2``. Then ``sum_n u_nij = sum_n l_ni + sum_n r_nj``, and for the products
+
+    ``sum_n u_nij v_nij = sum_n l_ni l'_ni + sum_n r_nj r'_nj + (l^T r')_ij + (l'^T r)_ij``,
+
+a column, a row and two matrix products ``(O, N) x (N, I)``, as the Fisher information itself is
+one. They replace N logarithms for each of the ``O I`` weights. To stay a sum, the floor is on
+either factor instead of on the product (:mod:`~avalanche_cetl.information.relative`).
+
+Where it would break: variances come out as differences of mean squares and squared means, so what
+is left of them has an absolute error of some eps times the mean square. Values are divided by
+their means before the logarithm, so that no loss's scale shifts all logarithms and adds to that.
+:func:`~avalanche_cetl.information.estimators.correlation` has a floor for what cannot be told from
+rounding.
 """
 
 from __future__ import annotations
@@ -14,9 +31,14 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.information.estimators import LOG_FLOOR, correlation
+from avalanche_cetl.information.gradients.batches import Batch
 from avalanche_cetl.information.gradients.bundles import Bundle
-from avalanche_cetl.information.gradients.engine import Batch, PerSampleGradients
+from avalanche_cetl.information.gradients.engine import PerSampleGradients
 from avalanche_cetl.information.gradients.means import SquareMeans, add_products
+
+#: A mean of squares below this (gradients of 1e-15) counts as this: its reciprocal has to be finite
+#: in float32.
+_TINY = 1e-30
 
 
 @dataclass
@@ -34,11 +56,11 @@ class _Sums:
         return cls(*(torch.zeros_like(like) for _ in range(5)))
 
     def part(self, rows: slice) -> _Sums:
-        """The sums of some entries of the first dimension; shares their memory."""
+        """Return the sums of some entries of the first dimension; they share their memory."""
         return _Sums(*(t[rows] for t in self.tensors()))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All five."""
+        """Return all five."""
         return self.u, self.v, self.uu, self.vv, self.uv
 
     def add(self, u: Tensor, v: Tensor) -> None:
@@ -50,7 +72,7 @@ class _Sums:
         add_products(self.uv, u, v)
 
     def correlation(self, n: int) -> Tensor:
-        """Absolute correlation of u and v over n samples."""
+        """Return the absolute correlation of u and v over n samples."""
         u, v = self.u / n, self.v / n
         uu, vv = self.uu / n, self.vv / n
         size = torch.maximum(uu, vv)
@@ -61,7 +83,7 @@ class _Sums:
 def gaussian_relative(
     engine: PerSampleGradients, means: SquareMeans, normalize_samples: bool
 ) -> dict[str, Tensor]:
-    """Give the "gaussian" relative Fisher information of two losses, in layout.
+    """Compute the "gaussian" relative Fisher information of two losses, in layout.
 
     :param means: of the same engine, with norms for ``normalize_samples``.
     """
@@ -97,14 +119,18 @@ def _finish(
     for name in list(sums):
         value = sums.pop(name).correlation(samples)
         for task in means.fisher:
-            value.mul_(task[name] > 0)  # a dead weight knows nothing
+            value.mul_(task[name] > 0)  # a dead weight shares nothing
         relative[name] = value
 
 
 def _add_outer(
     sums: dict[str, _Sums], bundle: Bundle, means: SquareMeans, scales: Sequence[Tensor]
 ) -> None:
-    """Add a batch whose gradients are single outer products: ``u_ij = a_i + b_j``."""
+    """Add a batch whose gradients are single outer products: ``u_ij = l_i + r_j``.
+
+    Two losses of one layer's output have the same input, and often one factor in common: then
+    their matrix products are the same, and made once.
+    """
     name = bundle.names[0]
     lefts, rights = [], []
     for k in (0, 1):
@@ -139,7 +165,7 @@ def _add_outer(
 
 
 def _log_over_mean(values: Tensor, mean_square: Tensor) -> Tensor:
-    """``log(values^2 / mean + floor)``."""
+    """Return ``log(values^2 / mean + floor)``."""
     tiny = torch.finfo(mean_square.dtype).tiny
     return torch.log(values.square() / mean_square.clamp_min(tiny) + LOG_FLOOR)
 
@@ -152,9 +178,8 @@ def _add_blocks(
     scales: Sequence[Tensor],
 ) -> None:
     """Add a batch, a few samples at a time."""
-    tiny = 1e-30
     stretch = [
-        {name: means.fisher[k][name].clamp_min(tiny).reciprocal() for name in bundle.names}
+        {name: means.fisher[k][name].clamp_min(_TINY).reciprocal() for name in bundle.names}
         for k in (0, 1)
     ]
     for rows, part, found in batch.pieces(bundle, (0, 1)):

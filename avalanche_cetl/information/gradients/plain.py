@@ -118,7 +118,7 @@ class PlainGradients:
 
     @torch.no_grad()
     def _loses_its_batch_axis(self) -> bool:
-        """Whether outputs for one sample are not those for two with one row less."""
+        """Return whether outputs for one sample are not those for two with one row less."""
         try:
             two = _shapes(self.outputs(0, pair=True))
         except Exception:
@@ -140,7 +140,7 @@ def row_loss(loss: BoundLoss, targets: Any, start: int = 0) -> RowLoss:
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:
-    """A gradient of an Embedding may be sparse."""
+    """Return a gradient as a dense tensor: that of an Embedding may be sparse."""
     return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
 
 

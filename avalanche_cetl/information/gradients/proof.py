@@ -7,31 +7,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.bundles import (
-    Bundle,
-    RowMismatchError,
-    SlowBundle,
-    magnitude,
-)
+from avalanche_cetl.information.gradients.agreement import Agreement, same_values
+from avalanche_cetl.information.gradients.bundles import Bundle, SlowBundle
 from avalanche_cetl.information.gradients.capture import Captured
 from avalanche_cetl.information.gradients.plain import Gradients, PlainGradients, row_loss
-from avalanche_cetl.information.gradients.trial import Room, same_values
+from avalanche_cetl.information.gradients.precision import magnitude
+from avalanche_cetl.information.gradients.routes import StalePlanError
 from avalanche_cetl.information.gradients.whole import PlainBundle
 from avalanche_cetl.information.likelihood import BoundLoss
 
 
-class StalePlanError(RowMismatchError):
-    """A kept plan does not give autograd's gradients any more."""
-
-
 class Proof:
-    """Plain autograd's gradients of a few samples, and what the bundles give for them.
+    """Plain autograd's gradients of a few samples, to compare the bundles' with.
 
     It reads the losses that are measured, on the batch that is measured: so it also sees
     parameters that a loss reads by itself, and losses and networks that depend on how many samples
     there are. In float32 a unit of one sample may lie so near a kink that rounding decides its
     gradient: of three samples two have to refute a route there, in float64 one. The cheap bundles
-    are asked for these samples at once; those that torch.func runs tell when they come to them.
+    compute these samples at once; those that torch.func runs are compared when they come to them.
 
     :param plain: over all samples of the call.
     :param captured: the first batch, which starts with the call's first sample.
@@ -56,7 +49,7 @@ class Proof:
             if not same_values(captured.values[k][list(found)], alone):
                 raise StalePlanError("a loss or a layer depends on the number of samples")
             self._truth.append({row: gradients for row, (_, gradients) in found.items()})
-        self._rooms = [Room(list(truth.values()), strict=False) for truth in self._truth]
+        self._agreements = [Agreement(list(truth.values()), strict=False) for truth in self._truth]
         self._refuted: dict[tuple[int, str], int] = {}
         exact = all(p.dtype == torch.float64 for p in plain.params.values())
         self._enough = 1 if exact or len(rows) == 1 else 2
@@ -97,7 +90,7 @@ class Proof:
             if not rows.start <= row < rows.stop:
                 continue
             for name, value in values.items():
-                if not self._rooms[loss].agree(value[row - rows.start], truth[name]):
+                if not self._agreements[loss].holds(value[row - rows.start], truth[name]):
                     key = (loss, name)
                     self._refuted[key] = self._refuted.get(key, 0) + 1
                     if self._refuted[key] == self._enough:

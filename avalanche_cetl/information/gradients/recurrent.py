@@ -2,8 +2,8 @@
 
 The pre-activations of step t are ``W_ih x_t + b_ih`` and ``W_hh h_(t-1) + b_hh``. Once their
 gradients are known, those of a weight are a sum of outer products over the steps, as of a linear
-layer that reads a sequence. torch runs a whole recurrent layer in one operation, which tells no
-gradient of a gate; so the layer is run again, step by step on all samples at once, and
+layer that reads a sequence. torch runs a whole recurrent layer in one operation, which has no
+gradient for a single gate; so the layer is run again, step by step on all samples at once, and
 differentiated with respect to the pre-activations. That takes some operations a step, where a
 backward pass for each sample takes as many for each of them.
 """
@@ -24,7 +24,7 @@ Cell = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def unrolled(module: nn.Module) -> bool:
-    """Whether this is a recurrent layer whose weights have a closed form: its batch comes first."""
+    """Return whether it is a recurrent layer whose weights have a closed form: batch first."""
     return isinstance(module, RECURRENT) and module.batch_first
 
 
@@ -64,7 +64,7 @@ class _Direction:
         project = weight("weight_hr") if module.proj_size else None
         count = x.shape[1]
         steps = range(count - 1, -1, -1) if reverse else range(count)
-        #: Per step, in the sequence's order: what W_hh reads and gives, what W_hr reads and gives.
+        #: Per step, in the sequence's order: input and output of W_hh, input and output of W_hr.
         self.before: list[Tensor] = [h] * count
         self.z_hh: list[Tensor] = [h] * count
         self.inside: list[Tensor] = [h] * count
@@ -100,7 +100,7 @@ class _Direction:
         return {f"{name}{self.suffix}": call for name, call in found.items()}
 
     def differentiated(self) -> list[Tensor]:
-        """What the losses are differentiated with respect to."""
+        """Return what the losses are differentiated with respect to."""
         return [self.z_ih, *self.z_hh, *self.out]
 
 
@@ -132,7 +132,7 @@ def _unroll(module: nn.RNNBase, call: Call) -> dict[str, Call]:
 
 
 def _cell(module: nn.RNNBase) -> Cell:
-    """The step of a layer, by torch's own equations."""
+    """Return the step of a layer, by torch's own equations."""
 
     def lstm(z_ih: Tensor, z_hh: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         i, f, g, o = (z_ih + z_hh).chunk(4, 1)

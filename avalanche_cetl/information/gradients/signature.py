@@ -21,7 +21,8 @@ from avalanche_cetl.information.likelihood import BoundLoss
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _VALUES = (*_PLAIN, Tensor, dict, list, tuple, set)
-#: Containers inside containers that are looked into.
+#: Containers inside containers that are looked into: a tensor in a list in a dictionary of an
+#: object that a layer holds is just seen. A list may hold itself, so there has to be an end.
 _DEPTH = 3
 
 
@@ -33,7 +34,7 @@ def signature(model: nn.Module, losses: Sequence[BoundLoss] = ()) -> int:
     enclosing names.
 
     :param model: any module.
-    :param losses: that will be measured; known by their code.
+    :param losses: that will be measured; two with the same code are the same.
     """
     codes = tuple(id(getattr(loss.function, "__code__", loss.function)) for loss in losses)
     return hash((codes, *_marks(model)))
@@ -73,7 +74,7 @@ def _marks(model: nn.Module) -> Iterator[Any]:
 
 
 def _surroundings(function: Any) -> Iterator[Any]:
-    """Marks of the plain values and tensors that a function reads from outside."""
+    """Iterate over marks of the plain values and tensors that a function reads from outside."""
     if not isinstance(function, FunctionType):
         return
     for name in function.__code__.co_names:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.information.gradients.bundles import SlowBundle, magnitude, single
+from avalanche_cetl.information.gradients.bundles import SlowBundle
 from avalanche_cetl.information.gradients.functional import current_autocast, model_gradients
 from avalanche_cetl.information.gradients.plain import PlainGradients, row_loss
+from avalanche_cetl.information.gradients.precision import magnitude, single
 from avalanche_cetl.information.likelihood import BoundLoss, select
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class PlainBundle(SlowBundle):
 
 
 class ModelBundle(SlowBundle):
-    """Parameters by torch.func on the whole model; by plain autograd where that gives up."""
+    """Parameters by torch.func on the whole model; by plain autograd where that fails."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class ModelBundle(SlowBundle):
         self._autocast = current_autocast(inputs[0].device)
 
     def row_bytes(self) -> int:
-        """Memory of one sample's gradients and of its activations on the way."""
+        """Return the memory of one sample's gradients and of its activations on the way."""
         return super().row_bytes() + self._sample_bytes
 
     def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
@@ -83,6 +84,6 @@ class ModelBundle(SlowBundle):
                 )
         except (RuntimeError, NotImplementedError) as problem:
             # These samples take another way through the model than those that were tried.
-            logger.debug("torch.func gives up on %s: %s", type(self.model).__name__, problem)
+            logger.debug("torch.func cannot run %s: %s", type(self.model).__name__, problem)
             return self._plain.gradients(loss, rows)
         return {name: magnitude(value) for name, value in found.items()}

@@ -1,0 +1,30 @@
+"""What per-sample gradients are cast to before they are squared or added up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def magnitude(gradient: Tensor) -> Tensor:
+    """Return the absolute values of a complex gradient, a real one as it is.
+
+    What is measured are squares: for a complex weight ``w = a + bi`` torch's gradient is
+    ``dL/da + i dL/db``, and ``(dL/da)^2 + (dL/db)^2`` the square of its absolute value.
+    """
+    return gradient.abs() if gradient.is_complex() else gradient
+
+
+def single(values: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is.
+
+    The squares of gradients below 2.4e-4 are 0 in float16, and a sum in bfloat16 stops to grow
+    after some hundred terms.
+    """
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def wide(x: Tensor, like: Tensor) -> Tensor:
+    """Return a layer's input, detached; floating point in the type of its output gradient."""
+    x = x.detach()
+    return x.to(like.dtype) if x.is_floating_point() else x

@@ -1,0 +1,50 @@
+"""Samples in batches, and gradients in pieces: they make no difference."""
+
+import pytest
+import torch
+
+from avalanche_cetl import fisher_information
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2000, 20_000])
+@pytest.mark.parametrize("name", ["max pooling", "conv groups", "embedding", "class token"])
+def test_fisher_does_not_depend_on_chunks_and_order(named_case, name, chunk_bytes):
+    case = named_case(name)
+    model, x, targets = case.make(7)
+    whole = fisher_information(model, x, "empirical", targets=targets)
+    order = torch.randperm(7)
+    parts = fisher_information(
+        model, x[order], "empirical", targets=targets[order], chunk_bytes=chunk_bytes
+    )
+    for key in whole:
+        torch.testing.assert_close(parts[key], whole[key], rtol=1e-10, atol=1e-14)
+
+
+def test_a_layer_larger_than_the_block_is_taken_in_parts(named_case, monkeypatch):
+    monkeypatch.setattr("avalanche_cetl.information.gradients.batches._CPU_BLOCK", 64)
+    for name in ("conv of many channels", "conv groups", "tokens", "transposed, padded"):
+        case = named_case(name)
+        model, x, targets = case.make(11)
+        found = fisher_information(
+            model, x, "empirical", targets=targets, likelihood=case.likelihood
+        )
+        for key, rows in case.naive(model, x, targets).items():
+            torch.testing.assert_close(found[key], rows.square().mean(0), rtol=1e-10, atol=1e-14)
+
+
+def test_sampled_targets_do_not_depend_on_chunks(named_case):
+    for name in ("mlp", "transposed"):
+        case = named_case(name)
+        model, x, _ = case.make(9)
+        whole, parts = (
+            fisher_information(
+                model,
+                x,
+                likelihood=case.likelihood,
+                generator=torch.Generator().manual_seed(0),
+                chunk_bytes=size,
+            )
+            for size in (2**20, 1)
+        )
+        for key in whole:
+            torch.testing.assert_close(parts[key], whole[key], rtol=1e-10, atol=1e-14)

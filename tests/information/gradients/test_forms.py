@@ -1,0 +1,242 @@
+"""Closed forms that a user registers: used where they are right, refused where they are wrong."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from avalanche_cetl import fisher_information
+from avalanche_cetl.information import fisher_and_relative, register_layer_gradients
+from avalanche_cetl.information.gradients import forms, layers
+from avalanche_cetl.information.gradients.forms import Factors, register_layer_factors
+from avalanche_cetl.information.gradients.functional import call_gradients
+
+ON = "avalanche_cetl.information.gradients.module_bundle.call_gradients"
+
+
+def fresh_layer():
+    """A layer of one's own; a new class for every test, since forms are never removed."""
+
+    class Scale(nn.Module):
+        def __init__(self, size=4):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.randn(size))
+            self.shift = nn.Parameter(torch.randn(size))
+
+        def forward(self, x):
+            return x.sin() * self.gamma + self.shift
+
+    return Scale
+
+
+def network(layer, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 4), layer(), nn.Tanh(), nn.Linear(4, 3)).double()
+    return model, torch.randn(9, 5, dtype=torch.float64), torch.randint(3, (9,))
+
+
+def loop(model, x, loss):
+    """Mean of squared gradients, one sample after another."""
+    params = dict(model.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in params.items()}
+    for i in range(len(x)):
+        found = torch.autograd.grad(loss(model(x[i : i + 1]), i), params.values())
+        for name, g in zip(params, found, strict=True):
+            total[name] += g**2 / len(x)
+    return total
+
+
+def assert_exact(model, x, y):
+    found = fisher_information(model, x, "empirical", targets=y)
+    wanted = loop(model, x, lambda out, i: F.cross_entropy(out, y[i : i + 1]))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-14)
+
+
+@pytest.fixture
+def by_torch_func(monkeypatch):
+    """The layers that torch.func runs, the slower way."""
+    ran = []
+
+    def counted(module, *args):
+        ran.append(type(module).__name__)
+        return call_gradients(module, *args)
+
+    monkeypatch.setattr(ON, counted)
+    return ran
+
+
+def test_a_layer_of_ones_own_has_the_fisher_information_of_the_naive_loop(by_torch_func, caplog):
+    layer, calls = fresh_layer(), []
+
+    @register_layer_gradients(layer, parameter="gamma")
+    def gamma(module, inputs, gradient):
+        calls.append(len(gradient))
+        return inputs[0].sin() * gradient
+
+    @register_layer_gradients(layer, parameter="shift")
+    def shift(module, inputs, gradient):
+        return gradient  # not a copy: what is measured must not write into it
+
+    assert_exact(*network(layer))
+    assert 9 in calls and not by_torch_func  # in one go over the batch
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_parameter_without_a_form_takes_the_way_it_took(by_torch_func):
+    layer = fresh_layer()
+    register_layer_gradients(layer, parameter="shift")(lambda module, inputs, gradient: gradient)
+    assert_exact(*network(layer))
+    assert by_torch_func
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (lambda module, inputs, gradient: inputs[0] * gradient, "other gradients than autograd"),
+        (lambda module, inputs, gradient: gradient.sum(1), "RuntimeError: shape"),
+        (lambda module, inputs, gradient: None, "AttributeError"),
+        (lambda module, inputs: None, "TypeError"),
+    ],
+    ids=["wrong values", "wrong shape", "nothing", "wrong arguments"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_wrong_form_is_refused_by_name(rule, why, dtype, by_torch_func, caplog):
+    layer = fresh_layer()
+    rule.__qualname__ = "my_rule"
+    register_layer_gradients(layer, parameter="gamma")(rule)
+    model, x, y = network(layer)
+    for _ in range(2):
+        fisher_information(model.to(dtype), x.to(dtype), "empirical", targets=y)
+    (message,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert message.startswith("my_rule, the closed form of Scale.gamma, is not used for 1.gamma")
+    assert why in message
+    assert by_torch_func
+    assert_exact(model.double(), x, y)
+
+
+def test_a_form_that_is_wrong_for_later_samples_is_refused_by_the_proof():
+    layer = fresh_layer()
+
+    @register_layer_gradients(layer, parameter="gamma")
+    def gamma(module, inputs, gradient):
+        right = inputs[0].sin() * gradient
+        return right if len(right) == 2 else 2 * right
+
+    register_layer_gradients(layer, parameter="shift")(lambda module, inputs, gradient: gradient)
+    assert_exact(*network(layer))
+
+
+def test_a_form_registered_again_replaces_the_first_at_once(by_torch_func):
+    layer = fresh_layer()
+    used = []
+    register_layer_gradients(layer, parameter="shift")(lambda module, inputs, gradient: gradient)
+    model, x, y = network(layer)
+    assert_exact(model, x, y)
+    assert by_torch_func
+    by_torch_func.clear()
+
+    def gamma(module, inputs, gradient):
+        used.append(1)
+        return inputs[0].sin() * gradient
+
+    assert register_layer_gradients(layer, parameter="gamma")(gamma) is gamma
+    assert_exact(model, x, y)  # a plan that was kept is made anew
+    assert used and not by_torch_func
+    register_layer_gradients(layer, parameter="gamma")(lambda m, i, g: i[0].sin() * g)
+    used.clear()
+    assert_exact(model, x, y)
+    assert not used and not by_torch_func
+
+
+def test_a_derived_layer_has_the_form_of_its_nearest_base():
+    class Half(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight / 2, self.bias)
+
+    class Derived(Half):
+        pass
+
+    used = []
+
+    @register_layer_factors(Half, parameter="weight")
+    def half(module, inputs, gradient):
+        used.append(type(module))
+        return Factors(gradient.unsqueeze(2) / 2, inputs[0].unsqueeze(1), lambda t: t)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Half(5, 4), nn.Tanh(), Derived(4, 3)).double()
+    assert_exact(model, torch.randn(9, 5).double(), torch.randint(3, (9,)))
+    assert set(used) == {Half, Derived}
+    assert forms.form_for(Derived, "bias").rule is layers.linear_bias
+    assert forms.form_for(nn.Linear, "weight").rule is layers.linear
+
+
+class TwoInputs(nn.Module):
+    """Reads a second row of every sample by keyword, and a table that is the same for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+
+    def forward(self, x, table, *, other, power=2):
+        return x * self.weight * other + table.sum() * self.weight**power
+
+
+@register_layer_gradients(TwoInputs, parameter="weight")
+def two_inputs(layer, inputs, gradient):
+    x, table, other, power = inputs
+    return gradient * (x * other + table.sum() * power * layer.weight)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**20])
+def test_a_form_reads_all_inputs_of_its_layer_by_row_or_as_they_are(chunk_bytes, by_torch_func):
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.two = nn.Linear(5, 4), TwoInputs()
+            self.register_buffer("table", torch.randn(9, 4))  # as many rows as there are samples
+
+        def forward(self, x):
+            return self.two(self.first(x), self.table, other=x[:, :4], power=2)
+
+    torch.manual_seed(0)
+    model, x = Reading().double(), torch.randn(9, 5).double()
+    found = fisher_information(model, x, lambda out: out.sin().sum(1), chunk_bytes=chunk_bytes)
+    wanted = loop(model, x, lambda out, i: out.sin().sum())
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-14)
+    assert not by_torch_func
+
+
+def test_relative_fisher_by_a_form_is_that_of_torch_func():
+    found = []
+    for registered in (True, False):
+        layer = fresh_layer()
+        if registered:
+            rule = lambda module, inputs, gradient: inputs[0].sin() * gradient  # noqa: E731
+            register_layer_gradients(layer, parameter="gamma")(rule)
+            rule = lambda module, inputs, gradient: gradient  # noqa: E731
+            register_layer_gradients(layer, parameter="shift")(rule)
+        model, x, y = network(layer)
+        losses = (
+            lambda out, y: F.cross_entropy(out, y, reduction="none"),
+            lambda out: out.square().sum(1),
+        )
+        found.append(fisher_and_relative(model, x, losses, targets=(y, None)))
+    for one, other in zip(*found, strict=True):
+        for name, value in other.items():
+            torch.testing.assert_close(one[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kinds", [(), ("Linear",), (int,), (nn.Linear(2, 2),)])
+def test_forms_of_anything_but_types_of_layers_are_refused(kinds):
+    with pytest.raises(TypeError, match="types of layers"):
+        register_layer_gradients(*kinds, parameter="weight")
+
+
+def test_a_forms_parameter_is_a_name():
+    with pytest.raises(TypeError, match="parameter's name"):
+        register_layer_gradients(nn.Bilinear, parameter=nn.Parameter(torch.ones(2)))
