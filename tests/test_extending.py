@@ -67,3 +67,14 @@ def test_an_encoder_of_ones_own_is_a_source_network():
     assert found["model"].reconstruct_source(image).shape == image.shape
     other = found["Downscaled"](2)
     assert found["model"].source.fingerprint() != other.fingerprint()
+
+
+def test_a_closed_form_of_ones_own_gives_the_fisher_information_of_a_loop(capsys):
+    found = run("layer")
+    network, images, labels = found["network"], found["images"], found["labels"]
+    weights = network[1].frequency
+    wanted = torch.zeros_like(weights)
+    for image, label in zip(images.split(1), labels.split(1), strict=True):
+        loss = torch.nn.functional.cross_entropy(network(image), label)
+        wanted += torch.autograd.grad(loss, weights)[0] ** 2 / len(images)
+    torch.testing.assert_close(found["fisher"]["1.frequency"], wanted)
