@@ -1,13 +1,52 @@
-"""What a layer gives, or reads, in a forward pass: kept as it was at that moment."""
+"""The one hook on layers: what they give, or read, while a network runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class Kept:
+@contextmanager
+def watched(layers: Iterable[nn.Module], see: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Call a function with each layer that runs, and its output, as long as the block lasts.
+
+    :param layers: the layers to watch.
+    :param see: gets the layer and its output, right after the layer has run; it must not change
+        the output.
+    """
+
+    def hook(layer: nn.Module, _inputs: Any, output: Any) -> None:
+        see(layer, output)
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(hook).remove)
+        yield
+
+
+class Values:
+    """Tensors of one layer, one for each time that it ran.
+
+    :ivar values: oldest first.
+    """
+
+    values: list[Tensor]
+
+    def latest(self, missing: str) -> Tensor:
+        """Return the tensor of the latest run.
+
+        :param missing: the message of the error.
+        :raises ValueError: when the layer did not run.
+        """
+        if not self.values:
+            raise ValueError(missing)
+        return self.values[-1]
+
+
+class Kept(Values):
     """Keep a layer's output (or its input) in every forward pass, until it is removed.
 
     The layer after it may write into the same memory (``nn.ReLU(inplace=True)`` after a

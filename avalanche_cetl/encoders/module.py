@@ -153,8 +153,6 @@ class ModuleEncoder(Encoder):
         scripted = isinstance(layer, torch.jit.ScriptModule)
         with LinearInput(layer) if scripted else Kept(layer, what, reads=reads) as kept:
             output = self.module(x)
-        if not kept.values:
-            raise ValueError(f"{what} did not run in the module's forward pass.")
-        found = kept.values[-1]
+        found = kept.latest(f"{what} did not run in the module's forward pass.")
         # The product of a scripted layer reads a matrix: positions of an image row by row.
         return found.reshape(len(x), -1) if scripted else found, output

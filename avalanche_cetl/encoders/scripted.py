@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from avalanche_cetl.common.outputs import Values
+
 
 def is_linear(layer: nn.Module) -> bool:
     """Whether a layer is a linear one: plain, quantised, or as TorchScript holds it."""
@@ -20,7 +22,7 @@ def is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-class LinearInput(TorchDispatchMode):
+class LinearInput(Values, TorchDispatchMode):
     """Keep what the product with one linear layer's weight reads, while the block runs.
 
     No hook reaches a layer inside a scripted network: its forward pass leaves Python. But every

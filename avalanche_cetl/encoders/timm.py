@@ -213,13 +213,10 @@ class TimmEncoder(Encoder):
     def _intermediate(self, x: Tensor, hook: int | str) -> Tensor:
         if isinstance(hook, int):
             return self.module.forward_intermediates(x, indices=[hook], intermediates_only=True)[0]
-        with Kept(
-            self.module.get_submodule(hook), f"layer={self.layer!r} of {self.name!r}"
-        ) as kept:
+        layer = self.module.get_submodule(hook)
+        with Kept(layer, f"layer={self.layer!r} of {self.name!r}") as kept:
             self.module(x)
-        if not kept.values:
-            raise ValueError(f"layer={self.layer!r} did not run in {self.name!r}; name another.")
-        return kept.values[-1]
+        return kept.latest(f"layer={self.layer!r} did not run in {self.name!r}; name another.")
 
     def _find_axis(self, x: Tensor, channels_last: bool | None) -> int | None:
         """The axis of channels in what is pooled; None for timm's own rule."""

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from avalanche_cetl.common.layout import POOLINGS, own_axis
+from avalanche_cetl.common.outputs import watched
 from avalanche_cetl.models.targets import Target
 from avalanche_cetl.models.unpool import Fit, Unpool
 
@@ -153,7 +154,7 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
     last: dict[tuple[int, int], int] = {}
     latest = 1
 
-    def note(module: nn.Module, _args: object, output: object) -> None:
+    def see(module: nn.Module, output: object) -> None:
         nonlocal latest
         if not isinstance(output, Tensor) or output.dim() != 4:
             return
@@ -161,12 +162,8 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
         if latest == 1 and min(output.shape[2:]) >= 2:
             last[(output.shape[2], output.shape[3])] = output.shape[1]
 
-    handles = [m.register_forward_hook(note) for m in target.modules() if not any(m.children())]
-    try:
+    with watched((m for m in target.modules() if not any(m.children())), see):
         target.encode(torch.zeros(2, *image).to(next(target.parameters())))
-    finally:
-        for handle in handles:
-            handle.remove()
     _, height, width = image
     smallest = min(last, default=(max(1, height // 8), max(1, width // 8)))
     channels = last.get(smallest, 64)

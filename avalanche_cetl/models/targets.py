@@ -180,12 +180,10 @@ class Target(nn.Module):
         layer = self._classifier() if reads else self.module.get_submodule(str(self.code))
         with Kept(layer, what, reads=reads) as kept:
             logits = self.forward(x, task_labels)
-        if not kept.values:
-            raise ValueError(
-                f"{what} did not run in its forward pass; name another one with "
-                "as_target(module, code=...)."
-            )
-        code = kept.values[-1]
+        code = kept.latest(
+            f"{what} did not run in its forward pass; name another one with "
+            "as_target(module, code=...)."
+        )
         if len(code) != len(x):
             raise ValueError(
                 f"{what} ran on {len(code)} of {len(x)} images, as a layer of one task does; name "

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CICNN, ModuleEncoder, as_target
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.outputs import Kept, watched
 
 
 class InPlace(nn.Module):
@@ -75,6 +75,25 @@ def test_an_input_is_kept_whether_it_is_given_by_place_or_by_name(net, x):
     with Kept(named.head, "head", reads=True) as kept, torch.no_grad():
         named(x)
     assert torch.equal(kept.values[0], x.flatten(1))
+
+
+def test_a_layer_that_did_not_run_is_an_error_with_the_given_message(net, x):
+    unused = nn.Linear(2, 2)
+    with Kept(unused, "unused") as kept, Kept(net.norm, "norm") as used:
+        net(x)
+    with pytest.raises(ValueError, match="name another"):
+        kept.latest("name another")
+    assert used.latest("name another") is used.values[0]
+
+
+def test_watched_layers_are_seen_as_they_run_until_the_block_ends(net, x):
+    seen = []
+    with pytest.raises(KeyError), watched([net.norm, net.first], lambda *run: seen.append(run)):
+        net(x)
+        raise KeyError
+    net(x)
+    assert [layer for layer, _ in seen] == [net.first, net.norm]
+    assert not net.first._forward_hooks and not net.norm._forward_hooks
 
 
 def test_outputs_that_are_no_tensors_are_refused_with_the_layers_name():
