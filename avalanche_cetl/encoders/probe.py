@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.standard import SHARE, floored_deviation
+
+#: What features that do not vary are divided by.
+LEAST_DEVIATION = 1e-8
 #: Logit of a class that no row has.
 ABSENT = -30.0
 
@@ -47,8 +51,9 @@ def linear_probe(
         raise ValueError(f"strength={strength} has to be > 0.")
     device = features.device
     features = features.detach().float().cpu()
-    mean, std = features.mean(0), features.std(0)
-    std = std.clamp_min(max(0.1 * float(std.square().mean().sqrt()), 1e-8))  # near-constant ones
+    share = torch.tensor(SHARE, dtype=torch.float64)
+    mean = features.mean(0)
+    std = floored_deviation(features, correction=1, share=share).clamp_min(LEAST_DEVIATION)
     scaled = ((features - mean) / std).double().numpy()
     fitted = LogisticRegression(C=strength, max_iter=300).fit(scaled, labels.cpu().numpy())
     weight = torch.as_tensor(fitted.coef_, dtype=features.dtype) / std

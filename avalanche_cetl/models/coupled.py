@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.common.standard import floored_deviation
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
@@ -36,11 +37,10 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Take mean and standard deviation from features ``(N, dim)``.
+        """Compute mean and standard deviation of features ``(N, dim)``.
 
-        A feature that hardly ever fires has a tiny deviation, and would be blown up without
-        bound on an image where it does: no deviation counts as less than a tenth of the root
-        mean square of all.
+        Deviations have a floor, see :func:`avalanche_cetl.common.standard.floored_deviation`;
+        where no feature varies at all they count as 1.
 
         :raises ValueError: for a wrong width, no rows, or values that are not finite.
         """
@@ -50,10 +50,9 @@ class Standardize(nn.Module):
             )
         if not torch.isfinite(features).all():
             raise ValueError("the source network gave features that are not finite.")
-        std = features.std(0, correction=0)
+        std = floored_deviation(features, correction=0)
         self.mean.copy_(features.mean(0))
-        floor = 0.1 * std.square().mean().sqrt()
-        self.std.copy_(std.clamp_min(floor) if floor > 0 else torch.ones_like(std))
+        self.std.copy_(std if std.any() else torch.ones_like(std))
         self.fitted.fill_(True)
 
     def forward(self, features: Tensor) -> Tensor:
