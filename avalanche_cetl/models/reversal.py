@@ -18,10 +18,10 @@ _TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d}
 
 
 # One traced layer: the module, and the shapes (without batch) of what it reads and writes.
-_Step = tuple[nn.Module | None, tuple[int, ...], tuple[int, ...]]
+Step = tuple[nn.Module | None, tuple[int, ...], tuple[int, ...]]
 
 
-def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | None:
+def trace_chain(target: Target, input_shape: Sequence[int]) -> list[Step] | None:
     """Trace the target from input to code, if its layers follow one another.
 
     :return: the layers in order, or None when it branches, cannot be traced, or has a layer
@@ -34,9 +34,9 @@ def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | Non
     except Exception:  # whatever a foreign forward() raises under symbolic tracing
         return None
     modules = dict(graph.named_modules())
-    steps: list[_Step] = []
+    steps: list[Step] = []
     previous = next(iter(graph.graph.nodes))
-    classifier = target._classifier() if target.code is None else None
+    classifier = target.classifier() if target.code is None else None
     for node in list(graph.graph.nodes)[1:]:
         if node.op == "output":
             return None  # the code was never met
@@ -66,7 +66,13 @@ def _reversible(module: nn.Module | None, read: Sequence[int], written: Sequence
     return len(written) == 1 and torch.Size(read).numel() == written[0]  # flatten
 
 
-def _reverse_chain(chain: list[_Step], image: tuple[int, ...], unpool: str) -> list[nn.Module]:
+def reverse_chain(chain: list[Step], image: tuple[int, ...], unpool: str) -> list[nn.Module]:
+    """Return the layers of a decoder that undoes a chain of layers, from the last to the first.
+
+    :param chain: of :func:`trace_chain`.
+    :param image: shape of one input.
+    :param unpool: ``"nearest"`` or ``"zeros"``.
+    """
     layers: list[nn.Module] = []
     code_shape = chain[-1][2] if chain else image
     if len(code_shape) > 1:
@@ -120,10 +126,15 @@ def _transpose(layer: nn.Conv1d | nn.Conv2d, read: tuple[int, ...]) -> nn.Module
     )
 
 
-def _from_shapes(
+def from_shapes(
     target: Target, code_dim: int, image: tuple[int, ...], unpool: str
 ) -> list[nn.Module]:
-    """Lay a decoder out from the target's feature maps, one step per resolution."""
+    """Return the layers of a decoder laid out from a target's feature maps, a step per resolution.
+
+    :param code_dim: width of the code that the decoder reads.
+    :param image: shape of one input.
+    :param unpool: ``"nearest"`` or ``"zeros"``.
+    """
     if len(image) != 3:
         numel = torch.Size(image).numel()
         hidden = max(code_dim, min(4 * code_dim, numel))
@@ -146,7 +157,7 @@ def _distance(height: int, size: tuple[int, int]) -> int:
 
 
 def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Give the last map's shape at each resolution from the input's down to at least 4 pixels.
+    """Return the last map's shape at each resolution from the input's down to at least 4 pixels.
 
     Factors above 2 between resolutions (patch embeddings) are bridged by halving. Outputs with
     channels last (of linear layers and LayerNorms on maps, and of what follows them) do not count.

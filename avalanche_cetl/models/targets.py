@@ -177,7 +177,7 @@ class Target(nn.Module):
             task_labels = torch.full((len(x),), min(known, default=0), device=x.device)
         what = f"the target's code layer {self.code or 'before its last linear layer'!r}"
         reads = self.code is None
-        layer = self._classifier() if reads else self.module.get_submodule(str(self.code))
+        layer = self.classifier() if reads else self.module.get_submodule(str(self.code))
         with Kept(layer, what, reads=reads) as kept:
             logits = self.forward(x, task_labels)
         code = kept.latest(
@@ -191,7 +191,11 @@ class Target(nn.Module):
             )
         return code.flatten(1), logits
 
-    def _classifier(self) -> nn.Module:
+    def classifier(self) -> nn.Module:
+        """Return the last linear layer, or the heads by task: what reads the unnamed code.
+
+        :raises ValueError: when there is no such layer.
+        """
         heads = [m for m in self.module.modules() if reads_task_labels(m)]
         if heads and heads[-1] is not self.module:
             return heads[-1]

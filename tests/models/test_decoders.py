@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CICNN, ReversedDecoder
-from avalanche_cetl.models.unpool import Unpool, _fusible, _unpool_and_convolve
+from avalanche_cetl.models.unpool import Unpool, fusible, unpool_and_convolve
 
 
 def _strange(shape):
@@ -202,9 +202,9 @@ def test_unpooling_and_convolution_in_one_are_the_same(shape, bias):
     unpool = Unpool([2 * side for side in small])
     layer = nn.ConvTranspose2d(channels, 4, 3, padding=1, bias=bias).double()
     x = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
-    assert _fusible(unpool, layer, x)
+    assert fusible(unpool, layer, x)
     inputs = [x, *layer.parameters()]
-    found, wanted = _unpool_and_convolve(x, layer), layer(unpool(x))
+    found, wanted = unpool_and_convolve(x, layer), layer(unpool(x))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     g = torch.randn_like(wanted)
     pairs = (torch.autograd.grad(y, inputs, g) for y in (found, wanted))
@@ -215,9 +215,9 @@ def test_unpooling_and_convolution_in_one_are_the_same(shape, bias):
 def test_only_a_doubling_before_a_plain_convolution_goes_in_one():
     x = torch.zeros(1, 2, 4, 4)
     plain = nn.ConvTranspose2d(2, 3, 3, padding=1)
-    assert _fusible(Unpool((8, 8)), plain, x)
+    assert fusible(Unpool((8, 8)), plain, x)
     for unpool in (Unpool((8, 8), "zeros"), Unpool((8, 9)), Unpool((4, 4))):
-        assert not _fusible(unpool, plain, x)
+        assert not fusible(unpool, plain, x)
     for options in (
         {"kernel_size": 5, "padding": 2},
         {"stride": 2},
@@ -226,7 +226,7 @@ def test_only_a_doubling_before_a_plain_convolution_goes_in_one():
         {"output_padding": 1, "stride": 2},
     ):
         layer = nn.ConvTranspose2d(2, 3, **{"kernel_size": 3, "padding": 1, **options})
-        assert not _fusible(Unpool((8, 8)), layer, x)
+        assert not fusible(Unpool((8, 8)), layer, x)
 
 
 def test_hooks_see_every_layer():
