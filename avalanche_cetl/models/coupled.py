@@ -10,54 +10,10 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.standard import floored_deviation
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.models.adapters import source_adapter, target_adapter
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
-
-
-class Standardize(nn.Module):
-    """Standardise features with the mean and deviation of the target training data.
-
-    The statistics are buffers, so a checkpoint keeps them. Until they are fitted the layer
-    changes nothing.
-
-    :param dim: number of features.
-    """
-
-    mean: Tensor
-    std: Tensor
-    fitted: Tensor
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
-        self.register_buffer("fitted", torch.tensor(False))
-
-    @torch.no_grad()
-    def fit(self, features: Tensor) -> None:
-        """Compute mean and standard deviation of features ``(N, dim)``.
-
-        Deviations have a floor, see :func:`avalanche_cetl.common.standard.floored_deviation`;
-        where no feature varies at all they count as 1.
-
-        :raises ValueError: for a wrong width, no rows, or values that are not finite.
-        """
-        if features.dim() != 2 or features.shape[1] != len(self.mean) or not len(features):
-            raise ValueError(
-                f"expected source features (N, {len(self.mean)}), got {tuple(features.shape)}."
-            )
-        if not torch.isfinite(features).all():
-            raise ValueError("the source network gave features that are not finite.")
-        std = floored_deviation(features, correction=0)
-        self.mean.copy_(features.mean(0))
-        self.std.copy_(std if std.any() else torch.ones_like(std))
-        self.fitted.fill_(True)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Give standardised features."""
-        return (features.to(self.mean.dtype) - self.mean) / self.std
 
 
 class Outputs(NamedTuple):
@@ -131,13 +87,13 @@ class CoupledModel(nn.Module):
         self.code_dim, self.num_classes = self.target.measure(self.input_shape)
         width = getattr(decoder, "code_dim", self.code_dim)
         self.decoder = decoder
-        self.target_adapter = _adapter(self.code_dim, width)
+        self.target_adapter = target_adapter(self.code_dim, width)
         self.source_adapter: nn.Module | None = None
         self.source = source
         if source is not None:
             source.eval()
             dim = int(source.dim)  # type: ignore[arg-type]
-            self.source_adapter = nn.Sequential(Standardize(dim), _linear(dim, width))
+            self.source_adapter = source_adapter(dim, width)
         self.register_load_state_dict_post_hook(_forgive_source)
         like = next(self.target.parameters(), None)
         if like is not None:
@@ -275,19 +231,6 @@ def _forgive_source(module: nn.Module, incompatible: Any) -> None:
     own = [name for name, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()]
     source = [name for name in own if name.startswith("source.")]
     missing[:] = [name for name in missing if not any(name.endswith(s) for s in source)]
-
-
-def _adapter(width: int, wanted: int) -> nn.Module:
-    if width == wanted:
-        return nn.Identity()
-    return _linear(width, wanted)
-
-
-def _linear(width: int, wanted: int) -> nn.Linear:
-    layer = nn.Linear(width, wanted)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class TargetTasks(nn.Module):
