@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor
-from torch.nn import functional as F
 
-from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.layout import channel_axis
 from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
+from avalanche_cetl.encoders.pooling import check_pool, pooled
 from avalanche_cetl.encoders.preprocessing import Preprocessing
 from avalanche_cetl.encoders.timm_models import create
 
@@ -82,7 +82,7 @@ class TimmEncoder(Encoder):
         channels_last: bool | None = None,
     ):
         super().__init__()
-        _check_pool(pool, layer)
+        check_pool(pool, layer)
         self.name, self.layer, self.pool = name, layer, pool
         self.module = create(
             name,
@@ -257,40 +257,16 @@ class TimmEncoder(Encoder):
             )
         return found
 
-    def _pooled(self, maps: Tensor) -> Tensor:
-        if maps.dim() == 2:
-            return maps
-        if self._axis is not None:
-            maps = channels_second(maps, self._axis)
-            maps = maps.transpose(1, 2) if maps.dim() == 3 else maps
-        if maps.dim() == 3:  # tokens, of which the first may be the class's
-            if isinstance(self.pool, int):
-                maps = self._token_grid(maps)
-            else:
-                return maps.amax(1) if self.pool == "max" else maps.mean(1)
-        if maps.dim() != 4:
-            raise ValueError(f"{self.name!r} gives {tuple(maps.shape[1:])}, which has no pooling.")
-        if getattr(self.module, "output_fmt", "NCHW") == "NHWC" and self._hook is None:
-            maps = maps.permute(0, 3, 1, 2)
-        if self.pool == "max":
-            return maps.amax((2, 3))
-        side = self.pool if isinstance(self.pool, int) else 1
-        return F.adaptive_avg_pool2d(maps, side).flatten(1)
-
-    def _token_grid(self, tokens: Tensor) -> Tensor:
-        extra = getattr(self.module, "num_prefix_tokens", 0)
-        side = int((tokens.shape[1] - extra) ** 0.5)
-        if side * side != tokens.shape[1] - extra:
-            raise ValueError(f"{self.name!r} gives {tokens.shape[1]} tokens, which are no square.")
-        grid = tokens[:, extra:].transpose(1, 2)
-        return grid.reshape(len(tokens), -1, side, side)
-
-
-def _check_pool(pool: str | int | None, layer: int | str | None) -> None:
-    if isinstance(pool, int) and pool < 1:
-        raise ValueError(f"pool={pool}: the side of a grid has to be >= 1.")
-    if layer is not None and isinstance(pool, str) and pool not in ("avg", "max"):
-        raise ValueError(f"pool={pool!r}: with layer=, 'avg', 'max' or the side of a grid.")
+    def _pooled(self, output: Tensor) -> Tensor:
+        last = getattr(self.module, "output_fmt", "NCHW") == "NHWC" and self._hook is None
+        return pooled(
+            output,
+            self.pool,
+            axis=self._axis,
+            channels_last=last,
+            prefix_tokens=getattr(self.module, "num_prefix_tokens", 0),
+            name=self.name,
+        )
 
 
 def _of_channels(values: Sequence[float], channels: int) -> Sequence[float]:
