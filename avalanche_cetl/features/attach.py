@@ -19,7 +19,8 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.rows import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
-from avalanche_cetl.features.store import Extraction, default_cache_dir, stored_features
+from avalanche_cetl.features.extraction import Extraction
+from avalanche_cetl.features.store import default_cache_dir, stored_features
 from avalanche_cetl.features.views import SeededView
 from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 

@@ -21,8 +21,9 @@ from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.timm import TimmEncoder
+from avalanche_cetl.features.extraction import DTYPES, Extraction
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, FeatureStoreError
-from avalanche_cetl.features.store import DTYPES, Extraction, stored_features
+from avalanche_cetl.features.store import stored_features
 from avalanche_cetl.features.views import SeededView
 
 

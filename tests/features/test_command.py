@@ -11,7 +11,7 @@ from avalanche_cetl import PrecomputedEncoder, TimmEncoder
 from avalanche_cetl.__main__ import main
 from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.features.command import extract_folder, photo_transform
-from avalanche_cetl.features.store import Extraction
+from avalanche_cetl.features.extraction import Extraction
 
 TINY = "test_resnet.r160_in1k"
 
