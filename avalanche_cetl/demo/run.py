@@ -17,8 +17,9 @@ import torch
 from tqdm import tqdm
 
 from avalanche_cetl.demo.digits import Digits, load_digits_pair
-from avalanche_cetl.demo.methods import LABELS_PER_CLASS, Comparison, Result, Settings
+from avalanche_cetl.demo.methods import Comparison
 from avalanche_cetl.demo.report import write_report
+from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Result, Settings
 from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
 
 CETL_VARIANTS = ("e", "fi", "gfi")

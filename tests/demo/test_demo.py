@@ -6,8 +6,8 @@ import torch
 from avalanche_cetl import GFISettings
 from avalanche_cetl.__main__ import main
 from avalanche_cetl.demo.digits import SHAPE, Digits, Split, load_digits_pair, with_validation
-from avalanche_cetl.demo.methods import Settings
 from avalanche_cetl.demo.run import run_demo
+from avalanche_cetl.demo.settings import Settings
 
 
 @pytest.fixture(scope="module")
