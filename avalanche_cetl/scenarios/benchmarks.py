@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
-from avalanche_cetl.scenarios.labels import UNLABELLED, choose_labelled
-from avalanche_cetl.scenarios.plan import SOURCE, TARGET, Classes, Plan, Transform, hide
+from avalanche_cetl.scenarios.labels import choose_labelled
+from avalanche_cetl.scenarios.plan import Classes, Plan, Transform, hide
 from avalanche_cetl.scenarios.scenario import CETLScenario
 
 
@@ -78,7 +79,7 @@ def transfer_benchmark(
     for number, target in enumerate(trains):
         keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
         task = number if task_labels else 0
-        train.append(plan.dataset(hide(target, keep), TARGET, task))
+        train.append(plan.dataset(hide(target, keep), TARGET_DOMAIN, task))
         labelled.append(plan.labelled(target, keep, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels), "labelled": labelled}
     return plan.scenario(streams, sources, trains)
@@ -128,7 +129,7 @@ def distillation_benchmark(
         rows = hide(data, keep)
         if more:
             rows = rows.join(more["unlabelled"])
-        known.append(plan.dataset(rows, TARGET, 0))
+        known.append(plan.dataset(rows, TARGET_DOMAIN, 0))
         labelled.append(plan.labelled(data, keep, 0))
     streams = {"train": known, "test": plan.datasets(tests), "labelled": labelled}
     return plan.scenario(streams, {}, trains)
@@ -201,7 +202,7 @@ def adaptation_benchmark(
         if transductive:
             rows = rows.join(test.relabel([UNLABELLED] * len(test)))
         task = number if task_labels else 0
-        domains = [TARGET] * len(rows) + [SOURCE] * len(source)
+        domains = [TARGET_DOMAIN] * len(rows) + [SOURCE_DOMAIN] * len(source)
         train.append(plan.dataset(rows.join(source), domains, task))
         if keep:
             labelled.append(plan.labelled(target, keep, task))

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.common.images import check_range, image_tensor, recoloured
+from avalanche_cetl.common.rows import UNLABELLED
 from avalanche_cetl.scenarios.images import LabelledImages, as_floats
-from avalanche_cetl.scenarios.labels import UNLABELLED
 
 Shape = tuple[int, int, int]
 

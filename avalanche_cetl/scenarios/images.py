@@ -20,7 +20,8 @@ from avalanche_cetl.common.images import (
     image_tensor,
     plain_picture,
 )
-from avalanche_cetl.scenarios.labels import UNLABELLED, class_index, class_indices
+from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.scenarios.labels import class_index, class_indices
 
 
 class LabelledImages(Dataset):

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Says that a row's label is not known.
-UNLABELLED = -1
+from avalanche_cetl.common.rows import UNLABELLED
 
 
 def class_indices(labels: Any) -> list[int]:

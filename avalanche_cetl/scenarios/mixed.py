@@ -12,14 +12,12 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from torch import Tensor
 from torchvision.transforms import v2
 
-from avalanche_cetl.common.rows import SOURCE_FEATURES
+from avalanche_cetl.common.rows import SOURCE_FEATURES, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.scenarios.images import LabelledImages
-from avalanche_cetl.scenarios.labels import UNLABELLED
 from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 
 KINDS = {"cutmix": v2.CutMix, "mixup": v2.MixUp}
-TARGET = 0
 
 
 def mixed_images(
@@ -116,7 +114,7 @@ def _held_out(name: str) -> bool:
 def _target_rows(dataset: Any) -> list[int]:
     domains = getattr(dataset, "domain_labels", None)
     rows = range(len(dataset))
-    return list(rows) if domains is None else [r for r in rows if int(domains[r]) == TARGET]
+    return list(rows) if domains is None else [r for r in rows if int(domains[r]) == TARGET_DOMAIN]
 
 
 def _all_labelled(dataset: Any) -> bool:

@@ -13,6 +13,7 @@ from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from torch import Tensor
 
 from avalanche_cetl.common.images import check_range, image_tensor
+from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import (
     Shape,
     check_names,
@@ -29,13 +30,10 @@ from avalanche_cetl.scenarios.images import (
     read_images,
     read_unlabelled,
 )
-from avalanche_cetl.scenarios.labels import UNLABELLED
 from avalanche_cetl.scenarios.scenario import CETLScenario, make_scenario
 
 Transform = Callable[[Any], Any] | None
 Classes = Sequence[int | str] | None
-#: Domain labels of rows.
-TARGET, SOURCE = 0, 1
 
 
 @dataclass
@@ -156,11 +154,13 @@ class Plan:
     ) -> TaskAwareSupervisedClassificationDataset:
         """Give the rows that keep their label; all of them share the memory of the whole."""
         rows = images if len(keep) == len(images) else images.select(keep)
-        return self.dataset(rows, TARGET, task)
+        return self.dataset(rows, TARGET_DOMAIN, task)
 
     def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
         """Give the target data of several experiences."""
-        return [self.dataset(d, TARGET, i if tasks else 0).eval() for i, d in enumerate(sets)]
+        return [
+            self.dataset(d, TARGET_DOMAIN, i if tasks else 0).eval() for i, d in enumerate(sets)
+        ]
 
     def scenario(
         self,
@@ -170,7 +170,7 @@ class Plan:
     ) -> CETLScenario:
         """Make the benchmark."""
         for name, data in sources.items():
-            rows = self.dataset(data, SOURCE, 0)
+            rows = self.dataset(data, SOURCE_DOMAIN, 0)
             streams[name] = [rows.eval() if name.endswith("_test") else rows]
         made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
         made.source_classes = sources["source"].classes if "source" in sources else None

@@ -12,13 +12,13 @@ from avalanche.benchmarks.scenarios import CLScenario
 from torch import Tensor
 
 from avalanche_cetl.common.images import image_tensor
+from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.images import as_floats
-from avalanche_cetl.scenarios.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DOMAINS = {0: "target", 1: "source"}
+_DOMAINS = {TARGET_DOMAIN: "target", SOURCE_DOMAIN: "source"}
 
 
 class CETLScenario(CLScenario):
@@ -88,7 +88,7 @@ def _parts(benchmark: CLScenario) -> Iterator[_Part]:
             rows: dict[int, list[int]] = {}
             known = getattr(dataset, "domain_labels", None)
             for row in range(len(dataset)):
-                rows.setdefault(0 if known is None else int(known[row]), []).append(row)
+                rows.setdefault(TARGET_DOMAIN if known is None else int(known[row]), []).append(row)
             for domain in sorted(rows):
                 label = _DOMAINS.get(domain, str(domain))
                 yield _Part(name, number, label, rows[domain], dataset)
