@@ -47,13 +47,13 @@ class Values:
 
 
 class Kept(Values):
-    """Keep a layer's output (or its input) in every forward pass, until it is removed.
+    """Copies of a layer's outputs (or inputs), one for each forward pass until it is removed.
 
-    The layer after it may write into the same memory (``nn.ReLU(inplace=True)`` after a
-    BatchNorm, ``x += shortcut``), so the values are copied at once: reading them later, or
+    They are copied at once, because the next layer may write into the same memory
+    (``nn.ReLU(inplace=True)`` after a BatchNorm, ``x += shortcut``): reading the values later, or
     noticing the write by the tensor's version, would be too late. Gradients flow from the copy
-    into the layer; a write that follows does not reach the copy, nor its backward pass. The hook
-    changes nothing that the network computes.
+    into the layer; a later write does not reach the copy, nor its backward pass. The hook changes
+    nothing that the network computes.
 
     A context manager: the hook lives as long as the block, so that copies of the network
     (``deepcopy``, ``pickle``) never carry a hook that writes into this one.
@@ -74,7 +74,7 @@ class Kept(Values):
             self._handle = layer.register_forward_hook(self._after)
 
     def remove(self) -> None:
-        """Take the hook off; what is kept stays."""
+        """Remove the hook; the values stay."""
         self._handle.remove()
 
     def __enter__(self) -> Kept:

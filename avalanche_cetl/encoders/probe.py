@@ -16,9 +16,9 @@ ABSENT = -30.0
 def linear_probe(
     features: Tensor, labels: Tensor, strength: float = 1e-3, num_classes: int | None = None
 ) -> nn.Linear:
-    """Fit a logistic regression on standardised features, with an l2 penalty; as a linear layer.
+    """Return a logistic regression on standardised features, with an l2 penalty, as a linear layer.
 
-    It reads raw features, in float32: the standardisation is in its weights.
+    The layer reads raw features in float32: the standardisation is in its weights.
 
     :param features: ``(N, dim)``, of any floating type.
     :param labels: ``(N,)``, integer class indices >= 0, of two classes or more.

@@ -1,4 +1,21 @@
-"""timm models as the frozen source network S."""
+"""timm models as the frozen source network S.
+
+Images in [0, 1] are resized to the model's input size and normalised as
+``timm.data.resolve_data_config`` says. The resizing is antialiased and goes straight to that size:
+small images have no margin that could be cropped away. Grey images become as many equal channels
+as the model reads.
+
+Features are the pre-logits of ``forward_head(..., pre_logits=True)``, or the output of an earlier
+layer, pooled to one vector an image:
+
+- a map ``(N, C, H, W)`` becomes its average (``"avg"``) or its maximum (``"max"``) over positions,
+  or, with a side g, its averages over a g x g grid, flattened to C g^2 features: these keep where
+  things are in the image;
+- tokens ``(N, L, C)`` are averaged (with ``"max"``: their maximum), or, with a side g, laid out as
+  a map first.
+
+Whether a layer's channels are second or last (Swin) is found by one forward pass.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +38,7 @@ from avalanche_cetl.encoders.timm_models import create
 class TimmEncoder(Encoder):
     """A timm model as a frozen source network, with timm's own preprocessing.
 
-    Images in [0, 1] are resized (antialiased, in one step to the model's input size; small
-    images have no margin to crop away) and normalised as ``timm.data.resolve_data_config``
-    says; grey images become as many equal channels as the model reads. Features are the
-    pre-logits of ``forward_head(..., pre_logits=True)``, or those of an earlier ``layer``.
+    Features are the pre-logits, or those of an earlier ``layer``.
 
     :param name: a name of ``timm.list_models()``.
     :param pretrained: download the weights that timm names. Needs a network.
@@ -34,11 +48,9 @@ class TimmEncoder(Encoder):
         the packages that the extra ``offline`` installs.
     :param layer: an index into ``feature_info`` (negative: from the end), or the name of one
         of its modules or of any other; default: the pre-logits.
-    :param pool: how a layer's map ``(N, C, H, W)`` becomes one vector: ``"avg"`` (default),
-        ``"max"``, or a side g: average over a g x g grid, flattened to C g^2 features, which
-        keeps where things are. With the pre-logits: the model's ``global_pool`` (a string), or
-        a side g for its last feature map. Token sequences of other layers are averaged.
-        Where a layer's channels are, second or last (Swin), is found by one forward pass.
+    :param pool: how a layer's output becomes one vector: ``"avg"`` (default), ``"max"``, or the
+        side of a grid, a whole number. With the pre-logits: the model's ``global_pool`` (a
+        string), or the side of a grid for its last feature map.
     :param image_size: side in pixels to resize to; default: the model's own. Smaller is
         faster; models with a fixed token grid take only their own.
     :param input_mean: per-channel mean that the benchmark's transform subtracted, so that it
@@ -127,12 +139,12 @@ class TimmEncoder(Encoder):
         self.num_classes = getattr(self.module, "num_classes", 0) or None
 
     def extra_repr(self) -> str:
-        """Name model and layer in ``print(model)`` and the fingerprint."""
+        """Return model, layer and pooling, for ``print(model)`` and the fingerprint."""
         about = f"{self.name!r}, layer={self.layer!r}, pool={self.pool!r}"
         return f"{about}, channels={self._axis}" if isinstance(self._hook, str) else about
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Resize and normalise images ``(N, 1 or 3, H, W)`` as the model was trained."""
+        """Return images ``(N, 1 or 3, H, W)`` resized and normalised as the model was trained."""
         return self.preprocessing(x)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -191,7 +203,7 @@ class TimmEncoder(Encoder):
             ) from e
 
     def _find_layer(self, layer: int | str | None) -> int | str | None:
-        """An index for ``forward_intermediates``, or else the name of a module to hook."""
+        """Return an index for ``forward_intermediates``, or else the name of a module to hook."""
         if layer is None:
             return None
         names = [info["module"] for info in getattr(self.module, "feature_info", [])]
@@ -219,7 +231,7 @@ class TimmEncoder(Encoder):
         return kept.latest(f"layer={self.layer!r} did not run in {self.name!r}; name another.")
 
     def _find_axis(self, x: Tensor, channels_last: bool | None) -> int | None:
-        """The axis of channels in what is pooled; None for timm's own rule."""
+        """Return the axis of channels in what is pooled; None for timm's own rule."""
         name = self._hook
         if not isinstance(name, str):
             if channels_last is not None:

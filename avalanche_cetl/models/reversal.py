@@ -22,9 +22,9 @@ Step = tuple[nn.Module | None, tuple[int, ...], tuple[int, ...]]
 
 
 def trace_chain(target: Target, input_shape: Sequence[int]) -> list[Step] | None:
-    """Trace the target from input to code, if its layers follow one another.
+    """Return the target's layers from input to code, if they follow one another.
 
-    :return: the layers in order, or None when it branches, cannot be traced, or has a layer
+    :return: the layers in order; None when the target branches, cannot be traced, or has a layer
         that has no reverse here.
     """
     try:
@@ -101,7 +101,7 @@ def reverse_chain(chain: list[Step], image: tuple[int, ...], unpool: str) -> lis
 
 
 def _transpose(layer: nn.Conv1d | nn.Conv2d, read: tuple[int, ...]) -> nn.Module:
-    """Reverse a convolution: output sizes that its stride had rounded away come back."""
+    """Return a convolution's reverse; it restores the sizes that the stride had rounded away."""
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if layer.padding == "same":
         padding = [span // 2 for span in spans]

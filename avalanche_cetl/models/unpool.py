@@ -37,11 +37,12 @@ from torch.nn import functional as F
 
 
 class Unpool(nn.Module):
-    """Undo a pooling: spread a small map ``(N, C, *small)`` over a larger one.
+    """The reverse of a pooling: spreads a small map ``(N, C, *small)`` over a larger one.
 
-    Pooling switches do not exist for a code that comes from another network, so positions
-    are fixed: ``"nearest"`` repeats each value over its cell, ``"zeros"`` (bed of nails)
-    puts it in the cell's first pixel and zeros elsewhere.
+    Max pooling could store which pixel of a cell was largest (its switches), but a code that
+    comes from another network has none. So positions are fixed: ``"nearest"`` repeats each value
+    over its cell, ``"zeros"`` (bed of nails) puts it into the cell's first pixel and zeros
+    elsewhere.
 
     :param size: spatial size of the output, one or two numbers.
     :param mode: ``"nearest"`` or ``"zeros"``.
@@ -71,7 +72,7 @@ class Unpool(nn.Module):
         return spread
 
     def extra_repr(self) -> str:
-        """Describe the layer in ``print(model)``."""
+        """Return size and mode, for ``print(model)``."""
         return f"size={self.size}, mode={self.mode!r}"
 
 
@@ -93,7 +94,7 @@ class _Repeat(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Repeat every value over its cell."""
+        """Return maps in which every value is repeated over its cell."""
         rows, channels, height, width = x.shape
         cells = x[:, :, :, None, :, None]
         cells = cells.expand(-1, -1, -1, size[0] // height, -1, size[1] // width)
@@ -106,7 +107,7 @@ class _Repeat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Sum over every cell."""
+        """Return the gradient's sum over every cell."""
         sums = torch.ops.aten.upsample_nearest2d_backward(gradient, ctx.size, ctx.shape)
         return sums, None
 
@@ -173,7 +174,7 @@ def _half_kernels(kernel: Tensor, axis: int) -> Tensor:
 
 
 class Fit(nn.Module):
-    """Crop or zero-pad the far edges of maps to an exact spatial size."""
+    """A layer that crops or zero-pads the far edges of maps to an exact spatial size."""
 
     def __init__(self, size: Sequence[int]):
         super().__init__()
@@ -189,5 +190,5 @@ class Fit(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        """Describe the layer in ``print(model)``."""
+        """Return the size, for ``print(model)``."""
         return f"size={self.size}"
