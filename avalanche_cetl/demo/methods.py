@@ -25,7 +25,7 @@ from avalanche_cetl.training import CETLStrategy
 
 @torch.no_grad()
 def accuracy(network: nn.Module, split: Split) -> float:
-    """Top-1 accuracy in percent, in eval mode."""
+    """Return the top-1 accuracy in percent, in eval mode."""
     network.eval()
     return 100 * float((network(split.images).argmax(1) == split.labels).float().mean())
 
@@ -103,7 +103,7 @@ class Comparison:
         return self.settings.rounds * steps // _batches(labels, self.settings.batch)
 
     def total_ticks(self) -> int:
-        """Number of ticks of a whole run."""
+        """Return the number of ticks of a whole run."""
         s = self.settings
         fine_tuning = 4 * self.labelled_epochs
         cetl = 3 * (s.rounds + s.adaptation_rounds)
@@ -112,10 +112,10 @@ class Comparison:
     # ------------------------------------------------------------------ methods
 
     def train_source(self) -> Result:
-        """Train S on the source set, with rotations, shifts and scales.
+        """Train S on the source set, with random rotations, shifts and scales.
 
-        It stands for a network that somebody else has pre-trained well; nothing else is
-        augmented.
+        S stands for a network that somebody else has pre-trained well. It is the only training
+        with augmented images.
         """
         benchmark = transfer_benchmark(
             self.digits.source_train.pair(),
@@ -131,7 +131,7 @@ class Comparison:
         return self._result("S on its own (no target label)", self.source, seconds)
 
     def linear_probe(self) -> Result:
-        """Logistic regression on S's frozen features of the labelled images."""
+        """Fit a logistic regression on S's frozen features of the labelled images."""
         from sklearn.linear_model import LogisticRegression
 
         encoder = self._encoder()
@@ -146,13 +146,13 @@ class Comparison:
         return Result("linear probe on S", target, source, probe.coef_.size + CLASSES, seconds)
 
     def target_alone(self) -> Result:
-        """The target network on the few labels, without any help."""
+        """Train the target network on the few labels alone."""
         network = self._network()
         seconds = self._fit(network, self.few.labelled_stream, self.labelled_epochs)
         return self._result("target network alone", network, seconds)
 
     def fine_tuning(self, name: str) -> Result:
-        """S trained on with the few labels: Naive, or Avalanche's EWC or LwF as shipped."""
+        """Train S further on the few labels: with Naive, or with Avalanche's EWC or LwF."""
         s = self.settings
         network = copy.deepcopy(self.source)
         kinds: dict[str, tuple[type, dict[str, float]]] = {
@@ -171,11 +171,11 @@ class Comparison:
         return self._result(f"{name}, fine-tuning S", network, seconds)
 
     def cetl(self, variant: str) -> Result:
-        """CETL with few labels: reconstruction on all target images, labels of some."""
+        """Train with CETL: reconstruction on all target images, labels of a few."""
         return self._cetl(variant, self.few, self.settings.rounds, f"CETL {variant}")
 
     def source_only(self) -> Result:
-        """The target network trained on source images alone, as often as CETL sees them."""
+        """Train the target network on source images alone, as often as CETL reads them."""
         network = self._network()
         seconds = self._fit(
             network, self.unsupervised.source_stream, self.settings.adaptation_rounds
@@ -183,7 +183,7 @@ class Comparison:
         return self._result("source only", network, seconds)
 
     def cetl_unsupervised(self, variant: str) -> Result:
-        """CETL without target labels: stage 3 reads source images."""
+        """Train with CETL without target labels: stage 3 reads source images."""
         name = f"CETL {variant}, unsupervised"
         return self._cetl(variant, self.unsupervised, self.settings.adaptation_rounds, name)
 
@@ -210,10 +210,10 @@ class Comparison:
         return result
 
     def _warmed_up(self) -> tuple[CoupledModel, float]:
-        """A coupled model after stage 1's warm-up, and its seconds: run once, then copied.
+        """Return a coupled model after stage 1's warm-up, and the seconds that it took.
 
-        Both blocks have the same S, target images and initial weights, so it is the same
-        for all variants.
+        It is trained once and then copied: both blocks have the same S, target images and
+        initial weights, so the warm-up is the same for all variants.
         """
         if self._warm is None:
             model = CoupledModel.build(self._encoder(), self._network(), SHAPE)

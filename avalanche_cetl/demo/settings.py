@@ -37,7 +37,7 @@ class Settings:
 
     @classmethod
     def quick(cls) -> Settings:
-        """A small form of the same run: shows that it works, not how well."""
+        """Return settings for a small form of the run, which shows that it works, not how well."""
         return cls(source_epochs=3, warmup_epochs=3, rounds=2, adaptation_rounds=1)
 
 
@@ -64,5 +64,5 @@ class Result:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain numbers and strings, for JSON."""
+        """Return plain numbers and strings, for JSON."""
         return asdict(self)

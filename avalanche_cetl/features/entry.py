@@ -35,7 +35,7 @@ _MANIFEST = "manifest.json"
 
 
 class Entry:
-    """One folder: the features of one view by one encoder."""
+    """One folder of the store: the features of one view by one encoder."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Entry:
         ]
 
     def complete(self) -> bool:
-        """Whether a manifest is there and every shard is as it says."""
+        """Whether there is a manifest and every shard has the checksum that it lists."""
         own = range(self.processes.rank, len(self.paths), self.processes.size)
         listed = self._manifest()
         good = listed is not None and all(
@@ -107,7 +107,7 @@ class Entry:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other programs out; rank 0 holds the lock for its group."""
+        """Lock the folder against other programs; rank 0 holds the lock for its group."""
         lock = None
         if self.processes.rank == 0:
             try:
@@ -130,7 +130,7 @@ class Entry:
                 lock.release()
 
     def _manifest(self) -> list[str] | None:
-        """Checksums of all shards, or None where there is no manifest of this entry."""
+        """Return the checksums of all shards; None where there is no manifest of this entry."""
         try:
             found = json.loads((self.folder / _MANIFEST).read_bytes())
             same = all(found[name] == value for name, value in self.header.items())

@@ -21,7 +21,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Extraction:
-    """How features are computed.
+    """Settings of the computation of features.
 
     :ivar batch_size: images of one forward pass.
     :ivar num_workers: processes that load images.

@@ -1,4 +1,4 @@
-"""The feature store: what a frozen network says of a data set, computed once.
+"""The feature store: the features of a data set by a frozen network, computed once.
 
 An entry is a folder of safetensors shards and a manifest with their checksums, named after
 encoder and images by content. Shards are written one by one, each in one step, so a process
@@ -20,7 +20,7 @@ from avalanche_cetl.features.views import SeededView
 
 
 def default_cache_dir() -> Path:
-    """Give ``$CETL_CACHE``, or ``avalanche-cetl/features`` in the user's cache folder."""
+    """Return ``$CETL_CACHE``, or ``avalanche-cetl/features`` in the user's cache folder."""
     if "CETL_CACHE" in os.environ:
         return Path(os.environ["CETL_CACHE"]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -35,7 +35,7 @@ def stored_features(
     extraction: Extraction,
     processes: Processes,
 ) -> FeatureRows:
-    """Give the features of a view out of the store, computing those that are not there.
+    """Return the features of a view from the store; compute those that are missing.
 
     :param folder: of all entries.
     :param dtype: ``"float16"`` or ``"float32"``, as stored.
@@ -60,7 +60,7 @@ def stored_features(
 
 
 def _content(view: SeededView, extraction: Extraction, processes: Processes) -> str:
-    """Hash the images as the encoder sees them: data, transforms and seeds in one."""
+    """Return a hash of the images as the encoder reads them: data, transforms and seeds in one."""
     own = range(processes.rank, shard_count(len(view)), processes.size)
     digests: dict[int, str] = {}
     for number, batches in loaded(view, own, extraction):

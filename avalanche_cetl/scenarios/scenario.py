@@ -1,4 +1,4 @@
-"""A benchmark that can say and show what is in it."""
+"""A benchmark with a summary of its contents, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CETLScenario(CLScenario):
         self.data = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Say why there is no stream of labelled rows, where no target row has a label."""
+        """Raise AttributeError; for a missing stream of labelled rows, with the reason."""
         if name == "labelled_stream":
             raise AttributeError(
                 "this benchmark has no labelled_stream: none of its target training rows has a "
@@ -51,7 +51,7 @@ class CETLScenario(CLScenario):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def summary(self) -> str:
-        """Give a table: rows, labels, classes, shape and domain of each stream's experiences."""
+        """Return a table: rows, labels, classes, shape and domain of each stream's experiences."""
         origin = [f"{name}: {found}" for name, found in self.data.items()]
         return "\n".join([_table(self, self.classes), *origin])
 
@@ -59,11 +59,11 @@ class CETLScenario(CLScenario):
 def make_scenario(
     streams: dict[str, list[Any]], classes: Sequence[str] | None = None
 ) -> CETLScenario:
-    """Make a benchmark of data sets, with task labels and a classes timeline."""
+    """Return a benchmark of data sets, with task labels and a classes timeline."""
     benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(**streams)))
     for stream in benchmark.streams.values():
         for experience in stream:
-            # -1 says that a label is unknown; it is no class.
+            # -1 stands for an unknown label; it is no class.
             for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far",
                          "future_classes"):  # fmt: skip
                 setattr(experience, name, getattr(experience, name) - {UNLABELLED})
