@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from avalanche_cetl import CICNN, ResNet26, as_target
+from avalanche_cetl import CICNN, as_target
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (33, 47), (96, 96), (8, 8)])
@@ -108,27 +108,6 @@ def test_bad_targets(make, error):
         make()
 
 
-def test_resnet26_has_26_layers_and_works_as_a_target():
-    model = ResNet26(7, (3, 32, 32))
-    layers = [
-        m
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in name
-    ]
-    assert len(layers) == 26
-    assert 0.35e6 < sum(p.numel() for p in model.parameters()) < 0.4e6
-    assert as_target(model).measure((3, 32, 32)) == (64, 7)
-    assert ResNet26(3, (1, 28, 28), width=0.25)(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"num_classes": 0}, {"input_shape": (3, 4, 4)}, {"width": 0}]
-)
-def test_resnet26_refuses_bad_sizes(arguments):
-    with pytest.raises(ValueError, match="at least 1 class"):
-        ResNet26(**{"num_classes": 10, **arguments})
-
-
 @pytest.mark.parametrize(
     ("last", "kind"),
     [
@@ -150,3 +129,10 @@ def test_targets_that_give_no_logits_are_refused(last, kind):
 
     with pytest.raises(ValueError, match=f"gives {kind} for 2 images.*logits"):
         as_target(Network()).measure((1, 8, 8))
+
+
+def test_a_cicnn_gives_the_same_values_to_the_bit():
+    torch.manual_seed(0)
+    net, x = CICNN(3, (1, 8, 8), width=0.1), torch.rand(4, 1, 8, 8)
+    code, logits = as_target(net).encode(x)
+    assert torch.equal(logits, net(x)) and torch.equal(code, net.forward_features(x))
