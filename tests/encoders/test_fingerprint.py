@@ -22,7 +22,7 @@ def _net():
     )
 
 
-def test_fingerprints_tell_weights_and_layers_apart():
+def test_fingerprints_differ_by_weights_and_layers():
     one = ModuleEncoder(_net(), input_shape=(1, 8, 8))
     assert one.fingerprint() == ModuleEncoder(_net(), input_shape=(1, 8, 8)).fingerprint()
     assert one.fingerprint() != ModuleEncoder(_net(), "2", input_shape=(1, 8, 8)).fingerprint()
@@ -32,7 +32,7 @@ def test_fingerprints_tell_weights_and_layers_apart():
     assert one.fingerprint() != ModuleEncoder(other, input_shape=(1, 8, 8)).fingerprint()
 
 
-def test_fingerprints_tell_structures_and_transforms_apart():
+def test_fingerprints_differ_by_structures_and_transforms():
     def encoder(net=None, transform=None):
         net = _net() if net is None else net
         return ModuleEncoder(net, input_shape=(1, 8, 8), transform=transform).fingerprint()

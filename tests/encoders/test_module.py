@@ -32,7 +32,7 @@ def test_a_named_layer_is_flattened():
     assert encoder.dim == 36 and encoder(torch.rand(2, 1, 8, 8)).shape == (2, 36)
 
 
-def test_frozen_for_good_and_apart_from_the_original():
+def test_an_encoder_stays_frozen_and_apart_from_the_original():
     net = _net()
     encoder = ModuleEncoder(net, input_shape=(1, 8, 8))
     outer = nn.Sequential(encoder, nn.Linear(6, 2)).train()
@@ -66,6 +66,6 @@ def test_a_transform_comes_first():
         (lambda: ModuleEncoder(nn.ReLU(), input_shape=(1, 8, 8)), ValueError),
     ],
 )
-def test_bad_arguments(make, error):
+def test_modules_and_layers_that_cannot_be_are_refused(make, error):
     with pytest.raises(error):
         make()

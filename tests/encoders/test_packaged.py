@@ -4,7 +4,7 @@ import torch
 from avalanche_cetl import TimmEncoder
 
 
-def test_imagenet_weights_out_of_a_package():
+def test_imagenet_weights_come_out_of_a_package():
     encoder = TimmEncoder("tf_efficientnet_lite0", weights="package")
     assert (encoder.dim, encoder.num_classes) == (1280, 1000)
     assert encoder.size == (224, 224)

@@ -9,7 +9,7 @@ TINY = "test_resnet.r160_in1k"
 
 @pytest.mark.parametrize("pool", [None, "avg", "max", 2])
 @pytest.mark.parametrize("layer", [0, -2, "layer2", "layer2.0.conv1"])
-def test_layers_are_what_timm_gives(layer, pool):
+def test_layers_are_those_of_timm_pooled(layer, pool):
     encoder = TimmEncoder(TINY, pretrained=False, layer=layer, pool=pool, image_size=32)
     x = torch.rand(3, 3, 32, 32)
     names = [info["module"] for info in encoder.module.feature_info]
@@ -34,7 +34,7 @@ def _stem(module, x):
     return module.act1(module.bn1(module.conv1(x)))
 
 
-def test_a_grid_of_the_last_map_and_of_tokens():
+def test_a_grid_is_taken_of_the_last_map_and_of_tokens():
     encoder = TimmEncoder(TINY, pretrained=False, pool=2, image_size=64)
     x = torch.rand(2, 3, 64, 64)
     maps = encoder.module.forward_features(x)

@@ -6,7 +6,7 @@ from avalanche_cetl import (
 )
 
 
-def test_precomputed_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_read_are_refused(tmp_path):
     pickled = tmp_path / "pickled.npy"
     np.save(pickled, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="pickled"):

@@ -88,7 +88,7 @@ def test_timm_families_grey_images_and_normalised_input(name):
     assert not any(m.training for m in encoder.modules())
 
 
-def test_timm_weights_from_a_file(tmp_path):
+def test_weights_from_a_file_are_those_of_the_model(tmp_path):
     torch.manual_seed(1)
     model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -101,7 +101,7 @@ def test_timm_weights_from_a_file(tmp_path):
     )
 
 
-def test_fingerprints_know_layer_pool_size_and_weights():
+def test_fingerprints_cover_layer_pool_size_and_weights():
     def made(seed=0, **options):
         torch.manual_seed(seed)
         return TimmEncoder(TINY, pretrained=False, **options).fingerprint()
@@ -130,7 +130,7 @@ def test_fingerprints_know_layer_pool_size_and_weights():
         ({"name": "volo_d1_224", "pool": 2}, "no square"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_models_layers_and_pools_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TimmEncoder(**{"name": TINY, "pretrained": False, **arguments})
 

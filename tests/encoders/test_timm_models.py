@@ -15,7 +15,7 @@ def _saved(path, **options):
     return model
 
 
-def test_a_failed_download_says_both_remedies(monkeypatch):
+def test_a_failed_download_names_both_remedies(monkeypatch):
     import avalanche_cetl.encoders.timm_models as module
 
     def fail(*_args, **_kwargs):
@@ -41,7 +41,7 @@ def test_fine_tuned_weights_have_their_classes_and_channels(tmp_path):
     torch.testing.assert_close(averaged.mean.flatten(), own.mean.mean().view(1))
 
 
-def test_weights_without_classifier_and_classifiers_that_are_not_wanted(tmp_path):
+def test_weights_without_classifier_load_and_unwanted_classifiers_are_left_out(tmp_path):
     model = _saved(tmp_path / "whole.safetensors", num_classes=7)
     model.reset_classifier(0)
     save_file(model.state_dict(), tmp_path / "headless.safetensors")
@@ -65,7 +65,7 @@ def test_weights_without_classifier_and_classifiers_that_are_not_wanted(tmp_path
         ({"in_chans": 1}, "in_chans=1"),
     ],
 )
-def test_weights_that_do_not_fit_say_which_argument_makes_them_fit(tmp_path, saved, remedy):
+def test_weights_that_do_not_fit_name_the_argument_that_makes_them_fit(tmp_path, saved, remedy):
     _saved(tmp_path / "w.safetensors", **saved)
     with pytest.raises(ValueError, match=remedy):
         TimmEncoder(TINY, weights=tmp_path / "w.safetensors")
@@ -80,12 +80,12 @@ def test_weights_that_do_not_fit_say_which_argument_makes_them_fit(tmp_path, sav
         ({"in_chans": 0}, "in_chans=0"),
     ],
 )
-def test_classes_and_channels_that_cannot_be(arguments, message):
+def test_classes_and_channels_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TimmEncoder(**{"name": TINY, "pretrained": False, **arguments})
 
 
-def test_weights_and_stores_under_the_home_folder(tmp_path, monkeypatch):
+def test_weights_under_the_home_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     _saved(tmp_path / "w.safetensors")
     encoder = TimmEncoder(TINY, weights="~/w.safetensors")

@@ -10,7 +10,7 @@ from avalanche_cetl import TimmEncoder
 TINY = "test_resnet.r160_in1k"
 
 
-def test_state_dicts_as_training_scripts_save_them(tmp_path):
+def test_state_dicts_load_as_training_scripts_save_them(tmp_path):
     torch.manual_seed(1)
     model = timm.create_model(TINY)
     state = model.state_dict()
@@ -41,7 +41,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     assert "fc.bias (7,) for (1000,)" in text
 
 
-def test_weight_files_that_hold_something_else(tmp_path):
+def test_weight_files_that_hold_something_else_are_refused(tmp_path):
     files = {
         "code.pth": _Code(), "list.pth": [1, 2], "names.pth": {"a": "b"},
     }  # fmt: skip

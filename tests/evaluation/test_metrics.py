@@ -79,7 +79,7 @@ def test_every_loss_that_a_plugin_records_reaches_the_loggers(digits, tmp_path):
         assert values[-1] == value and f"{name}/" in text
 
 
-def test_without_losses_none_is_emitted(digits):
+def test_metrics_without_losses_emit_none(digits):
     _, metrics = _train(digits, cetl_metrics(losses=False), plugins=[OwnLoss()])
     assert {name.split("/")[0] for name in metrics} == {"DWA1", "DWA2", "DWA3"}
 
@@ -122,7 +122,7 @@ def test_tensorboard_shows_losses_and_pictures(digits, tmp_path):
     assert any(tag.startswith("Reconstructions/") for tag in tags["images"])
 
 
-def test_the_text_logger_prints_them(digits, tmp_path):
+def test_the_text_logger_prints_losses_and_penalties(digits, tmp_path):
     with open(tmp_path / "log.txt", "w") as file:
         _train(digits, [*cetl_metrics(), *gfi_metrics()], loggers=[TextLogger(file)])
     text = (tmp_path / "log.txt").read_text()
@@ -136,6 +136,6 @@ def test_a_grid_is_scaled_by_the_range_of_x():
     assert grid.min() == 0 and grid.max() == 1
 
 
-def test_bad_arguments():
+def test_pictures_without_images_or_rounds_are_refused():
     with pytest.raises(ValueError):
         ReconstructionImages(count=0)

@@ -57,7 +57,7 @@ DISTILLING = {"plugins": [DecoderHints(0.1), SoftTargets(), SoftTargets(rows="ta
     [(v.value, {}) for v in Variant]
     + [("gfi", {"alternate": "iteration", "plugins": [DecoderHints(0.1), SoftTargets()]})],
 )
-def test_the_same_weights_as_with_the_source_run_live(
+def test_training_on_stored_features_gives_the_weights_of_the_source_run_live(
     tmp_path, transfer, encoder, variant, options
 ):
     stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
@@ -70,7 +70,7 @@ def test_the_same_weights_as_with_the_source_run_live(
     assert found.round_losses == pytest.approx(live.round_losses, rel=1e-5)
 
 
-def test_half_precision_trains_as_well(tmp_path, transfer, encoder):
+def test_features_in_half_precision_train_as_well(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, encoder, tmp_path)
     assert transfer.train_stream[0].dataset[0] is not None
     assert stored.train_stream[0].dataset[0][2].dtype == torch.float16
@@ -79,7 +79,7 @@ def test_half_precision_trains_as_well(tmp_path, transfer, encoder):
     assert found.round_losses["L_rs"] == pytest.approx(live.round_losses["L_rs"], rel=1e-2)
 
 
-def test_items_attributes_and_streams(tmp_path, transfer, encoder):
+def test_items_attributes_and_streams_gain_features_alone(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
     assert list(stored.streams) == list(transfer.streams)
     for name, stream in transfer.streams.items():
@@ -103,7 +103,7 @@ def test_items_attributes_and_streams(tmp_path, transfer, encoder):
     assert torch.equal(both[2 + 7][2], stored.train_stream[0].dataset[7][2])
 
 
-def test_no_label_comes_back(tmp_path, digits, encoder):
+def test_hidden_labels_do_not_come_back(tmp_path, digits, encoder):
     benchmark = adaptation_benchmark(digits(40), digits(30, seed=1), digits(20, seed=2))
     stored = with_source_features(benchmark, encoder, tmp_path)
     dataset = stored.train_stream[0].dataset
@@ -121,7 +121,7 @@ def test_datasets_pickle_for_worker_processes(tmp_path, transfer, encoder):
 
 
 @pytest.mark.parametrize("plugin", [lambda: EWCPlugin(1.0), LwFPlugin, lambda: ReplayPlugin(10)])
-def test_stock_strategies_run_on_it(tmp_path, digits, encoder, plugin):
+def test_stock_strategies_run_on_data_with_features(tmp_path, digits, encoder, plugin):
     benchmark = transfer_benchmark(digits(20), digits(20, seed=1))
     stored = with_source_features(benchmark, encoder, tmp_path)
     model = CICNN(3, SHAPE, width=0.05)
@@ -149,7 +149,7 @@ def test_metrics_draw_pictures_without_the_source(tmp_path, transfer, encoder):
     assert metrics[-1].result() is not None
 
 
-def test_bad_arguments(tmp_path, transfer, encoder):
+def test_views_types_and_streams_that_cannot_be_are_refused(tmp_path, transfer, encoder):
     for arguments, message in (
         ({"views": 0}, "views=0"),
         ({"dtype": "int8"}, "int8"),
@@ -161,7 +161,7 @@ def test_bad_arguments(tmp_path, transfer, encoder):
         with_source_features(transfer, nn.Linear(2, 2), tmp_path)
 
 
-def test_chosen_streams_alone(tmp_path, transfer, encoder):
+def test_chosen_streams_alone_get_features(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, encoder, tmp_path, streams=["train"])
     assert Counting.images == 60
     assert len(stored.train_stream[0].dataset[0]) == 4
@@ -189,7 +189,7 @@ def test_precomputed_features_train_as_the_network_does(tmp_path, transfer, enco
     assert given.dim == 16 and "60" in given.extra_repr()
 
 
-def test_precomputed_features_that_do_not_fit(tmp_path, transfer):
+def test_precomputed_features_that_do_not_fit_are_refused(tmp_path, transfer):
     good = torch.rand(60, 5)
     with pytest.raises(ValueError, match="59 rows, but its data set has 60"):
         with_source_features(transfer, PrecomputedEncoder(good[1:]))
@@ -212,18 +212,18 @@ def test_precomputed_features_that_do_not_fit(tmp_path, transfer):
             PrecomputedEncoder(wrong)
 
 
-def test_precomputed_encoder_without_its_benchmark_says_what_to_do(transfer):
+def test_a_precomputed_encoder_without_its_benchmark_names_the_remedy(transfer):
     with pytest.raises(ValueError, match="with_source_features"):
         trained(transfer, PrecomputedEncoder(torch.rand(60, 5)))
 
 
-def test_features_of_another_width_than_the_models_source(tmp_path, transfer, encoder):
+def test_features_of_another_width_than_the_models_source_are_refused(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, PrecomputedEncoder(torch.rand(60, 5)))
     with pytest.raises(ValueError, match=r"\(60, 5\)|\(N, 16\)"):
         trained(stored, encoder)
 
 
-def test_a_subclass_of_few_lines(tmp_path, transfer):
+def test_an_encoder_of_few_lines_has_its_features_stored(tmp_path, transfer):
     class Quadrants(Encoder):
         dim = 4
 
@@ -269,7 +269,7 @@ def test_the_origin_of_features_goes_with_parts_and_joins_of_the_data(tmp_path, 
     assert features_are_of(plain, encoder) and features_are_of(one.subset([]), encoder)
 
 
-def test_a_store_under_the_home_folder(tmp_path, monkeypatch, transfer, encoder):
+def test_a_store_under_the_home_folder_is_found(tmp_path, monkeypatch, transfer, encoder):
     monkeypatch.setenv("HOME", str(tmp_path))
     with_source_features(transfer, encoder, "~/given")
     monkeypatch.setenv("CETL_CACHE", "~/variable")

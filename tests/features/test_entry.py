@@ -30,7 +30,7 @@ def test_manifest_and_shards_hold_no_pickle_and_name_what_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_one_flipped_byte_in_each_of_ten_shards(tmp_path, listed):
+def test_a_flipped_byte_in_each_of_ten_shards_is_found(tmp_path, listed):
     extract(tmp_path)
     good = contents(tmp_path)
     (folder,) = tmp_path.iterdir()
@@ -128,7 +128,7 @@ MOMENTS = {
 }
 
 
-def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(tmp_path):
+def test_features_of_a_killed_run_are_completed_to_the_same_bytes(tmp_path):
     extract(tmp_path / "whole")
     wanted = contents(tmp_path / "whole")
     log, folder = tmp_path / "log", tmp_path / "killed"
@@ -146,7 +146,7 @@ def test_killed_at_any_moment_and_resumed_the_bytes_are_the_same(tmp_path):
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_killed_while_a_shard_is_being_written(tmp_path, monkeypatch):
+def test_a_run_killed_while_it_writes_a_shard_is_completed(tmp_path, monkeypatch):
     extract(tmp_path / "whole")
 
     def dies(source, target):
@@ -206,7 +206,7 @@ def test_of_two_processes_one_computes_and_one_waits(tmp_path, monkeypatch):
         (errno.EIO, "could not be written"),
     ],
 )
-def test_a_disk_that_is_full_or_read_only_is_said_and_leaves_nothing(
+def test_a_disk_that_is_full_or_read_only_is_an_error_and_leaves_nothing(
     tmp_path, monkeypatch, number, message
 ):
     calls = []
@@ -228,7 +228,7 @@ def test_a_disk_that_is_full_or_read_only_is_said_and_leaves_nothing(
     assert seen(log) == ROWS - 3 * 8
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FeatureStoreError, match="could not be written"):
         extract(tmp_path / "file" / "store")

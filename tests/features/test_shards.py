@@ -19,7 +19,7 @@ def test_rows_are_the_encoders(tmp_path, dtype):
         rows[ROWS]
 
 
-def test_a_shard_that_vanishes_later_is_said(tmp_path):
+def test_a_shard_that_vanishes_later_is_an_error(tmp_path):
     rows = extract(tmp_path)
     for path in tmp_path.rglob("shard-*"):
         path.unlink()

@@ -7,7 +7,7 @@ from stores import ROWS, Moments, contents, extract, images, seen
 pytestmark = pytest.mark.usefixtures("small_shards")
 
 
-def test_computed_once_for_the_same_images_and_encoder(tmp_path):
+def test_features_are_computed_once_for_the_same_images_and_encoder(tmp_path):
     log = tmp_path / "log"
     extract(tmp_path / "store", Moments(log))
     again = extract(tmp_path / "store", Moments(log))

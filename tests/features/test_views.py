@@ -48,7 +48,7 @@ def test_image_and_features_are_always_of_the_same_view(tmp_path, digits, encode
     assert torch.equal(test.train()[4][0], test.eval()[4][0])
 
 
-def test_views_are_reproducible_kept_and_told_apart(tmp_path, digits, encoder):
+def test_views_are_reproducible_and_each_is_stored_once(tmp_path, digits, encoder):
     benchmark = random_benchmark(digits)
     first = with_source_features(benchmark, encoder, tmp_path, views=2)
     once = Counting.images

@@ -21,7 +21,7 @@ def _model():
     return CoupledModel.build(_source(), CICNN(3, SHAPE, width=0.1), SHAPE)
 
 
-def test_forward_is_the_targets_classifier():
+def test_the_forward_pass_is_the_targets_classifier():
     model = _model().eval()
     x = torch.rand(4, *SHAPE)
     torch.testing.assert_close(model(x), model.target(x))
@@ -65,7 +65,7 @@ def test_state_dict_leaves_the_source_out_and_loads_back_strictly():
         other.load_state_dict(incomplete)
 
 
-def test_state_dict_as_a_part_of_a_larger_module():
+def test_the_state_dict_of_a_part_of_a_larger_module_has_no_source():
     outer = nn.ModuleDict({"coupled": _model()})
     state = outer.state_dict()
     assert state and not any(".source." in name for name in state)
@@ -80,7 +80,7 @@ def test_parameters_split_into_decoder_and_target():
     assert not model.decoder_parameters().keys() & model.target_parameters().keys()
 
 
-def test_without_a_source_network():
+def test_a_model_without_source_network_reconstructs_its_target_alone():
     model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
     assert model.reconstruct_target(torch.rand(2, *SHAPE)).shape == (2, *SHAPE)
     with pytest.raises(ValueError, match="no source"):
@@ -107,12 +107,12 @@ def test_all_of_it_is_on_the_target_s_device():
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
-def test_timm_name_as_target():
+def test_a_timm_name_is_a_target():
     model = CoupledModel.build(None, "resnet10t", (3, 32, 32))
     assert model.reconstruct_target(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
-def test_bad_arguments():
+def test_sources_and_shapes_that_do_not_fit_are_refused():
     target = CICNN(3, SHAPE, width=0.1)
     with pytest.raises(TypeError, match="ModuleEncoder"):
         CoupledModel.build(nn.Linear(2, 2), target, SHAPE)

@@ -73,7 +73,7 @@ def test_a_decoder_learns_an_image():
     assert losses[-1] < 0.3 * image.var()
 
 
-def test_bad_arguments():
+def test_other_unpoolings_and_codes_of_another_width_are_refused():
     with pytest.raises(ValueError, match="nearest"):
         ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16), unpool="magic")
     decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16))
@@ -81,7 +81,7 @@ def test_bad_arguments():
         decoder(torch.zeros(2, 3))
 
 
-def test_hooks_see_every_layer():
+def test_hooks_on_a_decoder_see_every_layer():
     decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16)).double()
     code = torch.randn(2, decoder.code_dim, dtype=torch.float64)
     at_once = decoder(code)
@@ -92,7 +92,7 @@ def test_hooks_see_every_layer():
     assert seen == [type(layer) for layer in decoder.layers] and Unpool in seen
 
 
-def test_the_same_precision_under_autocast():
+def test_a_decoder_with_hooks_has_the_same_precision_under_autocast():
     decoder = ReversedDecoder(CICNN(3, (1, 16, 16), width=0.1), (1, 16, 16))
     code = torch.randn(2, decoder.code_dim)
     with torch.autocast("cpu", torch.bfloat16):

@@ -9,7 +9,7 @@ from avalanche_cetl import CICNN, ReversedDecoder
 from avalanche_cetl.models.unpool import Unpool
 
 
-def test_seven_by_seven():
+def test_maps_of_odd_size_get_their_size_back():
     target = nn.Sequential(
         nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2)
     )
@@ -45,7 +45,7 @@ def test_layers_are_the_targets_in_reverse_with_the_same_kernel_counts():
         nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Linear(6, 4)),
     ],
 )
-def test_vector_inputs(target):
+def test_targets_of_vectors_are_reversed_too(target):
     decoder = ReversedDecoder(target, (6,))
     assert decoder(torch.randn(3, decoder.code_dim)).shape == (3, 6)
 
@@ -57,7 +57,7 @@ def test_vision_transformers_get_a_decoder_from_their_feature_maps():
     assert decoder(torch.randn(2, 192)).shape == (2, 3, 32, 32)
 
 
-def test_a_target_with_dynamic_control_flow_falls_back():
+def test_a_target_with_dynamic_control_flow_is_reversed_from_its_maps():
     class Dynamic(nn.Module):
         def __init__(self):
             super().__init__()
@@ -88,7 +88,7 @@ def _functional(shape):
     return Net()
 
 
-def test_functional_layers_without_a_reverse_fall_back():
+def test_a_target_with_functional_layers_is_reversed_from_its_maps():
     target = _functional((1, 12, 12))
     target(torch.zeros(1, 1, 12, 12))
     decoder = ReversedDecoder(target, (1, 12, 12))

@@ -66,7 +66,7 @@ def test_the_code_is_what_the_last_linear_layer_reads():
     torch.testing.assert_close(target(x), net(x))
 
 
-def test_a_named_code_layer():
+def test_a_named_layer_is_the_code():
     net = CICNN(4, (1, 8, 8), width=0.1).eval()
     code, _ = as_target(net, code="features.5").encode(torch.rand(2, 1, 8, 8))
     assert code.shape == (2, 10 * 2 * 2)
@@ -82,7 +82,7 @@ def test_copies_do_not_write_into_the_original():
     assert twin.encode(x)[0].abs().sum() == 0 and target.encode(x)[0].abs().sum() > 0
 
 
-def test_timm_models_and_names():
+def test_timm_models_and_their_names_are_targets():
     target = as_target("resnet10t", num_classes=5)
     assert target.measure((3, 64, 64)) == (512, 5)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
@@ -103,7 +103,7 @@ def test_wrapping_twice_changes_nothing():
         (lambda: as_target(CICNN()).measure((1, 28, 28)), ValueError),
     ],
 )
-def test_bad_targets(make, error):
+def test_targets_without_code_or_layers_are_refused(make, error):
     with pytest.raises(error):
         make()
 

@@ -35,7 +35,7 @@ def test_unpooling_is_torchs_nearest_to_the_bit(size):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 4, 5), (3, 1, 1), (1, 8, 3)])
-def test_unpooling_and_convolution_in_one_are_the_same(shape, bias):
+def test_unpooling_and_convolution_in_one_equal_the_two_layers(shape, bias):
     """Value and gradients in float64, against the two layers one after the other."""
     torch.manual_seed(0)
     channels, *small = shape

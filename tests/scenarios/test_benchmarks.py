@@ -14,7 +14,7 @@ def labels(stream):
     return [int(t) for t in stream[0].dataset.targets]
 
 
-def test_transfer_streams_and_counts(digits):
+def test_transfer_has_its_streams_and_counts(digits):
     train, test, other = digits(60), digits(30, seed=1), digits(24, seed=2)
     benchmark = transfer_benchmark(
         train, test, source_train=other, source_test=other, labels_per_class=4, seed=3
@@ -47,7 +47,7 @@ def test_kept_labels_are_right_and_seeded(digits):
     assert all(kept in (-1, true) for kept, true in zip(rows[0], classes.tolist(), strict=True))
 
 
-def test_fraction_is_stratified():
+def test_the_fraction_of_labels_is_stratified():
     targets = [0] * 50 + [1] * 10 + [2] * 2
     chosen = choose_labelled(targets, None, 0.2, seed=0)
     assert [sum(targets[i] == c for i in chosen) for c in range(3)] == [10, 2, 1]
@@ -121,7 +121,7 @@ def test_hidden_labels_are_absent_from_the_training_stream(digits, kind):
         assert sum(dataset[i][1] >= 0 for i in range(120)) in (0, 6)
 
 
-def test_adaptation_streams(digits):
+def test_adaptation_has_its_streams(digits):
     source, target, test = digits(45, seed=1), digits(60), digits(30, seed=2)
     benchmark = adaptation_benchmark(source, target, test, source_test=digits(9, seed=3))
     assert list(benchmark.streams) == ["train", "test", "source", "source_test"]
@@ -132,7 +132,7 @@ def test_adaptation_streams(digits):
     torch.testing.assert_close(dataset[61][0], source[0][1])
 
 
-def test_adaptation_with_labels_and_test_images(digits):
+def test_adaptation_may_have_labels_and_test_images(digits):
     test = digits(30, seed=2)
     benchmark = adaptation_benchmark(
         digits(45, seed=1), digits(60), test, labels_per_class=2, transductive=True
@@ -171,7 +171,7 @@ def test_class_subsets_are_remapped(digits):
         ),
     ],
 )
-def test_bad_arguments(digits, make, error):
+def test_arguments_that_do_not_fit_are_refused(digits, make, error):
     with pytest.raises(error):
         make(digits(12))
 
@@ -235,7 +235,7 @@ def test_distillation_keeps_all_labels_and_takes_more_images(digits):
         (lambda d: adaptation_benchmark((d[0], d[1] + 2), d, d), "start at 2"),
     ],
 )
-def test_bad_input_is_one_clear_error(digits, make, message):
+def test_data_that_do_not_fit_are_one_clear_error(digits, make, message):
     digits = digits(12)
     if "channels" in message:
         digits = (digits[0].repeat(1, 4, 1, 1), digits[1])
@@ -243,7 +243,7 @@ def test_bad_input_is_one_clear_error(digits, make, message):
         make(digits)
 
 
-def test_rows_that_come_without_a_label(digits):
+def test_rows_without_a_label_train_but_do_not_test(digits):
     x, y = digits(12)
     some = torch.where(torch.arange(12) < 6, y, -1)
     benchmark = transfer_benchmark((x, some), digits(12))
@@ -287,6 +287,6 @@ def test_an_experience_with_all_labels_stays_in_the_labelled_stream(digits):
     (lambda d: transfer_benchmark(d(6), d(6), classes=[]), r"classes=\[\]"),
     (lambda d: transfer_benchmark(d(6), d(6), fit="crop"), "fit='crop'"),
 ])  # fmt: skip
-def test_arguments_that_ask_for_nothing(digits, make, message):
+def test_arguments_that_ask_for_nothing_are_refused(digits, make, message):
     with pytest.raises(ValueError, match=message):
         make(digits)

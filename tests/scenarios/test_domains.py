@@ -35,7 +35,7 @@ def test_domains_meet_in_the_targets_size_and_in_colour(digits):
     assert other.train_stream[0].dataset[0][0].shape == (3, 6, 10)
 
 
-def test_a_named_shape_and_grey_by_luma(digits):
+def test_colour_becomes_grey_by_luma_in_a_named_shape(digits):
     source = rgb()
     benchmark = adaptation_benchmark(source, digits(30), digits(12), image_shape=(1, 6, 10))
     image = benchmark.source_stream[0].dataset[4][0]
@@ -125,7 +125,7 @@ def named(names, rows=12):
     return data
 
 
-def test_classes_by_name_whatever_their_numbers(digits):
+def test_classes_are_chosen_by_name_whatever_their_numbers(digits):
     benchmark = adaptation_benchmark(
         named(["ship", "cat", "automobile"]), named(["car", "cat", "frog", "ship"]),
         named(["cat", "car", "ship"]), classes=["car|automobile", "ship"],
@@ -144,12 +144,12 @@ def test_classes_by_name_whatever_their_numbers(digits):
         ([0, 7], "do not occur"),
     ],
 )
-def test_classes_that_are_not_there(classes, message):
+def test_classes_that_are_not_there_are_refused(classes, message):
     with pytest.raises(ValueError, match=message):
         choose_classes(named(["cat", "ship"]), classes)
 
 
-def test_names_need_a_set_that_knows_them(digits):
+def test_names_of_classes_need_a_set_that_has_them(digits):
     with pytest.raises(ValueError, match="does not know its classes' names"):
         transfer_benchmark(digits(12), digits(12), classes=["cat"])
 
@@ -160,7 +160,7 @@ def counted(count, names, digits, seed=0):
     return LabelledImages(images, labels.tolist(), names)
 
 
-def test_sets_that_count_their_classes_differently(digits):
+def test_sets_that_number_their_classes_differently_are_refused(digits):
     animals, fewer = ["cat", "dog", "horse"], ["cat", "horse"]
     with pytest.raises(ValueError, match=r"'horse' is number 2 .* and 1 in another"):
         transfer_benchmark(counted(30, animals, digits), counted(20, fewer, digits))
@@ -197,6 +197,6 @@ def test_source_classes_are_their_own_in_transfer(digits):
     lambda d: adaptation_benchmark(d(12), d(12), (d(12)[0], d(12)[1] + 1)),
     lambda d: adaptation_benchmark(d(12), d(12), d(12), source_test=(d(12)[0], d(12)[1] + 1)),
 ])  # fmt: skip
-def test_labels_that_are_never_trained_on(digits, make):
+def test_labels_that_are_never_trained_on_are_refused(digits, make):
     with pytest.raises(ValueError, match=r"has the labels \[3\]"):
         make(digits)

@@ -18,7 +18,7 @@ def labels(stream, experience=0):
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_a_folder_of_images(folder, kind):
+def test_a_folder_of_images_has_its_folders_as_classes(folder, kind):
     benchmark = transfer_benchmark(kind(folder), kind(folder), labels_per_class=2)
     assert benchmark.classes == ["ant", "bee"]
     assert sorted(labels(benchmark.test_stream)) == [0] * 4 + [1] * 4
@@ -33,7 +33,7 @@ def test_a_file_that_is_no_image_is_named_with_its_row(folder):
         transfer_benchmark(folder, folder)
 
 
-def test_folders_that_are_not_there_or_empty(tmp_path):
+def test_folders_that_are_not_there_or_empty_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         transfer_benchmark(tmp_path / "missing", tmp_path)
     (tmp_path / "empty").mkdir()
@@ -62,7 +62,7 @@ def same(image):
 
 @pytest.mark.parametrize("transforms", [{}, {"train_transform": same, "eval_transform": same}])
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "CMYK", "LA", "RGBA", "PA", "I;16", "F"])
-def test_pictures_of_every_mode_with_and_without_transforms(mode, transforms):
+def test_pictures_of_every_mode_are_read_with_and_without_transforms(mode, transforms):
     if mode == "I;16":
         image = Image.fromarray(np.full((6, 8), 65535, np.uint16))
     elif mode == "F":
@@ -75,7 +75,7 @@ def test_pictures_of_every_mode_with_and_without_transforms(mode, transforms):
     assert torch.equal(both(image, **transforms), torch.ones(1 if grey else 3, 6, 8))
 
 
-def test_a_list_of_pictures_beside_labels():
+def test_pictures_may_be_a_list_beside_labels():
     image = Image.new("RGB", (8, 6), (200, 40, 90)).quantize(4)
     data = ([image] * 4, [0, 1, 0, 1])
     for benchmark in (
@@ -90,7 +90,7 @@ def test_a_list_of_pictures_beside_labels():
 
 @pytest.mark.parametrize("shape", [(3, 8, 6), (8, 6, 3)])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_arrays_as_items_with_channels_on_either_side(shape, dtype):
+def test_arrays_as_items_may_have_channels_on_either_side(shape, dtype):
     array = np.full(shape, 51 if dtype == "uint8" else 0.2).astype(dtype)
     assert torch.equal(both(array), torch.full((3, 8, 6), 0.2))
     assert torch.equal(
@@ -108,7 +108,7 @@ def test_items_of_a_data_set_become_single_floats_with_a_channel(digits):
     assert float(read_images(mixed).images.max()) <= 1
 
 
-def test_unlabelled_images_alone(digits):
+def test_unlabelled_images_may_come_alone(digits):
     x, y = digits(12)
     for unlabelled in (x, (x, y), (x, y[:, None]), TensorDataset(x, y), list(x), x.numpy()):
         benchmark = distillation_benchmark((x, y), (x, y), unlabelled=unlabelled)
@@ -127,7 +127,7 @@ def test_opened_files_leave_no_name_behind(folder):
     assert len(kept) == 8 and not any(hasattr(image, "filename") for image in kept)
 
 
-def test_whatever_is_wrong_with_a_row_is_told_with_its_number(digits):
+def test_errors_in_a_row_have_its_number(digits):
     x, _ = digits(3)
     for bad in ("cat", float("nan"), 1.5, -2):
         with pytest.raises(ValueError, match="row 2 of list"):
@@ -141,7 +141,7 @@ def test_whatever_is_wrong_with_a_row_is_told_with_its_number(digits):
     (torch.zeros(6, 8, 8, 4, dtype=torch.uint8), "channels last"),
     (torch.zeros(6, 1, 8, 8, dtype=torch.int64), "uint8 or floats"),
 ])  # fmt: skip
-def test_arrays_of_other_layouts(digits, images, message):
+def test_arrays_of_other_layouts_are_refused(digits, images, message):
     with pytest.raises(ValueError, match=message):
         transfer_benchmark((images, torch.arange(6) % 2), digits(6))
 
@@ -159,7 +159,7 @@ def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
     assert read_images((np.zeros((4, 6, 5), np.uint8), [0] * 4)).images.shape == (4, 1, 6, 5)
 
 
-def test_labelled_images_from_a_dataset_of_tensors(digits):
+def test_labelled_images_are_read_from_a_dataset_of_tensors(digits):
     images, labels = digits(12)
     read = read_images(TensorDataset(images, labels))
     assert isinstance(read, LabelledImages) and read.images.shape == images.shape

@@ -21,7 +21,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_class_indices_of_every_kind(kind):
+def test_class_indices_may_be_of_every_kind(kind):
     found = class_indices(kind([0, 2, -1, 1]))
     assert found == [0, 2, -1, 1] and all(type(label) is int for label in found)
 
@@ -36,7 +36,7 @@ def test_a_column_of_class_indices_is_taken_as_such(digits, kind):
     assert items.targets == y.tolist()
 
 
-def test_columns_of_pandas():
+def test_columns_of_pandas_are_labels():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"label": [0, 1, 1]}, index=[7, 8, 9])
     assert class_indices(frame) == class_indices(frame["label"]) == [0, 1, 1]

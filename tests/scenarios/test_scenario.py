@@ -14,7 +14,7 @@ def rgb(rows=12, size=(6, 10), classes=3, seed=0):
     return torch.rand(rows, 3, *size, generator=generator), torch.arange(rows) % classes
 
 
-def test_the_summary_counts_what_is_there(digits):
+def test_the_summary_counts_rows_labels_and_classes(digits):
     benchmark = adaptation_benchmark(
         digits(45), digits(60), digits(30), labels_per_class=2, source_test=digits(9)
     )
