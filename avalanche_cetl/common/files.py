@@ -58,7 +58,7 @@ def write_atomically(path: Path, content: bytes | bytearray, problems: WriteProb
 
 
 def _settle(folder: Path) -> None:
-    """Make a new name in a folder last, where the system can do so."""
+    """Write a folder's new names to the disk, where the system can do so."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders

@@ -89,7 +89,7 @@ class ImageFiles(Dataset):
 
     @staticmethod
     def _tell(text: str, passed: Sequence[str]) -> None:
-        """Warn of what may be images that are missed; clutter is but logged."""
+        """Warn of files that may be images; log those that systems leave behind."""
         if all(any(map(_is_clutter, Path(name).parts)) for name in passed):
             logger.info(text)
         else:

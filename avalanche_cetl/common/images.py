@@ -123,10 +123,7 @@ def image_tensor(image: Any) -> Tensor:
 
 
 def check_type(dtype: Any) -> None:
-    """See that images are bytes or floats.
-
-    :raises ValueError: otherwise.
-    """
+    """Raise ValueError unless images are bytes or floats."""
     if dtype != torch.uint8 and not dtype.is_floating_point:
         raise ValueError(
             f"images have to be uint8 or floats, got {dtype}; give bytes as uint8, and divide "
@@ -190,7 +187,7 @@ def _seems_last(shape: torch.Size) -> bool:
 
 
 def check_range(images: Tensor, what: str) -> tuple[float, float]:
-    """See that images are finite, and no bytes that were turned into floats and not divided.
+    """Check that images are finite, and no bytes that were turned into floats and not divided.
 
     Standardised floats, which are negative in part, are as good as those in [0, 1].
 

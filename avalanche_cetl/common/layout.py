@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from avalanche_cetl.common.outputs import watched
+
 POOLINGS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -53,22 +55,18 @@ def channel_axis(network: nn.Module, layer: nn.Module, run: Callable[[], Any]) -
     known: list[_Known] = []
     found: list[tuple[tuple[int, ...], list[_Known]]] = []
 
-    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def see(module: nn.Module, output: Any) -> None:
         axis = own_axis(module)
         if axis is not None and isinstance(output, Tensor) and output.dim() in (3, 4):
             known.append((tuple(output.shape), axis % output.dim()))
 
-    def finish(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def finish(_layer: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
             found.append((tuple(output.shape), list(known)))
 
-    handles = [m.register_forward_hook(note) for m in network.modules() if own_axis(m) is not None]
-    handles.append(layer.register_forward_hook(finish))
-    try:
+    layers = (module for module in network.modules() if own_axis(module) is not None)
+    with watched(layers, see), watched([layer], finish):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     if not found:
         return None
     shape, before = found[-1]

@@ -65,7 +65,7 @@ def outside_of_inference(value: Any) -> Any:
 
 @contextmanager
 def lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
-    """BatchNorm has no batch statistics of a single row: use the running ones for it."""
+    """Let BatchNorm use its running statistics for a single row, which has none of its own."""
     norms = []
     if rows == 1:
         norms = [

@@ -1,20 +1,59 @@
-"""What a layer gives, or reads, in a forward pass: kept as it was at that moment."""
+"""The one hook on layers: what they give, or read, while a network runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class Kept:
-    """Keep a layer's output (or its input) in every forward pass, until it is removed.
+@contextmanager
+def watched(layers: Iterable[nn.Module], see: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Call a function with each layer that runs, and its output, as long as the block lasts.
 
-    The layer after it may write into the same memory (``nn.ReLU(inplace=True)`` after a
-    BatchNorm, ``x += shortcut``), so the values are copied at once: reading them later, or
+    :param layers: the layers to watch.
+    :param see: gets the layer and its output, right after the layer has run; it must not change
+        the output.
+    """
+
+    def hook(layer: nn.Module, _inputs: Any, output: Any) -> None:
+        see(layer, output)
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(hook).remove)
+        yield
+
+
+class Values:
+    """Tensors of one layer, one for each time that it ran.
+
+    :ivar values: oldest first.
+    """
+
+    values: list[Tensor]
+
+    def latest(self, missing: str) -> Tensor:
+        """Return the tensor of the latest run.
+
+        :param missing: the message of the error.
+        :raises ValueError: when the layer did not run.
+        """
+        if not self.values:
+            raise ValueError(missing)
+        return self.values[-1]
+
+
+class Kept(Values):
+    """Copies of a layer's outputs (or inputs), one for each forward pass until it is removed.
+
+    They are copied at once, because the next layer may write into the same memory
+    (``nn.ReLU(inplace=True)`` after a BatchNorm, ``x += shortcut``): reading the values later, or
     noticing the write by the tensor's version, would be too late. Gradients flow from the copy
-    into the layer; a write that follows does not reach the copy, nor its backward pass. The hook
-    changes nothing that the network computes.
+    into the layer; a later write does not reach the copy, nor its backward pass. The hook changes
+    nothing that the network computes.
 
     A context manager: the hook lives as long as the block, so that copies of the network
     (``deepcopy``, ``pickle``) never carry a hook that writes into this one.
@@ -35,7 +74,7 @@ class Kept:
             self._handle = layer.register_forward_hook(self._after)
 
     def remove(self) -> None:
-        """Take the hook off; what is kept stays."""
+        """Remove the hook; the values stay."""
         self._handle.remove()
 
     def __enter__(self) -> Kept:

@@ -14,7 +14,7 @@ class StartAgainError(Exception):
 
 
 class OtherProcessError(RuntimeError):
-    """Another process of the group failed, and says why; this one stops too."""
+    """Another process of the group failed, so this one stops; the message has the reason."""
 
 
 class Processes:
@@ -65,7 +65,7 @@ class Processes:
         return self.size == 1
 
     def meet(self, value: Any = None, problem: Exception | None = None) -> list[Any]:
-        """Wait for all processes; give every one's value, in the order of ranks.
+        """Wait for all processes; return the value of each, in the order of ranks.
 
         :param problem: what went wrong in this process; the others then stop as well.
         :raises StartAgainError: when another process has a reason to start again.
@@ -87,12 +87,12 @@ class Processes:
         return [own for _, _, own in found]
 
     def report(self, problem: Exception) -> None:
-        """Tell the others, who wait in :meth:`meet`, of a problem that is this process's own."""
+        """Send a problem of this process to the others, which wait in :meth:`meet`."""
         if not isinstance(problem, OtherProcessError | _StartAgainElsewhereError):
             self.meet(problem=problem)
 
     def agree(self, value: Any) -> None:
-        """Wait for all processes, and see that all have the same value.
+        """Wait for all processes, and check that all have the same value.
 
         :raises StartAgainError: when they differ.
         """
@@ -110,7 +110,7 @@ class Processes:
                 tensor.copy_(whole)
 
     def rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
-        """All processes' rows, in the order of ranks.
+        """Return all processes' rows, in the order of ranks.
 
         :param counts: rows of every process.
         """
@@ -124,4 +124,4 @@ class Processes:
 
 
 class _StartAgainElsewhereError(StartAgainError):
-    """Known to all processes already."""
+    """A reason to start again that all processes have already."""

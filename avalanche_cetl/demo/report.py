@@ -45,8 +45,8 @@ of it, while the probe and CETL leave S itself untouched.</p>
 <h2>No target label</h2>
 {_table(results["unsupervised"])}
 <h2>Reconstructions of held-out target images</h2>
-<p>T1(S(x)) decodes what the frozen source network knows of an image, T1(T2(x)) what the target
-network has learnt of it, through the same decoder.</p>
+<p>T1(S(x)) is decoded from the features of the frozen source network, T1(T2(x)) from the code of
+the target network, by the same decoder.</p>
 {_picture(folder / "reconstructions.png", "Reconstructions")}
 <h2>Losses and penalties of CETL gfi, few labels</h2>
 {_picture(folder / "curves.png", "Curves")}

@@ -17,8 +17,9 @@ import torch
 from tqdm import tqdm
 
 from avalanche_cetl.demo.digits import Digits, load_digits_pair
-from avalanche_cetl.demo.methods import LABELS_PER_CLASS, Comparison, Result, Settings
+from avalanche_cetl.demo.methods import Comparison
 from avalanche_cetl.demo.report import write_report
+from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Result, Settings
 from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
 
 CETL_VARIANTS = ("e", "fi", "gfi")
@@ -33,18 +34,18 @@ def run_demo(
     digits: Digits | None = None,
     show: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """Run both blocks of the demo and write everything into a folder.
+    """Run both blocks of the demo, and write results and pictures into a folder.
 
-    Writes ``results.json`` (returned as well; its fields are described in the README),
+    It writes ``results.json`` (returned as well; its fields are described in the README),
     ``curves.png`` (Fig. 2's curves of CETL gfi with few labels), ``reconstructions.png``
     (held-out target images, T1(S(x)) and T1(T2(x))) and ``report.html`` with all of it.
 
     :param out: the folder; made when missing.
     :param seed: of labels kept, initial weights, mini-batches and the gate, >= 0.
     :param quick: a small form that shows that it works, not how well.
-    :param settings: others than the defaults.
+    :param settings: other settings than the defaults.
     :param digits: another pair of sets.
-    :param show: gets the table's lines.
+    :param show: called with each line of the tables.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def run_demo(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: networks this small only wait for each other on more."""
+    """Let torch use one thread: with networks this small, more threads only wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,7 +106,7 @@ Job = tuple[str, Callable[[], Result]]
 
 
 def few_label_jobs(comparison: Comparison) -> list[Job]:
-    """Methods of the first block, in the table's order; S comes first."""
+    """Return the methods of the first block, in the table's order; S comes first."""
     jobs: list[Job] = [
         ("S", comparison.train_source),
         ("linear probe", comparison.linear_probe),
@@ -119,7 +120,7 @@ def few_label_jobs(comparison: Comparison) -> list[Job]:
 
 
 def unsupervised_jobs(comparison: Comparison) -> list[Job]:
-    """Methods of the second block; S has to be trained by then."""
+    """Return the methods of the second block; S has to be trained before them."""
     jobs: list[Job] = [("source only", comparison.source_only)]
     for variant in CETL_VARIANTS:
         jobs.append(
@@ -150,7 +151,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: a quantity that did not occur in a round is null."""
+    """Return the value with None in place of NaN, which JSON has not."""
     if isinstance(value, dict):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -161,7 +162,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def table_lines(results: dict[str, Any]) -> list[str]:
-    """Give the two tables as lines of text."""
+    """Return the two tables as lines of text."""
     data = results["data"]
     head = f"{'':30}{'target acc.':>12}{'source acc.':>12}{'trainable':>12}{'seconds':>9}"
     lines = []

@@ -15,11 +15,13 @@ class Encoder(nn.Module):
     """A frozen source network S: images in, one feature vector an image out.
 
     A subclass sets :attr:`dim` (and :attr:`num_classes` where it has logits) and implements
-    :meth:`encode`; it may override :meth:`preprocess` and :meth:`logits`, and names its
-    settings in ``extra_repr``, so that :meth:`fingerprint` knows them. After building its
-    network it calls :meth:`freeze`. The encoder stays in eval mode whatever ``train()``
-    says, runs without gradient, and is never trained. Images that it is given stay as they are,
-    and its features are in float32, whatever the network computes in.
+    :meth:`encode`; it may override :meth:`preprocess` and :meth:`logits`. It returns its settings
+    in ``extra_repr``, so that :meth:`fingerprint` covers them, and calls :meth:`freeze` once its
+    network is built.
+
+    An encoder is never trained: it stays in eval mode (``train()`` changes nothing) and runs
+    without gradient. It does not change the images that it reads. Its features are in float32,
+    whatever type the network computes in.
 
     :ivar dim: number of features, D.
     :ivar num_classes: number of S's own classes, or None when it gives no logits.
@@ -40,11 +42,11 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Turn images as the target network sees them into S's input. Default: unchanged."""
+        """Return S's input for images as the target network reads them. Default: unchanged."""
         return x
 
     def encode(self, x: Tensor) -> Tensor:
-        """Give features of preprocessed images; implemented by subclasses."""
+        """Return features of preprocessed images; implemented by subclasses."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -55,7 +57,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Give S's own logits ``(N, num_classes)``.
+        """Return S's own logits ``(N, num_classes)``.
 
         :raises ValueError: when S has no classifier.
         """
@@ -67,7 +69,7 @@ class Encoder(nn.Module):
         return False
 
     def classify(self, features: Tensor) -> Tensor:
-        """Give S's own logits ``(N, num_classes)`` from its features ``(N, dim)``.
+        """Return S's own logits ``(N, num_classes)`` from its features ``(N, dim)``.
 
         With stored features S's logits then cost one layer, not a pass through S.
 
@@ -79,7 +81,7 @@ class Encoder(nn.Module):
         )
 
     def cheapest_logits(self, x: Tensor, features: Tensor | None = None) -> Tensor:
-        """Give S's own logits ``(N, num_classes)`` in the cheapest way there is.
+        """Return S's own logits ``(N, num_classes)``, from the features where that is possible.
 
         :param x: images ``(N, C, H, W)``.
         :param features: their features ``(N, dim)``, where they are known.
@@ -89,10 +91,10 @@ class Encoder(nn.Module):
         return self.logits(x)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 that tells encoders apart.
+        """Return a SHA-256 that differs between encoders.
 
-        Over structure, settings (``extra_repr``), weights and buffers, and over the code of a
-        subclass that is not this package's.
+        It is taken over structure, settings (``extra_repr``), weights and buffers, and over the
+        code of a subclass that is not this package's.
         """
         found = Fingerprint().module(self)
         for parent in type(self).__mro__:
@@ -105,15 +107,14 @@ class Encoder(nn.Module):
 
 
 def in_float32(output: Tensor) -> Tensor:
-    """Return what a network gave in float32: from half, double or quantised values."""
+    """Return a network's output in float32: from half, double or quantised values."""
     return output.dequantize().float() if output.is_quantized else output.float()
 
 
 def like_network(x: Tensor, network: nn.Module) -> Tensor:
-    """Return a batch in the floating type of the network's first weights; bytes by 255.
+    """Return a batch in the floating type of the network's first weights; bytes divided by 255.
 
-    Other integers (token numbers), and networks without such weights, leave it as it is: those
-    read float32.
+    Other integers (token numbers) stay as they are. A network without such weights reads float32.
     """
     if x.dtype == torch.uint8:
         x = x.float() / 255

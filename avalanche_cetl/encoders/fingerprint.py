@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 
 class Fingerprint:
-    """A SHA-256 that takes in tensors, modules, functions and plain values by content."""
+    """A SHA-256 over the content of tensors, modules, functions and plain values."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def text(self, value: str) -> Fingerprint:
-        """Take in a string."""
+        """Add a string."""
         raw = value.encode()
         self._digest.update(len(raw).to_bytes(8, "little") + raw)
         return self
 
     def tensor(self, value: Tensor) -> Fingerprint:
-        """Take in dtype, shape and bytes; of a quantised tensor the values that it stands for."""
+        """Add a tensor: dtype, shape and bytes; if it is quantised, of its dequantised values."""
         self.text(f"{value.dtype} {tuple(value.shape)}")
         if value.is_quantized:
             value = value.dequantize()
@@ -36,10 +36,10 @@ class Fingerprint:
         return self
 
     def module(self, value: nn.Module) -> Fingerprint:
-        """Take in structure (its representation), parameters and buffers.
+        """Add a module: structure (its representation), parameters and buffers.
 
-        Of quantised layers their packed weights, which are no tensors of their own; of scripted
-        modules their code, whose constants may be the weights (``torch.jit.freeze``).
+        Quantised layers add their packed weights, which are no tensors of their own. Scripted
+        modules add their code, whose constants may be the weights (``torch.jit.freeze``).
         """
         self.text(f"{type(value).__qualname__} {_plain(value)}")
         for name, tensor in value.state_dict().items():
@@ -55,9 +55,9 @@ class Fingerprint:
         return self
 
     def value(self, value: Any) -> Fingerprint:
-        """Take in anything: a function with its code, an object with its attributes.
+        """Add anything: a function with its code, an object with its attributes.
 
-        An object's own ``fingerprint()`` is asked first.
+        An object that has a method ``fingerprint()`` adds what that returns.
         """
         self._value(value, set())
         return self
@@ -98,10 +98,10 @@ class Fingerprint:
             self.text(_plain(value))
 
     def hexdigest(self) -> str:
-        """Give the hash, 64 hexadecimal digits."""
+        """Return the hash, 64 hexadecimal digits."""
         return self._digest.hexdigest()
 
 
 def _plain(value: Any) -> str:
-    """Give its representation, without addresses in memory."""
+    """Return a value's representation, without addresses in memory."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

@@ -89,7 +89,7 @@ class ModuleEncoder(Encoder):
             self._ends_in_classifier = reads == self.dim and torch.equal(last(features), output)
 
     def extra_repr(self) -> str:
-        """Name the layer in ``print(model)`` and the fingerprint."""
+        """Return the layer's name, for ``print(model)`` and the fingerprint."""
         # Of a named layer, the width too: a fingerprint apart from those of versions that kept
         # what the next layer made of its output, so that no stored feature is taken from them.
         return f"layer={self.layer!r}" + (f", dim={self.dim}" if self.layer else "")
@@ -138,7 +138,7 @@ class ModuleEncoder(Encoder):
 
     @torch.no_grad()
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's output as it gave it, and the module's."""
+        """Return the layer's output as it was before later layers ran, and the module's."""
         x = self._read(x)
         if self.layer == "":
             output = self.module(x)
@@ -153,8 +153,6 @@ class ModuleEncoder(Encoder):
         scripted = isinstance(layer, torch.jit.ScriptModule)
         with LinearInput(layer) if scripted else Kept(layer, what, reads=reads) as kept:
             output = self.module(x)
-        if not kept.values:
-            raise ValueError(f"{what} did not run in the module's forward pass.")
-        found = kept.values[-1]
+        found = kept.latest(f"{what} did not run in the module's forward pass.")
         # The product of a scripted layer reads a matrix: positions of an image row by row.
         return found.reshape(len(x), -1) if scripted else found, output

@@ -24,10 +24,10 @@ _TYPES = {
 class ONNXEncoder(Encoder):
     """A network in an ONNX file as a frozen source network, run by onnxruntime.
 
-    The file has one input, images ``(N, C, H, W)`` or, as TensorFlow has them, ``(N, H, W, C)``,
-    in half, single or double precision, with a free batch axis. Images given to the encoder are
-    ``(N, C, H, W)`` in any case, and turned round where the file reads channels last. Custom
-    operators are not loaded. Needs ``pip install "avalanche-cetl[onnx]"``.
+    The file has one input, with a free batch axis, in half, single or double precision: images
+    ``(N, C, H, W)``, or ``(N, H, W, C)`` as in TensorFlow. The encoder itself always reads
+    ``(N, C, H, W)`` and moves the channels where the file reads them last. Custom operators are
+    not loaded. Needs ``pip install "avalanche-cetl[onnx]"``.
 
     :param path: the ``.onnx`` file.
     :param output: name of the output that holds the features, flattened to one vector an
@@ -47,7 +47,7 @@ class ONNXEncoder(Encoder):
         leaves it open.
     :ivar dim: number of features.
     :ivar num_classes: width of ``logits``, or None.
-    :ivar channels_last: whether images are turned round for the file.
+    :ivar channels_last: whether the file reads ``(N, H, W, C)``.
     :raises ImportError: without onnxruntime; names the extra.
     :raises ValueError: for a file that is missing or no ONNX model, an unknown output, or
         another input than a batch of images.
@@ -98,21 +98,21 @@ class ONNXEncoder(Encoder):
             self.num_classes = found.shape[1]
 
     def extra_repr(self) -> str:
-        """Name the output in ``print(model)`` and the fingerprint, with the file's hash."""
+        """Return output and hash of the file, for ``print(model)`` and the fingerprint."""
         about = f"output={self.output!r}, sha256={self._hash[:16]}"
         return f"{about}, channels_last=True" if self.channels_last else about
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Resize and normalise images."""
+        """Return resized and normalised images."""
         return self.preprocessing(x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Give the named output, flattened to ``(N, dim)``."""
+        """Return the named output, flattened to ``(N, dim)``."""
         return self._run(x, self.output).flatten(1)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Give the output named as logits, ``(N, num_classes)``."""
+        """Return the output named as logits, ``(N, num_classes)``."""
         if self.logits_output is None:
             return super().logits(x)
         return self._run(self.preprocess(x), self.logits_output)
@@ -202,8 +202,8 @@ class ONNXEncoder(Encoder):
 def _reads_channels_last(shape: Sequence[Any], found: str) -> bool:
     """Whether a declared shape (without batch axis) is (H, W, C); its free sides are no ints.
 
-    Two signs: the two sides of an image are mostly equal (or both free), and channels are mostly
-    1 to 4. One sign, or both of one mind, decide.
+    There are two signs: the two sides of an image are mostly equal (or both free), and channels
+    are mostly 1 to 4. The shape is decided by one sign alone, or by two that agree.
     """
     sides = [side if isinstance(side, int) else None for side in shape]
     square = (sides[1] == sides[2], sides[0] == sides[1])

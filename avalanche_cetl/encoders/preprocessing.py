@@ -21,11 +21,12 @@ _WARNED = 0.25
 
 
 class Preprocessing(nn.Module):
-    """Undo the benchmark's normalisation, match channels, resize, normalise.
+    """The source network's input: the benchmark's normalisation undone, resized, normalised.
 
-    Bytes (uint8) are raw images: they are divided by 255, and no normalisation is undone. Floats
-    have to be in [0, 1] once it is: others would be clamped, or normalised a second time. Where
-    nothing is resized or normalised here, floats are handed on as they are.
+    Channels are matched as well. Bytes (uint8) are raw images: they are divided by 255, and no
+    normalisation is undone. Floats have to be in [0, 1] after the benchmark's normalisation is
+    undone: others would be clamped, or normalised a second time. Where nothing is resized or
+    normalised here, floats pass unchanged.
 
     :param channels: that the network reads; None for any.
     :param size: height and width in pixels that it reads; None leaves images as they are.
@@ -76,11 +77,11 @@ class Preprocessing(nn.Module):
             self.register_buffer(name, tensor.view(-1, 1, 1))
 
     def extra_repr(self) -> str:
-        """Size and interpolation."""
+        """Return channels, size and interpolation, for ``print(model)`` and the fingerprint."""
         return f"channels={self.channels}, size={self.size}, interpolation={self.interpolation!r}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn images ``(N, C, H, W)`` into the network's input.
+        """Return the network's input for images ``(N, C, H, W)``.
 
         :raises ValueError: for other channels than the network's, but grey for any number of them
             and colour for grey; and for floats far outside [0, 1].

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.standard import SHARE, floored_deviation
+
+#: What features that do not vary are divided by.
+LEAST_DEVIATION = 1e-8
 #: Logit of a class that no row has.
 ABSENT = -30.0
 
@@ -12,9 +16,9 @@ ABSENT = -30.0
 def linear_probe(
     features: Tensor, labels: Tensor, strength: float = 1e-3, num_classes: int | None = None
 ) -> nn.Linear:
-    """Fit a logistic regression on standardised features, with an l2 penalty; as a linear layer.
+    """Return a logistic regression on standardised features, with an l2 penalty, as a linear layer.
 
-    It reads raw features, in float32: the standardisation is in its weights.
+    The layer reads raw features in float32: the standardisation is in its weights.
 
     :param features: ``(N, dim)``, of any floating type.
     :param labels: ``(N,)``, integer class indices >= 0, of two classes or more.
@@ -47,8 +51,9 @@ def linear_probe(
         raise ValueError(f"strength={strength} has to be > 0.")
     device = features.device
     features = features.detach().float().cpu()
-    mean, std = features.mean(0), features.std(0)
-    std = std.clamp_min(max(0.1 * float(std.square().mean().sqrt()), 1e-8))  # near-constant ones
+    share = torch.tensor(SHARE, dtype=torch.float64)
+    mean = features.mean(0)
+    std = floored_deviation(features, correction=1, share=share).clamp_min(LEAST_DEVIATION)
     scaled = ((features - mean) / std).double().numpy()
     fitted = LogisticRegression(C=strength, max_iter=300).fit(scaled, labels.cpu().numpy())
     weight = torch.as_tensor(fitted.coef_, dtype=features.dtype) / std

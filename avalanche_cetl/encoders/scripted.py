@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from avalanche_cetl.common.outputs import Values
+
 
 def is_linear(layer: nn.Module) -> bool:
     """Whether a layer is a linear one: plain, quantised, or as TorchScript holds it."""
@@ -20,12 +22,12 @@ def is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-class LinearInput(TorchDispatchMode):
-    """Keep what the product with one linear layer's weight reads, while the block runs.
+class LinearInput(Values, TorchDispatchMode):
+    """Copies of what the product with one linear layer's weight reads, while the block runs.
 
-    No hook reaches a layer inside a scripted network: its forward pass leaves Python. But every
-    operator of it passes here. The layer's product is the one with the layer's own weight, found
-    by the memory it lies in, through transposes and casts of it.
+    No hook reaches a layer inside a scripted network, whose forward pass does not run in Python;
+    but every operator passes through this mode. The layer's product is the one with the layer's
+    own weight, which is found by its place in memory, also after transposes and casts.
 
     :param layer: a linear layer with a weight.
     :ivar values: one tensor for each time that the layer ran, ``(rows, in_features)``.
@@ -46,7 +48,7 @@ class LinearInput(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operator; keep its input if it is the layer's product."""
+        """Run an operator, and keep its input if it is the layer's product."""
         found = [value for value in args if isinstance(value, Tensor)]
         others = [value for value in found if not _among(value, self._all)]
         reads_weight = any(_among(value, self._weights) for value in found)

@@ -1,4 +1,21 @@
-"""timm models as the frozen source network S."""
+"""timm models as the frozen source network S.
+
+Images in [0, 1] are resized to the model's input size and normalised as
+``timm.data.resolve_data_config`` says. The resizing is antialiased and goes straight to that size:
+small images have no margin that could be cropped away. Grey images become as many equal channels
+as the model reads.
+
+Features are the pre-logits of ``forward_head(..., pre_logits=True)``, or the output of an earlier
+layer, pooled to one vector an image:
+
+- a map ``(N, C, H, W)`` becomes its average (``"avg"``) or its maximum (``"max"``) over positions,
+  or, with a side g, its averages over a g x g grid, flattened to C g^2 features: these keep where
+  things are in the image;
+- tokens ``(N, L, C)`` are averaged (with ``"max"``: their maximum), or, with a side g, laid out as
+  a map first.
+
+Whether a layer's channels are second or last (Swin) is found by one forward pass.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +26,11 @@ from typing import Any
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor
-from torch.nn import functional as F
 
-from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.layout import channel_axis
 from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
+from avalanche_cetl.encoders.pooling import check_pool, pooled
 from avalanche_cetl.encoders.preprocessing import Preprocessing
 from avalanche_cetl.encoders.timm_models import create
 
@@ -21,10 +38,7 @@ from avalanche_cetl.encoders.timm_models import create
 class TimmEncoder(Encoder):
     """A timm model as a frozen source network, with timm's own preprocessing.
 
-    Images in [0, 1] are resized (antialiased, in one step to the model's input size; small
-    images have no margin to crop away) and normalised as ``timm.data.resolve_data_config``
-    says; grey images become as many equal channels as the model reads. Features are the
-    pre-logits of ``forward_head(..., pre_logits=True)``, or those of an earlier ``layer``.
+    Features are the pre-logits, or those of an earlier ``layer``.
 
     :param name: a name of ``timm.list_models()``.
     :param pretrained: download the weights that timm names. Needs a network.
@@ -34,11 +48,9 @@ class TimmEncoder(Encoder):
         the packages that the extra ``offline`` installs.
     :param layer: an index into ``feature_info`` (negative: from the end), or the name of one
         of its modules or of any other; default: the pre-logits.
-    :param pool: how a layer's map ``(N, C, H, W)`` becomes one vector: ``"avg"`` (default),
-        ``"max"``, or a side g: average over a g x g grid, flattened to C g^2 features, which
-        keeps where things are. With the pre-logits: the model's ``global_pool`` (a string), or
-        a side g for its last feature map. Token sequences of other layers are averaged.
-        Where a layer's channels are, second or last (Swin), is found by one forward pass.
+    :param pool: how a layer's output becomes one vector: ``"avg"`` (default), ``"max"``, or the
+        side of a grid, a whole number. With the pre-logits: the model's ``global_pool`` (a
+        string), or the side of a grid for its last feature map.
     :param image_size: side in pixels to resize to; default: the model's own. Smaller is
         faster; models with a fixed token grid take only their own.
     :param input_mean: per-channel mean that the benchmark's transform subtracted, so that it
@@ -82,7 +94,7 @@ class TimmEncoder(Encoder):
         channels_last: bool | None = None,
     ):
         super().__init__()
-        _check_pool(pool, layer)
+        check_pool(pool, layer)
         self.name, self.layer, self.pool = name, layer, pool
         self.module = create(
             name,
@@ -127,12 +139,12 @@ class TimmEncoder(Encoder):
         self.num_classes = getattr(self.module, "num_classes", 0) or None
 
     def extra_repr(self) -> str:
-        """Name model and layer in ``print(model)`` and the fingerprint."""
+        """Return model, layer and pooling, for ``print(model)`` and the fingerprint."""
         about = f"{self.name!r}, layer={self.layer!r}, pool={self.pool!r}"
         return f"{about}, channels={self._axis}" if isinstance(self._hook, str) else about
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Resize and normalise images ``(N, 1 or 3, H, W)`` as the model was trained."""
+        """Return images ``(N, 1 or 3, H, W)`` resized and normalised as the model was trained."""
         return self.preprocessing(x)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -191,7 +203,7 @@ class TimmEncoder(Encoder):
             ) from e
 
     def _find_layer(self, layer: int | str | None) -> int | str | None:
-        """An index for ``forward_intermediates``, or else the name of a module to hook."""
+        """Return an index for ``forward_intermediates``, or else the name of a module to hook."""
         if layer is None:
             return None
         names = [info["module"] for info in getattr(self.module, "feature_info", [])]
@@ -213,16 +225,13 @@ class TimmEncoder(Encoder):
     def _intermediate(self, x: Tensor, hook: int | str) -> Tensor:
         if isinstance(hook, int):
             return self.module.forward_intermediates(x, indices=[hook], intermediates_only=True)[0]
-        with Kept(
-            self.module.get_submodule(hook), f"layer={self.layer!r} of {self.name!r}"
-        ) as kept:
+        layer = self.module.get_submodule(hook)
+        with Kept(layer, f"layer={self.layer!r} of {self.name!r}") as kept:
             self.module(x)
-        if not kept.values:
-            raise ValueError(f"layer={self.layer!r} did not run in {self.name!r}; name another.")
-        return kept.values[-1]
+        return kept.latest(f"layer={self.layer!r} did not run in {self.name!r}; name another.")
 
     def _find_axis(self, x: Tensor, channels_last: bool | None) -> int | None:
-        """The axis of channels in what is pooled; None for timm's own rule."""
+        """Return the axis of channels in what is pooled; None for timm's own rule."""
         name = self._hook
         if not isinstance(name, str):
             if channels_last is not None:
@@ -260,40 +269,16 @@ class TimmEncoder(Encoder):
             )
         return found
 
-    def _pooled(self, maps: Tensor) -> Tensor:
-        if maps.dim() == 2:
-            return maps
-        if self._axis is not None:
-            maps = channels_second(maps, self._axis)
-            maps = maps.transpose(1, 2) if maps.dim() == 3 else maps
-        if maps.dim() == 3:  # tokens, of which the first may be the class's
-            if isinstance(self.pool, int):
-                maps = self._token_grid(maps)
-            else:
-                return maps.amax(1) if self.pool == "max" else maps.mean(1)
-        if maps.dim() != 4:
-            raise ValueError(f"{self.name!r} gives {tuple(maps.shape[1:])}, which has no pooling.")
-        if getattr(self.module, "output_fmt", "NCHW") == "NHWC" and self._hook is None:
-            maps = maps.permute(0, 3, 1, 2)
-        if self.pool == "max":
-            return maps.amax((2, 3))
-        side = self.pool if isinstance(self.pool, int) else 1
-        return F.adaptive_avg_pool2d(maps, side).flatten(1)
-
-    def _token_grid(self, tokens: Tensor) -> Tensor:
-        extra = getattr(self.module, "num_prefix_tokens", 0)
-        side = int((tokens.shape[1] - extra) ** 0.5)
-        if side * side != tokens.shape[1] - extra:
-            raise ValueError(f"{self.name!r} gives {tokens.shape[1]} tokens, which are no square.")
-        grid = tokens[:, extra:].transpose(1, 2)
-        return grid.reshape(len(tokens), -1, side, side)
-
-
-def _check_pool(pool: str | int | None, layer: int | str | None) -> None:
-    if isinstance(pool, int) and pool < 1:
-        raise ValueError(f"pool={pool}: the side of a grid has to be >= 1.")
-    if layer is not None and isinstance(pool, str) and pool not in ("avg", "max"):
-        raise ValueError(f"pool={pool!r}: with layer=, 'avg', 'max' or the side of a grid.")
+    def _pooled(self, output: Tensor) -> Tensor:
+        last = getattr(self.module, "output_fmt", "NCHW") == "NHWC" and self._hook is None
+        return pooled(
+            output,
+            self.pool,
+            axis=self._axis,
+            channels_last=last,
+            prefix_tokens=getattr(self.module, "num_prefix_tokens", 0),
+            name=self.name,
+        )
 
 
 def _of_channels(values: Sequence[float], channels: int) -> Sequence[float]:

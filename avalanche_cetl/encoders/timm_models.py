@@ -30,8 +30,8 @@ def create(
     :param num_classes: of the weights; None for the model's own number, 0 for no classifier
         (one in the weights is left out).
     :param in_chans: channels that the model reads; None for its own.
-    :raises ValueError: for an unknown name, a failed download, and weights that do not fit; says
-        which argument makes them fit.
+    :raises ValueError: for an unknown name, a failed download, and weights that do not fit; the
+        message names the argument that makes them fit.
     """
     check_name(name)
     options: dict[str, Any] = {"global_pool": pool} if isinstance(pool, str) else {}
@@ -63,7 +63,7 @@ def create(
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, with near names, unless timm knows the model."""
+    """Raise ValueError, with similar names, unless timm has a model of this name."""
     if timm.is_model(name):
         return
     bare = name.split(".")[0]
@@ -120,6 +120,6 @@ def _remedies(
 
 
 def _layers(module: torch.nn.Module, kind: str) -> tuple[str, ...]:
-    """Names of the model's classifiers or first convolutions, as timm has them."""
+    """Return the names of the model's classifiers or first convolutions, as timm lists them."""
     names = (getattr(module, "pretrained_cfg", None) or {}).get(kind) or ()
     return (names,) if isinstance(names, str) else tuple(names)

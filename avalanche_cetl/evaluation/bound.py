@@ -1,4 +1,15 @@
-"""The bound of Theorem 3 (eq. 14) as Avalanche metrics, beside the error that it bounds."""
+"""The bound of Theorem 3 (eq. 14) as Avalanche metrics, beside the error that it bounds.
+
+The right-hand side is ``Bound = SourceError + 2 Disagreement + 3 SourceGap + 2 TargetGap``, with
+
+- ``SourceError``: ``E_P |S - c_src|``, the error of S on the source data, as given;
+- ``Disagreement``: ``E_Q |T2 - S|``, the share of images that S and T2 classify differently;
+- ``SourceGap`` and ``TargetGap``: :func:`reconstruction_gap` of T1(S(x)) and of T1(T2(x)).
+
+Smaller is better. The terms bound errors in [0, 1] when f, a difference of two labellings, changes
+by at most the distance d between images. That is an assumption, and the bound is loose. Its terms
+compare networks on the same images only.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +33,7 @@ FACTORS = {"SourceError": 1.0, "Disagreement": 2.0, "SourceGap": 3.0, "TargetGap
 
 
 def reconstruction_gap(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """Bound ``sup_f |E f(reconstruction) - E f(x)|`` of eq. 14, from pairs.
+    """Return an upper bound of ``sup_f |E f(reconstruction) - E f(x)|`` of eq. 14, from pairs.
 
     Over functions f with ``|f(a) - f(b)| <= d(a, b)`` the supremum is at most the mean of
     ``d(reconstruction, x)``, since each image with its own reconstruction is a coupling of
@@ -56,14 +67,14 @@ class _Sums:
         self.squares = 0.0
 
     def add_images(self, x: Tensor) -> None:
-        """Count images, and take them into the deviation from the mean image."""
+        """Add images to the count and to the sums of the deviation from the mean image."""
         x = x.double()
         self.rows += len(x)
         self.squares += float(x.square().flatten(1).mean(1).sum())
         self.pixels = x.sum(0) + (0 if self.pixels is None else self.pixels)
 
     def deviation(self) -> float:
-        """Give the root mean square deviation of all images from their mean image."""
+        """Return the root mean square deviation of all images from their mean image."""
         assert self.pixels is not None
         mean_square = float((self.pixels / self.rows).square().mean())
         return max(self.squares / self.rows - mean_square, 1e-24) ** 0.5
@@ -73,19 +84,9 @@ class LearningBound(PluginMetric[dict[str, float]]):
     """Both sides of eq. 14 over each experience of an evaluation stream.
 
     Emitted per experience: ``Bound_Exp`` (the right-hand side) and its unweighted terms,
-
-    - ``SourceError_Exp``: ``E_P |S - c_src|``, as given;
-    - ``Disagreement_Exp``: ``E_Q |T2 - S|``, share of images that S and T2 classify otherwise;
-    - ``SourceGap_Exp`` and ``TargetGap_Exp``: :func:`reconstruction_gap` of T1(S(x)) and of
-      T1(T2(x)).
-
-    ``Bound = SourceError + 2 Disagreement + 3 SourceGap + 2 TargetGap``. Smaller is better.
-    No label is read, unless ``error=True`` asks for the left-hand side as well,
+    ``SourceError_Exp``, ``Disagreement_Exp``, ``SourceGap_Exp`` and ``TargetGap_Exp``; see the top
+    of this file. No label is read, unless ``error=True`` asks for the left-hand side as well,
     ``TargetError_Exp`` in [0, 1] (of the rows that have a label).
-
-    The terms bound errors in [0, 1] when f, a difference of two labellings, changes by at
-    most ``d``; that is an assumption, and the bound is loose. Its terms compare networks on
-    the same images.
 
     :param source_error: S's error on the source data, in [0, 1]; a constant of S, so 0 (the
         default) changes no comparison between networks.
@@ -107,12 +108,12 @@ class LearningBound(PluginMetric[dict[str, float]]):
         self._values: dict[str, float] = {}
 
     def before_eval_exp(self, strategy: Any) -> None:
-        """Start anew."""
+        """Reset all sums."""
         self.reset()
 
     @torch.no_grad()
     def after_eval_iteration(self, strategy: Any) -> None:
-        """Take a mini-batch in: images and T2's logits, and labels where asked."""
+        """Add a mini-batch: images and T2's logits, and labels where the error is asked for."""
         model: CoupledModel = strategy.model
         source: Encoder | None = getattr(model, "source", None)
         if source is None:
@@ -170,11 +171,11 @@ class LearningBound(PluginMetric[dict[str, float]]):
         ]
 
     def result(self) -> dict[str, float]:
-        """Give the last experience's values, by name without ``_Exp``."""
+        """Return the last experience's values, by name without ``_Exp``."""
         return self._values
 
     def reset(self) -> None:
-        """Forget them."""
+        """Reset all sums and values."""
         self._sums, self._values = _Sums(), {}
 
     def __str__(self) -> str:
@@ -182,7 +183,7 @@ class LearningBound(PluginMetric[dict[str, float]]):
 
 
 def _distances(reconstructions: Tensor, images: Tensor) -> float:
-    """Sum over images of the root mean square pixel difference."""
+    """Return the sum over images of the root mean square pixel difference."""
     squared = (reconstructions - images).double().flatten(1).square().mean(1)
     return float(squared.sqrt().sum())
 
@@ -190,9 +191,9 @@ def _distances(reconstructions: Tensor, images: Tensor) -> float:
 def bound_metrics(
     *, source_error: float = 0.0, head: nn.Module | None = None, error: bool = False
 ) -> list[PluginMetric]:
-    """Give the learning bound of eq. 14 as a metric; see :class:`LearningBound`.
+    """Return the learning bound of eq. 14 as a metric; see :class:`LearningBound`.
 
-    Without ``error`` it reads no label, and its right-hand side may choose between networks.
+    Without ``error`` it reads no label, so its right-hand side may be used to select networks.
 
     :param source_error: S's error on its own data, in [0, 1].
     :param head: a classifier of S's features with T2's classes.

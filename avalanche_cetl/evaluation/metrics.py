@@ -27,7 +27,7 @@ PENALTIES = ("DWA1", "DWA2", "DWA3")
 class RoundMean(PluginMetric[float]):
     """The mean of one loss or penalty over a round, emitted at its end.
 
-    Says nothing in rounds in which the quantity did not occur.
+    Nothing is emitted in rounds in which the quantity did not occur.
 
     :param quantity: ``"L_rs"``, ``"L_rt"``, ``"L_c"`` (unweighted, means over batch and
         pixels), a plugin's loss (``"L_soft"``, ``"L_hint"``, ``"L_fitnet"``), or ``"DWA1"``
@@ -47,11 +47,11 @@ class RoundMean(PluginMetric[float]):
         return [_value(self, strategy, str(self), self._value)]
 
     def result(self) -> float | None:
-        """Give the last round's mean."""
+        """Return the last round's mean."""
         return self._value
 
     def reset(self) -> None:
-        """Forget it."""
+        """Remove the value."""
         self._value = None
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class _NamedValues(PluginMetric[dict[str, float]]):
         return self._values
 
     def reset(self) -> None:
-        """Forget them."""
+        """Remove the values."""
         self._values = {}
 
 
@@ -174,11 +174,11 @@ class ReconstructionImages(PluginMetric[Any]):
         return [_value(self, strategy, str(self), Picture(self._grid))]
 
     def result(self) -> Tensor | None:
-        """Give the last picture, ``(3, H, W)`` in [0, 1]."""
+        """Return the last picture, ``(3, H, W)`` in [0, 1]."""
         return self._grid
 
     def reset(self) -> None:
-        """Forget it."""
+        """Remove the picture."""
         self._grid = None
 
     def __str__(self) -> str:
@@ -189,9 +189,9 @@ class ReconstructionImages(PluginMetric[Any]):
 def reconstruction_rows(
     model: CoupledModel, images: Tensor, features: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Give x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode.
+    """Return x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode.
 
-    :param features: S's of the images; None to run S.
+    :param features: S's features of the images; None to run S.
     """
     with evaluation_mode(model):
         rows = {"x": images}
@@ -202,7 +202,7 @@ def reconstruction_rows(
 
 
 def image_grid(rows: dict[str, Tensor]) -> Tensor:
-    """Lay rows of images out as one picture ``(3, H, W)``, scaled by the range of x to [0, 1]."""
+    """Return rows of images as one picture ``(3, H, W)``, scaled by the range of x to [0, 1]."""
     reference = rows["x"]
     low, high = float(reference.min()), float(reference.max())
     images = torch.cat([row.float().cpu() for row in rows.values()])
@@ -218,7 +218,7 @@ def _value(origin: Any, strategy: CETLStrategy, name: str, value: Any) -> Metric
 def cetl_metrics(
     *, losses: bool = True, dwa: bool = True, images: int = 0, every: int = 1
 ) -> list[PluginMetric]:
-    """Give the metrics of CETL's training, for an ``EvaluationPlugin``.
+    """Return the metrics of CETL's training, for an ``EvaluationPlugin``.
 
     :param losses: L_rs, L_rt, L_c and every loss that a plugin records, per round.
     :param dwa: DWA1 to DWA3 per round.
@@ -236,5 +236,5 @@ def cetl_metrics(
 
 
 def gfi_metrics() -> list[PluginMetric]:
-    """Give the metric of shared and private weights per layer (eq. 10); see WeightShares."""
+    """Return the metric of shared and private weights per layer (eq. 10); see WeightShares."""
     return [WeightShares()]

@@ -12,15 +12,15 @@ from torch import Tensor
 from avalanche_cetl.evaluation.metrics import reconstruction_rows
 from avalanche_cetl.models import CoupledModel
 
-# Okabe and Ito's palette: told apart with any kind of colour vision.
+# Okabe and Ito's palette, whose colours differ for people with any kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
     """Draw losses (left, log scale) and DWA penalties (right) against rounds, as Fig. 2 does.
 
-    Penalties are divided by their maximum, as in the paper, so that their shapes compare;
-    the legend names the maximum.
+    Penalties are divided by their maximum, as in the paper, so that their shapes can be compared;
+    the legend has the maximum.
 
     :param history: per quantity (``L_c``, ``L_rs``, ``L_rt``, ``DWA1`` ...) its value in each
         round, NaN where it did not occur.

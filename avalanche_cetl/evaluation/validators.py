@@ -1,7 +1,7 @@
-"""Model selection without target labels: scores of a network's outputs alone.
+"""Model selection without target labels: scores of a network's logits alone.
 
-Each is a function of logits ``(N, K)`` of target images, higher is better, in nats. As metrics
-they read the outputs of an evaluation stream and nothing else; a label never reaches them.
+Each is a function of the logits ``(N, K)`` of target images, in nats; higher is better. As metrics
+they read the logits of an evaluation stream and nothing else; a label never reaches them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Minus the mean entropy of the predictions: how sure the network is, right or wrong.
+    """Return minus the mean entropy of the predictions; high for confident ones, right or wrong.
 
     ``1/N sum_n sum_k p_nk log p_nk`` with ``p = softmax(logits)``; in [-log K, 0]
     (Grandvalet and Bengio 2004).
@@ -30,10 +30,12 @@ def negative_entropy(logits: Tensor) -> Tensor:
 
 
 def information_maximization(logits: Tensor) -> Tensor:
-    """Sure of each image, and of all classes in turn: the mutual information of both.
+    """Return the mutual information between images and predicted classes.
 
-    ``H(mean_n p_n) - mean_n H(p_n)``; in [0, log K] (Krause, Perona and Gomes 2010). Unlike
-    the entropy alone it sees a network that says the same of every image.
+    ``H(mean_n p_n) - mean_n H(p_n)`` with ``p = softmax(logits)`` and the entropy H; in [0, log K]
+    (Krause, Perona and Gomes 2010). High when each image has a confident prediction and all
+    classes are predicted equally often. Unlike the entropy alone it is low for a network that
+    predicts the same class for every image.
 
     :param logits: ``(N, K)``.
     :return: a scalar.
@@ -45,11 +47,11 @@ def information_maximization(logits: Tensor) -> Tensor:
 def soft_neighborhood_density(
     logits: Tensor, temperature: float = 0.05, chunk_rows: int = 1024
 ) -> Tensor:
-    """How many neighbours a prediction has among the others (Saito et al. 2021).
+    """Return how many neighbours a prediction has among the others (Saito et al. 2021).
 
-    Cosine similarities of the softmax outputs of all pairs, softmax over the others of
-    ``similarity / temperature``, and the mean over images of that distribution's entropy; in
-    [0, log(N - 1)], so it compares networks on the same images only.
+    With the cosine similarity ``s_ij`` of the softmax outputs of images i and j, the distribution
+    ``q_i = softmax over j != i of s_ij / temperature``, and its entropy H, the score is
+    ``mean_i H(q_i)``. It is in [0, log(N - 1)], so it compares networks on the same images only.
 
     :param logits: ``(N, K)``, N >= 2.
     :param temperature: > 0; the paper's is 0.05.
@@ -83,23 +85,23 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _Outputs(Metric[float]):
-    """A score of all outputs since the last reset."""
+    """A score of all logits since the last reset."""
 
     def __init__(self, score: Callable[[Tensor], Tensor]):
         self._score = score
         self._parts: list[Tensor] = []
 
     def update(self, logits: Tensor) -> None:
-        """Take in a mini-batch."""
+        """Add the logits of a mini-batch."""
         self._parts.append(logits.detach().float().cpu())
 
     def result(self) -> float:
-        """Give the score; not a number where there are too few images."""
+        """Return the score; NaN for fewer than two images."""
         images = sum(map(len, self._parts))
         return float(self._score(torch.cat(self._parts))) if images > 1 else float("nan")
 
     def reset(self) -> None:
-        """Forget the outputs."""
+        """Remove all logits."""
         self._parts = []
 
 
@@ -118,7 +120,7 @@ class UnlabelledScore(GenericPluginMetric[float, _Outputs]):
         self.name = name
 
     def update(self, strategy: Any) -> None:
-        """Read the outputs of an evaluation mini-batch, never its labels."""
+        """Read the logits of an evaluation mini-batch, never its labels."""
         self._metric.update(strategy.mb_output)
 
     def __str__(self) -> str:
@@ -126,7 +128,7 @@ class UnlabelledScore(GenericPluginMetric[float, _Outputs]):
 
 
 def validator_metrics() -> list[PluginMetric]:
-    """Give all scores as metrics for an ``EvaluationPlugin``; they work with any strategy.
+    """Return all scores as metrics for an ``EvaluationPlugin``; they work with any strategy.
 
     They are emitted per experience, ``NegativeEntropy_Exp/eval_phase/test_stream/...``.
     """

@@ -1,4 +1,14 @@
-"""Source features beside the images: S runs once, before training."""
+"""Source features beside the images: S runs once, before training.
+
+The features are kept on disk, under a key made of the encoder's fingerprint and of the images as
+the encoder reads them. Every image is read once to compute the key, so features are never taken
+for other data, transforms or seeds than their own. ``dataset.source_fingerprint`` keeps the
+encoder's fingerprint, so that a model with another source network is refused before it trains.
+
+An image and its features always belong to the same view. With random training transforms each
+image has a fixed number of views, drawn once by a seed; training takes one of them at random in
+each pass. Streams called ``test`` or ``..._test`` have the evaluation transform alone.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +29,8 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.rows import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
-from avalanche_cetl.features.store import Extraction, default_cache_dir, stored_features
+from avalanche_cetl.features.extraction import Extraction
+from avalanche_cetl.features.store import default_cache_dir, stored_features
 from avalanche_cetl.features.views import SeededView
 from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 
@@ -38,23 +49,16 @@ def with_source_features(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> CLScenario:
-    """Give the benchmark with S's features beside every image; S then never runs in training.
+    """Return the benchmark with S's features beside every image; S then never runs in training.
 
     Items become ``(image, label, features, ..., task label)``, and ``dataset.source_features``
-    gives the features of the clean images (evaluation transform), one row each. The features
-    are kept on disk, under a key made of the encoder's fingerprint and of the images as the
-    encoder sees them: every image is read once to make the key, so other data, transforms or
-    seeds never meet the wrong features. ``dataset.source_fingerprint`` keeps the fingerprint, so
-    that a model with another source network is refused before it trains.
-
-    An image and its features always belong to the same view. With random training transforms
-    each image has ``views`` fixed views, drawn once by ``seed``; training picks one of them
-    at each pass. Streams called ``test`` or ``..._test`` have the evaluation transform alone.
+    holds the features of the clean images (evaluation transform), one row each. They are computed
+    once for the same images and the same encoder, and kept on disk.
 
     Where torch.distributed is initialised, all processes call this together, each computes
     its own shards, and the store is the same as that of one process.
 
-    :param benchmark: any Avalanche benchmark whose transforms give tensors of one shape.
+    :param benchmark: any Avalanche benchmark whose transforms return tensors of one shape.
     :param encoder: S. A :class:`PrecomputedEncoder` brings its own features: nothing is
         computed or stored, and training transforms apply to the images alone.
     :param cache_dir: folder of the store (``~`` is the home folder); default ``$CETL_CACHE``, or
@@ -109,7 +113,7 @@ def with_source_features(
 def features_are_of(dataset: Any, encoder: Encoder) -> bool:
     """Return whether S's features in a data set are those of this encoder, by its fingerprint.
 
-    True where the data set has none, or does not say which network they are of.
+    True where the data set has no features, or no fingerprint of the network they are of.
     """
     origins = getattr(dataset, SOURCE_FINGERPRINT, None)
     return origins is None or not len(origins) or origins.uniques == {encoder.fingerprint()}
@@ -170,7 +174,7 @@ def _all_processes() -> Any:
 
 
 class _RowNumbers(Dataset):
-    """Row numbers and labels; the images come with the transform, which knows the view."""
+    """Row numbers and labels; the transform adds the images, because it chooses the view."""
 
     def __init__(self, targets: Sequence[int]):
         self.targets = [int(target) for target in targets]
@@ -183,7 +187,7 @@ class _RowNumbers(Dataset):
 
 
 class _WithFeatures(MultiParamTransform):
-    """From a row number to image, label and features of one of the row's views.
+    """A transform from a row number to image, label and features of one of the row's views.
 
     :param views: per view its images and its features.
     :param attributes: how many data attributes end an item; they are added again later.
@@ -202,7 +206,7 @@ class _WithFeatures(MultiParamTransform):
         return [*found[:FEATURES_INDEX], features[row], *found[FEATURES_INDEX:]]
 
     def flat_transforms(self, position: int) -> list[Any]:
-        """Avalanche asks for single transforms; this is none."""
+        """Return no transforms: Avalanche asks for those that act on one part of an item."""
         return []
 
 

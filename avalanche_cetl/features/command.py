@@ -21,13 +21,14 @@ from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.timm import TimmEncoder
+from avalanche_cetl.features.extraction import DTYPES, Extraction
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, FeatureStoreError
-from avalanche_cetl.features.store import DTYPES, Extraction, stored_features
+from avalanche_cetl.features.store import stored_features
 from avalanche_cetl.features.views import SeededView
 
 
 def photo_transform(size: int, crop: float) -> Callable[[Image.Image], Tensor]:
-    """Resize the shorter side, crop the centre: a photo as networks are usually shown it.
+    """Return the usual transform for photos: resize the shorter side, crop the centre.
 
     :param size: side in pixels of the square that is kept.
     :param crop: its share of the resized shorter side, in (0, 1].
@@ -50,8 +51,8 @@ def extract_folder(
 
     The file has ``features`` (rows, dim) and ``labels`` (rows,), and in its metadata, as JSON
     under ``cetl``, the classes, the files' names and the encoder; ``PrecomputedEncoder`` reads
-    it. A run that was killed goes on where it stopped (shards are kept beside the file, in
-    ``<out>.parts``, until it is whole).
+    it. A run that was killed continues where it stopped: until the file is complete, shards are
+    kept beside it, in ``<out>.parts``.
 
     :param encoder: S.
     :param images: the folder.
@@ -82,7 +83,7 @@ def extract_folder(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe `python -m avalanche_cetl features`."""
+    """Add the arguments of `python -m avalanche_cetl features`."""
     parser.add_argument("--encoder", required=True, metavar="NAME", help="name of a timm model")
     parser.add_argument(
         "--weights",

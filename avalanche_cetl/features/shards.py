@@ -17,7 +17,7 @@ SHARD_ROWS = 1024
 
 
 class FeatureStoreError(RuntimeError):
-    """The store cannot be written or read; says where, and what to do."""
+    """The store cannot be written or read; the message says where, and what to do."""
 
 
 WRITE_PROBLEMS = WriteProblems(
@@ -43,7 +43,7 @@ class FeatureRows(Sequence[Tensor]):
         return self.rows
 
     def __getitem__(self, index: Any) -> Any:
-        """Give the features of a row, ``(dim,)``, or a list of them for a slice."""
+        """Return the features of a row, ``(dim,)``, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.rows))]
         index = int(index)
@@ -53,7 +53,7 @@ class FeatureRows(Sequence[Tensor]):
         return self._shard(shard)[row]
 
     def tensor(self) -> Tensor:
-        """Give all rows, ``(N, dim)``, in memory."""
+        """Return all rows, ``(N, dim)``, in memory."""
         return torch.cat([self._shard(i) for i in range(len(self.paths))])
 
     def _shard(self, number: int) -> Tensor:
@@ -74,12 +74,12 @@ class FeatureRows(Sequence[Tensor]):
 
 
 def shard_count(rows: int) -> int:
-    """Give the number of shards of so many rows."""
+    """Return the number of shards that hold a number of rows."""
     return -(-rows // SHARD_ROWS)
 
 
 def batches(shards: Sequence[int], rows: int, size: int) -> list[range]:
-    """Rows of every batch; none reaches over the end of a shard."""
+    """Return the rows of every batch; no batch reaches over the end of a shard."""
     found = []
     for number in shards:
         end = min(rows, (number + 1) * SHARD_ROWS)

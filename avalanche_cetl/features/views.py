@@ -12,15 +12,15 @@ from avalanche_cetl.common.seeds import seeded
 
 
 class SeededView(Dataset):
-    """One view of a data set: item i is always the same, though its transform may draw.
+    """One view of a data set: item i is always the same, even if its transform draws.
 
-    The draws of PyTorch, numpy and Python (their global generators) are seeded by seed, view
-    and row while an item is made, and left as they were found.
+    While an item is made, the global generators of PyTorch, numpy and Python are seeded by seed,
+    view and row; their states are restored afterwards.
 
     :param dataset: items are tuples or lists whose first entry is the image, a tensor.
     :param seed: of all views.
     :param view: number of this one.
-    :ivar draws: whether an item may draw; seeding those that do not would only cost time.
+    :ivar draws: whether making an item may draw; seeding those that do not would only cost time.
     """
 
     def __init__(self, dataset: Any, seed: int, view: int):
@@ -37,7 +37,7 @@ class SeededView(Dataset):
             return self.dataset[index]
 
     def image(self, index: int) -> Tensor:
-        """Give the image alone.
+        """Return the image alone.
 
         :raises TypeError: when it is no tensor.
         """
@@ -50,9 +50,9 @@ class SeededView(Dataset):
         return image
 
     def check_repeats(self) -> None:
-        """See that an item is the same when it is asked for again.
+        """Check that an item is the same when it is read again.
 
-        :raises ValueError: when a transform draws from a generator of its own.
+        :raises ValueError: when it is not, because a transform draws from a generator of its own.
         """
         for index in range(min(2, len(self))):
             if not torch.equal(self.image(index), self.image(index)):
@@ -80,7 +80,7 @@ def may_draw(dataset: Any) -> bool:
     """Whether making an item may draw random numbers.
 
     False for tensors in memory, and for Avalanche's data sets over them where no transform is
-    active; True where that is not known.
+    active; True for everything else.
     """
     if isinstance(dataset, TensorDataset):
         return False

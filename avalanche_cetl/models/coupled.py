@@ -11,58 +11,13 @@ from torch import Tensor, nn
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.models.adapters import source_adapter, target_adapter
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
 
 
-class Standardize(nn.Module):
-    """Standardise features with the mean and deviation of the target training data.
-
-    The statistics are buffers, so a checkpoint keeps them. Until they are fitted the layer
-    changes nothing.
-
-    :param dim: number of features.
-    """
-
-    mean: Tensor
-    std: Tensor
-    fitted: Tensor
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
-        self.register_buffer("fitted", torch.tensor(False))
-
-    @torch.no_grad()
-    def fit(self, features: Tensor) -> None:
-        """Take mean and standard deviation from features ``(N, dim)``.
-
-        A feature that hardly ever fires has a tiny deviation, and would be blown up without
-        bound on an image where it does: no deviation counts as less than a tenth of the root
-        mean square of all.
-
-        :raises ValueError: for a wrong width, no rows, or values that are not finite.
-        """
-        if features.dim() != 2 or features.shape[1] != len(self.mean) or not len(features):
-            raise ValueError(
-                f"expected source features (N, {len(self.mean)}), got {tuple(features.shape)}."
-            )
-        if not torch.isfinite(features).all():
-            raise ValueError("the source network gave features that are not finite.")
-        std = features.std(0, correction=0)
-        self.mean.copy_(features.mean(0))
-        floor = 0.1 * std.square().mean().sqrt()
-        self.std.copy_(std.clamp_min(floor) if floor > 0 else torch.ones_like(std))
-        self.fitted.fill_(True)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Give standardised features."""
-        return (features.to(self.mean.dtype) - self.mean) / self.std
-
-
 class Outputs(NamedTuple):
-    """What one forward pass of the coupled network gives; None where it was not asked for."""
+    """The outputs of one forward pass of the coupled network; None for those not asked for."""
 
     source_reconstruction: Tensor | None
     target_reconstruction: Tensor | None
@@ -72,8 +27,8 @@ class Outputs(NamedTuple):
 class CoupledModel(nn.Module):
     """S, T1 and T2 as one module; its forward pass is T2's, so it is a classifier to Avalanche.
 
-    S is frozen: it stays in eval mode whatever ``train()`` says, its parameters require no
-    gradient, and the state dict leaves it out. T1 consists of the decoder and one linear
+    S is frozen: it stays in eval mode (``train()`` changes only T1 and T2), its parameters require
+    no gradient, and the state dict leaves it out. T1 consists of the decoder and one linear
     adapter per encoder; T2's adapter is the identity when the widths agree.
 
     :param source: a frozen :class:`~avalanche_cetl.encoders.Encoder`, e.g. ``TimmEncoder`` or
@@ -90,9 +45,9 @@ class CoupledModel(nn.Module):
     _with_task_labels: type[CoupledModel]
 
     def __init_subclass__(cls, *, takes_task_labels: bool = False, **kwargs: Any) -> None:
-        """Let a subclass be what :meth:`build` makes for a target with heads by task.
+        """Register a subclass as what :meth:`build` makes for a target with heads by task.
 
-        It is a class of Avalanche's too, and this room does without Avalanche.
+        That class inherits from Avalanche, which this room does not import.
         """
         super().__init_subclass__(**kwargs)
         if takes_task_labels:
@@ -132,13 +87,13 @@ class CoupledModel(nn.Module):
         self.code_dim, self.num_classes = self.target.measure(self.input_shape)
         width = getattr(decoder, "code_dim", self.code_dim)
         self.decoder = decoder
-        self.target_adapter = _adapter(self.code_dim, width)
+        self.target_adapter = target_adapter(self.code_dim, width)
         self.source_adapter: nn.Module | None = None
         self.source = source
         if source is not None:
             source.eval()
             dim = int(source.dim)  # type: ignore[arg-type]
-            self.source_adapter = nn.Sequential(Standardize(dim), _linear(dim, width))
+            self.source_adapter = source_adapter(dim, width)
         self.register_load_state_dict_post_hook(_forgive_source)
         like = next(self.target.parameters(), None)
         if like is not None:
@@ -155,7 +110,7 @@ class CoupledModel(nn.Module):
         code: str | None = None,
         unpool: str = "nearest",
     ) -> CoupledModel:
-        """Make the reversed decoder and the adapters by tracing, and couple everything.
+        """Return S and T2 coupled by a decoder and adapters that are made for them.
 
         :param source: the frozen encoder S, or None.
         :param target: T2: a classifier, or a timm model's name.
@@ -181,13 +136,13 @@ class CoupledModel(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give T2's class logits ``(N, num_classes)``."""
+        """Return T2's class logits ``(N, num_classes)``."""
         return self.target(x)
 
     def reconstruct_source(
         self, x: Tensor | None = None, *, features: Tensor | None = None
     ) -> Tensor:
-        """Give T1(S(x)), shape ``(N, *input_shape)``, from images or from S's features.
+        """Return T1(S(x)), shape ``(N, *input_shape)``, from images or from S's features.
 
         :param x: images ``(N, C, H, W)``; read only when ``features`` is None.
         :param features: S's raw (not standardised) features ``(N, source.dim)``.
@@ -206,7 +161,7 @@ class CoupledModel(nn.Module):
         return self.source(x if isinstance(self.source, Encoder) else own_copy(x))
 
     def source_code(self, x: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
-        """Give S's code as T1 reads it, ``(N, D)``: standardised and adapted."""
+        """Return S's code as T1 reads it, ``(N, D)``: standardised and adapted."""
         if self.source is None or self.source_adapter is None:
             raise ValueError("this model has no source network, so there is no T1(S(x)).")
         if features is None:
@@ -216,7 +171,7 @@ class CoupledModel(nn.Module):
         return self.source_adapter(features)
 
     def target_code(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Give T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass.
+        """Return T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass.
 
         :param task_labels: ``(N,)``, for a T2 with heads by task; None: any head, for the code.
         """
@@ -224,11 +179,11 @@ class CoupledModel(nn.Module):
         return self.target_adapter(code), logits
 
     def reconstruct_target(self, x: Tensor) -> Tensor:
-        """Give T1(T2(x)), shape ``(N, *input_shape)``."""
+        """Return T1(T2(x)), shape ``(N, *input_shape)``."""
         return self.decode_target(x)[0]
 
     def decode_target(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give T1(T2(x)) and T2's logits from one pass through T2."""
+        """Return T1(T2(x)) and T2's logits, from one pass through T2."""
         code, logits = self.target_code(x)
         return self.decoder(code), logits
 
@@ -246,12 +201,12 @@ class CoupledModel(nn.Module):
         return self.source_adapter is None or bool(self.source_adapter[0].fitted)  # type: ignore[index]
 
     def decoder_parameters(self) -> dict[str, nn.Parameter]:
-        """T1's parameters (decoder and adapters), keyed as ``named_parameters()``."""
+        """Return T1's parameters (decoder and adapters), keyed as ``named_parameters()``."""
         prefixes = ("decoder.", "source_adapter.", "target_adapter.")
         return {n: p for n, p in self.named_parameters() if n.startswith(prefixes)}
 
     def target_parameters(self) -> dict[str, nn.Parameter]:
-        """T2's parameters, keyed as ``named_parameters()``."""
+        """Return T2's parameters, keyed as ``named_parameters()``."""
         return {n: p for n, p in self.named_parameters() if n.startswith("target.")}
 
     def train(self, mode: bool = True) -> CoupledModel:
@@ -262,7 +217,7 @@ class CoupledModel(nn.Module):
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As in every module, without S's weights."""
+        """Return the state as every module does, but without S's weights."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         state = super().state_dict(*args, **kwargs)
         for name in [name for name in state if name.startswith(f"{prefix}source.")]:
@@ -278,19 +233,6 @@ def _forgive_source(module: nn.Module, incompatible: Any) -> None:
     missing[:] = [name for name in missing if not any(name.endswith(s) for s in source)]
 
 
-def _adapter(width: int, wanted: int) -> nn.Module:
-    if width == wanted:
-        return nn.Identity()
-    return _linear(width, wanted)
-
-
-def _linear(width: int, wanted: int) -> nn.Linear:
-    layer = nn.Linear(width, wanted)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class TargetTasks(nn.Module):
     """A view of T1 and T2 for importance passes: ``(features, x) -> Outputs``.
 
@@ -299,7 +241,7 @@ class TargetTasks(nn.Module):
 
     :param model: the coupled model.
     :param outputs: which outputs to compute, of ``source``, ``target`` and ``logits``.
-    :param heads: for a T2 with heads by task, the tasks whose logits to give, as a tuple.
+    :param heads: for a T2 with heads by task, the tasks whose logits to compute, as a tuple.
     """
 
     def __init__(
@@ -316,7 +258,7 @@ class TargetTasks(nn.Module):
         self.outputs, self.heads = tuple(outputs), tuple(heads)
 
     def forward(self, features: Tensor, x: Tensor) -> Outputs:
-        """Give reconstructions and logits of images ``(N, C, H, W)`` with S's raw features."""
+        """Return reconstructions and logits of images ``(N, C, H, W)`` with S's raw features."""
         source = target = None
         logits: Tensor | tuple[Tensor, ...] | None = None
         if "source" in self.outputs:

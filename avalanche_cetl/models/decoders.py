@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.models.reversal import _from_shapes, _reverse_chain, trace_chain
+from avalanche_cetl.models.reversal import from_shapes, reverse_chain, trace_chain
 from avalanche_cetl.models.targets import Target, as_target, init_he
-from avalanche_cetl.models.unpool import Unpool, _fusible, _unpool_and_convolve
+from avalanche_cetl.models.unpool import Unpool, fusible, unpool_and_convolve
 
 
 class ReversedDecoder(nn.Module):
@@ -46,9 +46,9 @@ class ReversedDecoder(nn.Module):
         with evaluation_mode(target), torch.no_grad():
             chain = trace_chain(target, self.input_shape)
             if chain is not None:
-                layers = _reverse_chain(chain, self.input_shape, unpool)
+                layers = reverse_chain(chain, self.input_shape, unpool)
             else:
-                layers = _from_shapes(target, self.code_dim, self.input_shape, unpool)
+                layers = from_shapes(target, self.code_dim, self.input_shape, unpool)
         self.mirrored = chain is not None
         self.layers = nn.Sequential(*layers)
         init_he(self.layers)
@@ -58,11 +58,11 @@ class ReversedDecoder(nn.Module):
             last[-1].get_parameter("weight").mul_(0.1)
 
     def forward(self, code: Tensor) -> Tensor:
-        """Give reconstructions ``(N, *input_shape)`` of codes ``(N, code_dim)``."""
+        """Return reconstructions ``(N, *input_shape)`` of codes ``(N, code_dim)``."""
         return self.forward_hidden(code)[0]
 
     def forward_hidden(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Give reconstructions, and the hidden layers' outputs (after each rectifier)."""
+        """Return reconstructions, and the hidden layers' outputs (after each rectifier)."""
         if code.dim() != 2 or code.shape[1] != self.code_dim:
             raise ValueError(f"expected codes (N, {self.code_dim}), got {tuple(code.shape)}.")
         hidden = []
@@ -70,8 +70,8 @@ class ReversedDecoder(nn.Module):
         layers = list(self.layers)
         while layers:
             layer = layers.pop(0)
-            if layers and isinstance(layer, Unpool) and _fusible(layer, layers[0], x):
-                x = _unpool_and_convolve(x, layers.pop(0))  # type: ignore[arg-type]
+            if layers and isinstance(layer, Unpool) and fusible(layer, layers[0], x):
+                x = unpool_and_convolve(x, layers.pop(0))  # type: ignore[arg-type]
                 continue
             x = layer(x)
             if isinstance(layer, nn.ReLU):

@@ -70,6 +70,6 @@ class ResNet26(nn.Module):
         init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        """Return logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         x = self.blocks(F.relu(self.norm(self.conv(x))))
         return self.head(x.mean((2, 3)))

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from avalanche_cetl.common.layout import POOLINGS, own_axis
+from avalanche_cetl.common.outputs import watched
 from avalanche_cetl.models.targets import Target
 from avalanche_cetl.models.unpool import Fit, Unpool
 
@@ -17,13 +18,13 @@ _TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d}
 
 
 # One traced layer: the module, and the shapes (without batch) of what it reads and writes.
-_Step = tuple[nn.Module | None, tuple[int, ...], tuple[int, ...]]
+Step = tuple[nn.Module | None, tuple[int, ...], tuple[int, ...]]
 
 
-def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | None:
-    """Trace the target from input to code, if its layers follow one another.
+def trace_chain(target: Target, input_shape: Sequence[int]) -> list[Step] | None:
+    """Return the target's layers from input to code, if they follow one another.
 
-    :return: the layers in order, or None when it branches, cannot be traced, or has a layer
+    :return: the layers in order; None when the target branches, cannot be traced, or has a layer
         that has no reverse here.
     """
     try:
@@ -33,9 +34,9 @@ def trace_chain(target: Target, input_shape: Sequence[int]) -> list[_Step] | Non
     except Exception:  # whatever a foreign forward() raises under symbolic tracing
         return None
     modules = dict(graph.named_modules())
-    steps: list[_Step] = []
+    steps: list[Step] = []
     previous = next(iter(graph.graph.nodes))
-    classifier = target._classifier() if target.code is None else None
+    classifier = target.classifier() if target.code is None else None
     for node in list(graph.graph.nodes)[1:]:
         if node.op == "output":
             return None  # the code was never met
@@ -65,7 +66,13 @@ def _reversible(module: nn.Module | None, read: Sequence[int], written: Sequence
     return len(written) == 1 and torch.Size(read).numel() == written[0]  # flatten
 
 
-def _reverse_chain(chain: list[_Step], image: tuple[int, ...], unpool: str) -> list[nn.Module]:
+def reverse_chain(chain: list[Step], image: tuple[int, ...], unpool: str) -> list[nn.Module]:
+    """Return the layers of a decoder that undoes a chain of layers, from the last to the first.
+
+    :param chain: of :func:`trace_chain`.
+    :param image: shape of one input.
+    :param unpool: ``"nearest"`` or ``"zeros"``.
+    """
     layers: list[nn.Module] = []
     code_shape = chain[-1][2] if chain else image
     if len(code_shape) > 1:
@@ -94,7 +101,7 @@ def _reverse_chain(chain: list[_Step], image: tuple[int, ...], unpool: str) -> l
 
 
 def _transpose(layer: nn.Conv1d | nn.Conv2d, read: tuple[int, ...]) -> nn.Module:
-    """Reverse a convolution: output sizes that its stride had rounded away come back."""
+    """Return a convolution's reverse; it restores the sizes that the stride had rounded away."""
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if layer.padding == "same":
         padding = [span // 2 for span in spans]
@@ -119,10 +126,15 @@ def _transpose(layer: nn.Conv1d | nn.Conv2d, read: tuple[int, ...]) -> nn.Module
     )
 
 
-def _from_shapes(
+def from_shapes(
     target: Target, code_dim: int, image: tuple[int, ...], unpool: str
 ) -> list[nn.Module]:
-    """Lay a decoder out from the target's feature maps, one step per resolution."""
+    """Return the layers of a decoder laid out from a target's feature maps, a step per resolution.
+
+    :param code_dim: width of the code that the decoder reads.
+    :param image: shape of one input.
+    :param unpool: ``"nearest"`` or ``"zeros"``.
+    """
     if len(image) != 3:
         numel = torch.Size(image).numel()
         hidden = max(code_dim, min(4 * code_dim, numel))
@@ -145,7 +157,7 @@ def _distance(height: int, size: tuple[int, int]) -> int:
 
 
 def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Give the last map's shape at each resolution from the input's down to at least 4 pixels.
+    """Return the last map's shape at each resolution from the input's down to at least 4 pixels.
 
     Factors above 2 between resolutions (patch embeddings) are bridged by halving. Outputs with
     channels last (of linear layers and LayerNorms on maps, and of what follows them) do not count.
@@ -153,7 +165,7 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
     last: dict[tuple[int, int], int] = {}
     latest = 1
 
-    def note(module: nn.Module, _args: object, output: object) -> None:
+    def see(module: nn.Module, output: object) -> None:
         nonlocal latest
         if not isinstance(output, Tensor) or output.dim() != 4:
             return
@@ -161,12 +173,8 @@ def _feature_maps(target: Target, image: tuple[int, ...]) -> list[tuple[int, int
         if latest == 1 and min(output.shape[2:]) >= 2:
             last[(output.shape[2], output.shape[3])] = output.shape[1]
 
-    handles = [m.register_forward_hook(note) for m in target.modules() if not any(m.children())]
-    try:
+    with watched((m for m in target.modules() if not any(m.children())), see):
         target.encode(torch.zeros(2, *image).to(next(target.parameters())))
-    finally:
-        for handle in handles:
-            handle.remove()
     _, height, width = image
     smallest = min(last, default=(max(1, height // 8), max(1, width // 8)))
     channels = last.get(smallest, 64)

@@ -1,6 +1,6 @@
 """Target networks T2: the paper's CI-CNN, and any classifier as a target.
 
-A target gives two things for an image: its *code* (the last hidden layer, which the shared
+A target computes two things from an image: its *code* (the last hidden layer, which the shared
 decoder reads) and its class logits. :func:`as_target` finds the code in any classifier.
 """
 
@@ -107,16 +107,16 @@ class CICNN(nn.Module):
         init_he(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Give the code, ``(N, 1024 * width)``: the last hidden layer after its rectifier."""
+        """Return the code, ``(N, 1024 * width)``: the last hidden layer after its rectifier."""
         return self.hidden(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give class logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        """Return class logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         return self.head(self.forward_features(x))
 
 
 def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Give ``(C, H, W)`` as ints, or raise ValueError."""
+    """Return ``(C, H, W)`` as ints, or raise ValueError."""
     shape = tuple(int(size) for size in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} has to be (channels, height, width).")
@@ -126,7 +126,7 @@ def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
 def reads_task_labels(module: nn.Module) -> bool:
     """Whether a network is one of Avalanche's with heads by task, called with task labels.
 
-    Known by the task labels that it keeps: importing Avalanche to ask takes seconds.
+    It is recognised by the task labels that it keeps, because importing Avalanche takes seconds.
     """
     return hasattr(module, "known_train_tasks_labels")
 
@@ -156,7 +156,7 @@ class Target(nn.Module):
         return reads_task_labels(self.module)
 
     def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Tensor:
-        """Return the classifier's logits; ``x`` stays as it is, whatever the classifier writes.
+        """Return the classifier's logits; ``x`` stays unchanged, even if a layer writes into it.
 
         :param task_labels: ``(N,)``; read by a classifier with heads by task alone.
         """
@@ -167,8 +167,8 @@ class Target(nn.Module):
     def encode(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the code, flattened to ``(N, D)``, and the logits, from one forward pass.
 
-        The code is as its layer gave it, whatever later layers write into the same memory; ``x``
-        stays as it is.
+        The code is what its layer computed, even if later layers write into the same memory; ``x``
+        stays unchanged.
 
         :param task_labels: as in :meth:`forward`; None: any head, for the code alone.
         """
@@ -177,15 +177,13 @@ class Target(nn.Module):
             task_labels = torch.full((len(x),), min(known, default=0), device=x.device)
         what = f"the target's code layer {self.code or 'before its last linear layer'!r}"
         reads = self.code is None
-        layer = self._classifier() if reads else self.module.get_submodule(str(self.code))
+        layer = self.classifier() if reads else self.module.get_submodule(str(self.code))
         with Kept(layer, what, reads=reads) as kept:
             logits = self.forward(x, task_labels)
-        if not kept.values:
-            raise ValueError(
-                f"{what} did not run in its forward pass; name another one with "
-                "as_target(module, code=...)."
-            )
-        code = kept.values[-1]
+        code = kept.latest(
+            f"{what} did not run in its forward pass; name another one with "
+            "as_target(module, code=...)."
+        )
         if len(code) != len(x):
             raise ValueError(
                 f"{what} ran on {len(code)} of {len(x)} images, as a layer of one task does; name "
@@ -193,7 +191,11 @@ class Target(nn.Module):
             )
         return code.flatten(1), logits
 
-    def _classifier(self) -> nn.Module:
+    def classifier(self) -> nn.Module:
+        """Return the last linear layer, or the heads by task: what reads the unnamed code.
+
+        :raises ValueError: when there is no such layer.
+        """
         heads = [m for m in self.module.modules() if reads_task_labels(m)]
         if heads and heads[-1] is not self.module:
             return heads[-1]
@@ -206,9 +208,9 @@ class Target(nn.Module):
         return linear[-1]
 
     def measure(self, input_shape: Sequence[int]) -> tuple[int, int]:
-        """Give the code's width and the number of classes, from one traced forward pass.
+        """Return the code's width and the number of classes, from one forward pass.
 
-        :raises ValueError: when the target does not take ``input_shape``, or gives no logits.
+        :raises ValueError: when the target does not take ``input_shape``, or returns no logits.
         """
         # Two images: a forward pass with squeeze() in it would take one for none.
         example = torch.zeros(2, *input_shape, device=_device(self), dtype=_dtype(self))
@@ -237,15 +239,15 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 
 def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments: Any) -> Target:
-    """Make any classifier a target network T2.
+    """Return any classifier as a target network T2.
 
-    :param module: a module that gives class logits, or the name of a timm model (made with
+    :param module: a module that returns class logits, or the name of a timm model (made with
         ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``). One
         with heads by task (Avalanche's ``MultiTaskModule``) is called with task labels.
     :param code: name of the layer whose output is the code; default: the input of the last
         linear layer, i.e. the last hidden layer; with heads by task what they all read. Maps are
         flattened to one vector an image.
-    :return: the module wrapped; a :class:`Target` is given back as it is.
+    :return: the wrapped module; a :class:`Target` is returned as it is.
     :raises ValueError: when there is no such layer.
     :raises TypeError: when the argument is no module.
 

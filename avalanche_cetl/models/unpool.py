@@ -1,4 +1,30 @@
-"""Unpooling: maps in a larger size, alone and fused with the convolution that follows."""
+"""Unpooling: maps in a larger size, alone and fused with the convolution that follows.
+
+The fused form (:func:`unpool_and_convolve`) computes what :class:`Unpool` to twice the height and
+width, followed by a transposed 3x3 convolution of stride 1 and padding 1, computes. After the
+unpooling every value stands in a cell of 2x2 equal pixels. Along one axis, the three taps of a
+kernel therefore read only two different values: from the first pixel of a cell, the value of the
+cell before and twice that of its own; from the second pixel, twice that of its own cell and the
+value of the cell after::
+
+    first pixel:   k0 a + k1 b + k2 b = k0 a + (k1 + k2) b      a: the cell before, b: this cell
+    second pixel:  k0 b + k1 b + k2 c = (k0 + k1) b + k2 c      c: the cell after
+
+So each of the four pixels of a cell is a 2x2 convolution of the small map, with sums of the 3x3
+kernel's weights as its kernel. All four are computed by one ordinary convolution with four times
+the output channels, and their results are interleaved. Why: for each pair of channels that takes
+4 x 4 products a cell where the two layers take 4 x 9, and the map in front of the convolution
+stays at a quarter of the size. Zeros outside the map count as further cells on either side, which
+is what padding means to the two layers as well. (k is the kernel of an ordinary convolution, that
+is, the transposed one's turned round.)
+
+Where it would break: with other factors than 2, other kernels than 3x3, strides, dilations or
+paddings the cells and taps no longer match, with ``"zeros"`` the pixels of a cell are not equal,
+and with groups the channels would have to be sorted again. A hook on either layer expects the
+map in between, which does not exist here. :func:`fusible` refuses all of these. Sums of weights
+are rounded, so values agree up to rounding only; gradients flow through the sums to the 3x3
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +37,12 @@ from torch.nn import functional as F
 
 
 class Unpool(nn.Module):
-    """Undo a pooling: spread a small map ``(N, C, *small)`` over a larger one.
+    """The reverse of a pooling: spreads a small map ``(N, C, *small)`` over a larger one.
 
-    Pooling switches do not exist for a code that comes from another network, so positions
-    are fixed: ``"nearest"`` repeats each value over its cell, ``"zeros"`` (bed of nails)
-    puts it in the cell's first pixel and zeros elsewhere.
+    Max pooling could store which pixel of a cell was largest (its switches), but a code that
+    comes from another network has none. So positions are fixed: ``"nearest"`` repeats each value
+    over its cell, ``"zeros"`` (bed of nails) puts it into the cell's first pixel and zeros
+    elsewhere.
 
     :param size: spatial size of the output, one or two numbers.
     :param mode: ``"nearest"`` or ``"zeros"``.
@@ -31,7 +58,7 @@ class Unpool(nn.Module):
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give maps of the wanted size."""
+        """Return maps ``(N, C, *size)``."""
         spread = _nearest(x, self.size)
         if self.mode == "nearest":
             return spread
@@ -45,7 +72,7 @@ class Unpool(nn.Module):
         return spread
 
     def extra_repr(self) -> str:
-        """Describe the layer in ``print(model)``."""
+        """Return size and mode, for ``print(model)``."""
         return f"size={self.size}, mode={self.mode!r}"
 
 
@@ -67,7 +94,7 @@ class _Repeat(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Repeat every value over its cell."""
+        """Return maps in which every value is repeated over its cell."""
         rows, channels, height, width = x.shape
         cells = x[:, :, :, None, :, None]
         cells = cells.expand(-1, -1, -1, size[0] // height, -1, size[1] // width)
@@ -75,18 +102,23 @@ class _Repeat(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        """Keep the shapes."""
+        """Keep the shapes for the backward pass."""
         ctx.shape, ctx.size = inputs[0].shape, inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Sum over every cell."""
+        """Return the gradient's sum over every cell."""
         sums = torch.ops.aten.upsample_nearest2d_backward(gradient, ctx.size, ctx.shape)
         return sums, None
 
 
-def _fusible(unpool: nn.Module, layer: nn.Module, x: Tensor) -> bool:
-    """Whether the two are a doubling of both sides and a plain 3x3 convolution, unobserved."""
+def fusible(unpool: nn.Module, layer: nn.Module, x: Tensor) -> bool:
+    """Whether :func:`unpool_and_convolve` may stand for two layers that follow one another.
+
+    They have to be a doubling of both sides and a plain 3x3 convolution, without hooks.
+
+    :param x: what the first layer reads, ``(N, C, H, W)``.
+    """
     return (
         isinstance(unpool, Unpool)
         and unpool.mode == "nearest"
@@ -111,12 +143,12 @@ def _observed(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _unpool_and_convolve(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
-    """Run unpooling and convolution in one, on the small map.
+def unpool_and_convolve(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
+    """Compute a convolution of the unpooled map from the small map; see the top of this file.
 
-    Of the nine pixels that a kernel sees after the unpooling, at most four differ: four 2x2
-    kernels, whose weights are sums of the 3x3 kernel's, give the four pixels of every cell.
-    The same value up to rounding, at half the products, and no large map in between.
+    :param x: ``(N, C, H, W)``.
+    :param layer: a convolution that :func:`fusible` accepts.
+    :return: ``(N, layer.out_channels, 2 H, 2 W)``.
     """
     count, _, height, width = x.shape
     kernel = layer.weight.flip(2, 3).transpose(0, 1)
@@ -135,21 +167,21 @@ def _unpool_and_convolve(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
 
 
 def _half_kernels(kernel: Tensor, axis: int) -> Tensor:
-    """From three taps to two, for the first and the second pixel of a cell; a new first axis."""
+    """Sum three taps to two, for the first and the second pixel of a cell; a new first axis."""
     before, here, after = kernel.unbind(axis)
     first = torch.stack([before, here + after], axis)
     return torch.stack([first, torch.stack([before + here, after], axis)])
 
 
 class Fit(nn.Module):
-    """Crop or zero-pad the far edges of maps to an exact spatial size."""
+    """A layer that crops or zero-pads the far edges of maps to an exact spatial size."""
 
     def __init__(self, size: Sequence[int]):
         super().__init__()
         self.size = tuple(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give maps ``(N, C, *size)``."""
+        """Return maps ``(N, C, *size)``."""
         for axis, large in enumerate(self.size, start=2):
             x = x.narrow(axis, 0, min(large, x.shape[axis]))
         missing = [large - small for large, small in zip(self.size, x.shape[2:], strict=True)]
@@ -158,5 +190,5 @@ class Fit(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        """Describe the layer in ``print(model)``."""
+        """Return the size, for ``print(model)``."""
         return f"size={self.size}"

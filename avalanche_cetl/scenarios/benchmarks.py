@@ -2,15 +2,25 @@
 
 Label -1 marks an unlabelled row; ``domain_labels`` is 0 for target rows and 1 for source
 rows. CETL reconstructs rows of domain 0 and classifies rows with a label.
+
+A set may be a pair ``(images, labels)`` of arrays or tensors, a map-style data set of
+``(image, label)``, an AvalancheDataset, or the path of an image folder. It is read into memory
+once (:func:`avalanche_cetl.scenarios.images.read_images`). A list of sets becomes a stream of as
+many experiences.
+
+Transforms work image by image and come before the conversion to tensors. PIL images reach them as
+PIL images, but upright and without palette or transparency; those of a folder in RGB. With
+``image_shape`` they reach them as tensors.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
-from avalanche_cetl.scenarios.labels import UNLABELLED, choose_labelled
-from avalanche_cetl.scenarios.plan import SOURCE, TARGET, Classes, Plan, Transform, hide
+from avalanche_cetl.scenarios.labels import choose_labelled
+from avalanche_cetl.scenarios.plan import Classes, Plan, Transform, hide
 from avalanche_cetl.scenarios.scenario import CETLScenario
 
 
@@ -30,7 +40,7 @@ def transfer_benchmark(
     train_transform: Transform = None,
     eval_transform: Transform = None,
 ) -> CETLScenario:
-    """Make a benchmark for learning a target task, of which some rows have labels.
+    """Return a benchmark for learning a target task, of which some rows have labels.
 
     Streams: ``train`` (target rows; hidden labels are -1 and nowhere in memory), ``test``
     (target), ``labelled`` (only the training rows with a label, all where none is hidden: what
@@ -38,11 +48,10 @@ def transfer_benchmark(
     ``source_test``, which CETL never reads. A list of targets makes a stream of as many
     experiences: continual transfer.
 
-    :param target_train: target training data: a pair ``(images, labels)`` of arrays or
-        tensors, a map-style data set of ``(image, label)``, an AvalancheDataset, or the path of
-        an image folder; or a list of these, one an experience. Read into memory once.
+    :param target_train: target training data, see the top of this file: arrays, a data set or the
+        path of an image folder; or a list of these, one an experience.
     :param target_test: target test data, as many.
-    :param source_train: labelled source data, for methods that want it.
+    :param source_train: labelled source data, for methods that need it.
     :param source_test: source test data, e.g. to measure forgetting.
     :param labelled_fraction: share of each class that keeps its label, in (0, 1].
     :param labels_per_class: or the exact number, >= 1. Neither: all keep it.
@@ -53,12 +62,10 @@ def transfer_benchmark(
     :param fit: ``"resize"`` (bilinear, antialiased) or ``"pad"`` (with zeros).
     :param task_labels: give the n-th experience the task label n instead of 0.
     :param seed: of the choice of labels; the same seed chooses the same rows.
-    :param train_transform: applied to training images, image by image. Images of a folder reach
-        it as PIL images in RGB, PIL images as they are, but upright and without palette or
-        transparency (with ``image_shape``: as tensors). They become tensors after it.
+    :param train_transform: applied to each training image.
     :param eval_transform: applied in evaluation.
     :return: an Avalanche benchmark with task labels and a classes timeline; ``.summary()``
-        tells what is in it, ``.classes`` the names of its classes where they are known.
+        is a table of its contents, ``.classes`` the names of its classes where they are known.
     :raises ValueError: for empty sets, both kinds of fraction, no labels, one class, labels
         that are no class indices or do not start at 0, images of several shapes, images that
         cannot be read, values that are not finite, or bytes as floats that were not divided.
@@ -78,7 +85,7 @@ def transfer_benchmark(
     for number, target in enumerate(trains):
         keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
         task = number if task_labels else 0
-        train.append(plan.dataset(hide(target, keep), TARGET, task))
+        train.append(plan.dataset(hide(target, keep), TARGET_DOMAIN, task))
         labelled.append(plan.labelled(target, keep, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels), "labelled": labelled}
     return plan.scenario(streams, sources, trains)
@@ -98,15 +105,15 @@ def distillation_benchmark(
     train_transform: Transform = None,
     eval_transform: Transform = None,
 ) -> CETLScenario:
-    """Make a benchmark for distillation: a teacher S and a student T2 on the same task.
+    """Return a benchmark for distillation: a teacher S and a student T2 on the same task.
 
     Streams: ``train``, ``test`` and ``labelled``, its rows with a label. Every row of
-    ``train`` is of the target domain, so T2 learns S's view of all of them and the labels of
-    those that have one.
+    ``train`` is of the target domain, so T2 learns from S's features of all of them, and from the
+    labels of those that have one.
 
     :param train: training data, of the kinds that :func:`transfer_benchmark` takes.
     :param test: test data.
-    :param unlabelled: further images of the same kind, whose labels, if any, are dropped.
+    :param unlabelled: further images of the same kind; their labels, if any, are not read.
 
     The other arguments are those of :func:`transfer_benchmark`.
 
@@ -128,7 +135,7 @@ def distillation_benchmark(
         rows = hide(data, keep)
         if more:
             rows = rows.join(more["unlabelled"])
-        known.append(plan.dataset(rows, TARGET, 0))
+        known.append(plan.dataset(rows, TARGET_DOMAIN, 0))
         labelled.append(plan.labelled(data, keep, 0))
     streams = {"train": known, "test": plan.datasets(tests), "labelled": labelled}
     return plan.scenario(streams, {}, trains)
@@ -150,30 +157,27 @@ def adaptation_benchmark(
     train_transform: Transform = None,
     eval_transform: Transform = None,
 ) -> CETLScenario:
-    """Make a benchmark for domain adaptation: labelled source rows, unlabelled target rows.
+    """Return a benchmark for domain adaptation: labelled source rows, unlabelled target rows.
 
-    The ``train`` stream holds both, told apart by ``domain_labels`` (0 target, 1 source);
+    The ``train`` stream holds both, distinguished by ``domain_labels`` (0 target, 1 source);
     ``test`` is the target's. ``source`` and ``source_test`` hold the source rows alone, so
     that source-only, Naive, EWC and LwF run on the same object; ``labelled`` holds the
     target rows with a label, if there are any. A list of targets makes a stream of as many
     experiences, each with the source rows: continual adaptation.
 
     :param source_train: labelled source data (see :func:`transfer_benchmark` for kinds).
-    :param target_train: target training data; its labels are hidden but for the following.
+    :param target_train: target training data; its labels are hidden, except for those of
+        ``labels_per_class``.
     :param target_test: target test data.
-    :param labels_per_class: labels that target rows keep, class by class; 0: unsupervised.
+    :param labels_per_class: labels that target rows keep in each class; 0: unsupervised.
     :param transductive: also put the test images, without labels, into training, as some
         papers do.
     :param classes: keep only these classes of every set, by index or by name.
-    :param image_shape: ``(C, H, W)`` that all images are brought into. Default: as they are,
-        or, where domains differ, the first target's size, in colour if any domain is.
-    :param fit: ``"resize"`` or ``"pad"``.
-    :param task_labels: give the n-th experience the task label n instead of 0.
     :param source_test: source test data.
-    :param seed: of the choice of labelled rows.
-    :param train_transform: applied to training images.
-    :param eval_transform: applied in evaluation.
-    :return: an Avalanche benchmark, as :func:`transfer_benchmark` gives.
+
+    The other arguments are those of :func:`transfer_benchmark`.
+
+    :return: an Avalanche benchmark, like that of :func:`transfer_benchmark`.
     :raises ValueError: for empty sets, missing classes, one class, labels that do not start at
         0, or images of several shapes.
     :raises TypeError: for data of another kind.
@@ -201,7 +205,7 @@ def adaptation_benchmark(
         if transductive:
             rows = rows.join(test.relabel([UNLABELLED] * len(test)))
         task = number if task_labels else 0
-        domains = [TARGET] * len(rows) + [SOURCE] * len(source)
+        domains = [TARGET_DOMAIN] * len(rows) + [SOURCE_DOMAIN] * len(source)
         train.append(plan.dataset(rows.join(source), domains, task))
         if keep:
             labelled.append(plan.labelled(target, keep, task))

@@ -1,4 +1,4 @@
-"""Bring sets of different size, colour and classes into one shape and one list of classes."""
+"""Sets of different size, colour and classes, brought to one shape and one list of classes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.common.images import check_range, image_tensor, recoloured
+from avalanche_cetl.common.rows import UNLABELLED
 from avalanche_cetl.scenarios.images import LabelledImages, as_floats
-from avalanche_cetl.scenarios.labels import UNLABELLED
 
 Shape = tuple[int, int, int]
 
 
 def common_shape(sets: Sequence[LabelledImages], like: LabelledImages) -> Shape | None:
-    """Give the shape that sets meet in where none is named; None where they need none.
+    """Return the shape that all sets are brought to where the user names none.
 
-    Height and width are those of ``like``, and colour where any set has it. Sets whose images
-    have no one shape (or are no tensors, because a transform follows) need a named one.
+    Height and width are those of ``like``; channels are the most that any set has. None where all
+    shapes agree already, and where the images of a set have several shapes or are no tensors
+    (because a transform follows): these need a shape from the user.
     """
     if any(not isinstance(data.images, Tensor) for data in sets):
         return None
@@ -33,11 +34,13 @@ def common_shape(sets: Sequence[LabelledImages], like: LabelledImages) -> Shape 
 
 
 def fit(data: LabelledImages, shape: Shape, how: str) -> LabelledImages:
-    """Give the same rows with images of one shape.
+    """Return the same rows with images of one shape.
 
-    Channels change as :func:`avalanche_cetl.common.images.recoloured` says. Then, by ``how``:
-    ``"resize"``: bilinear, antialiased, to exactly the size; ``"pad"``: zeros on all sides as
-    evenly as may be, images that are larger first resized to fit in, keeping their aspect.
+    Channels change by the rule of :func:`avalanche_cetl.common.images.recoloured`.
+
+    :param how: ``"resize"``: bilinear, antialiased, to exactly the size; ``"pad"``: zeros on all
+        sides, as evenly as possible; images that are larger are first resized to fit in, and
+        keep their aspect.
 
     :raises ValueError: for other numbers of channels than 1 and 3.
     """
@@ -69,9 +72,9 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def choose_classes(data: LabelledImages, classes: Sequence[int | str] | None) -> LabelledImages:
-    """Keep rows of some classes; the n-th of the list becomes class n.
+    """Return the rows of some classes; the n-th of the list becomes class n.
 
-    :param classes: class indices, or names where the set knows its classes' names; None
+    :param classes: class indices, or names where the set has the names of its classes; None
         keeps all. A name may list synonyms, ``"automobile|car"``.
     :raises ValueError: when a class is not known or does not occur.
     """
@@ -112,10 +115,7 @@ def _indices(data: LabelledImages, wanted: int | str) -> list[int]:
 
 
 def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
-    """See that together the sets have at least two classes, counted from 0.
-
-    :raises ValueError: otherwise.
-    """
+    """Raise ValueError unless the sets together have at least two classes, counted from 0."""
     found = sorted({label for data in sets for label in data.targets if label >= 0})
     if not found:
         raise ValueError(
@@ -133,10 +133,13 @@ def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
 def check_known(
     sets: Sequence[LabelledImages], known: Sequence[LabelledImages], what: str, all_labelled: bool
 ) -> None:
-    """See that sets have labels of other sets only.
+    """Check that the labels of some sets all occur in other sets.
 
-    :param all_labelled: and that every row has one.
-    :raises ValueError: otherwise.
+    :param sets: whose labels are checked.
+    :param known: in which they have to occur.
+    :param what: names the first in errors.
+    :param all_labelled: check as well that every row has a label.
+    :raises ValueError: when a label does not occur, or a row has none.
     """
     allowed = {label for data in known for label in data.targets} | {UNLABELLED}
     found = {label for data in sets for label in data.targets}
@@ -150,9 +153,11 @@ def check_known(
 
 
 def check_names(sets: Sequence[LabelledImages], what: str) -> None:
-    """See that a class that several sets name has the same number in all of them.
+    """Check that a class that several sets name has the same number in all of them.
 
-    :raises ValueError: otherwise; every folder and data set counts its own classes.
+    Every folder and data set numbers its own classes.
+
+    :raises ValueError: for a class with two numbers.
     """
     first: dict[str, int] = {}
     for data in sets:
@@ -166,9 +171,9 @@ def check_names(sets: Sequence[LabelledImages], what: str) -> None:
 
 
 def check_one_shape(sets: dict[str, LabelledImages]) -> None:
-    """See that all images have one shape, where no transform gives them one.
+    """Check that all images have one shape.
 
-    :raises ValueError: naming the sets and their shapes.
+    :raises ValueError: when they have not; names the sets and their shapes.
     """
     shapes: dict[str, Any] = {name: data.shape for name, data in sets.items()}
     if len(set(shapes.values()) - {None}) <= 1 and None not in shapes.values():
@@ -180,9 +185,10 @@ def check_one_shape(sets: dict[str, LabelledImages]) -> None:
 
 
 def check_values(sets: dict[str, LabelledImages]) -> None:
-    """See that images that no transform will change are in a range that networks are made for.
+    """Check that images are in a range that networks are made for.
 
-    Warns of floats from 0 to more than twice the range [0, 1]: standardised ones have both signs.
+    Warns of floats that are never negative and reach beyond 2: images in [0, 1] do not reach that
+    far, and standardised ones have both signs.
 
     :raises ValueError: for values that are not finite, or bytes as floats, naming the set.
     """

@@ -1,4 +1,4 @@
-"""Images in memory with their labels, from whatever the user has."""
+"""Images in memory with their labels, read from all kinds of data."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from avalanche_cetl.common.images import (
     image_tensor,
     plain_picture,
 )
-from avalanche_cetl.scenarios.labels import UNLABELLED, class_index, class_indices
+from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.scenarios.labels import class_index, class_indices
 
 
 class LabelledImages(Dataset):
-    """Images in memory with their labels; holds nothing else.
+    """Images in memory with their labels, and nothing else.
 
-    :param images: a tensor ``(N, C, H, W)``, floats as they are or bytes that are given as
-        floats in [0, 1]; or a list of N images of any kind.
+    :param images: a tensor ``(N, C, H, W)`` of floats, or of bytes, whose items become floats in
+        [0, 1]; or a list of N images of any kind.
     :param targets: N class indices, -1 for unlabelled.
     :param classes: names of the classes, where they are known.
-    :ivar draws: False: giving an item draws no random numbers.
+    :ivar draws: False: reading an item draws no random numbers.
     :raises ValueError: when lengths differ.
     """
 
@@ -66,7 +67,7 @@ class LabelledImages(Dataset):
         return shapes.pop() if len(shapes) == 1 else None
 
     def select(self, indices: Sequence[int]) -> LabelledImages:
-        """Give some rows as a set of their own (images copied, not referred to)."""
+        """Return some rows as a set of their own; its images are copies."""
         chosen = [int(i) for i in indices]
         if isinstance(self.images, Tensor):
             images: Tensor | list[Any] = self.images[chosen]
@@ -77,11 +78,11 @@ class LabelledImages(Dataset):
     def relabel(
         self, targets: Sequence[int], classes: Sequence[str] | None = None
     ) -> LabelledImages:
-        """Give the same images with other labels."""
+        """Return the same images with other labels."""
         return LabelledImages(self.images, targets, self.classes if classes is None else classes)
 
     def join(self, other: LabelledImages) -> LabelledImages:
-        """Give this set's rows followed by the other's.
+        """Return this set's rows followed by the other's.
 
         :raises ValueError: when the images differ in shape.
         """
@@ -109,22 +110,23 @@ def _shape_of(image: Any) -> tuple[int, ...]:
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Give bytes as floats in [0, 1], floats as they are."""
+    """Return bytes as floats in [0, 1], and floats as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
     """Read every image once into memory.
 
+    Arrays of images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8 in 0 ... 255,
+    or ``(N, C, H, W)`` and ``(N, H, W)`` as floats, which stay as they are. For items of a data
+    set see :func:`avalanche_cetl.common.images.image_tensor`. A label of -1 is unknown.
+
     :param data: a pair ``(images, labels)`` of arrays or tensors; any map-style data set of
-        ``(image, label)``, an AvalancheDataset too; or the path of a folder with one folder
-        of images a class, or with images right in it (label -1). Arrays: ``(N, H, W)``,
-        ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8 in 0 ... 255, or ``(N, C, H, W)`` and
-        ``(N, H, W)`` as floats, kept as they are. Items of a data set:
-        :func:`avalanche_cetl.common.images.image_tensor` says which. Without transforms PIL
-        images become tensors in [0, 1]. A label of -1 is unknown.
-    :param keep_pil: leave arrays and PIL images as they are, for transforms that follow, but
-        for what :func:`avalanche_cetl.common.images.plain_picture` does. Files are RGB then.
+        ``(image, label)``, an AvalancheDataset too; or the path of a folder, with one folder of
+        images a class, or with images directly in it (label -1).
+    :param keep_pil: keep arrays and PIL images, for transforms that follow; PIL images are only
+        made plain, see :func:`avalanche_cetl.common.images.plain_picture`, and those of files
+        RGB. Without it they become tensors in [0, 1].
     :raises TypeError: for anything else.
     :raises ValueError: for a folder that is not there, an empty set, an image that cannot be
         read (named, with its row), or labels that are not class indices.
@@ -155,7 +157,7 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
 
 
 def _one_tensor(items: list[Any]) -> Tensor | list[Any]:
-    """Images of one shape as one tensor; others as they are, with one type of numbers."""
+    """Return images of one shape as one tensor; others as a list, with one type of numbers."""
     if len({item.dtype for item in items if isinstance(item, Tensor)}) > 1:
         items = [as_floats(item) if isinstance(item, Tensor) else item for item in items]
     same = all(isinstance(i, Tensor) and i.shape == items[0].shape for i in items)
@@ -163,7 +165,7 @@ def _one_tensor(items: list[Any]) -> Tensor | list[Any]:
 
 
 def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
-    """Read images alone: labels, if any, are dropped unread.
+    """Read images alone; labels, if there are any, are not read.
 
     :param data: what :func:`read_images` takes, or an array or tensor of images.
     """
@@ -216,7 +218,7 @@ def _pictures(images: Any) -> bool:
 
 
 def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
-    """Image and class of a row; whatever goes wrong with it names the row."""
+    """Return image and class of a row; errors name the row."""
     try:
         row = data[index]
         return _item(row[0], keep_pil), class_index(row[1])
@@ -227,15 +229,15 @@ def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
 
 
 def _item(image: Any, keep_pil: bool) -> Any:
-    """An image as it is kept: a tensor ``(C, H, W)``, or for transforms a PIL image or array."""
+    """Return an image as it is kept: a tensor ``(C, H, W)``, or a PIL image or array."""
     if not keep_pil or isinstance(image, Tensor):
         return image_tensor(image)
-    # A copy: an opened file would be read later, and tells its name, so often its class.
+    # A copy: an opened file would be read later, and has a name, in which its class often is.
     return plain_picture(image) if isinstance(image, Image.Image) else image
 
 
 def _class_names(data: Any) -> list[str] | None:
-    """Names of the classes, as torchvision's data sets keep them."""
+    """Return the names of the classes, as torchvision's data sets keep them."""
     names = getattr(data, "classes", None)
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         return list(names)

@@ -1,4 +1,4 @@
-"""Labels as class indices, and the choice of those that are kept."""
+"""Labels as class indices, and the choice of the rows that keep theirs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Says that a row's label is not known.
-UNLABELLED = -1
+from avalanche_cetl.common.rows import UNLABELLED
 
 
 def class_indices(labels: Any) -> list[int]:
@@ -79,7 +78,7 @@ def choose_labelled(
     labelled_fraction: float | None,
     seed: int,
 ) -> list[int]:
-    """Choose, class by class, the rows that keep their label; none that has no label.
+    """Return the rows that keep their label, chosen class by class among those that have one.
 
     :param labels_per_class: exactly so many of each class, >= 0; or
     :param labelled_fraction: this share of each class, in (0, 1], rounded, at least one.

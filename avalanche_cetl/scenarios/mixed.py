@@ -1,4 +1,4 @@
-"""Mixed images beside the target's own: unlabelled rows out of those that are there."""
+"""Mixed images beside the target's own: more unlabelled rows, made of the given ones."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from torch import Tensor
 from torchvision.transforms import v2
 
-from avalanche_cetl.common.rows import SOURCE_FEATURES
+from avalanche_cetl.common.rows import SOURCE_FEATURES, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.scenarios.images import LabelledImages
-from avalanche_cetl.scenarios.labels import UNLABELLED
 from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 
 KINDS = {"cutmix": v2.CutMix, "mixup": v2.MixUp}
-TARGET = 0
 
 
 def mixed_images(
     images: Tensor, count: int, seed: int | str = 0, kinds: Sequence[str] = ("cutmix", "mixup")
 ) -> Tensor:
-    """Mix pairs of images, by torchvision's transforms, each pair with numbers of its own.
+    """Return mixtures of pairs of images, by torchvision's transforms.
 
-    The n-th is made of the n-th image (they start again where there are fewer than ``count``) and
-    of another one drawn at random, and is of the n-th kind, taken in turn.
+    The n-th mixture is made of the n-th image (from the first again, where there are fewer than
+    ``count``) and of another one drawn at random. Kinds are taken in turn, and every pair has
+    random numbers of its own.
 
     :param images: ``(N, C, H, W)`` floats, N >= 2.
     :param count: how many to make, >= 0.
     :param seed: of partners and numbers; the same seed gives the same images.
-    :param kinds: ``"cutmix"`` (Yun et al. 2019) puts a box of the other image in, whose share of
+    :param kinds: ``"cutmix"`` (Yun et al. 2019) pastes a box of the other image, whose share of
         the area is uniform in [0, 1] before it is cut off at the border; ``"mixup"`` (Zhang et al.
-        2018) takes a weighted mean, whose weight is uniform in [0, 1].
+        2018) is a weighted mean, whose weight is uniform in [0, 1].
     :return: ``(count, C, H, W)``.
     :raises ValueError: for fewer than two images, a negative count, or unknown kinds.
     """
@@ -69,15 +68,15 @@ def with_mixed_images(
     kinds: Sequence[str] = ("cutmix", "mixup"),
     streams: Sequence[str] = ("train",),
 ) -> CLScenario:
-    """Give the benchmark with mixed target images as further unlabelled rows.
+    """Return the benchmark with mixed target images as further unlabelled rows.
 
-    Stages 1 and 2 read them like any unlabelled target image, so that S tells T2 more than the
-    labelled images alone can: what S sees in a mixture no label says. Rows are made of the
-    target's own (domain 0) as their evaluation transform gives them, and are kept in memory;
-    training transforms do not change them (``CETLStrategy(augment=...)`` does). To have S's
-    features stored, call :func:`with_source_features` afterwards.
+    Stages 1 and 2 read them like any unlabelled target image. So T2 also learns from S's features
+    of mixtures, which no label describes. The mixtures are made of the target's own rows (domain 0)
+    after their evaluation transform, and are kept in memory; training transforms do not change
+    them (``CETLStrategy(augment=...)`` does). To store S's features, call
+    :func:`with_source_features` afterwards.
 
-    :param benchmark: any Avalanche benchmark whose transforms give float tensors of one shape.
+    :param benchmark: any Avalanche benchmark whose transforms return float tensors of one shape.
     :param per_image: mixed images for every target image of an experience, >= 1.
     :param seed: of the mixtures.
     :param kinds: see :func:`mixed_images`; taken in turn.
@@ -116,7 +115,7 @@ def _held_out(name: str) -> bool:
 def _target_rows(dataset: Any) -> list[int]:
     domains = getattr(dataset, "domain_labels", None)
     rows = range(len(dataset))
-    return list(rows) if domains is None else [r for r in rows if int(domains[r]) == TARGET]
+    return list(rows) if domains is None else [r for r in rows if int(domains[r]) == TARGET_DOMAIN]
 
 
 def _all_labelled(dataset: Any) -> bool:

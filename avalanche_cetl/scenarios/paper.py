@@ -1,4 +1,19 @@
-"""The paper's benchmarks by name, from the data sets' own files."""
+"""The paper's benchmarks by name, from the data sets' own files.
+
+Transfer:
+    ``"CIFAR-10-s"`` (a stratified fifth of CIFAR-10's training images with labels, the whole test
+    set) and ``"STL-10"``.
+Distillation:
+    ``"CIFAR-10"`` and ``"CIFAR-100"``.
+Adaptation, source before target:
+    ``"MN-US"``, ``"US-MN"``, ``"SV-MN"``, ``"MN-SV"``: MNIST, USPS and SVHN, grey, at the larger
+    set's size; ``"ST-CI"``, ``"CI-ST"``: STL-10 and CIFAR-10, 32 x 32, shared classes; and
+    ``"digits-mini"``: 5,000 MNIST digits to UCI optdigits, 8 x 8, out of installed packages.
+
+The files are those of torchvision's data sets, found, downloaded and checked as torchvision does.
+CIFAR-10 may also be a folder of images, ``cifar10-jpeg/{train,test}/<class>/``; the benchmark's
+``data`` then has ``"JPEG"`` in it.
+"""
 
 from __future__ import annotations
 
@@ -38,27 +53,18 @@ _OFFLINE = (
 def paper_benchmark(
     name: str, root: str | Path, download: bool = False, *, classes: int = 8, **options: Any
 ) -> CETLScenario:
-    """Make one of the paper's benchmarks.
+    """Return one of the paper's benchmarks.
 
-    Transfer: ``"CIFAR-10-s"`` (a stratified fifth of CIFAR-10's training images with labels,
-    the whole test set) and ``"STL-10"``. Distillation: ``"CIFAR-10"``, ``"CIFAR-100"``.
-    Adaptation, source before target: ``"MN-US" "US-MN" "SV-MN" "MN-SV"`` (MNIST, USPS, SVHN;
-    grey, at the larger set's size) and ``"ST-CI" "CI-ST"`` (STL-10 and CIFAR-10, 32 x 32,
-    shared classes), and ``"digits-mini"`` (5,000 MNIST digits to UCI optdigits, 8 x 8), whose
-    data are in installed packages.
-
-    The files are those of torchvision's data sets, found, fetched and checked as it does.
-    CIFAR-10 may also be a folder of images, ``cifar10-jpeg/{train,test}/<class>/``; the
-    benchmark's ``data`` then says ``"JPEG"``.
-
-    :param name: one of these.
+    :param name: ``"CIFAR-10-s"``, ``"STL-10"`` (transfer), ``"CIFAR-10"``, ``"CIFAR-100"``
+        (distillation), ``"MN-US"``, ``"US-MN"``, ``"SV-MN"``, ``"MN-SV"``, ``"ST-CI"``,
+        ``"CI-ST"`` or ``"digits-mini"`` (adaptation).
     :param root: folder that the data sets are in (USPS also in ``root/USPS``); ``~`` is the
         user's home.
-    :param download: fetch what is missing, as torchvision does.
+    :param download: download what is missing, as torchvision does.
     :param classes: for ST-CI and CI-ST, 8 (names equal to the letter) or 9 (automobile is car).
     :param options: further arguments of the benchmark function: ``seed``, transforms, and
-        ``labels_per_class`` for adaptation, say.
-    :return: the benchmark; ``benchmark.data`` tells which files it was made from.
+        for example ``labels_per_class`` for adaptation.
+    :return: the benchmark; ``benchmark.data`` lists the files that it was made from.
     :raises ValueError: for an unknown name, or other numbers of classes.
     :raises FileNotFoundError: when a set is not there: where it looked, how to get it, and what
         there is without a network.
@@ -129,7 +135,7 @@ def _digits_mini(files: _Files, **options: Any) -> CETLScenario:
 
 
 class _Files:
-    """Where the data sets are, and what was found."""
+    """The data sets below a folder, and which files were found."""
 
     def __init__(self, root: Path, download: bool):
         self.root, self.download = root, download
@@ -165,7 +171,7 @@ class _Files:
         split: bool = False,
         more: tuple[Path, ...] | list[Path] = (),
     ) -> tuple[LabelledImages, LabelledImages]:
-        """Training and test set of one of torchvision's classes."""
+        """Return training and test set of one of torchvision's classes."""
         problems = []
         tries = [(place, False) for place in places]
         for place, fetch in tries + ([(places[0], True)] if self.download else []):

@@ -1,4 +1,4 @@
-"""How the sets that a user gives become the streams of a benchmark."""
+"""From the user's sets to the streams of a benchmark."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from torch import Tensor
 
 from avalanche_cetl.common.images import check_range, image_tensor
+from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import (
     Shape,
     check_names,
@@ -29,18 +30,15 @@ from avalanche_cetl.scenarios.images import (
     read_images,
     read_unlabelled,
 )
-from avalanche_cetl.scenarios.labels import UNLABELLED
 from avalanche_cetl.scenarios.scenario import CETLScenario, make_scenario
 
 Transform = Callable[[Any], Any] | None
 Classes = Sequence[int | str] | None
-#: Domain labels of rows.
-TARGET, SOURCE = 0, 1
 
 
 @dataclass
 class Plan:
-    """How sets become streams: classes, shape, transforms.
+    """The settings by which sets become streams: classes, shape, transforms.
 
     :param classes: to keep of every target set; None keeps all.
     :param image_shape: ``(C, H, W)`` that all images are brought into; None: see
@@ -63,7 +61,7 @@ class Plan:
 
     @property
     def transformed(self) -> bool:
-        """Whether transforms follow, which may do what they like with an image."""
+        """Whether there are transforms, which may change an image in any way."""
         return any(t is not None for t in self.transforms)
 
     def read(self, data: Any, classes: Classes) -> LabelledImages:
@@ -93,7 +91,7 @@ class Plan:
         return found[0], found[1]
 
     def read_some(self, *, classes: Classes, **data: Any) -> dict[str, LabelledImages]:
-        """Read those that are there, by name of their stream."""
+        """Read the sets that are not None, by name of their stream."""
         return {
             name.removesuffix("_train"): self.read(part, classes)
             for name, part in data.items()
@@ -106,7 +104,7 @@ class Plan:
         tests: list[LabelledImages],
         others: dict[str, LabelledImages],
     ) -> None:
-        """Bring all sets into one shape, in place of what they were."""
+        """Bring all sets to one shape, in place."""
         for sets in self._untransformed(trains, tests, others):
             check_values(sets)
         everything = [*trains, *tests, *others.values()]
@@ -125,7 +123,7 @@ class Plan:
         tests: list[LabelledImages],
         others: dict[str, LabelledImages],
     ) -> list[dict[str, LabelledImages]]:
-        """Sets that some mode gives as they are, by name; sets of one dict share a mode."""
+        """Return the sets that no transform changes in some mode, a dict by name for each mode."""
         read_in_both = {f"train {i}": data for i, data in enumerate(trains)} | others
         evaluated = {f"test {i}": data for i, data in enumerate(tests)}
         if not self.transformed:
@@ -136,7 +134,7 @@ class Plan:
     def dataset(
         self, images: LabelledImages, domains: int | list[int], task: int
     ) -> TaskAwareSupervisedClassificationDataset:
-        """Give one experience's data."""
+        """Return one experience's data."""
         count = len(images)
         domain_labels = [domains] * count if isinstance(domains, int) else domains
         pictures = not isinstance(images.images[0], Tensor)
@@ -154,13 +152,15 @@ class Plan:
     def labelled(
         self, images: LabelledImages, keep: Sequence[int], task: int
     ) -> TaskAwareSupervisedClassificationDataset:
-        """Give the rows that keep their label; all of them share the memory of the whole."""
+        """Return the rows that keep their label; if that is all rows, they share their memory."""
         rows = images if len(keep) == len(images) else images.select(keep)
-        return self.dataset(rows, TARGET, task)
+        return self.dataset(rows, TARGET_DOMAIN, task)
 
     def datasets(self, sets: list[LabelledImages], tasks: bool = False) -> list[Any]:
-        """Give the target data of several experiences."""
-        return [self.dataset(d, TARGET, i if tasks else 0).eval() for i, d in enumerate(sets)]
+        """Return the target data of several experiences."""
+        return [
+            self.dataset(d, TARGET_DOMAIN, i if tasks else 0).eval() for i, d in enumerate(sets)
+        ]
 
     def scenario(
         self,
@@ -168,9 +168,9 @@ class Plan:
         sources: dict[str, LabelledImages],
         named: list[LabelledImages],
     ) -> CETLScenario:
-        """Make the benchmark."""
+        """Return the benchmark."""
         for name, data in sources.items():
-            rows = self.dataset(data, SOURCE, 0)
+            rows = self.dataset(data, SOURCE_DOMAIN, 0)
             streams[name] = [rows.eval() if name.endswith("_test") else rows]
         made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
         made.source_classes = sources["source"].classes if "source" in sources else None
@@ -178,10 +178,10 @@ class Plan:
 
 
 class _ToTensor:
-    """A transform of pictures, if any, and then to floats ``(C, H, W)``, if it gives none yet.
+    """A transform of pictures, if there is one, followed by a conversion to floats ``(C, H, W)``.
 
-    :raises ValueError: for what is surely no image as networks are shown it: integers of more
-        than 8 bits, bytes as floats that were not divided.
+    :raises ValueError: for results that are surely no image for a network: integers of more than
+        8 bits, and bytes as floats that were not divided.
     """
 
     def __init__(self, transform: Transform):
@@ -196,7 +196,7 @@ class _ToTensor:
 
 
 def _several(data: Any) -> list[Any]:
-    """A list is one set an experience; a pair of arrays is one set."""
+    """Return a list as it is, one set an experience, and any other data as one set."""
     return data if isinstance(data, list) and not is_pair(data) else [data]
 
 

@@ -1,4 +1,4 @@
-"""A benchmark that can say and show what is in it."""
+"""A benchmark with a summary of its contents, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from avalanche.benchmarks.scenarios import CLScenario
 from torch import Tensor
 
 from avalanche_cetl.common.images import image_tensor
+from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.images import as_floats
-from avalanche_cetl.scenarios.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DOMAINS = {0: "target", 1: "source"}
+_DOMAINS = {TARGET_DOMAIN: "target", SOURCE_DOMAIN: "source"}
 
 
 class CETLScenario(CLScenario):
@@ -42,7 +42,7 @@ class CETLScenario(CLScenario):
         self.data = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Say why there is no stream of labelled rows, where no target row has a label."""
+        """Raise AttributeError; for a missing stream of labelled rows, with the reason."""
         if name == "labelled_stream":
             raise AttributeError(
                 "this benchmark has no labelled_stream: none of its target training rows has a "
@@ -51,7 +51,7 @@ class CETLScenario(CLScenario):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def summary(self) -> str:
-        """Give a table: rows, labels, classes, shape and domain of each stream's experiences."""
+        """Return a table: rows, labels, classes, shape and domain of each stream's experiences."""
         origin = [f"{name}: {found}" for name, found in self.data.items()]
         return "\n".join([_table(self, self.classes), *origin])
 
@@ -59,11 +59,11 @@ class CETLScenario(CLScenario):
 def make_scenario(
     streams: dict[str, list[Any]], classes: Sequence[str] | None = None
 ) -> CETLScenario:
-    """Make a benchmark of data sets, with task labels and a classes timeline."""
+    """Return a benchmark of data sets, with task labels and a classes timeline."""
     benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(**streams)))
     for stream in benchmark.streams.values():
         for experience in stream:
-            # -1 says that a label is unknown; it is no class.
+            # -1 stands for an unknown label; it is no class.
             for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far",
                          "future_classes"):  # fmt: skip
                 setattr(experience, name, getattr(experience, name) - {UNLABELLED})
@@ -88,7 +88,7 @@ def _parts(benchmark: CLScenario) -> Iterator[_Part]:
             rows: dict[int, list[int]] = {}
             known = getattr(dataset, "domain_labels", None)
             for row in range(len(dataset)):
-                rows.setdefault(0 if known is None else int(known[row]), []).append(row)
+                rows.setdefault(TARGET_DOMAIN if known is None else int(known[row]), []).append(row)
             for domain in sorted(rows):
                 label = _DOMAINS.get(domain, str(domain))
                 yield _Part(name, number, label, rows[domain], dataset)

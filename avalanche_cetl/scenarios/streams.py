@@ -1,4 +1,4 @@
-"""Benchmarks and experiences made anew around changed data sets."""
+"""Copies of benchmarks and experiences with other data sets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
 
 def benchmark_of(benchmark: CLScenario, streams: Sequence[Any]) -> CLScenario:
-    """Give a benchmark of the same class, with what else it knows, and these streams."""
+    """Return a copy of a benchmark with these streams; class and other attributes stay."""
     result = copy.copy(benchmark)
     CLScenario.__init__(result, list(streams))
     return result
 
 
 def experience_of(experience: Any, dataset: Any) -> DatasetExperience:
-    """Give an experience with this data set, and with what else it knows."""
+    """Return an experience with this data set, and with the other attributes of a given one."""
     made: DatasetExperience = DatasetExperience(dataset=dataset)
     for name, value in vars(experience).items():
         if not name.startswith("_"):

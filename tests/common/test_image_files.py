@@ -38,7 +38,7 @@ def test_rows_are_those_of_torchvision_s_image_folder(folder):
 
 
 @pytest.mark.parametrize("ending", ["GIF", "jfif", "JPE", "WebP", "TIF", "pbm", "pnm", "Jp2"])
-def test_endings_of_image_files(folder, ending):
+def test_files_of_every_ending_are_read(folder, ending):
     kind = {"gif": "GIF", "webp": "WEBP", "tif": "TIFF", "pbm": "PPM", "pnm": "PPM",
             "jp2": "JPEG2000"}.get(ending.lower(), "JPEG")  # fmt: skip
     image = GREY.convert("1") if ending == "pbm" else GREY
@@ -114,7 +114,7 @@ def test_all_files_that_cannot_be_read_are_counted_and_named(folder, keep_pil):
         assert f"row {row} of {folder}: {folder / name} cannot be read" in str(found.value)
 
 
-def test_the_home_folder_is_found(folder, monkeypatch):
+def test_a_folder_under_the_home_folder_is_found(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))
     benchmark = transfer_benchmark("~/images", "~/images")

@@ -154,7 +154,7 @@ def test_sixteen_bits_are_divided_by_65535(tmp_path, ending):
     assert eight.shape == (8, 9, 3) and np.abs(eight - wanted.numpy()[..., None]).max() < 0.51 / 255
 
 
-def test_sixteen_bits_of_the_other_byte_order():
+def test_sixteen_bits_of_the_other_byte_order_are_read():
     values = pixels(4, 4, dtype=np.uint16, top=65536)
     image = Image.frombytes("I;16B", (4, 4), values.astype(">u2").tobytes())
     assert torch.equal(picture_tensor(image)[0], torch.from_numpy(values / 65535).float())
@@ -183,7 +183,7 @@ def test_integers_whose_white_is_not_known_are_refused(values):
 
 @pytest.mark.parametrize("shape", [(3, 9, 7), (1, 9, 7), (4, 9, 7), (2, 9, 7), (3, 4, 4)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, ">f4"])
-def test_arrays_with_channels_first_or_last(shape, dtype):
+def test_arrays_may_have_channels_first_or_last(shape, dtype):
     first = pixels(*shape) if dtype == np.uint8 else (pixels(*shape) / 256).astype(dtype)
     wanted = torch.from_numpy(first.astype(np.float32)) / (255 if dtype == np.uint8 else 1)
     for array in (first, first[:, ::-1][:, ::-1], first.transpose(1, 2, 0)):
@@ -192,7 +192,7 @@ def test_arrays_with_channels_first_or_last(shape, dtype):
     assert torch.equal(image_tensor(first[0]), wanted[:1])
 
 
-def test_flipped_arrays():
+def test_flipped_arrays_keep_their_order():
     array = pixels(6, 5, 3)[:, ::-1]
     assert torch.equal(image_tensor(array), image_tensor(array.copy()))
 
@@ -203,7 +203,7 @@ def test_arrays_that_do_not_tell_their_channels_are_refused(shape):
         image_tensor(np.zeros(shape, np.float32))
 
 
-def test_tensors_of_items():
+def test_tensors_of_items_become_channels_first():
     floats = torch.rand(3, 9, 7)
     assert image_tensor(floats) is floats
     assert image_tensor(floats[0].double()).dtype == torch.float32
@@ -249,7 +249,7 @@ def test_other_changes_of_channels_are_refused(have, wanted):
         Preprocessing(wanted, None)(torch.rand(1, have, 4, 4))
 
 
-def test_the_range_of_images():
+def test_images_that_are_not_finite_or_bytes_as_floats_are_refused():
     assert check_range(torch.tensor([-2.5, 3.0]), "x") == (-2.5, 3.0)
     assert check_range(torch.tensor([0, 200], dtype=torch.uint8), "x") == (0, 200)
     assert check_range(torch.tensor([0, 200.5]), "x") == (0, 200.5)

@@ -34,7 +34,7 @@ def axis(network, name, *shape):
 @pytest.mark.parametrize("channels", [4, 5, 6, 30])
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("back", [False, True])
-def test_blocks_with_a_linear_layer_inside(channels, tokens, back):
+def test_blocks_with_a_linear_layer_inside_have_their_channels_found(channels, tokens, back):
     block = nn.Sequential(Block(channels, back, tokens), nn.Identity())
     turned = {(5, False), (6, True)} if tokens else set()  # the same sizes either way round
     wanted = None if (channels, back) in turned else 1 if back else 3

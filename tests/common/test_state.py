@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.state import ModelState, state_kept
 
 
@@ -103,13 +102,3 @@ def test_a_list_that_holds_itself_ends():
     with state_kept(model):
         model.loop.append(1)
     assert len(model.loop) == 1
-
-
-def test_own_copies_keep_structure_and_layout():
-    x = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    copied = own_copy((x, [x, "name"], None))
-    assert isinstance(copied, tuple) and copied[1][1] == "name" and copied[2] is None
-    assert torch.equal(copied[0], x) and copied[0].data_ptr() != x.data_ptr()
-    assert copied[0].is_contiguous(memory_format=torch.channels_last)
-    pair = nn.utils.rnn.PackedSequence(torch.rand(3, 2), torch.tensor([2, 1]))
-    assert isinstance(own_copy(pair), nn.utils.rnn.PackedSequence)

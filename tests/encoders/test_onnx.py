@@ -64,7 +64,7 @@ def test_features_and_logits_are_the_timm_encoders(file, timm_encoder):
     assert not encoder.training and not encoder.train().training
 
 
-def test_it_copies_pickles_and_knows_its_file(file, timm_encoder, tmp_path):
+def test_an_encoder_copies_pickles_and_checks_its_file(file, timm_encoder, tmp_path):
     encoder = made(file, timm_encoder)
     x = torch.rand(2, 3, 32, 32)
     for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
@@ -79,7 +79,7 @@ def test_it_copies_pickles_and_knows_its_file(file, timm_encoder, tmp_path):
         stale(x)
 
 
-def test_the_store_takes_it(file, timm_encoder, tmp_path, digits):
+def test_the_store_takes_features_of_an_onnx_file(file, timm_encoder, tmp_path, digits):
     encoder = made(file, timm_encoder)
     benchmark = transfer_benchmark(digits(10), digits(6))
     stored = with_source_features(benchmark, encoder, tmp_path / "store", dtype="float32")
@@ -95,7 +95,7 @@ def test_free_height_and_width_need_an_image_size(tmp_path):
     assert ONNXEncoder(path, image_size=12)(torch.rand(2, 1, 20, 20)).shape == (2, 3)
 
 
-def test_bad_files_and_arguments(tmp_path, file, timm_encoder):
+def test_files_and_arguments_that_do_not_fit_are_refused(tmp_path, file, timm_encoder):
     with pytest.raises(ValueError, match="no such file"):
         ONNXEncoder(tmp_path / "missing.onnx")
     (tmp_path / "garbage.onnx").write_bytes(b"not a model")
@@ -120,7 +120,7 @@ class Mixing(nn.Module):
         return x.mean(0, keepdim=True).flatten(1)
 
 
-def test_an_output_without_batch_axis(tmp_path):
+def test_an_output_without_batch_axis_is_refused(tmp_path):
     path = export(Mixing(), tmp_path / "mean.onnx", (1, 4, 4), (0,), ("features",))
     with pytest.raises(ValueError, match="keeps no batch axis"):
         ONNXEncoder(path)
@@ -183,7 +183,7 @@ def test_files_that_read_channels_first_get_images_as_they_are(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3), (16, 16, 16), (3, 3, 64), (7, 8, 9)])
-def test_shapes_that_leave_it_open_ask(tmp_path, shape):
+def test_shapes_that_leave_the_channels_open_ask_for_them(tmp_path, shape):
     path, weight = saved(tmp_path, shape)
     with pytest.raises(ValueError, match="channels_last=False or True"):
         ONNXEncoder(path)
@@ -196,7 +196,7 @@ def test_shapes_that_leave_it_open_ask(tmp_path, shape):
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(10, 0.05), (11, 1e-6)])
-def test_files_in_half_and_double_precision(tmp_path, kind, tolerance):
+def test_files_in_half_and_double_precision_give_float32(tmp_path, kind, tolerance):
     path, weight = saved(tmp_path, (1, 8, 8), kind)
     encoder, x = ONNXEncoder(path), torch.rand(3, 1, 8, 8)
     assert encoder(x).dtype == torch.float32
@@ -204,7 +204,7 @@ def test_files_in_half_and_double_precision(tmp_path, kind, tolerance):
     torch.testing.assert_close(encoder(x), wanted, rtol=tolerance, atol=tolerance)
 
 
-def test_a_path_under_the_home_folder(tmp_path, monkeypatch):
+def test_a_path_under_the_home_folder_is_found(tmp_path, monkeypatch):
     path, _ = saved(tmp_path, (1, 8, 8))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ONNXEncoder(f"~/{path.name}").dim == 5

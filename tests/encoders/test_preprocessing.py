@@ -48,7 +48,7 @@ def test_floats_of_another_scale_are_refused_with_the_remedy(kind, size):
         made(size, input_mean=[5.0], input_std=[9.0])(wrong(kind))
 
 
-def test_what_is_undone_rightly_is_taken():
+def test_images_whose_normalisation_is_undone_rightly_are_taken():
     x = torch.rand(4, 3, 8, 8)
     undone = made(input_mean=[0.3, 0.2, 0.1], input_std=[0.25, 0.5, 2.0])
     mean, std = undone.input_mean, undone.input_std

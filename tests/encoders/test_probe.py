@@ -16,7 +16,7 @@ def _clusters(classes, count=40, dim=6, seed=0):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_it_minimises_the_penalised_loss_on_standardised_features(classes):
+def test_a_probe_minimises_the_penalised_loss_on_standardised_features(classes):
     features, labels = _clusters(classes)
     strength = 0.1
     layer = linear_probe(features, labels, strength)
@@ -52,7 +52,7 @@ def test_classes_without_a_row_are_never_chosen():
     assert found.softmax(1)[:, [1, 3, 4]].max() < 1e-9
 
 
-def test_half_precision_is_read(dtype=torch.float16):
+def test_features_in_half_precision_are_read(dtype=torch.float16):
     features, labels = _clusters(3)
     half = linear_probe(features.to(dtype), labels)
     assert half.weight.dtype == torch.float32
@@ -68,7 +68,7 @@ def test_a_feature_that_never_changes_counts_nothing():
     assert torch.isfinite(linear_probe(torch.ones(6, 2), torch.arange(6) % 3).weight).all()
 
 
-def test_bad_arguments():
+def test_features_and_labels_that_do_not_fit_are_refused():
     features, labels = _clusters(3)
     with pytest.raises(ValueError, match="two classes or more"):
         linear_probe(features, torch.zeros_like(labels))

@@ -105,14 +105,14 @@ def test_a_statically_quantised_network_gives_the_values_that_its_integers_stand
 
 
 @pytest.mark.parametrize("made", [quantised, lambda n: torch.jit.freeze(torch.jit.script(n))])
-def test_fingerprints_know_weights_that_are_no_parameters(made):
+def test_fingerprints_cover_weights_that_are_no_parameters(made):
     def fingerprint(seed):
         return ModuleEncoder(made(net(seed)), "", input_shape=SHAPE).fingerprint()
 
     assert fingerprint(0) == fingerprint(0) != fingerprint(1)
 
 
-def test_fingerprints_know_the_code_of_scripted_modules():
+def test_fingerprints_cover_the_code_of_scripted_modules():
     def fingerprint(activation):
         torch.manual_seed(0)
         module = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), activation), x)
@@ -122,7 +122,7 @@ def test_fingerprints_know_the_code_of_scripted_modules():
     assert fingerprint(nn.ReLU()) != fingerprint(nn.Sigmoid())
 
 
-def test_timm_networks_in_half_and_double():
+def test_timm_networks_in_half_and_double_give_float32():
     encoder = TimmEncoder("test_resnet.r160_in1k", pretrained=False, image_size=32)
     x = torch.rand(2, 3, 32, 32)
     features, logits = encoder(x), encoder.logits(x)

@@ -73,7 +73,7 @@ def naive(model, dataset):
     }
 
 
-def test_equals_the_naive_formula(model, benchmark):
+def test_the_bound_equals_the_naive_formula(model, benchmark):
     found = evaluated(model, benchmark, source_error=0.1, error=True)
     wanted = naive(model, benchmark.test_stream[0].dataset)
     for name, value in wanted.items():
@@ -84,7 +84,7 @@ def test_equals_the_naive_formula(model, benchmark):
     assert found["TargetError"] < found["Bound"]
 
 
-def test_batches_and_stored_features_do_not_matter(model, benchmark, tmp_path):
+def test_the_bound_depends_neither_on_batches_nor_on_stored_features(model, benchmark, tmp_path):
     live = evaluated(model, benchmark, batch=7)
     assert live == pytest.approx(evaluated(model, benchmark, batch=41), rel=1e-6)
     stored = with_source_features(benchmark, model.source, tmp_path, dtype="float32")
@@ -99,7 +99,7 @@ def test_labels_are_read_only_where_the_error_is_asked_for(model, digits):
     assert right == other and "TargetError" not in right
 
 
-def test_a_head_for_a_source_with_other_classes(model, benchmark):
+def test_a_source_with_other_classes_needs_a_head(model, benchmark):
     torch.manual_seed(1)
     head = nn.Linear(16, 3)
     found = evaluated(model, benchmark, head=head)
@@ -128,7 +128,7 @@ def test_the_gap_bounds_differences_of_means():
     assert float(reconstruction_gap(mean, x)) == pytest.approx(1, abs=0.05)
 
 
-def test_bad_input(model, benchmark):
+def test_models_and_errors_that_have_no_bound_are_refused(model, benchmark):
     with pytest.raises(ValueError, match="source_error=2"):
         bound_metrics(source_error=2)
     with pytest.raises(ValueError, match="at least two"):

@@ -20,7 +20,6 @@ from avalanche_cetl import (
     gfi_metrics,
     transfer_benchmark,
 )
-from avalanche_cetl.evaluation import plot_curves, plot_reconstructions
 from avalanche_cetl.evaluation.metrics import ReconstructionImages, image_grid
 
 SHAPE = (1, 8, 8)
@@ -80,7 +79,7 @@ def test_every_loss_that_a_plugin_records_reaches_the_loggers(digits, tmp_path):
         assert values[-1] == value and f"{name}/" in text
 
 
-def test_without_losses_none_is_emitted(digits):
+def test_metrics_without_losses_emit_none(digits):
     _, metrics = _train(digits, cetl_metrics(losses=False), plugins=[OwnLoss()])
     assert {name.split("/")[0] for name in metrics} == {"DWA1", "DWA2", "DWA3"}
 
@@ -123,7 +122,7 @@ def test_tensorboard_shows_losses_and_pictures(digits, tmp_path):
     assert any(tag.startswith("Reconstructions/") for tag in tags["images"])
 
 
-def test_the_text_logger_prints_them(digits, tmp_path):
+def test_the_text_logger_prints_losses_and_penalties(digits, tmp_path):
     with open(tmp_path / "log.txt", "w") as file:
         _train(digits, [*cetl_metrics(), *gfi_metrics()], loggers=[TextLogger(file)])
     text = (tmp_path / "log.txt").read_text()
@@ -137,16 +136,6 @@ def test_a_grid_is_scaled_by_the_range_of_x():
     assert grid.min() == 0 and grid.max() == 1
 
 
-def test_plots_are_written(digits, tmp_path):
-    strategy, _ = _train(digits, [])
-    curves = plot_curves(
-        {"L_c": [1.0, 0.5], "DWA1": [0.0, 3.0], "DWA2": [math.nan, 1.0]}, tmp_path / "c.png"
-    )
-    pictures = plot_reconstructions(strategy.model, torch.rand(4, *SHAPE), tmp_path / "r.png", "t")
-    for path in (curves, pictures, plot_curves({"L_c": [1.0]}, tmp_path / "d.png")):
-        assert path.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_bad_arguments():
+def test_pictures_without_images_or_rounds_are_refused():
     with pytest.raises(ValueError):
         ReconstructionImages(count=0)

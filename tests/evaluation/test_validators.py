@@ -57,7 +57,7 @@ def naive(name, logits):
     n=st.integers(2, 12), k=st.integers(2, 6), scale=st.floats(0, 30), seed=st.integers(0, 2**31)
 )
 @pytest.mark.parametrize("name", SCORES)
-def test_equals_the_naive_formula(name, n, k, scale, seed):
+def test_scores_equal_the_naive_formula(name, n, k, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(n, k, generator=generator, dtype=torch.float64)
     assert float(SCORES[name](logits)) == pytest.approx(naive(name, logits), rel=1e-9, abs=1e-9)
@@ -74,7 +74,7 @@ class _Given:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
-def test_equals_skada(scale):
+def test_scores_equal_those_of_skada(scale):
     """SKADA also averages the entropy over classes, and softens the place of an image itself."""
     torch.manual_seed(0)
     n, k = 30, 4
@@ -88,7 +88,7 @@ def test_equals_skada(scale):
     assert float(soft_neighborhood_density(logits)) == pytest.approx(theirs, rel=1e-5)
 
 
-def test_ranges_and_what_each_prefers():
+def test_scores_have_their_ranges_and_preferences():
     unsure, sure = torch.zeros(8, 4), 50 * torch.eye(4).repeat(2, 1)
     same = 50 * torch.eye(4)[:1].expand(8, -1)
     assert float(negative_entropy(unsure)) == pytest.approx(-math.log(4))
@@ -100,13 +100,13 @@ def test_ranges_and_what_each_prefers():
     assert float(soft_neighborhood_density(same)) == pytest.approx(math.log(7))
 
 
-def test_chunks_do_not_matter():
+def test_neighbourhood_density_does_not_depend_on_chunks():
     logits = torch.randn(50, 5, dtype=torch.float64)
     one, other = (soft_neighborhood_density(logits, chunk_rows=rows) for rows in (7, 1024))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
-def test_as_metrics_of_any_strategy_without_a_look_at_labels(digits):
+def test_metrics_of_any_strategy_read_no_label(digits):
     images, labels = digits(20)
     found = []
     for shown in (labels, labels.roll(7)):  # other labels, the same scores
@@ -128,7 +128,7 @@ def test_as_metrics_of_any_strategy_without_a_look_at_labels(digits):
     assert found[0] == found[1]
 
 
-def test_bad_arguments():
+def test_scores_of_too_few_images_and_unknown_names_are_refused():
     with pytest.raises(ValueError, match="no neighbours"):
         soft_neighborhood_density(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="temperature"):

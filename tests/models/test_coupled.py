@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder, ReversedDecoder, as_target
+from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder
 from avalanche_cetl.models.coupled import TargetTasks
 
 SHAPE = (1, 12, 12)
@@ -21,7 +21,7 @@ def _model():
     return CoupledModel.build(_source(), CICNN(3, SHAPE, width=0.1), SHAPE)
 
 
-def test_forward_is_the_targets_classifier():
+def test_the_forward_pass_is_the_targets_classifier():
     model = _model().eval()
     x = torch.rand(4, *SHAPE)
     torch.testing.assert_close(model(x), model.target(x))
@@ -65,7 +65,7 @@ def test_state_dict_leaves_the_source_out_and_loads_back_strictly():
         other.load_state_dict(incomplete)
 
 
-def test_state_dict_as_a_part_of_a_larger_module():
+def test_the_state_dict_of_a_part_of_a_larger_module_has_no_source():
     outer = nn.ModuleDict({"coupled": _model()})
     state = outer.state_dict()
     assert state and not any(".source." in name for name in state)
@@ -80,38 +80,7 @@ def test_parameters_split_into_decoder_and_target():
     assert not model.decoder_parameters().keys() & model.target_parameters().keys()
 
 
-def test_features_are_standardised():
-    model = _model()
-    features = torch.randn(200, 100) * 7 + 3
-    features[:, 0] = 5.0
-    model.fit_source_statistics(features)
-    standard = model.source_adapter[0](features)
-    torch.testing.assert_close(standard.mean(0), torch.zeros(100), atol=1e-5, rtol=0)
-    torch.testing.assert_close(standard[:, 1:].std(0, correction=0), torch.ones(99))
-    assert standard[:, 0].abs().max() < 1e-5
-
-
-def test_features_that_hardly_ever_fire_are_not_blown_up():
-    model = _model()
-    features = torch.randn(200, 100)
-    features[:, 0] = 0.0
-    features[7, 0] = 1e-3
-    model.fit_source_statistics(features)
-    unseen = torch.zeros(1, 100)
-    unseen[0, 0] = 1.0
-    assert model.source_adapter[0](unseen).abs().max() < 20
-
-
-def test_widths_that_differ_get_an_adapter():
-    target = as_target(CICNN(3, SHAPE, width=0.1))
-    decoder = ReversedDecoder(CICNN(3, SHAPE, width=0.05), SHAPE)
-    model = CoupledModel(_source(), decoder, target)
-    assert isinstance(model.target_adapter, nn.Linear)
-    assert "target_adapter.weight" in model.decoder_parameters()
-    assert isinstance(_model().target_adapter, nn.Identity)
-
-
-def test_without_a_source_network():
+def test_a_model_without_source_network_reconstructs_its_target_alone():
     model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
     assert model.reconstruct_target(torch.rand(2, *SHAPE)).shape == (2, *SHAPE)
     with pytest.raises(ValueError, match="no source"):
@@ -138,12 +107,12 @@ def test_all_of_it_is_on_the_target_s_device():
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
-def test_timm_name_as_target():
+def test_a_timm_name_is_a_target():
     model = CoupledModel.build(None, "resnet10t", (3, 32, 32))
     assert model.reconstruct_target(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
-def test_bad_arguments():
+def test_sources_and_shapes_that_do_not_fit_are_refused():
     target = CICNN(3, SHAPE, width=0.1)
     with pytest.raises(TypeError, match="ModuleEncoder"):
         CoupledModel.build(nn.Linear(2, 2), target, SHAPE)

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from avalanche_cetl import CICNN, ResNet26, as_target
+from avalanche_cetl import CICNN, as_target
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (33, 47), (96, 96), (8, 8)])
@@ -66,7 +66,7 @@ def test_the_code_is_what_the_last_linear_layer_reads():
     torch.testing.assert_close(target(x), net(x))
 
 
-def test_a_named_code_layer():
+def test_a_named_layer_is_the_code():
     net = CICNN(4, (1, 8, 8), width=0.1).eval()
     code, _ = as_target(net, code="features.5").encode(torch.rand(2, 1, 8, 8))
     assert code.shape == (2, 10 * 2 * 2)
@@ -82,7 +82,7 @@ def test_copies_do_not_write_into_the_original():
     assert twin.encode(x)[0].abs().sum() == 0 and target.encode(x)[0].abs().sum() > 0
 
 
-def test_timm_models_and_names():
+def test_timm_models_and_their_names_are_targets():
     target = as_target("resnet10t", num_classes=5)
     assert target.measure((3, 64, 64)) == (512, 5)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
@@ -103,30 +103,9 @@ def test_wrapping_twice_changes_nothing():
         (lambda: as_target(CICNN()).measure((1, 28, 28)), ValueError),
     ],
 )
-def test_bad_targets(make, error):
+def test_targets_without_code_or_layers_are_refused(make, error):
     with pytest.raises(error):
         make()
-
-
-def test_resnet26_has_26_layers_and_works_as_a_target():
-    model = ResNet26(7, (3, 32, 32))
-    layers = [
-        m
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in name
-    ]
-    assert len(layers) == 26
-    assert 0.35e6 < sum(p.numel() for p in model.parameters()) < 0.4e6
-    assert as_target(model).measure((3, 32, 32)) == (64, 7)
-    assert ResNet26(3, (1, 28, 28), width=0.25)(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"num_classes": 0}, {"input_shape": (3, 4, 4)}, {"width": 0}]
-)
-def test_resnet26_refuses_bad_sizes(arguments):
-    with pytest.raises(ValueError, match="at least 1 class"):
-        ResNet26(**{"num_classes": 10, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -150,3 +129,10 @@ def test_targets_that_give_no_logits_are_refused(last, kind):
 
     with pytest.raises(ValueError, match=f"gives {kind} for 2 images.*logits"):
         as_target(Network()).measure((1, 8, 8))
+
+
+def test_a_cicnn_gives_the_same_values_to_the_bit():
+    torch.manual_seed(0)
+    net, x = CICNN(3, (1, 8, 8), width=0.1), torch.rand(4, 1, 8, 8)
+    code, logits = as_target(net).encode(x)
+    assert torch.equal(logits, net(x)) and torch.equal(code, net.forward_features(x))

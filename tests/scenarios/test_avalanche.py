@@ -157,7 +157,7 @@ def test_a_validation_stream_can_be_split_off(digits, kind, several):
     strategy.eval(split.test_stream)
 
 
-def test_worker_processes_load_it(digits):
+def test_worker_processes_load_every_kind(digits):
     benchmark, _ = made("adaptation", digits)
     results = []
     for workers in (0, 2):
@@ -177,13 +177,13 @@ def _sums(benchmark):
 
 
 @pytest.mark.parametrize(("kind", "several"), KINDS)
-def test_it_pickles(digits, kind, several):
+def test_every_kind_pickles(digits, kind, several):
     benchmark, _ = made(kind, digits, several)
     again = pickle.loads(pickle.dumps(benchmark))
     assert _sums(again) == _sums(benchmark) and str(again.summary()) == str(benchmark.summary())
 
 
-def test_processes_that_share_no_memory_take_it(digits):
+def test_processes_that_share_no_memory_load_a_benchmark(digits):
     benchmark, _ = made("adaptation", digits)
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert pool.apply(benchmark.summary) == benchmark.summary()

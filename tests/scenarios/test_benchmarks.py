@@ -4,28 +4,26 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
-from avalanche_cetl import adaptation_benchmark, transfer_benchmark
-from avalanche_cetl.scenarios.images import LabelledImages, read_images
+from avalanche_cetl import adaptation_benchmark, distillation_benchmark, transfer_benchmark
 from avalanche_cetl.scenarios.labels import choose_labelled
 
 
-def _labels(stream):
+def labels(stream):
     return [int(t) for t in stream[0].dataset.targets]
 
 
-def test_transfer_streams_and_counts(digits):
+def test_transfer_has_its_streams_and_counts(digits):
     train, test, other = digits(60), digits(30, seed=1), digits(24, seed=2)
     benchmark = transfer_benchmark(
         train, test, source_train=other, source_test=other, labels_per_class=4, seed=3
     )
     assert list(benchmark.streams) == ["train", "test", "labelled", "source", "source_test"]
-    labels = _labels(benchmark.train_stream)
-    assert len(labels) == 60 and labels.count(-1) == 48
-    assert [labels.count(c) for c in range(3)] == [4, 4, 4]
-    assert _labels(benchmark.test_stream) == test[1].tolist()
+    found = labels(benchmark.train_stream)
+    assert len(found) == 60 and found.count(-1) == 48
+    assert [found.count(c) for c in range(3)] == [4, 4, 4]
+    assert labels(benchmark.test_stream) == test[1].tolist()
     labelled = benchmark.labelled_stream[0].dataset
     assert len(labelled) == 12 and -1 not in list(labelled.targets)
     experience = benchmark.train_stream[0]
@@ -36,20 +34,20 @@ def test_transfer_streams_and_counts(digits):
 
 
 def test_kept_labels_are_right_and_seeded(digits):
-    images, labels = digits(60)
+    images, classes = digits(60)
     rows = [
-        _labels(
+        labels(
             transfer_benchmark(
-                (images, labels), (images, labels), labels_per_class=4, seed=s
+                (images, classes), (images, classes), labels_per_class=4, seed=s
             ).train_stream
         )
         for s in (0, 0, 1)
     ]
     assert rows[0] == rows[1] != rows[2]
-    assert all(kept in (-1, true) for kept, true in zip(rows[0], labels.tolist(), strict=True))
+    assert all(kept in (-1, true) for kept, true in zip(rows[0], classes.tolist(), strict=True))
 
 
-def test_fraction_is_stratified():
+def test_the_fraction_of_labels_is_stratified():
     targets = [0] * 50 + [1] * 10 + [2] * 2
     chosen = choose_labelled(targets, None, 0.2, seed=0)
     assert [sum(targets[i] == c for i in chosen) for c in range(3)] == [10, 2, 1]
@@ -123,56 +121,35 @@ def test_hidden_labels_are_absent_from_the_training_stream(digits, kind):
         assert sum(dataset[i][1] >= 0 for i in range(120)) in (0, 6)
 
 
-def test_adaptation_streams(digits):
+def test_adaptation_has_its_streams(digits):
     source, target, test = digits(45, seed=1), digits(60), digits(30, seed=2)
     benchmark = adaptation_benchmark(source, target, test, source_test=digits(9, seed=3))
     assert list(benchmark.streams) == ["train", "test", "source", "source_test"]
     dataset = benchmark.train_stream[0].dataset
     domains = [int(d) for d in dataset.domain_labels]
     assert domains == [0] * 60 + [1] * 45
-    assert _labels(benchmark.train_stream) == [-1] * 60 + source[1].tolist()
+    assert labels(benchmark.train_stream) == [-1] * 60 + source[1].tolist()
     torch.testing.assert_close(dataset[61][0], source[0][1])
 
 
-def test_adaptation_with_labels_and_test_images(digits):
+def test_adaptation_may_have_labels_and_test_images(digits):
     test = digits(30, seed=2)
     benchmark = adaptation_benchmark(
         digits(45, seed=1), digits(60), test, labels_per_class=2, transductive=True
     )
-    labels = _labels(benchmark.train_stream)
-    assert len(labels) == 60 + 30 + 45
-    assert sum(label >= 0 for label in labels[:60]) == 6
-    assert labels[60:90] == [-1] * 30
+    found = labels(benchmark.train_stream)
+    assert len(found) == 60 + 30 + 45
+    assert sum(label >= 0 for label in found[:60]) == 6
+    assert found[60:90] == [-1] * 30
     assert len(benchmark.labelled_stream[0].dataset) == 6
 
 
 def test_class_subsets_are_remapped(digits):
     benchmark = adaptation_benchmark(digits(45), digits(60), digits(30), classes=[2, 0])
-    assert set(_labels(benchmark.test_stream)) == {0, 1}
+    assert set(labels(benchmark.test_stream)) == {0, 1}
     assert len(benchmark.test_stream[0].dataset) == 20
     with pytest.raises(ValueError, match="do not occur"):
         adaptation_benchmark(digits(45), digits(60), digits(30), classes=[0, 8])
-
-
-def test_transforms_apply_in_their_own_mode(digits):
-    benchmark = transfer_benchmark(
-        digits(12), digits(12), train_transform=lambda x: x + 10, eval_transform=lambda x: x - 10
-    )
-    dataset = benchmark.train_stream[0].dataset
-    assert dataset.train()[0][0].min() >= 10 and dataset.eval()[0][0].max() <= 0
-
-
-def test_avalanche_datasets_are_read_too(digits):
-    inner = transfer_benchmark(digits(12), digits(12)).train_stream[0].dataset
-    assert len(transfer_benchmark(inner, inner).train_stream[0].dataset) == 12
-
-
-def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
-    images = np.full((4, 6, 5, 3), 255, dtype=np.uint8)
-    read = read_images((images, [0, 1, 0, 1]))
-    assert read.images.shape == (4, 3, 6, 5) and read[0][0].max() == 1
-    assert read[0][0].dtype == torch.float32
-    assert read_images((np.zeros((4, 6, 5), np.uint8), [0] * 4)).images.shape == (4, 1, 6, 5)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +171,7 @@ def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
         ),
     ],
 )
-def test_bad_arguments(digits, make, error):
+def test_arguments_that_do_not_fit_are_refused(digits, make, error):
     with pytest.raises(error):
         make(digits(12))
 
@@ -228,7 +205,88 @@ def test_naive_ewc_and_lwf_run_on_the_same_object(digits):
         assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_labelled_images_from_a_dataset_of_tensors(digits):
-    images, labels = digits(12)
-    read = read_images(TensorDataset(images, labels))
-    assert isinstance(read, LabelledImages) and read.images.shape == images.shape
+def test_distillation_keeps_all_labels_and_takes_more_images(digits):
+    benchmark = distillation_benchmark(digits(30), digits(12))
+    assert list(benchmark.streams) == ["train", "test", "labelled"]
+    assert -1 not in labels(benchmark.train_stream)
+    for more in (digits(9, seed=4), digits(9, seed=4)[0], digits(9, seed=4)[0].numpy()):
+        benchmark = distillation_benchmark(
+            digits(30), digits(12), unlabelled=more, labelled_fraction=0.2
+        )
+        found = labels(benchmark.train_stream)
+        assert len(found) == 39 and found[30:] == [-1] * 9 and found.count(-1) == 24 + 9
+        assert set(benchmark.train_stream[0].dataset.domain_labels) == {0}
+        assert len(benchmark.labelled_stream[0].dataset) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: transfer_benchmark((d[0], d[1] * 0), d), "one class only"),
+        (lambda d: transfer_benchmark((d[0], d[1] + 1), d), "start at 1"),
+        (lambda d: transfer_benchmark(d, d, labelled_fraction=0.0), r"outside \(0, 1\]"),
+        (lambda d: transfer_benchmark(d, d, labelled_fraction=1.01), r"outside \(0, 1\]"),
+        (lambda d: transfer_benchmark(d, d, labels_per_class=0), "leaves no label"),
+        (lambda d: transfer_benchmark(d, d, labels_per_class=5), "fewer than 5"),
+        (lambda d: transfer_benchmark([], []), "0 training sets"),
+        (lambda d: transfer_benchmark(d, d, image_shape=(1, 4, 4), fit="crop"), "crop"),
+        (lambda d: transfer_benchmark(d, d, image_shape=(2, 4, 4)), "channels"),
+        (lambda d: distillation_benchmark(d, d, labels_per_class=0), "leaves no label"),
+        (lambda d: adaptation_benchmark((d[0], d[1] + 2), d, d), "start at 2"),
+    ],
+)
+def test_data_that_do_not_fit_are_one_clear_error(digits, make, message):
+    digits = digits(12)
+    if "channels" in message:
+        digits = (digits[0].repeat(1, 4, 1, 1), digits[1])
+    with pytest.raises(ValueError, match=message):
+        make(digits)
+
+
+def test_rows_without_a_label_train_but_do_not_test(digits):
+    x, y = digits(12)
+    some = torch.where(torch.arange(12) < 6, y, -1)
+    benchmark = transfer_benchmark((x, some), digits(12))
+    assert len(benchmark.labelled_stream[0].dataset) == 6
+    none = adaptation_benchmark(digits(12), (x, torch.full((12,), -1)), digits(12), classes=[0, 2])
+    assert len(none.train_stream[0].dataset) == 12 + 8
+    with pytest.raises(ValueError, match="rows without a label"):
+        transfer_benchmark(digits(12), (x, some))
+    with pytest.raises(ValueError, match="has no label"):
+        transfer_benchmark((x, torch.full((12,), -1)), digits(12))
+
+
+@pytest.mark.parametrize("make", [transfer_benchmark, distillation_benchmark])
+def test_where_no_label_is_hidden_the_labelled_rows_are_the_training_rows(digits, make):
+    sets = [digits(12), digits(9, seed=1)]
+    whole = make(sets, sets)
+    for train, labelled in zip(whole.train_stream, whole.labelled_stream, strict=True):
+        assert list(labelled.dataset.targets) == list(train.dataset.targets)
+        assert labelled.classes_in_this_experience == {0, 1, 2}
+        for row in range(len(train.dataset)):
+            assert torch.equal(labelled.dataset[row][0], train.dataset[row][0])
+            assert labelled.dataset[row][0].data_ptr() == train.dataset[row][0].data_ptr()
+
+
+def test_images_without_a_label_are_not_among_the_labelled_rows(digits):
+    benchmark = distillation_benchmark(digits(12), digits(12), unlabelled=digits(6)[0])
+    assert len(benchmark.train_stream[0].dataset) == 18
+    assert labels(benchmark.labelled_stream) == [0, 1, 2] * 4
+
+
+def test_an_experience_with_all_labels_stays_in_the_labelled_stream(digits):
+    benchmark = transfer_benchmark(
+        [digits(6), digits(30)], [digits(6), digits(6)], labels_per_class=2
+    )
+    assert [len(e.dataset) for e in benchmark.labelled_stream] == [6, 6]
+    assert [e.current_experience for e in benchmark.labelled_stream] == [0, 1]
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda d: adaptation_benchmark(d(6), d(6), d(6), labels_per_class=None), "per_class=None"),
+    (lambda d: transfer_benchmark(d(6), d(6), classes=[]), r"classes=\[\]"),
+    (lambda d: transfer_benchmark(d(6), d(6), fit="crop"), "fit='crop'"),
+])  # fmt: skip
+def test_arguments_that_ask_for_nothing_are_refused(digits, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(digits)

@@ -1,10 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from avalanche_cetl import transfer_benchmark
 from avalanche_cetl.scenarios.images import read_images
-from avalanche_cetl.scenarios.labels import class_indices
+from avalanche_cetl.scenarios.labels import choose_labelled, class_indices
 
 KINDS = [
     list,
@@ -17,7 +21,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_class_indices_of_every_kind(kind):
+def test_class_indices_may_be_of_every_kind(kind):
     found = class_indices(kind([0, 2, -1, 1]))
     assert found == [0, 2, -1, 1] and all(type(label) is int for label in found)
 
@@ -32,7 +36,7 @@ def test_a_column_of_class_indices_is_taken_as_such(digits, kind):
     assert items.targets == y.tolist()
 
 
-def test_columns_of_pandas():
+def test_columns_of_pandas_are_labels():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"label": [0, 1, 1]}, index=[7, 8, 9])
     assert class_indices(frame) == class_indices(frame["label"]) == [0, 1, 1]
@@ -64,3 +68,40 @@ def test_a_row_of_a_data_set_with_another_label_is_named(digits, label):
     x, _ = digits(3)
     with pytest.raises(ValueError, match="row 2 of list: ValueError: the label"):
         read_images([(x[0], 0), (x[1], 1), (x[2], label)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=2, max_size=6),
+    fraction=st.floats(0.01, 1.0),
+    seed=st.integers(0, 2**31),
+)
+def test_splits_are_stratified_disjoint_and_lose_no_class(counts, fraction, seed):
+    targets = [label for label, count in enumerate(counts) for _ in range(count)]
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)).tolist()
+    targets = [targets[i] for i in order]
+    kept = choose_labelled(targets, None, fraction, seed)
+    assert kept == sorted(set(kept)) and set(kept) <= set(range(len(targets)))
+    for label, count in enumerate(counts):
+        found = sum(targets[i] == label for i in kept)
+        assert found >= 1 and abs(found - fraction * count) <= 1
+    assert kept == choose_labelled(targets, None, fraction, seed)
+    images = (torch.arange(len(targets)) / 1000).view(-1, 1, 1, 1)
+    benchmark = transfer_benchmark((images, targets), (images, targets), labelled_fraction=fraction)
+    dataset = benchmark.train_stream[0].dataset
+    assert [round(1000 * float(row[0])) for row in dataset] == list(range(len(targets)))
+    known = {i for i, label in enumerate(dataset.targets) if label >= 0}
+    assert all(dataset.targets[i] == targets[i] for i in known)
+    labelled = benchmark.labelled_stream[0].dataset
+    assert {round(1000 * float(row[0])) for row in labelled} == known
+
+
+def test_splits_are_the_same_in_another_process(partners):
+    partners.start(
+        """
+        from avalanche_cetl.scenarios.labels import choose_labelled
+        print(choose_labelled([i % 7 for i in range(300)], None, 0.13, 42))
+        """
+    )
+    (found,) = partners.succeed()
+    assert json.loads(found) == choose_labelled([i % 7 for i in range(300)], None, 0.13, 42)

@@ -124,7 +124,7 @@ def test_cetl_trains_on_them_with_stored_features(digits, tmp_path):
         with_mixed_images(stored)
 
 
-def test_bad_arguments(digits):
+def test_images_and_streams_that_cannot_be_mixed_are_refused(digits):
     data = transfer_benchmark(digits(6), digits(6))
     images = torch.rand(3, 1, 4, 4)
     with pytest.raises(ValueError, match="per_image=0"):

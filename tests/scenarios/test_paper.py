@@ -152,7 +152,7 @@ def test_every_name_loads_native_files_and_trains_one_round(tmp_path, unchecked,
     assert benchmark.data and "train" in benchmark.summary()
 
 
-def test_a_stratified_fifth(tmp_path, unchecked):
+def test_cifar10_s_is_a_stratified_fifth(tmp_path, unchecked):
     write_cifar10(tmp_path)
     benchmark = paper_benchmark("CIFAR-10-s", tmp_path)
     labels = [int(t) for t in benchmark.train_stream[0].dataset.targets]
@@ -163,7 +163,7 @@ def test_a_stratified_fifth(tmp_path, unchecked):
     assert not torch.equal(*rows)
 
 
-def test_a_folder_of_jpeg_images_will_do_and_is_told(tmp_path):
+def test_a_folder_of_jpeg_images_is_read_and_named(tmp_path):
     write_cifar10_folder(tmp_path)
     benchmark = paper_benchmark("CIFAR-10", tmp_path)
     assert "JPEG" in benchmark.data["CIFAR10"] and benchmark.classes == CIFAR
@@ -171,7 +171,7 @@ def test_a_folder_of_jpeg_images_will_do_and_is_told(tmp_path):
     assert len(benchmark.train_stream[0].dataset) == 50
 
 
-def test_shared_classes_of_stl_and_cifar(tmp_path, unchecked):
+def test_stl_and_cifar_share_eight_or_nine_classes(tmp_path, unchecked):
     write_stl10(tmp_path)
     write_cifar10(tmp_path)
     benchmark = paper_benchmark("ST-CI", tmp_path)
@@ -196,7 +196,7 @@ def test_labels_and_images_stay_together(tmp_path, unchecked):
     assert [int(t) for t in benchmark.source_stream[0].dataset.targets][:11] == [*range(10), 0]
 
 
-def test_a_missing_set_says_where_it_looked_and_what_there_is(tmp_path):
+def test_a_missing_set_is_an_error_with_the_places_and_the_remedy(tmp_path):
     for name in ("MN-US", "CIFAR-10-s", "STL-10", "SV-MN", "CIFAR-100"):
         with pytest.raises(FileNotFoundError) as problem:
             paper_benchmark(name, tmp_path)
@@ -204,7 +204,7 @@ def test_a_missing_set_says_where_it_looked_and_what_there_is(tmp_path):
         assert str(tmp_path) in text and "download=True" in text and "digits-mini" in text
 
 
-def test_unknown_names(tmp_path):
+def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="MN-US"):
         paper_benchmark("US-SV", tmp_path)
     with pytest.raises(ValueError, match="classes=7"):

@@ -11,7 +11,7 @@ from avalanche_cetl import PrecomputedEncoder, TimmEncoder
 from avalanche_cetl.__main__ import main
 from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.features.command import extract_folder, photo_transform
-from avalanche_cetl.features.store import Extraction
+from avalanche_cetl.features.extraction import Extraction
 
 TINY = "test_resnet.r160_in1k"
 
@@ -35,7 +35,7 @@ def read(path):
         return tensors, json.loads(file.metadata()["cetl"])
 
 
-def test_features_labels_and_names_of_a_folder(tmp_path, folder):
+def test_a_folders_features_labels_and_names_are_in_one_file(tmp_path, folder):
     torch.manual_seed(0)
     encoder = TimmEncoder(TINY, pretrained=False, image_size=32)
     images = ImageFiles(folder, photo_transform(32, 0.875))
@@ -60,7 +60,7 @@ def test_photos_keep_their_shape():
     assert seen[:, :, :12].max() < 0.1
 
 
-def test_the_command_line(tmp_path, folder, monkeypatch, capsys):
+def test_the_command_line_writes_the_features_of_a_folder(tmp_path, folder, monkeypatch, capsys):
     import timm
 
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_the_command_line(tmp_path, folder, monkeypatch, capsys):
     assert "near it" in capsys.readouterr().err
 
 
-def test_flat_folders_empty_ones_and_broken_files(tmp_path, folder):
+def test_flat_folders_are_read_and_empty_or_broken_ones_are_refused(tmp_path, folder):
     transform = photo_transform(16, 1.0)
     flat = ImageFiles(folder / "cat", transform)
     assert flat.files == ["0.png", "2.png", "4.png"] and flat.labels == [-1] * 3

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import random
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import torch
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
 from safetensors.torch import save_file
+from stores import SHAPE, Counting
 from torch import nn
-from torchvision.transforms import v2
 
 from avalanche_cetl import (
     CICNN,
@@ -20,7 +19,6 @@ from avalanche_cetl import (
     DecoderHints,
     Encoder,
     GFISettings,
-    ModuleEncoder,
     PrecomputedEncoder,
     SoftTargets,
     adaptation_benchmark,
@@ -30,34 +28,6 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.training import VARIANTS
-
-SHAPE = (1, 8, 8)
-
-
-class Counting(ModuleEncoder):
-    """Counts the images it encodes."""
-
-    images = 0
-
-    def encode(self, x):
-        type(self).images += len(x)
-        return super().encode(x)
-
-
-@pytest.fixture
-def encoder():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
-    made = Counting(net, input_shape=SHAPE)
-    Counting.images = 0
-    return made
-
-
-@pytest.fixture
-def transfer(digits):
-    return transfer_benchmark(
-        digits(60), digits(30, seed=1), labels_per_class=5, source_train=digits(40, seed=2)
-    )
 
 
 def trained(benchmark, encoder, variant="gfi", **options):
@@ -87,7 +57,7 @@ DISTILLING = {"plugins": [DecoderHints(0.1), SoftTargets(), SoftTargets(rows="ta
     [(name, {}) for name in VARIANTS]
     + [("gfi", {"alternate": "iteration", "plugins": [DecoderHints(0.1), SoftTargets()]})],
 )
-def test_the_same_weights_as_with_the_source_run_live(
+def test_training_on_stored_features_gives_the_weights_of_the_source_run_live(
     tmp_path, transfer, encoder, variant, options
 ):
     stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
@@ -100,7 +70,7 @@ def test_the_same_weights_as_with_the_source_run_live(
     assert found.round_losses == pytest.approx(live.round_losses, rel=1e-5)
 
 
-def test_half_precision_trains_as_well(tmp_path, transfer, encoder):
+def test_features_in_half_precision_train_as_well(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, encoder, tmp_path)
     assert transfer.train_stream[0].dataset[0] is not None
     assert stored.train_stream[0].dataset[0][2].dtype == torch.float16
@@ -109,7 +79,7 @@ def test_half_precision_trains_as_well(tmp_path, transfer, encoder):
     assert found.round_losses["L_rs"] == pytest.approx(live.round_losses["L_rs"], rel=1e-2)
 
 
-def test_items_attributes_and_streams(tmp_path, transfer, encoder):
+def test_items_attributes_and_streams_gain_features_alone(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, encoder, tmp_path, dtype="float32")
     assert list(stored.streams) == list(transfer.streams)
     for name, stream in transfer.streams.items():
@@ -133,80 +103,13 @@ def test_items_attributes_and_streams(tmp_path, transfer, encoder):
     assert torch.equal(both[2 + 7][2], stored.train_stream[0].dataset[7][2])
 
 
-def test_no_label_comes_back(tmp_path, digits, encoder):
+def test_hidden_labels_do_not_come_back(tmp_path, digits, encoder):
     benchmark = adaptation_benchmark(digits(40), digits(30, seed=1), digits(20, seed=2))
     stored = with_source_features(benchmark, encoder, tmp_path)
     dataset = stored.train_stream[0].dataset
     hidden = [i for i, d in enumerate(dataset.domain_labels) if d == 0]
     assert len(hidden) == 30
     assert {dataset[i][1] for i in hidden} == {-1} == {dataset.targets[i] for i in hidden}
-
-
-def random_benchmark(digits, noise=0.2):
-    augment = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(8, 2), Noise(noise)])
-    return transfer_benchmark(
-        digits(60), digits(30, seed=1), train_transform=augment, eval_transform=v2.Identity()
-    )
-
-
-class Noise:
-    """Draws from all three global generators."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __call__(self, x):
-        draws = torch.rand(()) + float(np.random.rand()) + random.random()
-        return x + self.size * draws
-
-
-def test_image_and_features_are_always_of_the_same_view(tmp_path, digits, encoder):
-    benchmark = random_benchmark(digits)
-    stored = with_source_features(benchmark, encoder, tmp_path, views=3, dtype="float32")
-    dataset = stored.train_stream[0].dataset
-    for i in range(0, 60, 13):
-        seen = set()
-        for _ in range(30):
-            x, _, features, _ = dataset[i]
-            torch.testing.assert_close(features, encoder(x[None])[0])
-            seen.add(x.numpy().tobytes())
-        assert len(seen) == 3
-        x, _, features, _ = dataset.eval()[i]
-        assert torch.equal(x, benchmark.train_stream[0].dataset.eval()[i][0])
-        torch.testing.assert_close(features, encoder(x[None])[0])
-    test = stored.test_stream[0].dataset
-    assert torch.equal(test.train()[4][0], test.eval()[4][0])
-
-
-def test_views_are_reproducible_kept_and_told_apart(tmp_path, digits, encoder):
-    benchmark = random_benchmark(digits)
-    first = with_source_features(benchmark, encoder, tmp_path, views=2)
-    once = Counting.images
-    assert once == 60 + 2 * 60 + 30
-    torch.rand(7)
-    again = with_source_features(benchmark, encoder, tmp_path, views=2)
-    assert Counting.images == once
-    with_source_features(benchmark, encoder, tmp_path, views=3)
-    assert Counting.images == once + 60
-    with_source_features(random_benchmark(digits, 0.3), encoder, tmp_path)
-    assert Counting.images == once + 2 * 60
-    with_source_features(benchmark, encoder, tmp_path, seed=1)
-    assert Counting.images == once + 3 * 60
-    mine, yours = (b.train_stream[0].dataset for b in (first, again))
-    torch.manual_seed(0)
-    wanted = [mine[i] for i in range(10)]
-    torch.manual_seed(0)
-    for i in range(10):
-        assert all(torch.equal(a, b) for a, b in zip(yours[i][:1], wanted[i][:1], strict=True))
-
-
-def test_a_transform_with_a_generator_of_its_own_is_refused(tmp_path, digits, encoder):
-    own = torch.Generator().manual_seed(0)
-    benchmark = transfer_benchmark(
-        digits(20), digits(20), train_transform=lambda x: x + torch.rand((), generator=own)
-    )
-    with pytest.raises(ValueError, match="generator of its own"):
-        with_source_features(benchmark, encoder, tmp_path)
 
 
 def test_datasets_pickle_for_worker_processes(tmp_path, transfer, encoder):
@@ -218,7 +121,7 @@ def test_datasets_pickle_for_worker_processes(tmp_path, transfer, encoder):
 
 
 @pytest.mark.parametrize("plugin", [lambda: EWCPlugin(1.0), LwFPlugin, lambda: ReplayPlugin(10)])
-def test_stock_strategies_run_on_it(tmp_path, digits, encoder, plugin):
+def test_stock_strategies_run_on_data_with_features(tmp_path, digits, encoder, plugin):
     benchmark = transfer_benchmark(digits(20), digits(20, seed=1))
     stored = with_source_features(benchmark, encoder, tmp_path)
     model = CICNN(3, SHAPE, width=0.05)
@@ -246,7 +149,7 @@ def test_metrics_draw_pictures_without_the_source(tmp_path, transfer, encoder):
     assert metrics[-1].result() is not None
 
 
-def test_bad_arguments(tmp_path, transfer, encoder):
+def test_views_types_and_streams_that_cannot_be_are_refused(tmp_path, transfer, encoder):
     for arguments, message in (
         ({"views": 0}, "views=0"),
         ({"dtype": "int8"}, "int8"),
@@ -258,7 +161,7 @@ def test_bad_arguments(tmp_path, transfer, encoder):
         with_source_features(transfer, nn.Linear(2, 2), tmp_path)
 
 
-def test_chosen_streams_alone(tmp_path, transfer, encoder):
+def test_chosen_streams_alone_get_features(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, encoder, tmp_path, streams=["train"])
     assert Counting.images == 60
     assert len(stored.train_stream[0].dataset[0]) == 4
@@ -286,7 +189,7 @@ def test_precomputed_features_train_as_the_network_does(tmp_path, transfer, enco
     assert given.dim == 16 and "60" in given.extra_repr()
 
 
-def test_precomputed_features_that_do_not_fit(tmp_path, transfer):
+def test_precomputed_features_that_do_not_fit_are_refused(tmp_path, transfer):
     good = torch.rand(60, 5)
     with pytest.raises(ValueError, match="59 rows, but its data set has 60"):
         with_source_features(transfer, PrecomputedEncoder(good[1:]))
@@ -309,37 +212,18 @@ def test_precomputed_features_that_do_not_fit(tmp_path, transfer):
             PrecomputedEncoder(wrong)
 
 
-def test_precomputed_files_that_cannot_be_read(tmp_path):
-    pickled = tmp_path / "pickled.npy"
-    np.save(pickled, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="pickled"):
-        PrecomputedEncoder(pickled)
-    np.savez(tmp_path / "two.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="named 'features'"):
-        PrecomputedEncoder(tmp_path / "two.npz")
-    for name in ("cut.safetensors", "cut.npz", "cut.npy"):
-        (tmp_path / name).write_bytes(b"\x10\x00\x00")
-        with pytest.raises(ValueError, match="could not be read"):
-            PrecomputedEncoder(tmp_path / name)
-    (tmp_path / "a.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"expected \.safetensors"):
-        PrecomputedEncoder(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="no such file"):
-        PrecomputedEncoder(tmp_path / "missing.npy")
-
-
-def test_precomputed_encoder_without_its_benchmark_says_what_to_do(transfer):
+def test_a_precomputed_encoder_without_its_benchmark_names_the_remedy(transfer):
     with pytest.raises(ValueError, match="with_source_features"):
         trained(transfer, PrecomputedEncoder(torch.rand(60, 5)))
 
 
-def test_features_of_another_width_than_the_models_source(tmp_path, transfer, encoder):
+def test_features_of_another_width_than_the_models_source_are_refused(tmp_path, transfer, encoder):
     stored = with_source_features(transfer, PrecomputedEncoder(torch.rand(60, 5)))
     with pytest.raises(ValueError, match=r"\(60, 5\)|\(N, 16\)"):
         trained(stored, encoder)
 
 
-def test_a_subclass_of_few_lines(tmp_path, transfer):
+def test_an_encoder_of_few_lines_has_its_features_stored(tmp_path, transfer):
     class Quadrants(Encoder):
         dim = 4
 
@@ -385,7 +269,7 @@ def test_the_origin_of_features_goes_with_parts_and_joins_of_the_data(tmp_path, 
     assert features_are_of(plain, encoder) and features_are_of(one.subset([]), encoder)
 
 
-def test_a_store_under_the_home_folder(tmp_path, monkeypatch, transfer, encoder):
+def test_a_store_under_the_home_folder_is_found(tmp_path, monkeypatch, transfer, encoder):
     monkeypatch.setenv("HOME", str(tmp_path))
     with_source_features(transfer, encoder, "~/given")
     monkeypatch.setenv("CETL_CACHE", "~/variable")

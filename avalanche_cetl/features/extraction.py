@@ -1,0 +1,101 @@
+"""How features are computed: images in batches, shard by shard, through the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.features import shards
+from avalanche_cetl.features.views import Images, SeededView
+
+#: Types that features can be stored in.
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Settings of the computation of features.
+
+    :ivar batch_size: images of one forward pass.
+    :ivar num_workers: processes that load images.
+    :ivar device: where the encoder runs; None for where it is.
+    :ivar progress: show a progress bar, where there is a terminal.
+    :raises ValueError: for values out of range.
+    """
+
+    batch_size: int = 64
+    num_workers: int = 0
+    device: str | torch.device | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"batch_size={self.batch_size} has to be >= 1, num_workers={self.num_workers} >= 0."
+            )
+
+
+def loaded(
+    view: SeededView, numbers: Sequence[int], extraction: Extraction
+) -> Iterator[tuple[int, Iterator[Tensor]]]:
+    """Load the images of some shards, one shard after the other.
+
+    :param view: of all images.
+    :param numbers: of the shards.
+    :return: for each shard its number, and an iterator over its batches ``(N, C, H, W)``.
+    :raises ValueError: for images of several shapes.
+    """
+    batches = shards.batches(numbers, len(view), extraction.batch_size)
+    loader = DataLoader(
+        Images(view),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=extraction.num_workers,
+        collate_fn=_stack,
+        generator=torch.Generator(),  # leaves the global one alone
+    )
+    pairs = zip((rows.start // shards.SHARD_ROWS for rows in batches), loader, strict=True)
+    for number, group in groupby(pairs, key=itemgetter(0)):
+        yield number, (images for _, images in group)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"the images have several shapes, {sorted(shapes)}; resize them in the benchmark's "
+            "transforms."
+        )
+    return torch.stack(images)
+
+
+def encoded(encoder: Encoder, images: Tensor, dtype: str, start: int) -> Tensor:
+    """Return the features of a batch as they are stored, ``(N, dim)`` in memory.
+
+    :param dtype: a name in ``DTYPES``.
+    :param start: row of the batch's first image, for errors.
+    :raises ValueError: for features of another shape, or that are not finite in this type.
+    """
+    found = encoder(images).float().cpu()
+    if found.shape != (len(images), encoder.dim):
+        raise ValueError(
+            f"the encoder gave {tuple(found.shape)} for {len(images)} images; expected "
+            f"({len(images)}, {encoder.dim})."
+        )
+    stored = found.to(DTYPES[dtype])
+    finite = torch.isfinite(stored).all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        over = torch.isfinite(found[row]).all()
+        remedy = "too large for float16: store them with dtype='float32'"
+        raise ValueError(
+            f"the features of row {start + row} are "
+            f"{remedy if over else 'not finite: clean the image or the network'}."
+        )
+    return stored

@@ -1,0 +1,21 @@
+import math
+
+import torch
+from torch import nn
+
+from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder
+from avalanche_cetl.evaluation import plot_curves, plot_reconstructions
+
+SHAPE = (1, 8, 8)
+
+
+def test_curves_and_reconstructions_are_written_as_pictures(tmp_path):
+    source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
+    encoder = ModuleEncoder(source, input_shape=SHAPE)
+    model = CoupledModel.build(encoder, CICNN(3, SHAPE, width=0.05), SHAPE)
+    curves = plot_curves(
+        {"L_c": [1.0, 0.5], "DWA1": [0.0, 3.0], "DWA2": [math.nan, 1.0]}, tmp_path / "c.png"
+    )
+    pictures = plot_reconstructions(model, torch.rand(4, *SHAPE), tmp_path / "r.png", "t")
+    for path in (curves, pictures, plot_curves({"L_c": [1.0]}, tmp_path / "d.png")):
+        assert path.read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,165 @@
+"""Images and labels out of folders, arrays, data sets and items of all kinds."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from avalanche_cetl import (
+    distillation_benchmark,
+    transfer_benchmark,
+)
+from avalanche_cetl.scenarios.images import LabelledImages, read_images
+
+
+def labels(stream, experience=0):
+    return [int(t) for t in stream[experience].dataset.targets]
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_folder_of_images_has_its_folders_as_classes(folder, kind):
+    benchmark = transfer_benchmark(kind(folder), kind(folder), labels_per_class=2)
+    assert benchmark.classes == ["ant", "bee"]
+    assert sorted(labels(benchmark.test_stream)) == [0] * 4 + [1] * 4
+    image, label, _ = benchmark.test_stream[0].dataset[5]
+    assert image.shape == (3, 8, 8) and label == 1
+    torch.testing.assert_close(image, torch.full((3, 8, 8), (40 * 1 + 20) / 255))
+
+
+def test_a_file_that_is_no_image_is_named_with_its_row(folder):
+    (folder / "bee" / "2.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"row 6 .*2\.png cannot be read"):
+        transfer_benchmark(folder, folder)
+
+
+def test_folders_that_are_not_there_or_empty_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        transfer_benchmark(tmp_path / "missing", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="one folder a class"):
+        transfer_benchmark(tmp_path / "empty", tmp_path / "empty")
+
+
+def test_bytes_stay_bytes_in_memory_and_come_as_floats():
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 5, 4, 3), dtype=np.uint8)
+    read = read_images((pixels, np.arange(10) % 2))
+    assert read.images.dtype == torch.uint8 and read.shape == (3, 5, 4)
+    benchmark = transfer_benchmark((pixels, np.arange(10) % 2), (pixels, np.arange(10) % 2))
+    image = benchmark.train_stream[0].dataset[3][0]
+    torch.testing.assert_close(image, torch.tensor(pixels[3]).permute(2, 0, 1) / 255)
+
+
+def both(image, **transforms):
+    """The first image of a benchmark whose rows are all this one."""
+    rows = [(image, i % 2) for i in range(4)]
+    return transfer_benchmark(tuple(rows), tuple(rows), **transforms).train_stream[0].dataset[0][0]
+
+
+def same(image):
+    return image
+
+
+@pytest.mark.parametrize("transforms", [{}, {"train_transform": same, "eval_transform": same}])
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "CMYK", "LA", "RGBA", "PA", "I;16", "F"])
+def test_pictures_of_every_mode_are_read_with_and_without_transforms(mode, transforms):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((6, 8), 65535, np.uint16))
+    elif mode == "F":
+        image = Image.fromarray(np.full((6, 8), 1, np.float32))
+    else:
+        white = Image.new("RGB", (8, 6), "white")
+        image = white.convert("P").convert("PA") if mode == "PA" else white.convert(mode)
+    assert image.mode == mode
+    grey = mode in ("1", "L", "LA", "I;16", "F")
+    assert torch.equal(both(image, **transforms), torch.ones(1 if grey else 3, 6, 8))
+
+
+def test_pictures_may_be_a_list_beside_labels():
+    image = Image.new("RGB", (8, 6), (200, 40, 90)).quantize(4)
+    data = ([image] * 4, [0, 1, 0, 1])
+    for benchmark in (
+        transfer_benchmark(data, data),
+        distillation_benchmark(data, data, unlabelled=data),
+    ):
+        found = benchmark.train_stream[0].dataset[1]
+        wanted = (torch.tensor([200, 40, 90]) / 255).view(3, 1, 1).expand(3, 6, 8)
+        torch.testing.assert_close(found[0], wanted, atol=1 / 255, rtol=0)
+        assert found[1] == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (8, 6, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_arrays_as_items_may_have_channels_on_either_side(shape, dtype):
+    array = np.full(shape, 51 if dtype == "uint8" else 0.2).astype(dtype)
+    assert torch.equal(both(array), torch.full((3, 8, 6), 0.2))
+    assert torch.equal(
+        both(array, train_transform=lambda a: a[..., ::-1], eval_transform=None),
+        torch.full((3, 8, 6), 0.2),
+    )
+
+
+def test_items_of_a_data_set_become_single_floats_with_a_channel(digits):
+    x, y = digits(12)
+    flat = TensorDataset(x[:, 0].double(), y)
+    read = read_images(flat)
+    assert read.images.dtype == torch.float32 and read.shape == (1, 8, 8)
+    mixed = [((x[i] * 255).to(torch.uint8) if i % 2 else x[i], int(y[i])) for i in range(12)]
+    assert float(read_images(mixed).images.max()) <= 1
+
+
+def test_unlabelled_images_may_come_alone(digits):
+    x, y = digits(12)
+    for unlabelled in (x, (x, y), (x, y[:, None]), TensorDataset(x, y), list(x), x.numpy()):
+        benchmark = distillation_benchmark((x, y), (x, y), unlabelled=unlabelled)
+        assert len(benchmark.train_stream[0].dataset) == 24
+    with pytest.raises(ValueError, match="no labels of theirs"):
+        distillation_benchmark((x, y), (x, y), unlabelled=(x, x))
+    with pytest.raises(ValueError, match="empty"):
+        distillation_benchmark((x, y), (x, y), unlabelled=x[:0])
+
+
+def test_opened_files_leave_no_name_behind(folder):
+    """The folder's name is the class."""
+    rows = tuple((Image.open(path), i % 2) for i, path in enumerate(sorted(folder.rglob("*.png"))))
+    assert all("bee" in image.filename or "ant" in image.filename for image, _ in rows)
+    kept = read_images(rows, keep_pil=True).images
+    assert len(kept) == 8 and not any(hasattr(image, "filename") for image in kept)
+
+
+def test_errors_in_a_row_have_its_number(digits):
+    x, _ = digits(3)
+    for bad in ("cat", float("nan"), 1.5, -2):
+        with pytest.raises(ValueError, match="row 2 of list"):
+            read_images([(x[0], 0), (x[1], 1), (x[2], bad)])
+    with pytest.raises(ValueError, match="row 0 of list"):
+        read_images([{"image": x[0]}])
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (torch.rand(6, 8, 8, 3), "channels last"),
+    (torch.zeros(6, 8, 8, 4, dtype=torch.uint8), "channels last"),
+    (torch.zeros(6, 1, 8, 8, dtype=torch.int64), "uint8 or floats"),
+])  # fmt: skip
+def test_arrays_of_other_layouts_are_refused(digits, images, message):
+    with pytest.raises(ValueError, match=message):
+        transfer_benchmark((images, torch.arange(6) % 2), digits(6))
+
+
+def test_avalanche_datasets_are_read_too(digits):
+    inner = transfer_benchmark(digits(12), digits(12)).train_stream[0].dataset
+    assert len(transfer_benchmark(inner, inner).train_stream[0].dataset) == 12
+
+
+def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
+    images = np.full((4, 6, 5, 3), 255, dtype=np.uint8)
+    read = read_images((images, [0, 1, 0, 1]))
+    assert read.images.shape == (4, 3, 6, 5) and read[0][0].max() == 1
+    assert read[0][0].dtype == torch.float32
+    assert read_images((np.zeros((4, 6, 5), np.uint8), [0] * 4)).images.shape == (4, 1, 6, 5)
+
+
+def test_labelled_images_are_read_from_a_dataset_of_tensors(digits):
+    images, labels = digits(12)
+    read = read_images(TensorDataset(images, labels))
+    assert isinstance(read, LabelledImages) and read.images.shape == images.shape

@@ -1,0 +1,53 @@
+import pickle
+
+import pytest
+import torch
+
+from avalanche_cetl import (
+    adaptation_benchmark,
+    plot_benchmark,
+)
+
+
+def rgb(rows=12, size=(6, 10), classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, 3, *size, generator=generator), torch.arange(rows) % classes
+
+
+def test_the_summary_counts_rows_labels_and_classes(digits):
+    benchmark = adaptation_benchmark(
+        digits(45), digits(60), digits(30), labels_per_class=2, source_test=digits(9)
+    )
+    lines = benchmark.summary().splitlines()
+    cells = {tuple(line.split()[:3]): line.split()[3:] for line in lines[1:]}
+    assert cells["train", "0", "target"] == ["60", "6", "(10", "%)", "3", "1x8x8"]
+    assert cells["train", "0", "source"] == ["45", "45", "(100", "%)", "3", "1x8x8"]
+    assert cells["source_test", "0", "source"][0] == "9" and len(lines) == 7
+
+
+def test_the_contact_sheet_has_a_row_of_every_part(digits, tmp_path):
+    benchmark = adaptation_benchmark(rgb(12, (8, 8)), digits(30), digits(2))
+    figure = plot_benchmark(benchmark, count=4)
+    drawn = [axes for axes in figure.axes if axes.images]
+    assert len(figure.axes) == 4 * 4 and len(drawn) == 4 * 4 - 2
+    assert "?" in {axes.get_title() for axes in drawn}
+    figure.savefig(tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 2000
+    with pytest.raises(ValueError, match="count=0"):
+        plot_benchmark(benchmark, count=0)
+
+
+def test_without_a_labelled_target_row_the_missing_stream_is_explained(digits):
+    benchmark = adaptation_benchmark(digits(12), digits(12), digits(12))
+    assert not hasattr(benchmark, "labelled_stream")
+    with pytest.raises(AttributeError, match="none of its target training rows has a label"):
+        _ = benchmark.labelled_stream
+    with pytest.raises(AttributeError, match="no attribute 'other_stream'"):
+        _ = benchmark.other_stream
+    assert pickle.loads(pickle.dumps(benchmark)).classes is None
+
+
+def test_benchmarks_pickle(digits):
+    benchmark = adaptation_benchmark(digits(30), digits(30), digits(30))
+    copied = pickle.loads(pickle.dumps(benchmark.train_stream[0].dataset))
+    assert torch.equal(copied[31][0], benchmark.train_stream[0].dataset[31][0])
