@@ -56,7 +56,8 @@ class Form:
     @property
     def builtin(self) -> bool:
         """Whether the form is this package's own."""
-        return self.rule.__module__.startswith(__name__.partition(".")[0] + ".")
+        module = self.rule.__module__ or ""  # functions made by exec() have none
+        return module.startswith(__name__.partition(".")[0] + ".")
 
 
 _forms: dict[type[nn.Module], dict[str, Form]] = {}
