@@ -21,26 +21,27 @@ goes on; ``--render`` writes ``table.md`` and ``continual.png`` from those files
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FOLDER = Path(__file__).parent / "results" / "continual"
+from benchmarks.records import RESULTS, Runs, error, mean_and_error, read
+
+FOLDER = RESULTS / "continual"
+PACKAGES = ("avalanche-lib", "torch", "avalanche-cetl")
 STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
 TRAIN, VALIDATION, TEST = 300, 100, 200  # images per class and set
 VALIDATION_SEED = 100
+#: Values by which a run is found again.
+KEYS = ("method", "strength", "seed", "part")
 SETTINGS = {"hidden": 128, "epochs": 5, "batch": 32, "adam_lr": 1e-3, "images_per_class": TRAIN}
 
 Images = tuple[Tensor, Tensor]
@@ -274,32 +275,21 @@ def summary(matrix: list[list[float]], stream: str) -> dict[str, float]:
 
 def run_stream(stream: str, root: str | None, seeds: int) -> None:
     """Choose strengths on validation images, then run the seeds; skip what is there."""
-    path = FOLDER / f"{stream}.json"
-    document = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    document["settings"] = SETTINGS | {"data": "MNIST" if root else "MNIST-5k"}
-    versions = {"python": platform.python_version()} | {
-        name: version(name) for name in ("avalanche-lib", "torch", "avalanche-cetl")
-    }
-    of_the_rest = document.setdefault("versions", versions)
-    runs = document["runs"]
+    settings = SETTINGS | {"data": "MNIST" if root else "MNIST-5k"}
+    kept = Runs(FOLDER / f"{stream}.json", KEYS, settings, PACKAGES)
 
     def find(name: str, strength: float, seed: int, part: int, tasks: list[Task]) -> Any:
-        for row in runs:
-            if (row["method"], row["strength"], row["seed"], row["part"]) == (
-                name, strength, seed, part
-            ):  # fmt: skip
-                return row
+        row = kept.find(name, strength, seed, part)
+        if row is not None:
+            return row
         try:
             row = run(stream, name, strength, seed, tasks, part)
         except Exception as problem:  # as shipped: a method that fails is a result
             row = {"stream": stream, "method": name, "strength": strength, "seed": seed}
             row |= {"part": part, "failed": f"{type(problem).__name__}: {str(problem)[:160]}"}
-        if versions != of_the_rest:
-            row["versions"] = versions
         shown = row.get("average_accuracy", row.get("failed"))
         print(stream, name, strength, seed, shown, flush=True)
-        runs.append(row)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        kept.add(row)
         return row
 
     validation = tasks_of(stream, root, VALIDATION_SEED)
@@ -332,7 +322,7 @@ def render() -> None:
     figure, axes = plt.subplots(
         1, len(found), figsize=(2.6 * len(found), 3.2), layout="constrained"
     )
-    documents = {s: json.loads((FOLDER / f"{s}.json").read_text())["runs"] for s in found}
+    documents = {s: read(FOLDER / f"{s}.json")["runs"] for s in found}
     measured = {run["method"] for runs in documents.values() for run in runs}
     names = [name for name in methods() if name in measured]
     for stream, axis in zip(found, [axes] if len(found) == 1 else axes, strict=True):
@@ -355,7 +345,7 @@ def render() -> None:
                 f"| {name} | {good[0]['strength']:g} | {' | '.join(cells)} | {seconds:.1f} |"
             )
             values = [r["average_accuracy"] for r in good]
-            axis.barh(place, statistics.mean(values), xerr=_error(values), color=f"C{place}")
+            axis.barh(place, statistics.mean(values), xerr=error(values), color=f"C{place}")
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
         axis.invert_yaxis()
         axis.set_title(stream)
@@ -369,12 +359,7 @@ def render() -> None:
 def _mean(rows: list[dict[str, Any]], key: str) -> str:
     if key not in rows[0]:
         return ""
-    values = [row[key] for row in rows]
-    return f"{statistics.mean(values):.2f} ± {_error(values):.2f}"
-
-
-def _error(values: list[float]) -> float:
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return mean_and_error([row[key] for row in rows], 2)
 
 
 def main() -> None:

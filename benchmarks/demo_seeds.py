@@ -8,13 +8,14 @@ from those files alone.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "results" / "demo"
+from benchmarks.records import RESULTS, mean_and_error, read
+
+FOLDER = RESULTS / "demo"
 
 
 def run(seeds: list[int]) -> None:
@@ -32,8 +33,8 @@ def run(seeds: list[int]) -> None:
 
 
 def table() -> str:
-    """Give mean and standard error over seeds as Markdown, from the JSON files alone."""
-    runs = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("seed-*.json"))]
+    """Return mean and standard error over seeds as Markdown, from the JSON files alone."""
+    runs = [read(path) for path in sorted(FOLDER.glob("seed-*.json"))]
     seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [f"Means over seeds {seeds}, with standard errors.", ""]
     titles = {"few_labels": "10 labels a class", "unsupervised": "no target label"}
@@ -53,23 +54,22 @@ def table() -> str:
             gain = [a - b for a, b in zip(target, reference, strict=True)]
             source = [row["source_accuracy"] for row in rows]
             seconds = statistics.mean(row["seconds"] for row in rows)
-            lines.append(
-                f"| {method} | {_mean(target)} | {_mean(gain, sign=True)} | {_mean(source)} "
-                f"| {seconds:.1f} |"
-            )
+            cells = [
+                method,
+                mean_and_error(target, 2),
+                mean_and_error(gain, 2, sign=True),
+                mean_and_error(source, 2),
+                f"{seconds:.1f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     gfi = [run_["few_labels"][-1] for run_ in runs]
     lines.append(
         "Reconstruction error of CETL gfi (few labels) on held-out target images over their pixel "
-        f"variance: T1(S(x)) {_mean([r['source_error'] for r in gfi], 3)}, "
-        f"T1(T2(x)) {_mean([r['target_error'] for r in gfi], 3)}."
+        f"variance: T1(S(x)) {mean_and_error([r['source_error'] for r in gfi], 3)}, "
+        f"T1(T2(x)) {mean_and_error([r['target_error'] for r in gfi], 3)}."
     )
     return "\n".join(lines) + "\n"
-
-
-def _mean(values: list[float], digits: int = 2, sign: bool = False) -> str:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):{'+' if sign else ''}.{digits}f} ± {error:.{digits}f}"
 
 
 def main() -> None:

@@ -6,18 +6,17 @@ is made here; no number in them is typed by hand.
 
 from __future__ import annotations
 
-import json
 import re
-import statistics
 import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records import RESULTS, mean_and_error, read, results
+
 README = Path(__file__).parents[1] / "README.md"
 TABLES_PAGE = Path(__file__).parent / "README.md"
-RESULTS = Path(__file__).parent / "results"
 
 NETWORKS = {
     "cicnn": "CI-CNN, 128 x 3x32x32",
@@ -43,7 +42,7 @@ METHODS = (
 
 
 def _results(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text())
+    return read(RESULTS / name)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -149,8 +148,7 @@ def continual() -> str:
             ]
             found = [run["average_accuracy"] for run in runs if "failed" not in run]
             if len(found) > 1:
-                error = statistics.stdev(found) / len(found) ** 0.5
-                cells.append(f"{statistics.mean(found):.1f} ± {error:.1f}")
+                cells.append(mean_and_error(found))
             else:
                 cells.append("fails" if runs else "not run")
         if any(cell != "not run" for cell in cells[1:]):
@@ -233,7 +231,7 @@ def table(name: str) -> str:
     """One of the paper's tables or its figure, at the scales that were run."""
     from benchmarks.tables import fig2
     from benchmarks.tables.__main__ import TABLES
-    from benchmarks.tables.runs import SCALES, results
+    from benchmarks.tables.board import SCALES
 
     shown = []
     for scale in SCALES:

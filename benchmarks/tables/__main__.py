@@ -11,7 +11,7 @@ import argparse
 import os
 
 from benchmarks.tables import fig2, table2, table2u, table3, table4, table5
-from benchmarks.tables.runs import SCALES
+from benchmarks.tables.board import SCALES
 
 TABLES = {
     "table2": table2,

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
+from urllib.error import URLError
 
 from torch import Tensor, nn
 
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.training.presets import parse_preset
-from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import SCALES, results, run_once, those_there
+from benchmarks.jobs import run_all
+from benchmarks.records import Run, results, run_once
 from benchmarks.tables.transfer import (
     Budget,
     Data,
@@ -26,9 +27,12 @@ from benchmarks.tables.transfer import (
     in_half_the_rounds,
     read_data,
 )
-from benchmarks.tables.where import HERE, Where
+from benchmarks.where import HERE, Where
 
 TUNING_SEED = 100
+SCALES = ("smoke", "cpu", "full")
+#: What says that a data set is not on disk, or that weights cannot be downloaded.
+NOT_THERE = (FileNotFoundError, URLError, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def tune(place: Place) -> str:
 
     settings = place.settings() | {"strengths": strengths}
     name = f"{place.row} (tuning)"
-    found = run_once(place.table, place.scale, name, TUNING_SEED, settings, job, place.where)
+    run = Run(place.table, place.scale, name, TUNING_SEED)
+    found = run_once(run, settings, job, place.where)
     return f"{place.row}: strength {found['figures']['chosen']}, of {found['figures']['scores']}"
 
 
@@ -162,16 +167,33 @@ def one(place: Place, seed: int) -> str:
         tuned = results(place.table, place.scale)[f"{row.tuned_as or place.row} (tuning)"]
         strength = tuned[TUNING_SEED]["figures"]["chosen"]
     settings = place.settings() | {"strength": strength}
-    figures = run_once(
-        place.table,
-        place.scale,
-        place.row,
-        seed,
-        settings,
-        lambda: _fit(place, seed, strength, "test"),
-        place.where,
-    )["figures"]
+    run = Run(place.table, place.scale, place.row, seed)
+    found = run_once(run, settings, lambda: _fit(place, seed, strength, "test"), place.where)
+    figures = found["figures"]
     return f"{place.row}, seed {seed}: {figures['accuracy']:.2f} %"
+
+
+def those_there(names: list[str], ask: Callable[[str], Any], required: bool = False) -> list[str]:
+    """Return the names whose data and weights can be had; say of the others that they are not run.
+
+    :param ask: raises when something is missing.
+    :param required: whether every one of them has to be there.
+    :raises OSError: what ``ask`` raised, when one is required, or there is none.
+    """
+    found, missing = [], None
+    for name in names:
+        try:
+            ask(name)
+        except NOT_THERE as problem:
+            if required:
+                raise
+            print(f"{name}: not run. {problem}")
+            missing = problem
+        else:
+            found.append(name)
+    if missing is not None and not found:
+        raise missing
+    return found
 
 
 def run(

@@ -9,6 +9,7 @@ views. Below, stage 2's goal is that of T1 as stage 1 left it.
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, bound_metrics
-from benchmarks.tables import board, runs, table2, table5
-from benchmarks.tables.jobs import run_all
+from benchmarks import records
+from benchmarks.jobs import run_all
+from benchmarks.tables import board, table2, table5
 from benchmarks.tables.transfer import coupled
-from benchmarks.tables.where import Where
+from benchmarks.where import Where
 
 TABLE = "fig2"
 LOSSES, BOUND, FIXED = "CIFAR-10-s, losses", "MN-US, bound", ", fixed goal"
@@ -88,9 +90,8 @@ def one(row: str, scale: str, root: str, seed: int, where: Where) -> str:
     settings = asdict((table5 if is_bound else table2).BUDGETS[scale])
     if fixed:
         settings["fixed_goal"] = True
-    runs.run_once(
-        TABLE, scale, row, seed, settings, lambda: work(scale, root, seed, where, fixed), where
-    )
+    job = partial(work, scale, root, seed, where, fixed)
+    records.run_once(records.Run(TABLE, scale, row, seed), settings, job, where)
     return f"{row}, seed {seed}"
 
 
@@ -115,7 +116,7 @@ def render(scale: str) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = runs.results(TABLE, scale)
+    found = records.results(TABLE, scale)
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.2))
     said = []
     for row, axis in zip(ROWS, axes.flat, strict=True):
@@ -165,14 +166,16 @@ def _draw_bound(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
             axis.plot(range(1, len(line) + 1), line, color=f"C{number + 4}")
         if lines:
             axis.plot([], [], color=f"C{number + 4}", label=title)
-            said.append(f"{title} ends at {runs.mean([line[-1] for line in lines], 3)}")
+            said.append(
+                f"{title} ends at {records.mean_and_error([line[-1] for line in lines], 3)}"
+            )
     axis.set(yscale="log")
     return said
 
 
 def picture(scale: str) -> Path:
     """Where the figure is kept."""
-    return runs.FOLDER / TABLE / f"fig2-{scale}.png"
+    return records.TABLES / TABLE / f"fig2-{scale}.png"
 
 
 def _lines(found: dict[int, dict[str, Any]], name: str) -> list[list[float]]:

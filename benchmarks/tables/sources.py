@@ -23,7 +23,7 @@ from benchmarks.tables.transfer import (
     fit_plainly,
     read_set,
 )
-from benchmarks.tables.where import HERE, Where
+from benchmarks.where import HERE, Where
 
 SEED = 0
 SMALL = (3, 32, 32)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from avalanche_cetl import DecoderHints, FitNetsHints, SoftTargets, TimmEncoder
 from avalanche_cetl.encoders import Encoder, linear_probe
+from benchmarks.records import accuracies, cell, paired, results
 from benchmarks.tables import board
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, cell, paired, results
 from benchmarks.tables.sources import packaged
 from benchmarks.tables.transfer import Budget, Job, coupled, gfi_of, naive
-from benchmarks.tables.where import Where
+from benchmarks.where import Where
 
 TABLE = "table2"
 SOURCE = "tf_efficientnet_lite0"

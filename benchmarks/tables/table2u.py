@@ -15,12 +15,12 @@ from torch import nn
 
 from avalanche_cetl import DecoderHints
 from avalanche_cetl.encoders import Encoder
+from benchmarks.records import accuracies, cell, paired, results
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, cell, paired, results
 from benchmarks.tables.table2 import SOFT, WEIGHTS, softened
 from benchmarks.tables.transfer import Budget, Job, coupled
-from benchmarks.tables.where import Where
+from benchmarks.where import Where
 
 TABLE = "table2u"
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.encoders import Encoder
+from benchmarks.records import accuracies, cell, paired, results
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, cell, paired, results
 from benchmarks.tables.sources import (
     digits,
     downloaded,
@@ -26,7 +26,7 @@ from benchmarks.tables.sources import (
     packaged,
 )
 from benchmarks.tables.transfer import Budget, Job, coupled, naive
-from benchmarks.tables.where import Where
+from benchmarks.where import Where
 
 TABLE = "table3"
 BUDGETS = table2.BUDGETS

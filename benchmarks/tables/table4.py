@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from avalanche_cetl import DecoderHints, FitNetsHints, ModuleEncoder, SoftTargets
 from avalanche_cetl.encoders import Encoder
+from benchmarks.records import accuracies, cell, results
 from benchmarks.rivals.fsp import FSP
 from benchmarks.tables import board, table2
 from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, cell, results
 from benchmarks.tables.sources import teacher
 from benchmarks.tables.transfer import Budget, Job, coupled, naive
-from benchmarks.tables.where import Where
+from benchmarks.where import Where
 
 TABLE = "table4"
 HUNDRED = "CIFAR-100, "

@@ -44,12 +44,13 @@ from benchmarks.digits import (
     jitter,
     read_pair,
 )
+from benchmarks.jobs import run_all
+from benchmarks.records import Run, accuracies, cell, paired, results, run_once
 from benchmarks.rivals import adda, association, weighted_mmd
 from benchmarks.rivals.training import predictions
-from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import accuracies, cell, paired, results, run_once, those_there
+from benchmarks.tables.board import those_there
 from benchmarks.tables.transfer import Augmented, cosine, fit_plainly, gfi_of, views
-from benchmarks.tables.where import HERE, Where
+from benchmarks.where import HERE, Where
 
 TABLE = "table5"
 TUNING_SEED = 100
@@ -442,7 +443,8 @@ def tune(direction: str, scale: str, root: str, row: str, where: Where) -> str:
 
     settings = {"direction": direction, "strengths": strengths, **_settings(row, job.budget)}
     name = f"{direction} {row} (tuning)"
-    figures = run_once(TABLE, scale, name, TUNING_SEED, settings, scores, where)["figures"]
+    run = Run(TABLE, scale, name, TUNING_SEED)
+    figures = run_once(run, settings, scores, where)["figures"]
     return f"{direction} {row}: strength {figures['chosen']}, of {figures['scores']}"
 
 
@@ -472,7 +474,7 @@ def one(direction: str, scale: str, root: str, row: str, seed: int, where: Where
 
     settings = {"direction": direction, "strength": strength, **_settings(row, job.budget)}
     name = f"{direction} {row}"
-    figures = run_once(TABLE, scale, name, seed, settings, test, where)["figures"]
+    figures = run_once(Run(TABLE, scale, name, seed), settings, test, where)["figures"]
     return f"{direction} {row}, seed {seed}: {figures['accuracy']:.2f} %"
 
 

@@ -38,7 +38,7 @@ from avalanche_cetl import (
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.training.presets import parse_preset
 from benchmarks.cifar import Set, read_cifar10, stratified
-from benchmarks.tables.where import HERE, Where
+from benchmarks.where import HERE, Where
 
 DRAW_SEED = 0
 

@@ -26,7 +26,7 @@ def table5(monkeypatch, digits, tmp_path):
     if found is not None and str(ROOT) not in str(found.__file__):
         monkeypatch.delitem(sys.modules, "benchmarks")
     module = importlib.import_module("benchmarks.tables.table5")
-    runs = importlib.import_module("benchmarks.tables.runs")
+    runs = importlib.import_module("benchmarks.records")
     data = importlib.import_module("benchmarks.digits")
 
     def pair(_direction, _root, _counts, seed):
@@ -35,7 +35,7 @@ def table5(monkeypatch, digits, tmp_path):
         return data.Pair(source, source_test, target[0], target_test)
 
     monkeypatch.setattr(module, "read_pair", pair)
-    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    monkeypatch.setattr(runs, "TABLES", tmp_path)
     module.job_of.cache_clear()
     yield module
     module.job_of.cache_clear()
@@ -148,7 +148,7 @@ def test_pairs_of_photographs_and_pairs_that_are_not_there(table5, monkeypatch, 
 
 @pytest.mark.parametrize("row", ["source only", "DANN", "ADDA", "WDA", "Association", "CETL gfi"])
 def test_half_precision_reaches_every_method(table5, row):
-    where = importlib.import_module("benchmarks.tables.where")
+    where = importlib.import_module("benchmarks.where")
     fast = where.Where("cpu", "bfloat16", True)
     job = table5.job_of("MN-US", "smoke", "nowhere", 0, fast)
     job.budget = dataclasses.replace(job.budget, batch=16)  # SKADA drops what is no whole batch
@@ -170,7 +170,7 @@ def test_half_precision_reaches_every_method(table5, row):
 
 def test_half_precision_sees_the_weights_as_they_are(table5):
     """One context around a whole loop keeps no copies of weights of an earlier step."""
-    where = importlib.import_module("benchmarks.tables.where").Where("cpu", "bfloat16")
+    where = importlib.import_module("benchmarks.where").Where("cpu", "bfloat16")
     layer = torch.nn.Linear(4, 4)
     x = torch.ones(2, 4)
     with where.casting():

@@ -48,7 +48,9 @@ def load(monkeypatch, tmp_path):
     transfer, board = module("transfer"), module("board")
     sets = (_photographs(30, 0), _photographs(5, 1), "made here")
     monkeypatch.setattr(transfer, "read_cifar10", lambda root: sets)
-    monkeypatch.setattr(module("runs"), "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(
+        importlib.import_module("benchmarks.records"), "TABLES", tmp_path / "results"
+    )
     torch.manual_seed(0)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7))
     small = ModuleEncoder(network, input_shape=(3, 32, 32))
@@ -69,7 +71,7 @@ def test_table_2_trains_a_row_once_and_renders_from_the_files(load, monkeypatch,
     text = table2.render("smoke")
     assert all(f"| {row} |" in text for row in table2.ROWS)
     assert text.count("not run") == len(table2.ROWS) - len(rows)
-    found = load("runs").results("table2", "smoke")
+    found = importlib.import_module("benchmarks.records").results("table2", "smoke")
     assert found["linear probe on S"][0]["figures"]["accuracy"] > 90
     tuned = [name for name in found if name.endswith("(tuning)")]
     assert set(tuned) == {f"{row} (tuning)" for row in (*rows[1:3], "CETL gfi")}
@@ -151,7 +153,9 @@ def test_rows_with_mixed_images_run(load):
     rows = [rows[0], rows[-1]]
     table2.run("smoke", "nowhere", 1, rows)
     assert table2.render("smoke").count("not run") == len(table2.ROWS) - len(rows)
-    assert load("runs").results("table2", "smoke")[rows[-1]][0]["figures"]["source"]
+    assert importlib.import_module("benchmarks.records").results("table2", "smoke")[rows[-1]][0][
+        "figures"
+    ]["source"]
 
 
 def test_mixed_mini_batches_have_shares_of_classes(load):
@@ -227,7 +231,7 @@ def test_other_data_sets_bring_their_shape_and_classes(
         assert made is module.teacher
     module.run("smoke", "nowhere", 1)
     place = board.Place(table, "smoke", "nowhere", row)
-    document = load("runs").results(table, "smoke")[row][0]
+    document = importlib.import_module("benchmarks.records").results(table, "smoke")[row][0]
     assert document["settings"]["data"] == row.split(",")[0] == document["figures"]["data"][:-12]
     job = board.job_of(place, 0)
     assert job.shape == (3, size, size) and job.network().num_classes == classes
@@ -240,7 +244,7 @@ def resnet(classes, options):
 
 
 def test_full_on_a_gpu_is_fast_and_all_else_is_plain(load):
-    where = load("where").Where
+    where = importlib.import_module("benchmarks.where").Where
     assert where.of("full", "cuda:0") == where("cuda:0", "bfloat16", True)
     assert where.of("cpu", "cuda") == where("cuda") and where.of("full", "cpu") == where()
 
@@ -251,7 +255,7 @@ def test_full_on_a_gpu_is_fast_and_all_else_is_plain(load):
 ])  # fmt: skip
 def test_half_precision_and_layout_reach_every_method(load, table, row):
     board, transfer = load("board"), load("transfer")
-    fast = load("where").Where("cpu", "bfloat16", True)
+    fast = importlib.import_module("benchmarks.where").Where("cpu", "bfloat16", True)
     job = board.job_of(board.Place(table, "smoke", "nowhere", row, fast), 0)
     seen = []
 
