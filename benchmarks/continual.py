@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.data.draws import disjoint
 from benchmarks.records import RESULTS, Runs, error, mean_and_error, read
 
 FOLDER = RESULTS / "continual"
@@ -130,29 +131,12 @@ def mnist(root: str | None) -> tuple[Images, Images]:
     return (x[~test_rows], y[~test_rows]), (x[test_rows], y[test_rows])
 
 
-def per_class(data: Images, counts: tuple[int, ...], seed: int) -> list[Images]:
-    """Disjoint draws of so many images a class (fewer where a class has fewer)."""
-    x, y = data
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[list[Tensor]] = [[] for _ in counts]
-    for label in y.unique().tolist():
-        rows = (y == label).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        share = min(1.0, len(rows) / sum(counts))
-        start = 0
-        for part, count in zip(parts, counts, strict=True):
-            stop = start + int(count * share)
-            part.append(rows[start:stop])
-            start = stop
-    return [(x[torch.cat(part)], y[torch.cat(part)].long()) for part in parts]
-
-
 def tasks_of(stream: str, root: str | None, seed: int) -> list[Task]:
     """The experiences of a stream."""
     if stream == "domains":
         return _domains(root, seed)
     train, test = mnist(root)
-    parts = [*per_class(train, (TRAIN, VALIDATION), seed), *per_class(test, (TEST,), seed)]
+    parts = [*disjoint(train, (TRAIN, VALIDATION), seed), *disjoint(test, (TEST,), seed)]
     tasks: list[list[Images]] = []
     generator = torch.Generator().manual_seed(seed)
     for k in range(5):
@@ -191,7 +175,7 @@ def _domains(root: str | None, seed: int) -> list[Task]:
         sets.append((pairs[0], pairs[1]))
     sets.append(((images[first], labels[first]), (images[second], labels[second])))
     for train, test in sets:
-        parts = [*per_class(train, (TRAIN, VALIDATION), seed), *per_class(test, (TEST,), seed)]
+        parts = [*disjoint(train, (TRAIN, VALIDATION), seed), *disjoint(test, (TEST,), seed)]
         small = [(_to16(x), y) for x, y in parts]
         result.append((small[0], small[1], small[2]))
     return result

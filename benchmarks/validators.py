@@ -7,9 +7,9 @@ correlation of score and accuracy: over the rounds of a run (mean over settings)
 rounds of all settings, and over everything; and the accuracy of the network that the score
 chooses, beside the best there is.
 
-Protocol, fixed before any figure was read: the data of ``benchmarks/digits.py``, seed 0; S is a
-CI-CNN of width 0.5 trained on the source for 15 epochs, T2 one of width 0.25; variant gfi, 30 % of
-T2's input pixels off in stage 2. Grid: learning rate 3e-4, 1e-3, 3e-3; weight of L_rt 0 (no
+Protocol, fixed before any figure was read: the data of ``benchmarks/data/digits.py``, seed 0; S is
+a CI-CNN of width 0.5 trained on the source for 15 epochs, T2 one of width 0.25; variant gfi, 30 %
+of T2's input pixels off in stage 2. Grid: learning rate 3e-4, 1e-3, 3e-3; weight of L_rt 0 (no
 adaptation), 0.3, 1, 3. Higher is better for every score (the bound and the entropy are negated).
 
 Results go to ``benchmarks/results/validators/DIRECTION.json``, run by run, so that a stopped run
@@ -39,7 +39,8 @@ from avalanche_cetl import (
     bound_metrics,
     validator_metrics,
 )
-from benchmarks.digits import COUNTS, DIRECTIONS, JitterOne, as_benchmark, read_pair
+from benchmarks.data.digits import COUNTS, DIRECTIONS, as_benchmark, read_pair
+from benchmarks.data.views import JitterOne
 from benchmarks.records import RESULTS, Runs, read
 
 FOLDER = RESULTS / "validators"

@@ -25,7 +25,8 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
-from benchmarks.cifar import Set, read_cifar10, stratified
+from benchmarks.data.cifar import read_cifar10
+from benchmarks.data.draws import Set, draw
 from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)
@@ -39,7 +40,7 @@ def features(args: argparse.Namespace) -> dict[str, Any]:
     train, test, kind = read_cifar10(args.data_root)
     encoder = TimmEncoder("tf_efficientnet_lite0", weights="package", image_size=128)
     encoder.to(args.device)
-    small = stratified(train, args.samples // 10 if args.samples else 1000, 0)
+    small = draw(train, args.samples // 10 if args.samples else 1000)
     result: dict[str, Any] = {"data": f"CIFAR-10 ({kind})", "round_images": len(small[0])}
     with tempfile.TemporaryDirectory() as folder:
         if args.part in ("all", "extraction"):
@@ -142,7 +143,7 @@ def _probe(
     args: argparse.Namespace, encoder: TimmEncoder, train: Set, test: Set, folder: Path
 ) -> dict[str, Any]:
     """Accuracy of a linear probe on features of either precision."""
-    chosen, held_out = stratified(train, 400, 0), stratified(test, 100, 0)
+    chosen, held_out = draw(train, 400), draw(test, 100)
     benchmark = transfer_benchmark(chosen, held_out)
     rows: dict[str, Any] = {}
     values: dict[str, Tensor] = {}

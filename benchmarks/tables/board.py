@@ -16,16 +16,14 @@ from torch import Tensor, nn
 
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.training.presets import parse_preset
+from benchmarks.data.sets import Data, features_of, read_data
 from benchmarks.jobs import run_all
 from benchmarks.records import Run, results, run_once
 from benchmarks.tables.transfer import (
     Budget,
-    Data,
     Job,
     accuracy,
-    features_of,
     in_half_the_rounds,
-    read_data,
 )
 from benchmarks.where import HERE, Where
 
@@ -91,8 +89,16 @@ class Place:
 
     def data(self) -> Data:
         """Read its data."""
-        row = self.the_row
-        return read_data(self.root, self.budget, row.mixed, row.data)
+        row, b = self.the_row, self.budget
+        return read_data(
+            row.data,
+            self.root,
+            b.per_class,
+            b.validation_per_class,
+            b.unlabelled(),
+            row.mixed,
+            b.test_per_class,
+        )
 
     def settings(self) -> dict[str, Any]:
         """Give what its result depends on, but for the strength."""

@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from avalanche_cetl import CICNN, ModuleEncoder, ResNet26, TimmEncoder, transfer_benchmark
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.encoders.store import default_cache_dir
-from benchmarks.cifar import CLASSES, Set
+from benchmarks.data.cifar import CLASSES
+from benchmarks.data.draws import DRAW_SEED, Set, draw, split_off
+from benchmarks.data.sets import read_set
 from benchmarks.tables.transfer import (
-    DRAW_SEED,
     Augmented,
     Budget,
-    draw,
     fit_plainly,
-    read_set,
 )
 from benchmarks.where import HERE, Where
 
@@ -68,8 +67,8 @@ def other_classes(budget: Budget, root: str, where: Where = HERE) -> Encoder:
 
     def data() -> Set:
         everything, _, _ = read_set("CIFAR-10", root)
-        _, rest = draw(everything, budget.per_class)
-        few, _ = draw(rest, budget.per_class)
+        _, rest = split_off(everything, budget.per_class)
+        few = draw(rest, budget.per_class)
         known = few[1] < 5
         return few[0][known], few[1][known]
 
@@ -87,7 +86,7 @@ def teacher(
         return ResNet26(classes, SMALL, width=2 * min(0.5, budget.width))
 
     def data() -> Set:
-        return draw(read_set(name, root)[0], budget.per_class)[0]
+        return draw(read_set(name, root)[0], budget.per_class)
 
     key = "resnet26-teacher" if name == "CIFAR-10" else f"resnet26-teacher-{name}"
     return _trained(key, build, data, own, SMALL, where)

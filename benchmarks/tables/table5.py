@@ -2,8 +2,8 @@
 
 Every method has the same network (CI-CNN), the same images, augmentation, optimiser (Adam, its
 rate falling to zero by a cosine), batch and number of passes over the data; see
-``benchmarks/digits.py``. Pairs with SVHN and STL-10 are of scale ``full``. S is a wider CI-CNN,
-trained on the source images alone. The last epoch counts.
+``benchmarks/data/digits.py``. Pairs with SVHN and STL-10 are of scale ``full``. S is a wider
+CI-CNN, trained on the source images alone. The last epoch counts.
 
 Each method has one strength. It is chosen once per direction, with a seed of its own, among three
 values by information maximisation on the target's *training* images, which reads no label; then
@@ -34,22 +34,22 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.evaluation import information_maximization
 from avalanche_cetl.training.presets import parse_preset
-from benchmarks.digits import (
+from benchmarks.data.digits import (
     COUNTS,
     DIRECTIONS,
     OTHERS,
     SMALL,
     Pair,
     as_benchmark,
-    jitter,
     read_pair,
 )
+from benchmarks.data.views import jitter, views
 from benchmarks.jobs import run_all
 from benchmarks.records import Run, accuracies, cell, paired, results, run_once
 from benchmarks.rivals import adda, association, weighted_mmd
 from benchmarks.rivals.training import predictions
 from benchmarks.tables.board import those_there
-from benchmarks.tables.transfer import Augmented, cosine, fit_plainly, gfi_of, views
+from benchmarks.tables.transfer import Augmented, cosine, fit_plainly, gfi_of
 from benchmarks.where import HERE, Where
 
 TABLE = "table5"

@@ -1,27 +1,20 @@
-"""What Tables 2 and 3 share: CIFAR-10-s, features of S, and one budget for every method.
+"""What Tables 2 to 4 share: one budget for every method.
 
-Fixed before any test label was read: CIFAR-10-s is a stratified draw of CIFAR-10's training
-images with seed 0, the same for all seeds, which vary initialisation, order and views; settings
-are chosen on other training images (200 a class); the test is CIFAR-10's whole test set, read
-once, after the last epoch. Pixels are standardised channel by channel; every method sees random
-flips and shifts of up to 4 pixels, the same batches, Adam with a cosine to zero.
-
-S reads the clean images once, enlarged; its features come out of the store.
+Every method sees random flips and shifts of up to 4 pixels, the same batches, Adam with a cosine
+to zero; the images are those of ``benchmarks/data/sets.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.supervised import Naive
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from avalanche_cetl import (
@@ -30,17 +23,15 @@ from avalanche_cetl import (
     CoupledModel,
     GFISettings,
     PrecomputedEncoder,
-    mixed_images,
-    paper_benchmark,
     transfer_benchmark,
     with_source_features,
 )
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.training.presets import parse_preset
-from benchmarks.cifar import Set, read_cifar10, stratified
+from benchmarks.data.draws import Set
+from benchmarks.data.sets import Pixels
+from benchmarks.data.views import views
 from benchmarks.where import HERE, Where
-
-DRAW_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -79,126 +70,6 @@ def in_half_the_rounds(budget: Budget) -> Budget:
 def gfi_of(preset: str, budget: Any, seed: int) -> GFISettings:
     """Give a preset's settings of GFI, with the budget's samples and a seed."""
     return replace(parse_preset(preset).gfi, samples=budget.gfi_samples, seed=seed)
-
-
-class Pixels(NamedTuple):
-    """Mean and deviation of every channel, ``(C,)`` each."""
-
-    mean: Tensor
-    std: Tensor
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """From [0, 1]."""
-        return (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
-
-    def restore(self, x: Tensor) -> Tensor:
-        """Back to [0, 1]; padded pixels, zero when standardised, become the mean."""
-        mean, std = (value.to(x).view(-1, 1, 1) for value in self)
-        return (x * std + mean).clamp(0, 1)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Standardised images and labels of the draw, the validation images and the test set.
-
-    Unlabelled images, with label -1, come behind those of the draw.
-    """
-
-    train: Set
-    validation: Set
-    test: Set
-    pixels: Pixels
-    kind: str
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return int(self.train[1].max()) + 1
-
-    def part(self, name: str) -> Set:
-        """``"train"``, ``"validation"`` or ``"test"``."""
-        found: Set = getattr(self, name)
-        return found
-
-
-@lru_cache(maxsize=2)
-def read_data(root: str, budget: Budget, mixed: int = 0, name: str = "CIFAR-10") -> Data:
-    """Read a data set and draw from it.
-
-    :param mixed: unlabelled mixed images for every training image, behind all others.
-    :param name: ``"CIFAR-10"``, or another of :func:`paper_benchmark`'s.
-    :raises FileNotFoundError: when it is not there.
-    """
-    everything, test, kind = read_set(name, root)
-    chosen, rest = draw(everything, budget.per_class)
-    validation, rest = draw(rest, budget.validation_per_class)
-    pixels = Pixels(chosen[0].mean((0, 2, 3)), chosen[0].std((0, 2, 3)))
-    if budget.unlabelled():
-        more = draw(rest, budget.unlabelled())[0][0]
-        hidden = torch.full((len(more),), -1)
-        chosen = torch.cat([chosen[0], more]), torch.cat([chosen[1], hidden])
-    if mixed:
-        more = mixed_images(chosen[0], mixed * len(chosen[0]), DRAW_SEED)
-        hidden = torch.full((len(more),), -1)
-        chosen = torch.cat([chosen[0], more]), torch.cat([chosen[1], hidden])
-    if budget.test_per_class is not None:
-        test = stratified(test, budget.test_per_class, DRAW_SEED)
-    sets = [(pixels.standardise(x), y) for x, y in (chosen, validation, test)]
-    return Data(*sets, pixels, f"{name} ({kind})")
-
-
-def read_set(name: str, root: str) -> tuple[Set, Set, str]:
-    """Read training and test set, images in [0, 1], and say what was found.
-
-    :param name: ``"CIFAR-10"``, or another of :func:`paper_benchmark`'s.
-    :raises FileNotFoundError: when it is not there.
-    """
-    if name == "CIFAR-10":
-        return read_cifar10(root)
-    found = paper_benchmark(name, root)
-    datasets = [stream[0].dataset.eval() for stream in (found.train_stream, found.test_stream)]
-    sets = [
-        (torch.stack([row[0] for row in dataset]), torch.tensor(list(dataset.targets)))
-        for dataset in datasets
-    ]
-    return sets[0], sets[1], "original"
-
-
-def features_of(data: Data, part: str, encoder: Encoder, where: Where = HERE) -> Tensor:
-    """Give S's features of a part, ``(N, dim)``, computed once and kept in the feature store."""
-    images, labels = data.part(part)
-    raw = data.pixels.restore(images)
-    plain = transfer_benchmark((raw, labels), (raw[:2], labels[:2]))
-    stored = with_source_features(plain, encoder, streams=["train"], device=where.device)
-    rows = stored.train_stream[0].dataset.source_features
-    return torch.stack([row.float() for row in rows])
-
-
-def draw(data: Set, per_class: int) -> tuple[Set, Set]:
-    """Split a stratified draw off: so many images of every class, and the rest."""
-    generator = torch.Generator().manual_seed(DRAW_SEED)
-    labels = data[1]
-    rows = []
-    for label in labels.unique():
-        found = (labels == label).nonzero().flatten()
-        rows.append(found[torch.randperm(len(found), generator=generator)[:per_class]])
-    chosen = torch.cat(rows)
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[chosen] = False
-    return (data[0][chosen], labels[chosen]), (data[0][rest], labels[rest])
-
-
-def views(x: Tensor) -> Tensor:
-    """Flip half of the images ``(N, C, H, W)``, and shift each by up to 4 pixels."""
-    count, channels, height, width = x.shape
-    flipped = (torch.rand(count, device=x.device) < 0.5).view(-1, 1, 1, 1)
-    x = F.pad(torch.where(flipped, x.flip(3), x), (4, 4, 4, 4))
-    down, right = torch.randint(0, 9, (2, count, 1), device=x.device)
-    rows = (down + torch.arange(height, device=x.device)).view(count, 1, height, 1)
-    x = x.gather(2, rows.expand(-1, channels, -1, width + 8))
-    columns = (right + torch.arange(width, device=x.device)).view(count, 1, 1, width)
-    return x.gather(3, columns.expand(-1, channels, height, -1))
 
 
 class Augmented(SupervisedPlugin):

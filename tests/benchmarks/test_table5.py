@@ -27,7 +27,7 @@ def table5(monkeypatch, digits, tmp_path):
         monkeypatch.delitem(sys.modules, "benchmarks")
     module = importlib.import_module("benchmarks.tables.table5")
     runs = importlib.import_module("benchmarks.records")
-    data = importlib.import_module("benchmarks.digits")
+    data = importlib.import_module("benchmarks.data.digits")
 
     def pair(_direction, _root, _counts, seed):
         source, source_test = (digits(40, 10, 28, seed + i) for i in (0, 1))
@@ -106,19 +106,8 @@ def test_the_strength_of_a_method_matters(table5, row):
     assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=1e-4)
 
 
-def test_digits_mini_comes_out_of_packages():
-    data = importlib.import_module("benchmarks.digits")
-    pair = data.read_pair("digits-mini", "nowhere", data.COUNTS, 0)
-    assert pair.shape == (1, 8, 8) and pair.classes == 10
-    assert pair.source_test is None
-    assert len(pair.source[0]) == 5000 and len(pair.target) + len(pair.target_test[0]) == 1797
-    assert set(pair.target_test[1].tolist()) == set(range(10))
-    moved = data.jitter(pair.target[:4])
-    assert moved.shape == (4, 1, 8, 8) and not torch.equal(moved, pair.target[:4])
-
-
 def test_pairs_of_photographs_and_pairs_that_are_not_there(table5, monkeypatch, capsys):
-    data = importlib.import_module("benchmarks.digits")
+    data = importlib.import_module("benchmarks.data.digits")
     read = []
 
     def pair(direction, _root, _counts, seed):

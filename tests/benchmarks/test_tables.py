@@ -45,9 +45,10 @@ def load(monkeypatch, tmp_path):
     def module(name):
         return importlib.import_module(f"benchmarks.tables.{name}")
 
-    transfer, board = module("transfer"), module("board")
+    board = module("board")
     sets = (_photographs(30, 0), _photographs(5, 1), "made here")
-    monkeypatch.setattr(transfer, "read_cifar10", lambda root: sets)
+    data = importlib.import_module("benchmarks.data.sets")
+    monkeypatch.setattr(data, "read_cifar10", lambda root: sets)
     monkeypatch.setattr(
         importlib.import_module("benchmarks.records"), "TABLES", tmp_path / "results"
     )
@@ -56,7 +57,7 @@ def load(monkeypatch, tmp_path):
     small = ModuleEncoder(network, input_shape=(3, 32, 32))
     for table in ("table2", "table2u", "table3"):
         monkeypatch.setattr(module(table), "source_of", lambda *args: small)
-    caches = (transfer.read_data, board.held_features, board.encoder_of)
+    caches = (data.read_data, board.held_features, board.encoder_of)
     for cache in caches:
         cache.cache_clear()
     yield module
@@ -82,20 +83,22 @@ def test_table_2_trains_a_row_once_and_renders_from_the_files(load, monkeypatch,
 
 @pytest.mark.parametrize("table", ["table2", "table2u"])
 def test_what_trains_never_holds_the_test_set(load, table):
-    table2, transfer = load(table), load("transfer")
+    transfer = load("transfer")
     names = {field.name for field in dataclasses.fields(transfer.Job)}
     assert names == {
         "train", "features", "budget", "seed", "pixels", "classes", "encoder", "where", "source"
     }  # fmt: skip
-    data = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
+    place = load("board").Place(table, "smoke", "nowhere", "soft targets")
+    data = place.data()
     held = torch.cat([data.validation[0], data.test[0]]).flatten(1)
     assert torch.cdist(data.train[0].flatten(1), held).min() > 1
 
 
 def test_unlabelled_images_come_behind_table_2_s_own(load):
-    table2, table2u, transfer = load("table2"), load("table2u"), load("transfer")
-    alone = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
-    more = transfer.read_data("nowhere", table2u.BUDGETS["smoke"])
+    alone, more = (
+        load("board").Place(table, "smoke", "nowhere", "soft targets").data()
+        for table in ("table2", "table2u")
+    )
     x, y = more.train
     count = len(alone.train[1])
     assert len(y) == count + 80 and (y[count:] == -1).all()
@@ -129,8 +132,8 @@ def test_a_strength_is_chosen_on_validation_images(load, monkeypatch, tmp_path):
 
 
 def test_mixed_images_come_behind_the_draw(load):
-    table2, transfer, board = load("table2"), load("transfer"), load("board")
-    plain = transfer.read_data("nowhere", table2.BUDGETS["smoke"])
+    table2, board = load("table2"), load("board")
+    plain = board.Place("table2", "smoke", "nowhere", "baseline").data()
     place = board.Place("table2", "smoke", "nowhere", "CETL gfi, preset best, mixed images")
     x, y = place.data().train
     count = len(plain.train[1])
@@ -205,7 +208,7 @@ def test_a_data_set_or_weights_that_are_not_there_leave_a_row_not_run(load, monk
 def test_other_data_sets_bring_their_shape_and_classes(
     load, monkeypatch, table, row, size, classes
 ):
-    module, transfer, board = load(table), load("transfer"), load("board")
+    module, board = load(table), load("board")
 
     def read(name, root):
         generator = torch.Generator().manual_seed(len(name))
@@ -215,7 +218,7 @@ def test_other_data_sets_bring_their_shape_and_classes(
         sets = [(torch.rand(len(labels), 3, side, side, generator=generator), labels)] * 2
         return *sets, "made here"
 
-    monkeypatch.setattr(transfer, "read_set", read)
+    monkeypatch.setattr(importlib.import_module("benchmarks.data.sets"), "read_set", read)
     monkeypatch.setattr(load("sources"), "read_set", read)
     changes = (("per_class", 8), ("validation_per_class", 4))
     found = dataclasses.replace(
@@ -329,18 +332,3 @@ def test_fig_2_is_drawn_from_its_files(load, tmp_path):
     fig2.run("smoke", "nowhere", 1, [fig2.LOSSES])
     assert "CIFAR-10-s, losses: L_c is highest in round 1" in fig2.render("smoke")
     assert fig2.picture("smoke").stat().st_size > 5000
-
-
-def test_views_flip_and_shift(load):
-    transfer = load("transfer")
-    x = torch.arange(32.0).expand(200, 3, 32, 32) + 1
-    torch.manual_seed(0)
-    seen = transfer.views(x)
-    assert seen.shape == x.shape
-    rising = (seen[:, 0, 16, 20] > seen[:, 0, 16, 12]).float().mean()
-    assert 0.35 < rising < 0.65  # half of them are flipped
-    shifts = {int(row[16] - 17) for row in seen[:, 0, 16] if row[20] > row[12]}
-    assert shifts == set(range(-4, 5))
-    pixels = transfer.Pixels(torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3]))
-    image = torch.rand(2, 3, 4, 4)
-    torch.testing.assert_close(pixels.restore(pixels.standardise(image)), image)

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.data.draws import Set
+
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-Set = tuple[Tensor, Tensor]
+PARTS = ("train", "test")
 
 
 def read_cifar10(root: str | Path) -> tuple[Set, Set, str]:
@@ -47,9 +49,6 @@ def read_cifar10(root: str | Path) -> tuple[Set, Set, str]:
     )
 
 
-PARTS = ("train", "test")
-
-
 def _decoded(names: Sequence[str], part: str, read) -> Set:  # type: ignore[no-untyped-def]
     chosen = sorted(name for name in names if name.startswith(f"{part}/") and name[-4:] == ".jpg")
     images = np.stack([np.asarray(Image.open(BytesIO(read(name)))) for name in chosen])
@@ -59,15 +58,3 @@ def _decoded(names: Sequence[str], part: str, read) -> Set:  # type: ignore[no-u
 
 def _float(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
-
-
-def stratified(data: Set, per_class: int, seed: int) -> Set:
-    """Draw the same number of rows of every class, shuffled."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for label in data[1].unique():
-        found = (data[1] == label).nonzero().flatten()
-        rows.append(found[torch.randperm(len(found), generator=generator)[:per_class]])
-    chosen = torch.cat(rows)
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
-    return data[0][chosen], data[1][chosen]

@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from avalanche_cetl import adaptation_benchmark, paper_benchmark
+from benchmarks.data.draws import Set, shared_rows
 
 DIRECTIONS = ("MN-US", "US-MN")
 COUNTS = {"MN": 2000, "US": 1800}
 #: What else the paper's Table 5 has, and MNIST to optdigits, 8 x 8 pixels, out of packages.
 SMALL, OTHERS = "digits-mini", ("SV-MN", "MN-SV", "ST-CI", "CI-ST")
-
-Images = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,25 +31,25 @@ class Pair:
     test set of the source (digits-mini) ``source_test`` is None.
     """
 
-    source: Images
-    source_test: Images | None
+    source: Set
+    source_test: Set | None
     target: Tensor
-    target_test: Images
+    target_test: Set
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image, ``(C, H, W)``."""
+        """Return the shape of an image, ``(C, H, W)``."""
         return tuple(self.target.shape[1:])
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Return the number of classes."""
         return int(self.source[1].max()) + 1
 
     def to(self, device: str) -> Pair:
-        """Give the pair with its images and labels on a device."""
+        """Return the pair with its images and labels on a device."""
 
-        def moved(images: Images) -> Images:
+        def moved(images: Set) -> Set:
             return images[0].to(device), images[1].to(device)
 
         held_out = None if self.source_test is None else moved(self.source_test)
@@ -75,8 +73,8 @@ def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: in
         # The other direction has the labels by which each class gets its share.
         target = paper_benchmark(f"{second}-{first}", root).source_stream[0].dataset.eval()
         wanted = [
-            stratified(source.targets, counts[first], seed),
-            stratified(target.targets, counts[second], seed),
+            _drawn(source.targets, counts[first], seed),
+            _drawn(target.targets, counts[second], seed),
         ]
     else:
         wanted[1] = [i for i, domain in enumerate(target.domain_labels) if int(domain) == 0]
@@ -89,46 +87,15 @@ def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: in
     )
 
 
-def stratified(targets: Any, count: int | None, seed: int) -> list[int] | None:
-    """Draw so many rows, each class by its share (the largest remainders get one more)."""
+def _drawn(targets: Any, count: int, seed: int) -> list[int] | None:
+    """Draw so many rows, each class by its share; None when that is all of them."""
     labels = torch.tensor([int(label) for label in targets])
-    if count is None or count >= len(labels):
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    shares = torch.bincount(labels) * (count / len(labels))
-    take = shares.floor().long()
-    take[(shares - take).argsort(descending=True)[: count - int(take.sum())]] += 1
-    chosen = []
-    for label, number in enumerate(take.tolist()):
-        rows = (labels == label).nonzero().flatten()
-        chosen += rows[torch.randperm(len(rows), generator=generator)[:number]].tolist()
-    return sorted(chosen)
+    return None if count >= len(labels) else shared_rows(labels, count, seed)
 
 
-def _rows(dataset: Any, rows: list[int] | None) -> Images:
+def _rows(dataset: Any, rows: list[int] | None) -> Set:
     found = [dataset[row] for row in (range(len(dataset)) if rows is None else rows)]
     return torch.stack([row[0] for row in found]), torch.tensor([int(row[1]) for row in found])
-
-
-def jitter(images: Tensor) -> Tensor:
-    """Turn, shift and scale every image on its own, ``(N, C, H, W)``; empty space is black."""
-    count = len(images)
-    angle = (2 * torch.rand(count) - 1) * (15 * torch.pi / 180)
-    scale = 1 / (0.8 + 0.4 * torch.rand(count))
-    shift = 2 * 0.1 * (2 * torch.rand(count, 2) - 1)  # of a side that is 2 wide
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
-    matrix = torch.stack(rows, 1).to(images)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
-
-
-class JitterOne:
-    """The same for a single image ``(1, H, W)``, as a data set's transform."""
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Give the jittered image."""
-        return jitter(image.unsqueeze(0))[0]
 
 
 def as_benchmark(pair: Pair, train_transform: Any = None) -> Any:
