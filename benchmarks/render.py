@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.records import RESULTS, mean_and_error, read, results
 
 README = Path(__file__).parents[1] / "README.md"
@@ -43,11 +44,6 @@ METHODS = (
 
 def _results(name: str) -> Any:
     return read(RESULTS / name)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _text(*sentences: str) -> str:
@@ -89,7 +85,7 @@ def speed() -> str:
     cost = {name: f"{row['median']:.1f}" for name, row in epoch["plugins"].items()}
     return "\n\n".join(
         [
-            _table(["cost over a plain forward and backward pass", *PEERS.values()], rows),
+            markdown.table(["cost over a plain forward and backward pass", *PEERS.values()], rows),
             _text(
                 "Medians, each network in one process on two CPU cores (`python -m "
                 "benchmarks.speed fisher`; ranges, versions and errors in "
@@ -153,7 +149,7 @@ def continual() -> str:
                 cells.append("fails" if runs else "not run")
         if any(cell != "not run" for cell in cells[1:]):
             rows.append(cells)
-    return _table(["average accuracy %", *STREAMS], rows)
+    return markdown.table(["average accuracy %", *STREAMS], rows)
 
 
 def validators() -> str:
@@ -183,7 +179,7 @@ def validators() -> str:
         f"{100 * best[0]:.1f} % ({DIRECTIONS[0]}) and {100 * best[1]:.1f} % ({DIRECTIONS[1]}). "
         "One seed, 2,000 MNIST and 1,800 USPS training images (`python -m benchmarks.validators`)."
     )
-    return _table(header, rows) + "\n\n" + note
+    return markdown.table(header, rows) + "\n\n" + note
 
 
 def faults() -> str:
@@ -231,7 +227,7 @@ def table(name: str) -> str:
     """One of the paper's tables or its figure, at the scales that were run."""
     from benchmarks.tables import fig2
     from benchmarks.tables.__main__ import TABLES
-    from benchmarks.tables.board import SCALES
+    from benchmarks.tables.rows import SCALES
 
     shown = []
     for scale in SCALES:
@@ -250,7 +246,7 @@ def tried() -> str:
         [run["data"], run["method"], run["settings"], f"{run['value']:.{run['digits']}f}"]
         for run in _results("tables/tried.json")["runs"]
     ]
-    return _table(["data and measure", "method", "settings", "value"], rows)
+    return markdown.table(["data and measure", "method", "settings", "value"], rows)
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {

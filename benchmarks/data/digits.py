@@ -21,6 +21,8 @@ DIRECTIONS = ("MN-US", "US-MN")
 COUNTS = {"MN": 2000, "US": 1800}
 #: What else the paper's Table 5 has, and MNIST to optdigits, 8 x 8 pixels, out of packages.
 SMALL, OTHERS = "digits-mini", ("SV-MN", "MN-SV", "ST-CI", "CI-ST")
+#: Those whose images are photographs.
+PHOTOGRAPHS = ("ST-CI", "CI-ST")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,3 @@ def test_digits_mini_comes_out_of_packages():
     rows = zip(training.targets, training.domain_labels, strict=True)
     labels = {int(label) for label, domain in rows if int(domain) == 0}
     assert labels == {-1}  # no target label is in the training stream
-
-
-def test_both_domains_of_a_pair_are_drawn_by_class(data_root):
-    pair = read_pair("MN-US", data_root, {"MN": 100, "US": 90}, 0)
-    assert len(pair.source[0]) == 100 and len(pair.target) == 90
-    assert pair.source[1].unique().tolist() == list(range(10))

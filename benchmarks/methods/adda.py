@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals.training import Augment, Images, epochs_of, pairs
+from benchmarks.methods.job import AdaptationJob
+from benchmarks.methods.pairs import epochs_of, pairs
 
 
 def discriminator_loss(source: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy of telling source (1) from target (0), mean over both batches, in nats.
+    """Compute the cross entropy of telling source (1) from target (0), mean of both, in nats.
 
     :param source: the discriminator's logits of source codes, ``(N,)``.
     :param target: of target codes, ``(M,)``.
@@ -23,46 +24,47 @@ def discriminator_loss(source: Tensor, target: Tensor) -> Tensor:
 
 
 def mapping_loss(target: Tensor) -> Tensor:
-    """The target encoder's loss, with inverted labels: to be taken for the source."""
+    """Compute the target encoder's loss, with inverted labels: to be taken for the source."""
     return F.binary_cross_entropy_with_logits(target, torch.ones_like(target))
 
 
-def train(
-    network: nn.Module,
-    source: Images,
-    target: Tensor,
-    *,
-    epochs: int,
-    batch: int,
-    learning_rate: float,
-    augment: Augment,
-    weight: float = 0.1,
-) -> None:
+def train(job: AdaptationJob) -> nn.Module:
     """Train on the source for half of the epochs, then map the target's codes to the source's.
 
-    The classifier stays as the source left it; ``network`` ends with the target's encoder.
-
-    :param weight: learning rate of the mapping over that of the source's training.
+    The classifier stays as the source left it; the network ends with the target's encoder. The
+    strength is the learning rate of the mapping over that of the source's training.
     """
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    network = job.network()
+    epochs = job.budget.epochs
+    with job.where.casting():
+        _train_on_source(job, network, epochs - epochs // 2)
+        _map(job, network, epochs // 2)
+    return network
+
+
+def _train_on_source(job: AdaptationJob, network: nn.Module, epochs: int) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), job.budget.learning_rate)
     network.train()
-    first = epochs - epochs // 2
-    for _ in epochs_of(first, optimizer):
-        for x, y, _ in pairs(source, target, batch, augment):
+    for _ in epochs_of(epochs, optimizer):
+        for x, y, _ in pairs(job):
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()
+
+
+def _map(job: AdaptationJob, network: nn.Module, epochs: int) -> None:
     fixed = copy.deepcopy(network).eval().requires_grad_(False)
     width = network.head.in_features  # type: ignore[union-attr]
     critic = nn.Sequential(
         nn.Linear(int(width), 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1)
-    ).to(source[0].device)
-    encoder = [p for name, p in network.named_parameters() if not name.startswith("head.")]
-    rate = learning_rate * weight
+    ).to(job.pair.target.device)
+    classifier = {id(p) for p in network.head.parameters()}  # type: ignore[union-attr]
+    encoder = [p for p in network.parameters() if id(p) not in classifier]
+    rate = job.budget.learning_rate * job.strength
     betas = (0.5, 0.999)
     optimizers = [torch.optim.Adam(p, rate, betas) for p in (list(critic.parameters()), encoder)]
-    for _ in epochs_of(epochs - first, *optimizers):
-        for x, _, z in pairs(source, target, batch, augment):
+    for _ in epochs_of(epochs, *optimizers):
+        for x, _, z in pairs(job):
             with torch.no_grad():
                 own = fixed.forward_features(x)  # type: ignore[operator]
             other = network.forward_features(z)  # type: ignore[operator]

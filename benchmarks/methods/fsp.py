@@ -14,9 +14,13 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
+from benchmarks.methods.distillation import Live
+from benchmarks.methods.job import TransferJob
+from benchmarks.methods.plain import naive
+
 
 def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of FSP matrices over neighbouring layers, batch and entries.
+    """Compute the mean squared difference of FSP matrices over layers, batch and entries.
 
     :param student: maps ``(N, C_i, H_i, W_i)``, first layer first.
     :param teacher: of the same channels, taken as constant; sizes may differ.
@@ -102,3 +106,19 @@ class FSP(SupervisedPlugin):
         """Stop listening."""
         for hook in self._hooks:
             hook.remove()
+
+
+def train(job: TransferJob) -> nn.Module:
+    """Train beside the labels, with the maps at 32, 16 and 8 pixels; the strength is the weight."""
+    network = job.network()
+    live = Live(job).eval().requires_grad_(False)
+    plugin = FSP(
+        network,
+        live,
+        ("features.1", "features.4", "features.10"),
+        ("network.blocks.3", "network.blocks.7", "network.blocks.11"),
+        job.strength,
+        job.train[0][:2],
+        job.budget.learning_rate,
+    )
+    return naive(job, network, plugins=[plugin])

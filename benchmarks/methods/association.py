@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals.training import Augment, Images, epochs_of, pairs
+from benchmarks.methods.job import AdaptationJob
+from benchmarks.methods.pairs import epochs_of, pairs
 
 
 def association_loss(
     source: Tensor, labels: Tensor, target: Tensor, visit_weight: float = 0.1
 ) -> Tensor:
-    """Walker loss plus weighted visit loss, in nats.
+    """Compute the walker loss plus weighted visit loss, in nats.
 
     A walk goes from a source code to a target code and back, each step with the softmax of
     inner products. The walker loss is the cross entropy of the round trip with the uniform
@@ -33,29 +36,19 @@ def association_loss(
     return walker + visit_weight * visit
 
 
-def train(
-    network: nn.Module,
-    source: Images,
-    target: Tensor,
-    *,
-    epochs: int,
-    batch: int,
-    learning_rate: float,
-    augment: Augment,
-    weight: float = 1.0,
-) -> None:
-    """Train a network that has ``forward_features`` and ``head`` on L_c + weight * loss.
-
-    :param weight: of the association loss, >= 0.
-    """
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+def train(job: AdaptationJob) -> nn.Module:
+    """Train on L_c + strength * the association loss."""
+    network: Any = job.network()
+    optimizer = torch.optim.Adam(network.parameters(), job.budget.learning_rate)
     network.train()
-    for _ in epochs_of(epochs, optimizer):
-        for x, y, z in pairs(source, target, batch, augment):
-            codes = network.forward_features(torch.cat([x, z]))  # type: ignore[operator]
-            own, other = codes[: len(x)], codes[len(x) :]
-            loss = F.cross_entropy(network.head(own), y)  # type: ignore[operator]
-            loss = loss + weight * association_loss(own, y, other)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    with job.where.casting():
+        for _ in epochs_of(job.budget.epochs, optimizer):
+            for x, y, z in pairs(job):
+                codes = network.forward_features(torch.cat([x, z]))
+                own, other = codes[: len(x)], codes[len(x) :]
+                loss = F.cross_entropy(network.head(own), y)
+                loss = loss + job.strength * association_loss(own, y, other)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return network
