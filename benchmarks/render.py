@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.records import RESULTS, mean_and_error, read, results
+from benchmarks.continual.page import average_accuracies
+from benchmarks.records import RESULTS, read, results
 
 README = Path(__file__).parents[1] / "README.md"
 TABLES_PAGE = Path(__file__).parent / "README.md"
@@ -35,11 +36,6 @@ PEERS = {
 }
 FAULTS = ("kills", "trials", "files")
 TABLES = ("table2", "table2u", "table3", "table4", "table5", "fig2")
-STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
-METHODS = (
-    "Naive", "EWC", "LwF", "SI", "MAS", "RWalk", "per-sample EWC", "GFI", "GFI, u = 0.2",
-    "per-sample EWC, proximal", "GFI, proximal", "GFI, u = 0.2, proximal",
-)  # fmt: skip
 
 
 def _results(name: str) -> Any:
@@ -131,27 +127,6 @@ def features() -> str:
     )
 
 
-def continual() -> str:
-    """Average accuracy of every method on every stream."""
-    rows = []
-    for method in METHODS:
-        cells = [method]
-        for stream in STREAMS:
-            runs = [
-                run
-                for run in _results(f"continual/{stream}.json")["runs"]
-                if run["method"] == method and run["part"] == 2
-            ]
-            found = [run["average_accuracy"] for run in runs if "failed" not in run]
-            if len(found) > 1:
-                cells.append(mean_and_error(found))
-            else:
-                cells.append("fails" if runs else "not run")
-        if any(cell != "not run" for cell in cells[1:]):
-            rows.append(cells)
-    return markdown.table(["average accuracy %", *STREAMS], rows)
-
-
 def validators() -> str:
     """How well each score follows target accuracy."""
     from benchmarks.validators import DIRECTIONS, SCORES, correlations
@@ -216,7 +191,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo run": demo_run,
     "demo seeds": demo_seeds,
     "features": features,
-    "continual": continual,
+    "continual": average_accuracies,
     "validators": validators,
     "speed": speed,
     "faults": faults,
