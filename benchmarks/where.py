@@ -25,12 +25,12 @@ class Where:
 
     @classmethod
     def of(cls, scale: str, device: str) -> Where:
-        """Give what a scale does on a device: ``full`` on a GPU is fast, all else is plain."""
+        """Return what a scale does on a device: ``full`` on a GPU is fast, all else is plain."""
         fast = scale == "full" and torch.device(device).type == "cuda"
         return cls(device, "bfloat16" if fast else "float32", fast)
 
     def casting(self) -> AbstractContextManager[Any]:
-        """Give the context of forward passes in training."""
+        """Return the context of forward passes in training."""
         if self.precision == "float32":
             return nullcontext()
         # Without a cache: it would keep weights as they were when the context was entered.
@@ -44,7 +44,7 @@ class Where:
         return network.to(self.device)
 
     def switches(self) -> dict[str, Any]:
-        """Give the arguments of ``CETLStrategy``."""
+        """Return the arguments of ``CETLStrategy``."""
         return {
             "device": self.device,
             "precision": self.precision,
