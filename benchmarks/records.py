@@ -201,6 +201,11 @@ def cell(values: Sequence[float], digits: int = 1, sign: bool = False, empty: st
     return mean_and_error(values, digits, sign) if values else empty
 
 
+def shown_mean(values: Sequence[float], digits: int = 1) -> float | None:
+    """Return the mean as a cell shows it, to compare cells by; None without values."""
+    return round(statistics.mean(values), digits) if values else None
+
+
 def accuracies(runs: dict[int, dict[str, Any]]) -> list[float]:
     """Return the test accuracies of a row's runs, by seed."""
     return [runs[seed]["figures"]["accuracy"] for seed in sorted(runs)]

@@ -126,10 +126,15 @@ def _of(stream: str, found: dict[str, float]) -> dict[str, float]:
     return {name.split("/")[0]: v for name, v in found.items() if name.split("/")[2] == stream}
 
 
+def kept_runs(direction: str) -> Runs:
+    """Return the runs of a direction that are there."""
+    settings = SETTINGS | {"grid": GRID, "counts": COUNTS}
+    return Runs(FOLDER / f"{direction}.json", tuple(GRID), settings, PACKAGES)
+
+
 def run(direction: str, root: str) -> None:
     """Run what is missing of one direction."""
-    settings = SETTINGS | {"grid": GRID, "counts": COUNTS}
-    kept = Runs(FOLDER / f"{direction}.json", tuple(GRID), settings, PACKAGES)
+    kept = kept_runs(direction)
     missing = [cell for cell in itertools.product(*GRID.values()) if kept.find(*cell) is None]
     if not missing:
         return

@@ -9,7 +9,7 @@ from benchmarks import markdown
 from benchmarks.continual.methods import methods
 from benchmarks.continual.runs import FOLDER
 from benchmarks.continual.streams import STREAMS
-from benchmarks.records import error, mean_and_error, read
+from benchmarks.records import error, mean_and_error, read, shown_mean
 
 
 def render() -> None:
@@ -85,17 +85,17 @@ def _mean(rows: list[dict[str, Any]], key: str) -> str:
 
 def average_accuracies() -> str:
     """Write the average accuracy of every method on every stream as a table."""
-    documents = {stream: read(FOLDER / f"{stream}.json")["runs"] for stream in STREAMS}
-    lines = []
-    for name in methods():
-        cells = [name]
-        for stream in STREAMS:
-            runs = [r for r in documents[stream] if r["method"] == name and r["part"] == 2]
-            found = [run["average_accuracy"] for run in runs if "failed" not in run]
-            if len(found) > 1:
-                cells.append(mean_and_error(found))
-            else:
-                cells.append("fails" if runs else "not run")
-        if any(cell != "not run" for cell in cells[1:]):
-            lines.append(cells)
+    names = list(methods())
+    columns, measured = [], set()
+    for stream in STREAMS:
+        runs = read(FOLDER / f"{stream}.json")["runs"]
+        tested = [[r for r in runs if r["method"] == n and r["part"] == 2] for n in names]
+        measured |= {name for name, rows in zip(names, tested, strict=True) if rows}
+        good = [[r["average_accuracy"] for r in rows if "failed" not in r] for rows in tested]
+        cells = [
+            mean_and_error(values) if values else "fails" if rows else "not run"
+            for values, rows in zip(good, tested, strict=True)
+        ]
+        columns.append(markdown.bold_best(cells, [shown_mean(values) for values in good]))
+    lines = [list(line) for line in zip(names, *columns, strict=True) if line[0] in measured]
     return markdown.table(["average accuracy %", *STREAMS], lines)

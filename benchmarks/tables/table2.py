@@ -14,7 +14,7 @@ from benchmarks.methods.cetl import PENALTIES
 from benchmarks.methods.distillation import of_probe
 from benchmarks.methods.job import TransferBudget
 from benchmarks.methods.sources import efficientnet_lite
-from benchmarks.records import accuracies, cell, paired
+from benchmarks.records import accuracies, cell, paired, shown_mean
 from benchmarks.tables.photographs import Photographs
 from benchmarks.tables.rows import Row, by_id
 
@@ -101,9 +101,10 @@ class Table2(Photographs):
         """Write the table in Markdown, from the result files alone."""
         found = self.results(scale)
         alone = found.get(ROWS["baseline"].title, {})
-        lines = []
+        lines, means = [], []
         for row in self.rows.values():
             runs = found.get(row.title, {})
+            means.append(shown_mean(accuracies(runs), 2))
             strengths = {run["settings"]["strength"] for run in runs.values()} - {0.0}
             paper, is_baseline = PAPER.get(row.id), row.id == "baseline"
             lines.append(
@@ -116,6 +117,7 @@ class Table2(Photographs):
                     f"{paper - PAPER['baseline']:+.2f}" if paper and not is_baseline else "",
                 ]
             )
+        markdown.bold_column(lines, 1, means)
         return markdown.table(
             ["", "test accuracy %", "over the baseline, paired", "strength", "paper",
              "over its baseline"], lines

@@ -14,7 +14,7 @@ from benchmarks.methods import cetl, distillation
 from benchmarks.methods.cetl import PENALTIES
 from benchmarks.methods.distillation import of_probe
 from benchmarks.methods.job import TransferBudget
-from benchmarks.records import accuracies, cell, paired
+from benchmarks.records import accuracies, cell, paired, shown_mean
 from benchmarks.tables import table2
 from benchmarks.tables.photographs import Photographs
 from benchmarks.tables.rows import Row, by_id
@@ -71,9 +71,10 @@ class Table2U(Photographs):
         found = self.results(scale)
         alone = table2.TABLE.results(scale).get(table2.ROWS["baseline"].title, {})
         soft = found.get(ROWS["soft_targets"].title, {})
-        lines = []
+        lines, means = [], []
         for row in self.rows.values():
             runs = found.get(row.title, {})
+            means.append(shown_mean(accuracies(runs), 2))
             over_soft = paired(runs, soft) if row.id != "soft_targets" else []
             lines.append(
                 [
@@ -84,6 +85,7 @@ class Table2U(Photographs):
                     ", ".join(sorted({f"{r['settings']['strength']:g}" for r in runs.values()})),
                 ]
             )
+        markdown.bold_column(lines, 1, means)
         return markdown.table(
             ["", "test accuracy %", "over Table 2's baseline, paired", "over soft targets",
              "strength"], lines

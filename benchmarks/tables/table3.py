@@ -18,7 +18,7 @@ from benchmarks.methods.sources import (
     of_cifar100,
     other_classes,
 )
-from benchmarks.records import accuracies, cell, paired
+from benchmarks.records import accuracies, cell, paired, shown_mean
 from benchmarks.tables import table2
 from benchmarks.tables.photographs import Photographs
 from benchmarks.tables.rows import SCALES, Row, by_id
@@ -91,9 +91,10 @@ class Table3(Photographs):
             "CIFAR-10": table2.TABLE.results(scale).get(table2.ROWS["baseline"].title, {}),
             STL: found.get(ROWS["stl10_no_source"].title, {}),
         }
-        lines = []
+        lines, means = [], []
         for row in self.rows.values():
             runs = found.get(row.title, {})
+            means.append(shown_mean(accuracies(runs), 2))
             gains = paired(runs, none[row.data]) if row.id != "stl10_no_source" else []
             lines.append(
                 [
@@ -103,6 +104,7 @@ class Table3(Photographs):
                     f"{PAPER[row.id]:.2f}" if row.id in PAPER else "",
                 ]
             )
+        markdown.bold_column(lines, 1, means, [row.data for row in self.rows.values()])
         return markdown.table(
             ["source", "test accuracy %", "over no source, paired", "paper"], lines
         )

@@ -15,7 +15,7 @@ from benchmarks import markdown
 from benchmarks.methods import cetl, distillation, fsp, plain
 from benchmarks.methods.distillation import of_teacher
 from benchmarks.methods.sources import WithTeacher, teacher
-from benchmarks.records import accuracies, cell
+from benchmarks.records import accuracies, cell, shown_mean
 from benchmarks.tables import table2
 from benchmarks.tables.photographs import Photographs
 from benchmarks.tables.rows import Row, by_id
@@ -112,20 +112,23 @@ class Table4(Photographs):
     def render(self, scale: str) -> str:
         """Write the table in Markdown, from the result files alone."""
         found = self.results(scale)
-        lines = []
+        lines, means = [], []
         for row in self.rows.values():
+            values = accuracies(found.get(row.title, {}))
+            means.append(shown_mean(values, 2))
             paper, ends = PAPER.get(row.id), ENDS[row.data]
             top, low = (PAPER[end] for end in ends)
             between = row.id not in ends
             lines.append(
                 [
                     row.title,
-                    cell(accuracies(found.get(row.title, {})), 2, empty="not run"),
+                    cell(values, 2, empty="not run"),
                     cell(shares(found, row) if between else [], 0),
                     f"{paper:.2f}" if paper else "",
                     f"{100 * (paper - low) / (top - low):.0f}" if paper and between else "",
                 ]
             )
+        markdown.bold_column(lines, 1, means, [row.data for row in self.rows.values()])
         return markdown.table(
             ["", "test accuracy %", "share of the gap closed %", "paper", "its share %"], lines
         )

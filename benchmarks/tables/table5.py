@@ -13,11 +13,14 @@ has was settled by that score too, and on another pair, ``digits-mini`` (MNIST t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from benchmarks import markdown
 from benchmarks.data.digits import COUNTS, DIRECTIONS, OTHERS, SMALL
 from benchmarks.methods import adda, association, cetl, plain, skada, weighted_mmd
 from benchmarks.methods.job import AdaptationBudget, Method
-from benchmarks.records import accuracies, cell, paired
+from benchmarks.records import accuracies, cell, paired, shown_mean
 from benchmarks.tables.adaptation import Adaptation
 from benchmarks.tables.rows import Row, by_id
 
@@ -126,33 +129,45 @@ class Table5(Adaptation):
         return f"{self._digits(scale)}\n\n{self._others(scale)}"
 
     def _digits(self, scale: str) -> str:
+        directions = (*DIRECTIONS, SMALL)
         found = self.results(scale)
+        own = self._columns(found, directions)
         lines = []
-        for row in self.rows.values():
-            runs = {d: found.get(self.title(row, d), {}) for d in (*DIRECTIONS, SMALL)}
-            own = {d: cell(accuracies(one), empty="not run") for d, one in runs.items()}
-            best = [found.get(self.title(ROWS[BEST], d), {}) for d in DIRECTIONS]
-            leads = [
-                cell(paired(ours, runs[d]) if row.id != BEST else [], sign=True)
-                for d, ours in zip(DIRECTIONS, best, strict=True)
-            ]
+        for number, row in enumerate(self.rows.values()):
+            leads = []
+            for direction in DIRECTIONS:
+                last, one = (found.get(self.title(r, direction), {}) for r in (ROWS[BEST], row))
+                leads.append(cell(paired(last, one) if row.id != BEST else [], sign=True))
             paper = [f"{value:.2f}" for value in PAPER.get(row.id, ())[:2]] or ["", ""]
-            lines.append([row.title, *(own[d] for d in DIRECTIONS), *paper, *leads, own[SMALL]])
+            *pairs, small = (own[direction][number] for direction in directions)
+            lines.append([row.title, *pairs, *paper, *leads, small])
         header = ["target accuracy %", *DIRECTIONS, *(f"paper, {d}" for d in DIRECTIONS)]
         header += ["last row over it, paired, MN-US", "US-MN", SMALL]
         return markdown.table(header, lines)
 
     def _others(self, scale: str) -> str:
-        found = self.results(scale)
+        own = self._columns(self.results(scale), OTHERS)
         lines = []
-        for row in self.rows.values():
+        for number, row in enumerate(self.rows.values()):
             cells = []
             for direction, paper in zip(OTHERS, PAPER.get(row.id, (None,) * 6)[2:], strict=True):
-                own = accuracies(found.get(self.title(row, direction), {}))
                 printed = f" ({paper:.2f})" if paper is not None else ""
-                cells.append(cell(own, empty="not run") + printed)
+                cells.append(own[direction][number] + printed)
             lines.append([row.title, *cells])
         return markdown.table(["target accuracy %, paper's in brackets", *OTHERS], lines)
+
+    def _columns(
+        self, found: dict[str, dict[int, dict[str, Any]]], directions: Sequence[str]
+    ) -> dict[str, list[str]]:
+        """Write by direction the accuracies of all rows, the best of them in bold."""
+        columns = {}
+        for direction in directions:
+            titles = [self.title(row, direction) for row in self.rows.values()]
+            values = [accuracies(found.get(title, {})) for title in titles]
+            columns[direction] = markdown.bold_best(
+                [cell(one, empty="not run") for one in values], [shown_mean(one) for one in values]
+            )
+        return columns
 
 
 TABLE = Table5("table5", ROWS, BUDGETS, columns=PAIRS)
