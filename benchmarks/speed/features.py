@@ -94,11 +94,13 @@ def _rounds(
     Variant e in ten parts of the images, the two in turn, so that the machine's moods fall on
     both; gfi, which measures once a round, whole: stored, live, stored.
     """
-    seconds: dict[str, list[float]] = {}
+    seconds: dict[str, dict[str, list[float]]] = {
+        variant: {f"{variant}, stored": [], f"{variant}, S live": []} for variant in ("e", "gfi")
+    }
 
-    def train(name: str, strategy: CETLStrategy, benchmark: Any) -> None:
+    def train(variant: str, features: str, strategy: CETLStrategy, benchmark: Any) -> None:
         took = clock(lambda: strategy.train(benchmark.train_stream), args.device)
-        seconds.setdefault(name, []).append(took)
+        seconds[variant][f"{variant}, {features}"].append(took)
 
     def stored_of(benchmark: Any) -> Any:
         return with_source_features(benchmark, encoder, folder / "round", streams=["train"])
@@ -110,20 +112,18 @@ def _rounds(
     for strategy in strategies:
         strategy.train(pairs[0][1].train_stream)
     for live, stored in pairs:
-        train("e, stored", strategies[0], stored)
-        train("e, S live", strategies[1], live)
+        train("e", "stored", strategies[0], stored)
+        train("e", "S live", strategies[1], live)
     live = _benchmark(data)
     stored = stored_of(live)
     strategies = [_strategy(args, encoder, "gfi") for _ in range(2)]
     for strategy in strategies:
         strategy.train(pairs[0][1].train_stream)  # fits statistics, plans routes
-    train("gfi, stored", strategies[0], stored)
-    train("gfi, S live", strategies[1], live)
-    train("gfi, stored", strategies[0], stored)
-    seconds["gfi, S live"] *= 2
-    return ratios({k: v for k, v in seconds.items() if k[0] == "e"}, "e, stored") | ratios(
-        {k: v for k, v in seconds.items() if k[0] == "g"}, "gfi, stored"
-    )
+    train("gfi", "stored", strategies[0], stored)
+    train("gfi", "S live", strategies[1], live)
+    train("gfi", "stored", strategies[0], stored)
+    seconds["gfi"]["gfi, S live"] *= 2
+    return ratios(seconds["e"], "e, stored") | ratios(seconds["gfi"], "gfi, stored")
 
 
 def _strategy(args: argparse.Namespace, encoder: TimmEncoder, variant: str) -> CETLStrategy:
