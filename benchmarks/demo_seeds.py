@@ -8,18 +8,22 @@ from those files alone.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
-FOLDER = Path(__file__).parent / "results" / "demo"
+from benchmarks import markdown
+from benchmarks.records import RESULTS, mean_and_error, read, shown_mean
+
+FOLDER = RESULTS / "demo"
 
 
 def run(seeds: list[int]) -> None:
     """Run the demo for each seed that has no result yet."""
-    from avalanche_cetl.demo.run import run_demo
+    from avalanche_cetl.demo import run_demo
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
@@ -31,45 +35,52 @@ def run(seeds: list[int]) -> None:
             shutil.copy(Path(folder) / "results.json", result)
 
 
+BLOCKS = (  # title and the row that the others are held against
+    ("few_labels", "10 labels a class", "target network alone"),
+    ("unsupervised", "no target label", "source only"),
+)
+
+
 def table() -> str:
-    """Give mean and standard error over seeds as Markdown, from the JSON files alone."""
-    runs = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("seed-*.json"))]
+    """Return mean and standard error over seeds as Markdown, from the JSON files alone."""
+    runs = [read(path) for path in sorted(FOLDER.glob("seed-*.json"))]
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    lines = [f"Means over seeds {seeds}, with standard errors.", ""]
-    titles = {"few_labels": "10 labels a class", "unsupervised": "no target label"}
-    for block, title in titles.items():
-        baseline = "target network alone" if block == "few_labels" else "source only"
-        lines += [
-            f"| {title} | target accuracy % | against {baseline} | source accuracy % | seconds |",
-            "| --- | --- | --- | --- | --- |",
+    gfi = [run["few_labels"][-1] for run in runs]
+    return "\n\n".join(
+        [
+            f"Means over seeds {seeds}, with standard errors.",
+            *(_block([run[block] for run in runs], *names) for block, *names in BLOCKS),
+            "Reconstruction error of CETL gfi (few labels) on held-out target images over their "
+            f"pixel variance: T1(S(x)) {mean_and_error([r['source_error'] for r in gfi], 3)}, "
+            f"T1(T2(x)) {mean_and_error([r['target_error'] for r in gfi], 3)}.\n",
         ]
-        columns = {row["method"]: [] for row in runs[0][block]}
-        for run_ in runs:
-            for row in run_[block]:
-                columns[row["method"]].append(row)
-        reference = [row["target_accuracy"] for row in columns[baseline]]
-        for method, rows in columns.items():
-            target = [row["target_accuracy"] for row in rows]
-            gain = [a - b for a, b in zip(target, reference, strict=True)]
-            source = [row["source_accuracy"] for row in rows]
-            seconds = statistics.mean(row["seconds"] for row in rows)
-            lines.append(
-                f"| {method} | {_mean(target)} | {_mean(gain, sign=True)} | {_mean(source)} "
-                f"| {seconds:.1f} |"
-            )
-        lines.append("")
-    gfi = [run_["few_labels"][-1] for run_ in runs]
-    lines.append(
-        "Reconstruction error of CETL gfi (few labels) on held-out target images over their pixel "
-        f"variance: T1(S(x)) {_mean([r['source_error'] for r in gfi], 3)}, "
-        f"T1(T2(x)) {_mean([r['target_error'] for r in gfi], 3)}."
     )
-    return "\n".join(lines) + "\n"
 
 
-def _mean(values: list[float], digits: int = 2, sign: bool = False) -> str:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):{'+' if sign else ''}.{digits}f} ± {error:.{digits}f}"
+def _block(runs: list[list[dict[str, Any]]], title: str, baseline: str) -> str:
+    """Write one of the demo's blocks; the best accuracies are in bold."""
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for row in itertools.chain(*runs):
+        methods.setdefault(row["method"], []).append(row)
+    reference = [row["target_accuracy"] for row in methods[baseline]]
+    lines, means = [], []
+    for method, rows in methods.items():
+        target, source = ([row[f"{of}_accuracy"] for row in rows] for of in ("target", "source"))
+        gain = [a - b for a, b in zip(target, reference, strict=True)]
+        means.append([shown_mean(values, 2) for values in (target, source)])
+        lines.append(
+            [
+                method,
+                mean_and_error(target, 2),
+                mean_and_error(gain, 2, sign=True),
+                mean_and_error(source, 2),
+                f"{statistics.mean(row['seconds'] for row in rows):.1f}",
+            ]
+        )
+    for column, values in zip((1, 3), zip(*means, strict=True), strict=True):
+        markdown.bold_column(lines, column, values)
+    header = [title, "target accuracy %", f"against {baseline}", "source accuracy %", "seconds"]
+    return markdown.table(header, lines)
 
 
 def main() -> None:

@@ -6,253 +6,42 @@ is made here; no number in them is typed by hand.
 
 from __future__ import annotations
 
-import json
 import re
-import statistics
-import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from benchmarks import markdown
+from benchmarks.blocks import BLOCKS
+from benchmarks.records import RESULTS, read
+from benchmarks.tables import fig2
+from benchmarks.tables.__main__ import TABLES
+from benchmarks.tables.rows import SCALES
 
 README = Path(__file__).parents[1] / "README.md"
 TABLES_PAGE = Path(__file__).parent / "README.md"
-RESULTS = Path(__file__).parent / "results"
-
-NETWORKS = {
-    "cicnn": "CI-CNN, 128 x 3x32x32",
-    "resnet26": "ResNet-26, 128 x 3x32x32",
-    "resnet18": "ResNet-18, 64 x 3x64x64",
-    "vit": "ViT-tiny, 64 x 3x64x64",
-}
-PEERS = {
-    "ours": "ours",
-    "torch_func": "torch.func",
-    "backpack": "BackPACK",
-    "opacus": "opacus",
-    "avalanche_ewc": "EWCPlugin, batches of 1",
-    "loop": "loop",
-}
-FAULTS = ("kills", "trials", "files")
-TABLES = ("table2", "table2u", "table3", "table4", "table5", "fig2")
-STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
-METHODS = (
-    "Naive", "EWC", "LwF", "SI", "MAS", "RWalk", "per-sample EWC", "GFI", "GFI, u = 0.2",
-    "per-sample EWC, proximal", "GFI, proximal", "GFI, u = 0.2, proximal",
-)  # fmt: skip
-
-
-def _results(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text())
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _text(*sentences: str) -> str:
-    joined = " ".join(sentences)
-    return textwrap.fill(joined, 100, break_long_words=False, break_on_hyphens=False)
-
-
-def demo_run() -> str:
-    """What the demo prints, with seed 0."""
-    from avalanche_cetl.demo.run import table_lines
-
-    lines = table_lines(_results("demo/seed-0.json"))[1:]
-    return "\n" + "\n".join(("    " + line).rstrip() for line in lines) + "\n"
-
-
-def demo_seeds() -> str:
-    """The demo's table over seeds."""
-    return (RESULTS / "demo" / "table.md").read_text().strip()
-
-
-def speed() -> str:
-    """Fisher information against its rivals, the refresh and the penalty."""
-    fisher, refresh = (_results(f"speed/{name}.json")["results"] for name in ("fisher", "gfi"))
-    penalty = _results("speed/penalty.json")["results"]["resnet18"]["median"]
-    memory = _results("speed/memory.json")["results"]
-    growth = _results("speed/growth.json")["results"]
-    rows = []
-    for network, title in NETWORKS.items():
-        cells = [title]
-        for peer in PEERS:
-            row = fisher[network].get(peer, {})
-            shown = "**{:.2f}**" if peer == "ours" else "{:.1f}"
-            cells.append(shown.format(row["median"]) if "median" in row else "cannot")
-        rows.append(cells)
-    first = [f"{fisher[n]['ours']['first_call_with_planning']:.1f} ({n})" for n in NETWORKS]
-    whole = [f"{refresh[n]['gaussian']['median']:.1f} ({n})" for n in NETWORKS]
-    beyond = [row["beyond_chunk_over_parameters"] for row in memory.values()]
-    epoch = _results("speed/epoch.json")["results"]
-    cost = {name: f"{row['median']:.1f}" for name, row in epoch["plugins"].items()}
-    return "\n\n".join(
-        [
-            _table(["cost over a plain forward and backward pass", *PEERS.values()], rows),
-            _text(
-                "Medians, each network in one process on two CPU cores (`python -m "
-                "benchmarks.speed fisher`; ranges, versions and errors in "
-                "[benchmarks/results/speed](benchmarks/results/speed)). The first call on a model "
-                f"costs more, because routes are planned then: {', '.join(first)}. A whole GFI "
-                "refresh (both Fishers, `gaussian` relative Fisher, gate) costs "
-                f"{', '.join(whole)} times one Fisher per loss, and at most "
-                f"{max(beyond):.1f} times the parameters in memory beyond `chunk_bytes`, with 64 "
-                "images or 1,024. The "
-                f"penalty with its backward pass costs {penalty:.2f} of EWCPlugin's on ResNet-18. "
-                f"Cost grows with the samples to the power {growth['samples']['exponent']:.2f} and "
-                f"with the parameters to {growth['parameters']['exponent']:.2f}."
-            ),
-            _text(
-                f"An epoch of a second experience ({epoch['images']:,} images, CI-CNN, batch 128) "
-                f"costs {cost['GFIPlugin, 256 images']} times Naive's with `GFIPlugin` and its 256 "
-                f"images, {cost['EWCPlugin']} with `EWCPlugin`, which reads all images once, "
-                f"{cost['no gate, all images']} with ours on all images without the gate and "
-                f"{cost['GFIPlugin, all images']} with it. A CETL round costs "
-                f"{epoch['round']['CETLStrategy, e']['median']:.2f} (`e`), "
-                f"{epoch['round']['CETLStrategy, fi']['median']:.2f} (`fi`) and "
-                f"{epoch['round']['CETLStrategy, gfi']['median']:.2f} (`gfi`) of a loop written by "
-                "hand without Avalanche that does the same passes and measurements."
-            ),
-        ]
-    )
-
-
-def features() -> str:
-    """What the feature store gains."""
-    found = _results("speed/features.json")["results"]
-    rounds, extraction, probe = found["round"], found["extraction"], found["probe"]
-    rate = 1 / extraction["extraction, nothing stored"]["median"]
-    return _text(
-        f"With tf_efficientnet_lite0 at 128 px and CI-CNN on {found['round_images']:,} images of "
-        f"{found['data']}, a round with the source network run live costs "
-        f"{rounds['e, S live']['median']:.1f} times one with stored features in variant `e`, and "
-        f"{rounds['gfi, S live']['median']:.1f} times in `gfi`. Extraction has "
-        f"{rate:.2f} of the bare forward pass's throughput. A linear probe gets "
-        f"{100 * probe['float32']['test_accuracy']:.1f} % on features in single and "
-        f"{100 * probe['float16']['test_accuracy']:.1f} % in half precision (4,000 training and "
-        "1,000 test images; `python -m benchmarks.speed features`, two CPU cores)."
-    )
-
-
-def continual() -> str:
-    """Average accuracy of every method on every stream."""
-    rows = []
-    for method in METHODS:
-        cells = [method]
-        for stream in STREAMS:
-            runs = [
-                run
-                for run in _results(f"continual/{stream}.json")["runs"]
-                if run["method"] == method and run["part"] == 2
-            ]
-            found = [run["average_accuracy"] for run in runs if "failed" not in run]
-            if len(found) > 1:
-                error = statistics.stdev(found) / len(found) ** 0.5
-                cells.append(f"{statistics.mean(found):.1f} ± {error:.1f}")
-            else:
-                cells.append("fails" if runs else "not run")
-        if any(cell != "not run" for cell in cells[1:]):
-            rows.append(cells)
-    return _table(["average accuracy %", *STREAMS], rows)
-
-
-def validators() -> str:
-    """How well each score follows target accuracy."""
-    from benchmarks.validators import DIRECTIONS, SCORES, correlations
-
-    runs = {d: _results(f"validators/{d}.json")["runs"] for d in DIRECTIONS}
-    rows = []
-    for score in SCORES:
-        cells = [score]
-        for direction in DIRECTIONS:
-            found = correlations(runs[direction], score)
-            cells += [
-                f"{found['rounds']:+.2f}, {found['settings']:+.2f}, {found['all']:+.2f}",
-                f"{100 * found['chosen']:.1f} %",
-            ]
-        rows.append(cells)
-    best = [max(r["accuracy"] for one in runs[d] for r in one["rounds"]) for d in DIRECTIONS]
-    header = ["score"]
-    for direction in DIRECTIONS:
-        header += [f"{direction}: over rounds, settings, all", "chosen"]
-    count = sum(len(one["rounds"]) for one in runs[DIRECTIONS[0]])
-    note = _text(
-        f"Rank correlation of each score with target accuracy over {count} networks a direction "
-        f"({len(runs[DIRECTIONS[0]])} settings, every round), and the accuracy of the network that "
-        f"the score chooses; the best networks have "
-        f"{100 * best[0]:.1f} % ({DIRECTIONS[0]}) and {100 * best[1]:.1f} % ({DIRECTIONS[1]}). "
-        "One seed, 2,000 MNIST and 1,800 USPS training images (`python -m benchmarks.validators`)."
-    )
-    return _table(header, rows) + "\n\n" + note
-
-
-def faults() -> str:
-    """What was done to runs and files on purpose, and what was lost."""
-    found = {part: _results(f"faults/{part}.json")["found"] for part in FAULTS}
-    kills, trials, files = (found[part] for part in FAULTS)
-    checkpoints, stores = files["checkpoints"], files["feature stores"]
-    other = len(checkpoints["other errors"]) + len(stores["other errors"])
-    cost = _results("speed/checkpoint.json")["results"]
-    return _text(
-        f"`python -m benchmarks.faults`: {kills['killed']} runs killed by SIGKILL, "
-        f"{kills['random']} at random moments and {kills['at chosen moments']} at chosen ones (in "
-        "each stage, while GFI is measured, while a checkpoint is written, named or removed); "
-        f"{kills['same end']} of them went on to the same weights, metrics and log, bit for bit. "
-        f"{len(trials)} faults tried one by one (full disks, broken images, gradients and files, "
-        "dying workers), each with a clear error or a right result. "
-        f"{checkpoints['mutated'] + stores['mutated']:,} mutated files: "
-        f"{checkpoints['damaged, refused'] + checkpoints.get('damaged, read', 0):,} damaged "
-        f"checkpoints, of which {checkpoints['damaged, refused']:,} were refused; "
-        f"{checkpoints['forged, refused'] + checkpoints.get('forged, read', 0):,} forged ones with "
-        f"a checksum that fits, of which {checkpoints['forged, refused']:,} were refused and the "
-        f"rest changed numbers only; {stores['mutated']:,} damaged feature stores, "
-        f"{stores['right features']:,} of which gave the right features again. Other errors: "
-        f"{other}; files opened elsewhere: {len(files['opened elsewhere'])}; at most "
-        f"{max(checkpoints['memory added, MiB'], stores['memory added, MiB'])} MiB of memory "
-        "added. Lost: nothing but the round that was running. A checkpoint of a round with CI-CNN "
-        f"and {cost['images']:,} images takes {100 * cost['e']['saving over a round']:.1f} % of "
-        f"the round in variant `e`, {100 * cost['gfi']['saving over a round']:.1f} % in `gfi`, and "
-        f"{cost['gfi']['bytes over those of its tensors']:.3f} times the bytes of its tensors."
-    )
-
-
-BLOCKS: dict[str, Callable[[], str]] = {
-    "demo run": demo_run,
-    "demo seeds": demo_seeds,
-    "features": features,
-    "continual": continual,
-    "validators": validators,
-    "speed": speed,
-    "faults": faults,
-}
 
 
 def table(name: str) -> str:
-    """One of the paper's tables or its figure, at the scales that were run."""
-    from benchmarks.tables import fig2
-    from benchmarks.tables.__main__ import TABLES
-    from benchmarks.tables.runs import SCALES, results
-
+    """Write one of the paper's tables or its figure, at the scales that were run."""
     shown = []
     for scale in SCALES:
-        if not results(name, scale):
+        if not TABLES[name].results(scale):
             continue
         made = TABLES[name].render(scale)
-        if name == "fig2":
+        if TABLES[name] is fig2.TABLE:
             made += f"\n\n![Fig. 2]({fig2.picture(scale).relative_to(TABLES_PAGE.parent)})"
         shown.append(f"Scale `{scale}`:\n\n{made}")
     return "\n\n".join(shown) if shown else "Not run."
 
 
 def tried() -> str:
-    """Single runs that showed the way, with their settings."""
+    """Write the single runs that showed the way, with their settings."""
     rows = [
         [run["data"], run["method"], run["settings"], f"{run['value']:.{run['digits']}f}"]
-        for run in _results("tables/tried.json")["runs"]
+        for run in read(RESULTS / "tables" / "tried.json")["runs"]
     ]
-    return _table(["data and measure", "method", "settings", "value"], rows)
+    return markdown.table(["data and measure", "method", "settings", "value"], rows)
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
@@ -264,17 +53,25 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
 }
 
 
+def filled(page: Path) -> str:
+    """Return a page with every block made anew.
+
+    :raises SystemExit: when the page has no place for one.
+    """
+    text = page.read_text()
+    for name, make in PAGES[page].items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        if not block.search(text):
+            raise SystemExit(f"{page.name} has no block <!-- {name} --> ... <!-- /{name} -->")
+        made = make()
+        text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+    return text
+
+
 def main() -> None:
     """Fill in every block."""
-    for page, blocks in PAGES.items():
-        text = page.read_text()
-        for name, make in blocks.items():
-            block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
-            if not block.search(text):
-                raise SystemExit(f"{page.name} has no block <!-- {name} --> ... <!-- /{name} -->")
-            made = make()
-            text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
-        page.write_text(text)
+    for page in PAGES:
+        page.write_text(filled(page))
 
 
 if __name__ == "__main__":

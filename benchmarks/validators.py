@@ -7,9 +7,9 @@ correlation of score and accuracy: over the rounds of a run (mean over settings)
 rounds of all settings, and over everything; and the accuracy of the network that the score
 chooses, beside the best there is.
 
-Protocol, fixed before any figure was read: the data of ``benchmarks/digits.py``, seed 0; S is a
-CI-CNN of width 0.5 trained on the source for 15 epochs, T2 one of width 0.25; variant gfi, 30 % of
-T2's input pixels off in stage 2. Grid: learning rate 3e-4, 1e-3, 3e-3; weight of L_rt 0 (no
+Protocol, fixed before any figure was read: the data of ``benchmarks/data/digits.py``, seed 0; S is
+a CI-CNN of width 0.5 trained on the source for 15 epochs, T2 one of width 0.25; variant gfi, 30 %
+of T2's input pixels off in stage 2. Grid: learning rate 3e-4, 1e-3, 3e-3; weight of L_rt 0 (no
 adaptation), 0.3, 1, 3. Higher is better for every score (the bound and the entropy are negated).
 
 Results go to ``benchmarks/results/validators/DIRECTION.json``, run by run, so that a stopped run
@@ -21,12 +21,8 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import os
-import platform
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +39,12 @@ from avalanche_cetl import (
     bound_metrics,
     validator_metrics,
 )
-from benchmarks.digits import COUNTS, DIRECTIONS, JitterOne, as_benchmark, read_pair
+from benchmarks.data.digits import COUNTS, DIRECTIONS, as_benchmark, read_pair
+from benchmarks.data.views import JitterOne
+from benchmarks.records import RESULTS, Runs, read
 
-FOLDER = Path(__file__).parent / "results" / "validators"
+FOLDER = RESULTS / "validators"
+PACKAGES = ("torch", "avalanche-lib", "avalanche-cetl")
 GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "rt_weight": (0.0, 0.3, 1.0, 3.0)}
 SHAPE = (1, 28, 28)
 SETTINGS = {
@@ -127,16 +126,16 @@ def _of(stream: str, found: dict[str, float]) -> dict[str, float]:
     return {name.split("/")[0]: v for name, v in found.items() if name.split("/")[2] == stream}
 
 
+def kept_runs(direction: str) -> Runs:
+    """Return the runs of a direction that are there."""
+    settings = SETTINGS | {"grid": GRID, "counts": COUNTS}
+    return Runs(FOLDER / f"{direction}.json", tuple(GRID), settings, PACKAGES)
+
+
 def run(direction: str, root: str) -> None:
     """Run what is missing of one direction."""
-    path = FOLDER / f"{direction}.json"
-    document = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    document["settings"] = SETTINGS | {"grid": GRID, "counts": COUNTS}
-    document["versions"] = {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "avalanche-lib", "avalanche-cetl")
-    }
-    done = {(row["learning_rate"], row["rt_weight"]) for row in document["runs"]}
-    missing = [cell for cell in itertools.product(*GRID.values()) if cell not in done]
+    kept = kept_runs(direction)
+    missing = [cell for cell in itertools.product(*GRID.values()) if kept.find(*cell) is None]
     if not missing:
         return
     pair = read_pair(direction, root, COUNTS, int(SETTINGS["seed"]))
@@ -151,7 +150,7 @@ def run(direction: str, root: str) -> None:
     for rate, weight in missing:
         start = time.perf_counter()
         rows = rounds(benchmark, warm, rate, weight)
-        document["runs"].append(
+        kept.add(
             {
                 "learning_rate": rate,
                 "rt_weight": weight,
@@ -159,8 +158,6 @@ def run(direction: str, root: str) -> None:
                 "seconds": round(time.perf_counter() - start, 1),
             }
         )
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
         print(direction, rate, weight, f"{100 * rows[-1]['accuracy']:.1f} %", flush=True)
 
 
@@ -203,7 +200,7 @@ def render() -> str:
         len(found), len(SCORES), figsize=(3 * len(SCORES), 2.8 * len(found)), squeeze=False
     )
     for direction, axes in zip(found, grid, strict=True):
-        runs = json.loads((FOLDER / f"{direction}.json").read_text())["runs"]
+        runs = read(FOLDER / f"{direction}.json")["runs"]
         for score, axis in zip(SCORES, axes, strict=True):
             row = correlations(runs, score)
             lines.append(

@@ -168,3 +168,14 @@ def test_the_strategy_s_constructor_is_short():
         if isinstance(node, ast.FunctionDef) and node.name == "__init__"
     )
     assert init.end_lineno is not None and init.end_lineno - init.body[0].lineno + 1 < 50
+
+
+def test_benchmarks_read_public_names_only():
+    files = (PACKAGE.parent / "benchmarks").rglob("*.py")
+    deep = [
+        f"{path.name}: {source}.{name}"
+        for path in files
+        for source, name in imported(ast.parse(path.read_text()))
+        if source.split(".")[0] == PACKAGE.name and (source.count(".") > 1 or private(name))
+    ]
+    assert not deep

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 from avalanche.training.supervised import EWC, LwF, Naive
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from avalanche_cetl.demo.digits import CLASSES, SHAPE, Digits, Split
 from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Result, Settings
 from avalanche_cetl.encoders import ModuleEncoder
 from avalanche_cetl.models import CICNN, CoupledModel
-from avalanche_cetl.plugins import DecoderHints
+from avalanche_cetl.plugins import DecoderHints, History, Progress
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.training import CETLStrategy
 
@@ -28,33 +27,6 @@ def accuracy(network: nn.Module, split: Split) -> float:
     """Return the top-1 accuracy in percent, in eval mode."""
     network.eval()
     return 100 * float((network(split.images).argmax(1) == split.labels).float().mean())
-
-
-class Progress(SupervisedPlugin):
-    """Tell a callback about every training epoch (round)."""
-
-    def __init__(self, tick: Callable[[], Any]):
-        super().__init__()
-        self.tick = tick
-
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Count one."""
-        self.tick()
-
-
-class _History(SupervisedPlugin):
-    """Collect the round means of CETL."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounds: list[dict[str, float]] = []
-
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.rounds.append(strategy.round_losses)
-
-    def table(self) -> dict[str, list[float]]:
-        names = sorted({name for row in self.rounds for name in row})
-        return {name: [row.get(name, float("nan")) for row in self.rounds] for name in names}
 
 
 class Comparison:
@@ -192,7 +164,7 @@ class Comparison:
     def _cetl(self, variant: str, benchmark: Any, rounds: int, name: str) -> Result:
         warm, warming = self._warmed_up()
         model = copy.deepcopy(warm)
-        history = _History()
+        history = History()
         strategy = self._coupled(model, variant, [history, Progress(self.tick)])
         strategy.train_epochs = rounds
         torch.manual_seed(self.seed)

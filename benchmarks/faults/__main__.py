@@ -8,21 +8,20 @@ Kills runs, breaks data and disks, mutates files, and writes what came of it to
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import shutil
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.files import new_folder, try_files
 from benchmarks.faults.kills import forked, try_kills
 from benchmarks.faults.trials import TRIALS
+from benchmarks.records import RESULTS, machine, versions, write
 
-FOLDER = Path(__file__).parents[1] / "results" / "faults"
+FOLDER = RESULTS / "faults"
+PACKAGES = ("torch", "avalanche-lib", "avalanche-cetl", "safetensors")
 PARTS = ("kills", "trials", "files")
 
 
@@ -73,16 +72,15 @@ def _try_all(folder: Path) -> dict[str, str]:
 
 
 def _write(path: Path, part: str, found: Any, seed: int, start: float) -> None:
-    names = ("torch", "avalanche-lib", "avalanche-cetl", "safetensors")
     document = {
         "part": part,
         "seed": seed,
         "found": found,
         "seconds": round(time.monotonic() - start, 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "machine": platform.machine(),
+        "versions": versions(PACKAGES),
+        "machine": machine("cpu"),
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write(path, document)
 
 
 if __name__ == "__main__":

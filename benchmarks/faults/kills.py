@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from avalanche_cetl import CETLPlugin
+from avalanche_cetl.allocation import Importance
 from benchmarks.faults.subject import whole_run
 
 FILES = ("final.safetensors", "metrics.json", "log.txt")
@@ -112,14 +113,12 @@ def _in_call(owner: Any, name: str, calls: int, after: bool = False) -> Callable
 
 def moments() -> dict[str, Callable[[Path], None]]:
     """Runs that kill themselves, by the moment."""
-    from avalanche_cetl.allocation import allocation
-
     return {
         "in the warm-up": _in_stage("stage 1", 3),
         "in stage 1 of a round": _in_stage("stage 1", 15),
         "in stage 2": _in_stage("stage 2", 9),
         "in stage 3": _in_stage("stage 3", 16),
-        "while GFI is measured": _in_call(allocation, "measure", 5),
+        "while GFI is measured": _in_call(Importance, "__init__", 5),
         "before a checkpoint reaches the disk": _in_call(os, "fsync", 3),
         "between a checkpoint and its name": _in_call(os, "replace", 3),
         "right after a checkpoint got its name": _in_call(os, "replace", 3, after=True),

@@ -35,7 +35,7 @@ SHAPE = (1, 8, 8)
 
 
 def digits(count: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Give images ``(N, 1, 8, 8)`` in [0, 1] and labels of ten classes."""
+    """Return images ``(N, 1, 8, 8)`` in [0, 1] and labels of ten classes."""
     found = load_digits()
     rows = slice(start, start + count)
     images = torch.as_tensor(found.images[rows], dtype=torch.float32).div(16).unsqueeze(1)
@@ -57,7 +57,7 @@ def shaken(x: Tensor) -> Tensor:
 
 
 def make(network: CoupledModel | None = None, **arguments: Any) -> CETLStrategy:
-    """Give the strategy."""
+    """Make the strategy."""
     network = model() if network is None else network
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     settings: dict[str, Any] = {

@@ -13,21 +13,19 @@ checked first: its values against a loop over single samples.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
+from benchmarks.records import RESULTS, read, versions, write
 from benchmarks.speed.checkpoint import checkpoint
 from benchmarks.speed.epoch import epoch
 from benchmarks.speed.features import features
 from benchmarks.speed.fisher import fisher, growth, plot_fisher, plot_growth
 from benchmarks.speed.refresh import gfi, memory, penalty
 
-FOLDER = Path(__file__).parents[1] / "results" / "speed"
+FOLDER = RESULTS / "speed"
+PACKAGES = ("torch", "timm", "avalanche-lib", "backpack-for-pytorch", "opacus")
 JOBS = {
     "fisher": fisher,
     "gfi": gfi,
@@ -40,16 +38,6 @@ JOBS = {
 }
 PLOTS = {"fisher": plot_fisher, "growth": plot_growth}
 IN_PARTS = ("fisher", "gfi", "features")  # whose networks or parts may be run one by one
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "timm", "avalanche-lib", "backpack-for-pytorch", "opacus"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def main() -> None:
@@ -69,17 +57,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     result = JOBS[args.what](args)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     name = args.what if args.device == "cpu" else f"{args.what}-{args.device}"
     path = FOLDER / f"{name}.json"
     if args.what in IN_PARTS and path.exists():
-        result = json.loads(path.read_text())["results"] | result
+        result = read(path)["results"] | result
     document = {
         "settings": {k: v for k, v in vars(args).items() if k != "data_root"},
-        "versions": _versions(),
+        "versions": versions(PACKAGES),
         "results": result,
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write(path, document)
     if args.what in PLOTS:
         PLOTS[args.what](result, FOLDER / f"{name}.png")
 

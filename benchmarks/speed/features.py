@@ -25,7 +25,8 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
-from benchmarks.cifar import Set, read_cifar10, stratified
+from benchmarks.data.cifar import read_cifar10
+from benchmarks.data.draws import Set, draw
 from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)
@@ -39,7 +40,7 @@ def features(args: argparse.Namespace) -> dict[str, Any]:
     train, test, kind = read_cifar10(args.data_root)
     encoder = TimmEncoder("tf_efficientnet_lite0", weights="package", image_size=128)
     encoder.to(args.device)
-    small = stratified(train, args.samples // 10 if args.samples else 1000, 0)
+    small = draw(train, args.samples // 10 if args.samples else 1000)
     result: dict[str, Any] = {"data": f"CIFAR-10 ({kind})", "round_images": len(small[0])}
     with tempfile.TemporaryDirectory() as folder:
         if args.part in ("all", "extraction"):
@@ -93,11 +94,13 @@ def _rounds(
     Variant e in ten parts of the images, the two in turn, so that the machine's moods fall on
     both; gfi, which measures once a round, whole: stored, live, stored.
     """
-    seconds: dict[str, list[float]] = {}
+    seconds: dict[str, dict[str, list[float]]] = {
+        variant: {f"{variant}, stored": [], f"{variant}, S live": []} for variant in ("e", "gfi")
+    }
 
-    def train(name: str, strategy: CETLStrategy, benchmark: Any) -> None:
+    def train(variant: str, features: str, strategy: CETLStrategy, benchmark: Any) -> None:
         took = clock(lambda: strategy.train(benchmark.train_stream), args.device)
-        seconds.setdefault(name, []).append(took)
+        seconds[variant][f"{variant}, {features}"].append(took)
 
     def stored_of(benchmark: Any) -> Any:
         return with_source_features(benchmark, encoder, folder / "round", streams=["train"])
@@ -109,20 +112,18 @@ def _rounds(
     for strategy in strategies:
         strategy.train(pairs[0][1].train_stream)
     for live, stored in pairs:
-        train("e, stored", strategies[0], stored)
-        train("e, S live", strategies[1], live)
+        train("e", "stored", strategies[0], stored)
+        train("e", "S live", strategies[1], live)
     live = _benchmark(data)
     stored = stored_of(live)
     strategies = [_strategy(args, encoder, "gfi") for _ in range(2)]
     for strategy in strategies:
         strategy.train(pairs[0][1].train_stream)  # fits statistics, plans routes
-    train("gfi, stored", strategies[0], stored)
-    train("gfi, S live", strategies[1], live)
-    train("gfi, stored", strategies[0], stored)
-    seconds["gfi, S live"] *= 2
-    return ratios({k: v for k, v in seconds.items() if k[0] == "e"}, "e, stored") | ratios(
-        {k: v for k, v in seconds.items() if k[0] == "g"}, "gfi, stored"
-    )
+    train("gfi", "stored", strategies[0], stored)
+    train("gfi", "S live", strategies[1], live)
+    train("gfi", "stored", strategies[0], stored)
+    seconds["gfi"]["gfi, S live"] *= 2
+    return ratios(seconds["e"], "e, stored") | ratios(seconds["gfi"], "gfi, stored")
 
 
 def _strategy(args: argparse.Namespace, encoder: TimmEncoder, variant: str) -> CETLStrategy:
@@ -142,7 +143,7 @@ def _probe(
     args: argparse.Namespace, encoder: TimmEncoder, train: Set, test: Set, folder: Path
 ) -> dict[str, Any]:
     """Accuracy of a linear probe on features of either precision."""
-    chosen, held_out = stratified(train, 400, 0), stratified(test, 100, 0)
+    chosen, held_out = draw(train, 400), draw(test, 100)
     benchmark = transfer_benchmark(chosen, held_out)
     rows: dict[str, Any] = {}
     values: dict[str, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -70,21 +71,40 @@ class Setting:
         rows = vmap(grad(loss), (None, 0, 0))(params, self.x, self.y)
         return {name: value.square().mean(0) for name, value in rows.items()}
 
+    def _copy(self) -> nn.Module:
+        """Make the same network anew, for libraries that change it."""
+        found = networks()[self.name][0]().to(self.device).eval()
+        found.load_state_dict(self.model.state_dict())
+        return found
+
+    @cached_property
+    def _extended(self) -> tuple[nn.Module, nn.Module]:
+        """Make BackPACK's network and loss, once."""
+        from backpack import extend
+
+        network = extend(self._copy(), use_converter=self.name != "cicnn")
+        return network, extend(nn.CrossEntropyLoss(reduction="sum"))
+
+    @cached_property
+    def _sampled(self) -> nn.Module:
+        """Make opacus's network, once."""
+        from opacus import GradSampleModule
+
+        found = GradSampleModule(self._copy(), loss_reduction="sum")
+        for module in found.modules():  # it captures in training mode alone
+            module.train(not isinstance(module, nn.Dropout))
+        return found
+
     def backpack(self) -> Values:
         """BackPACK's SumGradSquared."""
-        from backpack import backpack, extend
+        from backpack import backpack
         from backpack.extensions import SumGradSquared
 
-        if not hasattr(self, "_extended"):
-            build = networks()[self.name][0]
-            extended = build().to(self.device).eval()
-            extended.load_state_dict(self.model.state_dict())
-            self._extended = extend(extended, use_converter=self.name != "cicnn")
-            self._criterion = extend(nn.CrossEntropyLoss(reduction="sum"))
-        self._extended.zero_grad()
+        network, criterion = self._extended
+        network.zero_grad()
         with backpack(SumGradSquared()):
-            self._criterion(self._extended(self.x), self.y).backward()
-        params = self._extended.parameters()
+            criterion(network(self.x), self.y).backward()
+        params = network.parameters()
         names = dict(self.model.named_parameters())
         return {
             name: p.sum_grad_squared / len(self.x) for name, p in zip(names, params, strict=True)
@@ -92,15 +112,6 @@ class Setting:
 
     def opacus(self) -> Values:
         """The per-sample gradients of opacus, squared."""
-        from opacus import GradSampleModule
-
-        if not hasattr(self, "_sampled"):
-            build = networks()[self.name][0]
-            sampled = build().to(self.device).eval()
-            sampled.load_state_dict(self.model.state_dict())
-            self._sampled = GradSampleModule(sampled, loss_reduction="sum")
-            for module in self._sampled.modules():  # it captures in training mode alone
-                module.train(not isinstance(module, nn.Dropout))
         self._sampled.zero_grad()
         F.cross_entropy(self._sampled(self.x), self.y, reduction="sum").backward()
         values = {

@@ -1,181 +1,216 @@
-"""Runs the rows of a table of photographs: strengths on validation images, then the test, once.
+"""Runs the rows of any table: strengths are chosen first, then each seed reads the test once.
 
-A table's module has ``ROWS``, ``BUDGETS`` and ``source_of(row, budget, root, where)``.
+A table is a :class:`Table`; its module calls it ``TABLE``. What a row trains is its method, what
+a table measures is the table's: :mod:`benchmarks.tables.photographs` and
+:mod:`benchmarks.tables.adaptation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
+from urllib.error import URLError
 
-from torch import Tensor, nn
-
-from avalanche_cetl.encoders import Encoder
-from avalanche_cetl.training.presets import parse_preset
-from benchmarks.tables.jobs import run_all
-from benchmarks.tables.runs import SCALES, results, run_once, those_there
-from benchmarks.tables.transfer import (
-    Budget,
-    Data,
-    Job,
-    accuracy,
-    features_of,
-    in_half_the_rounds,
-    read_data,
-)
-from benchmarks.tables.where import HERE, Where
+from avalanche_cetl.training import parse_preset
+from benchmarks.jobs import run_all
+from benchmarks.methods.job import Job, in_half_the_rounds
+from benchmarks.records import Run, read, results, run_once
+from benchmarks.tables.rows import Row
+from benchmarks.where import HERE, Where
 
 TUNING_SEED = 100
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method: how it trains, and the strengths that it may choose from.
-
-    :ivar train: ``(job, strength) -> network``.
-    :ivar reads_features: whether the network reads S's features in place of images.
-    :ivar tuned_as: the row whose strength it takes; None: it chooses.
-    :ivar scales: where it is run.
-    :ivar mixed: unlabelled mixed images that it reads for every training image; its rounds have
-        two passes over the labels, and are half as many.
-    :ivar data: the data set.
-    :ivar changes: values of the budget that differ from the table's, by name.
-    :ivar preset: of the strategy.
-    """
-
-    train: Callable[[Job, float], nn.Module]
-    strengths: tuple[float, ...] = (0.0,)
-    reads_features: bool = False
-    tuned_as: str | None = None
-    scales: tuple[str, ...] = SCALES
-    mixed: int = 0
-    data: str = "CIFAR-10"
-    changes: tuple[tuple[str, Any], ...] = ()
-    preset: str | None = None
+#: What says that a data set is not on disk, or that weights cannot be downloaded.
+NOT_THERE = (FileNotFoundError, URLError, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A row of a table at a scale, where its data are, and where it is computed."""
+    """A row of a table at a scale on a data set, and where it is computed."""
 
     table: str
     scale: str
     root: str
     row: str
+    data: str
     where: Where = HERE
 
     @property
-    def module(self) -> Any:
-        """The table's."""
-        return import_module(f"benchmarks.tables.{self.table}")
-
-    @property
-    def the_row(self) -> Row:
-        """The row itself."""
-        found: Row = self.module.ROWS[self.row]
+    def the_table(self) -> Table:
+        """Return the table itself."""
+        found: Table = import_module(f"benchmarks.tables.{self.table}").TABLE
         return found
 
     @property
-    def budget(self) -> Budget:
-        """What it may spend."""
+    def the_row(self) -> Row:
+        """Return the row itself."""
+        return self.the_table.rows[self.row]
+
+    @property
+    def title(self) -> str:
+        """Return the name of its results."""
+        return self.the_table.title(self.the_row, self.data)
+
+    @property
+    def budget(self) -> Any:
+        """Return what it may spend."""
+        return self.the_table.budget(self)
+
+    def settings(self, strength: float | None = None) -> dict[str, Any]:
+        """Return what its result depends on; the strength, if one is given and the row has any."""
         row = self.the_row
-        found: Budget = replace(self.module.BUDGETS[self.scale], **dict(row.changes))
+        found = {k: v for k, v in asdict(self.budget).items() if k not in row.unread}
+        if row.preset is not None:
+            found["preset"] = parse_preset(row.preset).describe()
+        if row.strengths and strength is not None:
+            found["strength"] = strength
+        return found | self.the_table.more_settings(self)
+
+
+class Table(ABC):
+    """Rows, and how their runs are made and measured.
+
+    :param name: of the module and of the results' folder.
+    :param budgets: by scale.
+    :param columns: by scale the data sets that every row is run on; without, a row brings its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: dict[str, Row],
+        budgets: Mapping[str, Any],
+        columns: Mapping[str, tuple[str, ...]] | None = None,
+    ):
+        self.name, self.rows, self.budgets, self.columns = name, rows, budgets, columns
+
+    @abstractmethod
+    def job(self, place: Place, seed: int, strength: float) -> Job:
+        """Make what a row's method takes."""
+
+    @abstractmethod
+    def score(self, place: Place, job: Job, network: Any) -> float:
+        """Compute what a strength is chosen by, more is better; no test image is read."""
+
+    @abstractmethod
+    def figures(self, place: Place, job: Job, network: Any) -> dict[str, Any]:
+        """Read the test set once."""
+
+    @abstractmethod
+    def ask(self, place: Place) -> None:
+        """See whether its data and weights are there, and lay ready what its runs share.
+
+        :raises OSError: when something is missing.
+        """
+
+    @abstractmethod
+    def more_settings(self, place: Place) -> dict[str, Any]:
+        """Return what a result depends on besides the budget and the preset."""
+
+    @abstractmethod
+    def render(self, scale: str) -> str:
+        """Write the table in Markdown, from the result files alone."""
+
+    def summary(self, figures: dict[str, Any]) -> str:
+        """Write what is printed of a run that has ended."""
+        return f"{figures['accuracy']:.2f} %"
+
+    def budget(self, place: Place) -> Any:
+        """Return what a row may spend."""
+        row = place.the_row
+        found = replace(self.budgets[place.scale], **dict(row.changes))
         return in_half_the_rounds(found) if row.mixed else found
 
-    def data(self) -> Data:
-        """Read its data."""
-        row = self.the_row
-        return read_data(self.root, self.budget, row.mixed, row.data)
+    def title(self, row: Row, data: str) -> str:
+        """Return the name of a row's results on a data set."""
+        return f"{data} {row.title}" if self.columns else row.title
 
-    def settings(self) -> dict[str, Any]:
-        """Give what its result depends on, but for the strength."""
-        row = self.the_row
-        return (
-            asdict(self.budget)
-            | ({"mixed": row.mixed} if row.mixed else {})
-            | ({"data": row.data} if row.data != "CIFAR-10" else {})
-            | ({"preset": parse_preset(row.preset).describe()} if row.preset else {})
-        )
+    def find(self, name: str) -> Row:
+        """Return the row of an id or a title.
 
+        :raises ValueError: when there is none.
+        """
+        for row in self.rows.values():
+            if name in (row.id, row.title):
+                return row
+        known = ", ".join(f"{row.id} ({row.title})" for row in self.rows.values())
+        raise ValueError(f"{self.name} has no row {name!r}; it has {known}.")
 
-@lru_cache(maxsize=4)
-def held_features(place: Place, part: str) -> Tensor:
-    """Give a row's features of S for a part of the data."""
-    return features_of(place.data(), part, encoder_of(place), place.where)
+    def results(self, scale: str) -> dict[str, dict[int, dict[str, Any]]]:
+        """Return all results: by title, by seed."""
+        return results(self.name, scale)
 
-
-@lru_cache(maxsize=4)
-def encoder_of(place: Place) -> Encoder:
-    """Give a row's S."""
-    found: Encoder = place.module.source_of(place.row, place.budget, place.root, place.where)
-    return found
-
-
-def job_of(place: Place, seed: int) -> Job:
-    """Give what a row's method reads."""
-    data = place.data()
-    features, encoder = held_features(place, "train"), encoder_of(place)
-    return Job(
-        data.train, features, place.budget, seed, data.pixels, data.classes, encoder, place.where
-    )
+    def places(
+        self, scale: str, root: str, names: list[str] | None = None, where: Where = HERE
+    ) -> list[Place]:
+        """Return where rows are run at a scale, data set by data set; all rows by default."""
+        chosen = [self.find(name) for name in names] if names else list(self.rows.values())
+        return [
+            Place(self.name, scale, root, row.id, data or row.data, where)
+            for data in (self.columns[scale] if self.columns else (None,))
+            for row in chosen
+            if scale in row.scales
+        ]
 
 
-def _fit(place: Place, seed: int, strength: float, part: str) -> dict[str, Any]:
-    """Train, and read one of the held-out sets."""
-    network = place.the_row.train(job_of(place, seed), strength)
-    data = place.data()
-    held_out = held_features(place, part) if place.the_row.reads_features else None
-    return {
-        "accuracy": accuracy(network, data.part(part), held_out),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "data": data.kind,
-        "source": encoder_of(place).fingerprint(),
-    }
+# ------------------------------------------------------------------ runs
 
 
 def tune(place: Place) -> str:
-    """Choose a row's strength by accuracy on the validation images."""
-    strengths = place.the_row.strengths
+    """Choose a row's strength, with a seed of its own."""
+    table, row = place.the_table, place.the_row
 
-    def job() -> dict[str, Any]:
-        scores = {
-            strength: _fit(place, TUNING_SEED, strength, "validation")["accuracy"]
-            for strength in strengths
-        }
-        best = max(scores, key=lambda strength: scores[strength])
-        return {"chosen": best, "scores": {str(k): v for k, v in scores.items()}}
+    def scores() -> dict[str, Any]:
+        found = {}
+        for strength in row.strengths:
+            job = table.job(place, TUNING_SEED, strength)
+            score = table.score(place, job, row.method(job))
+            found[strength] = score if math.isfinite(score) else -math.inf
+        best = max(found, key=lambda strength: found[strength])
+        return {"chosen": best, "scores": {str(k): v for k, v in found.items()}}
 
-    settings = place.settings() | {"strengths": strengths}
-    name = f"{place.row} (tuning)"
-    found = run_once(place.table, place.scale, name, TUNING_SEED, settings, job, place.where)
-    return f"{place.row}: strength {found['figures']['chosen']}, of {found['figures']['scores']}"
+    settings = place.settings() | {"strengths": row.strengths}
+    figures = run_once(tuning_of(place), settings, scores, place.where)["figures"]
+    return f"{place.title}: strength {figures['chosen']}, of {figures['scores']}"
+
+
+def tuning_of(place: Place) -> Run:
+    """Return the run that chooses a row's strength."""
+    return Run(place.table, place.scale, f"{place.title} (tuning)", TUNING_SEED)
+
+
+def tuned_as(place: Place) -> Place:
+    """Return the place whose strength this one takes."""
+    return replace(place, row=place.the_row.tuned_as or place.row)
+
+
+def strength_of(place: Place) -> float:
+    """Return a row's strength, which was chosen before if there is a choice."""
+    row = place.the_row
+    if len(row.strengths) < 2:
+        return row.strengths[0] if row.strengths else 0.0
+    chosen: float = read(tuning_of(tuned_as(place)).path)["figures"]["chosen"]
+    return chosen
 
 
 def one(place: Place, seed: int) -> str:
-    """Train a row with a seed, its strength chosen before; read the test set once."""
-    row = place.the_row
-    strength = row.strengths[0]
-    if len(row.strengths) > 1:
-        tuned = results(place.table, place.scale)[f"{row.tuned_as or place.row} (tuning)"]
-        strength = tuned[TUNING_SEED]["figures"]["chosen"]
-    settings = place.settings() | {"strength": strength}
-    figures = run_once(
-        place.table,
-        place.scale,
-        place.row,
-        seed,
-        settings,
-        lambda: _fit(place, seed, strength, "test"),
-        place.where,
-    )["figures"]
-    return f"{place.row}, seed {seed}: {figures['accuracy']:.2f} %"
+    """Train a row with a seed, its strength chosen before, and measure it."""
+    table, strength = place.the_table, strength_of(place)
+
+    def job() -> dict[str, Any]:
+        own = table.job(place, seed, strength)
+        return table.figures(place, own, place.the_row.method(own))
+
+    run = Run(place.table, place.scale, place.title, seed)
+    figures = run_once(run, place.settings(strength), job, place.where)["figures"]
+    return f"{place.title}, seed {seed}: {table.summary(figures)}"
 
 
 def run(
-    table: str,
+    table: Table,
     scale: str,
     root: str,
     seeds: int,
@@ -185,21 +220,41 @@ def run(
 ) -> None:
     """Run what is missing, seed by seed; all rows by default.
 
-    A row whose data or whose source's weights are not to be had stays as it is, "not run".
+    What has no data or no weights of its source stays as it is, "not run".
 
-    :raises OSError: when such a row was asked for by name, or there is no other.
+    :raises OSError: when nothing else is left, or a row was asked for by name whose own data set
+        or source is not there.
     """
-    module = import_module(f"benchmarks.tables.{table}")
-    where = Where.of(scale, device)
-    chosen = [row for row in rows or module.ROWS if scale in module.ROWS[row].scales]
-
-    def ask(row: str) -> None:  # and features are in the store before several processes need them
-        held_features(Place(table, scale, root, row, where), "train")
-
-    there = those_there(chosen, ask, required=bool(rows))
-    places = [Place(table, scale, root, row, where) for row in there]
-    tuned = dict.fromkeys(
-        place.the_row.tuned_as or place.row for place in places if len(place.the_row.strengths) > 1
-    )
-    run_all(tune, [(Place(table, scale, root, row, where),) for row in tuned], processes)
+    places = table.places(scale, root, rows, Where.of(scale, device))
+    by_need: dict[str, list[Place]] = {}
+    for place in places:
+        by_need.setdefault(place.data if table.columns else place.title, []).append(place)
+    required = bool(rows) and not table.columns
+    there = those_there(list(by_need), lambda need: table.ask(by_need[need][0]), required)
+    places = [place for need in there for place in by_need[need]]
+    tuned = dict.fromkeys(tuned_as(place) for place in places if len(place.the_row.strengths) > 1)
+    run_all(tune, [(place,) for place in tuned], processes)
     run_all(one, [(place, seed) for seed in range(seeds) for place in places], processes)
+
+
+def those_there(names: list[str], ask: Callable[[str], Any], required: bool = False) -> list[str]:
+    """Return the names whose data and weights can be had; say of the others that they are not run.
+
+    :param ask: raises when something is missing.
+    :param required: whether every one of them has to be there.
+    :raises OSError: what ``ask`` raised, when one is required, or there is none.
+    """
+    found, missing = [], None
+    for name in names:
+        try:
+            ask(name)
+        except NOT_THERE as problem:
+            if required:
+                raise
+            print(f"{name}: not run. {problem}")
+            missing = problem
+        else:
+            found.append(name)
+    if missing is not None and not found:
+        raise missing
+    return found

@@ -8,64 +8,47 @@ views. Below, stage 2's goal is that of T1 as stage 1 left it.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, bound_metrics
-from benchmarks.tables import board, runs, table2, table5
-from benchmarks.tables.jobs import run_all
-from benchmarks.tables.transfer import coupled
-from benchmarks.tables.where import Where
+from avalanche_cetl.plugins import History
+from benchmarks import records
+from benchmarks.methods.cetl import coupled
+from benchmarks.methods.job import AdaptationJob, Job, TransferJob
+from benchmarks.tables import table2, table5
+from benchmarks.tables.board import Place, Table
+from benchmarks.tables.rows import Row, by_id
 
-TABLE = "fig2"
-LOSSES, BOUND, FIXED = "CIFAR-10-s, losses", "MN-US, bound", ", fixed goal"
-ROWS = (LOSSES, BOUND, LOSSES + FIXED, BOUND + FIXED)
 TRACED = ("L_c", "DWA1", "DWA2", "DWA3")
 
 
-class Trace(SupervisedPlugin):
-    """Keeps what every round reports."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounds: list[dict[str, float]] = []
-
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Take a round's means."""
-        self.rounds.append(dict(strategy.round_losses))
-
-
-def losses(scale: str, root: str, seed: int, where: Where, fixed_goal: bool) -> dict[str, Any]:
-    """L_c and the penalties by round."""
-    trace = Trace()
-    job = board.job_of(board.Place(table2.TABLE, scale, root, "CETL gfi", where), seed)
+def losses(job: TransferJob, fixed_goal: bool) -> dict[str, Any]:
+    """Train, and return L_c and the penalties by round."""
+    trace = History()
     coupled(job, plugins=[trace], variant="gfi", fixed_goal=fixed_goal)
     return {"rounds": trace.rounds}
 
 
-def bound(scale: str, root: str, seed: int, where: Where, fixed_goal: bool) -> dict[str, Any]:
-    """Both sides of eq. 14 on the target's test images, by round."""
-    job = table5.job_of("MN-US", scale, root, seed, where)
+def bound(job: AdaptationJob, fixed_goal: bool) -> dict[str, Any]:
+    """Train, and return both sides of eq. 14 on the target's test images, by round."""
     budget, source = job.budget, job.source
-    x, y = job.pair.source_test
-    with torch.no_grad():
-        parts = [part.to(where.device) for part in x.split(500)]
-        found = torch.cat([source.cheapest_logits(part).argmax(1).cpu() for part in parts])
-    error = float((found != y.cpu()).float().mean())
+    error = _error_of(job)
     model = CoupledModel.build(source, job.network(), job.shape)
     metrics = bound_metrics(source_error=error, error=True)
     strategy = CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), budget.learning_rate),
-        gfi=GFISettings(samples=budget.gfi_samples, seed=seed),
+        gfi=GFISettings(samples=budget.gfi_samples, seed=job.seed),
         augment=job.augment,
         fixed_goal=fixed_goal,
-        **where.switches(),
+        **job.where.switches(),
         warmup_epochs=budget.warmup_epochs,
         train_mb_size=budget.batch,
         eval_mb_size=500,
@@ -80,62 +63,21 @@ def bound(scale: str, root: str, seed: int, where: Where, fixed_goal: bool) -> d
     return {"rounds": rounds, "source_error": error}
 
 
-def one(row: str, scale: str, root: str, seed: int, where: Where) -> str:
-    """Run one of them."""
-    fixed = row.endswith(FIXED)
-    is_bound = row.startswith(BOUND)
-    work = bound if is_bound else losses
-    settings = asdict((table5 if is_bound else table2).BUDGETS[scale])
-    if fixed:
-        settings["fixed_goal"] = True
-    runs.run_once(
-        TABLE, scale, row, seed, settings, lambda: work(scale, root, seed, where, fixed), where
-    )
-    return f"{row}, seed {seed}"
+@torch.no_grad()
+def _error_of(job: AdaptationJob) -> float:
+    """Compute the error of S on the source's test images."""
+    assert job.pair.source_test is not None
+    x, y = job.pair.source_test
+    parts = [job.source.cheapest_logits(part.to(job.where.device)) for part in x.split(500)]
+    found = torch.cat([part.argmax(1).cpu() for part in parts])
+    return float((found != y.cpu()).float().mean())
 
 
-def run(
-    scale: str,
-    root: str,
-    seeds: int,
-    rows: list[str] | None = None,
-    processes: int = 1,
-    device: str = "cpu",
-) -> None:
-    """Run what is missing."""
-    where = Where.of(scale, device)
-    tasks = [(row, scale, root, seed, where) for row in rows or ROWS for seed in range(seeds)]
-    run_all(one, tasks, processes)
+# ------------------------------------------------------------------ the figure
 
 
-def render(scale: str) -> str:
-    """Draw the figure from the result files alone; say in words what it shows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    found = runs.results(TABLE, scale)
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.2))
-    said = []
-    for row, axis in zip(ROWS, axes.flat, strict=True):
-        draw = _draw_bound if row.startswith(BOUND) else _draw_losses
-        words = draw(axis, found.get(row, {}))
-        said += [f"{row}: {'; '.join(words)}."] if words else []
-        axis.set(title=row, xlabel="round")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
-    figure.tight_layout()
-    path = picture(scale)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return "\n\n".join(said) if said else "not run"
-
-
-def _draw_losses(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
-    """L_c and the penalties over their maxima; a line a seed. Say what they show."""
+def draw_losses(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
+    """Draw L_c and the penalties over their maxima, a line a seed; say what they show."""
     said = []
     for number, name in enumerate(TRACED):
         lines = _lines(found, name)
@@ -154,8 +96,8 @@ def _draw_losses(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
     return said
 
 
-def _draw_bound(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
-    """Both sides of eq. 14, a line a seed. Say what they show."""
+def draw_bound(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
+    """Draw both sides of eq. 14, a line a seed; say what they show."""
     said = []
     for number, (name, title) in enumerate(
         (("TargetError", "LHS: target error"), ("Bound", "RHS"))
@@ -165,18 +107,15 @@ def _draw_bound(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
             axis.plot(range(1, len(line) + 1), line, color=f"C{number + 4}")
         if lines:
             axis.plot([], [], color=f"C{number + 4}", label=title)
-            said.append(f"{title} ends at {runs.mean([line[-1] for line in lines], 3)}")
+            said.append(
+                f"{title} ends at {records.mean_and_error([line[-1] for line in lines], 3)}"
+            )
     axis.set(yscale="log")
     return said
 
 
-def picture(scale: str) -> Path:
-    """Where the figure is kept."""
-    return runs.FOLDER / TABLE / f"fig2-{scale}.png"
-
-
 def _lines(found: dict[int, dict[str, Any]], name: str) -> list[list[float]]:
-    """A value by round, one list a seed; a penalty that is not there yet is 0."""
+    """Return a value by round, one list a seed; a penalty that is not there yet is 0."""
     return [
         [one.get(name, 0.0) for one in document["figures"]["rounds"]]
         for _, document in sorted(found.items())
@@ -185,3 +124,110 @@ def _lines(found: dict[int, dict[str, Any]], name: str) -> list[list[float]]:
 
 def _peaks(lines: list[list[float]]) -> str:
     return ", ".join(str(1 + max(range(len(v)), key=v.__getitem__)) for v in lines)
+
+
+#: Draws the runs of a panel by seed, and returns in words what they show.
+Draw = Callable[[Any, dict[int, dict[str, Any]]], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel(Row):
+    """A panel of the figure; its method returns what is drawn in place of a network.
+
+    :ivar of: the table whose data, budget and S it has, those of its row CETL gfi.
+    """
+
+    of: Table
+    fixed_goal: bool
+    draw: Draw
+
+
+def _panels(id: str, title: str, trace: Any, **settings: Any) -> tuple[Panel, Panel]:
+    """Return the panel with the goal that moves, as printed, and the one where it is fixed."""
+    moves, fixed = (partial(trace, fixed_goal=fixed) for fixed in (False, True))
+    return (
+        Panel(id, title, moves, (), fixed_goal=False, **settings),
+        Panel(f"{id}_fixed", f"{title}, fixed goal", fixed, (), fixed_goal=True, **settings),
+    )
+
+
+LOSSES, LOSSES_FIXED = _panels(
+    "losses", "CIFAR-10-s, losses", losses, of=table2.TABLE, data="CIFAR-10", draw=draw_losses
+)
+BOUND, BOUND_FIXED = _panels(
+    "bound", "MN-US, bound", bound, of=table5.TABLE, data="MN-US", draw=draw_bound
+)
+ROWS = by_id(LOSSES, BOUND, LOSSES_FIXED, BOUND_FIXED)
+
+
+class Fig2(Table):
+    """The figure, as a table whose rows are its panels."""
+
+    def job(self, place: Place, seed: int, strength: float) -> Job:
+        """Make what CETL gfi takes in the panel's table."""
+        return _panel(place).of.job(_there(place), seed, strength)
+
+    def score(self, place: Place, job: Job, network: Any) -> float:
+        """Refuse: a panel has no strength to choose."""
+        raise NotImplementedError("a panel has no strength to choose")
+
+    def figures(self, place: Place, job: Job, network: Any) -> dict[str, Any]:
+        """Return what the panel's method has traced."""
+        return dict(network)
+
+    def ask(self, place: Place) -> None:
+        """See whether the data are there."""
+        _panel(place).of.ask(_there(place))
+
+    def budget(self, place: Place) -> Any:
+        """Return the budget of the panel's table."""
+        return _panel(place).of.budgets[place.scale]
+
+    def more_settings(self, place: Place) -> dict[str, Any]:
+        """Return whether the goal is fixed."""
+        return {"fixed_goal": True} if _panel(place).fixed_goal else {}
+
+    def summary(self, figures: dict[str, Any]) -> str:
+        """Write what is printed of a run that has ended."""
+        return f"{len(figures['rounds'])} rounds"
+
+    def render(self, scale: str) -> str:
+        """Draw the figure from the result files alone; say in words what it shows."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        found = self.results(scale)
+        figure, axes = plt.subplots(2, 2, figsize=(10, 7.2))
+        said = []
+        for row, axis in zip(self.rows.values(), axes.flat, strict=True):
+            words = row.draw(axis, found.get(row.title, {}))
+            said += [f"{row.title}: {'; '.join(words)}."] if words else []
+            axis.set(title=row.title, xlabel="round")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend()
+        figure.tight_layout()
+        path = picture(scale)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=100)
+        plt.close(figure)
+        return "\n\n".join(said) if said else "not run"
+
+
+def picture(scale: str) -> Path:
+    """Return where the figure is kept."""
+    return records.TABLES / TABLE.name / f"fig2-{scale}.png"
+
+
+def _panel(place: Place) -> Any:
+    return place.the_row
+
+
+def _there(place: Place) -> Place:
+    """Return the place of CETL gfi in the panel's table."""
+    return replace(place, table=_panel(place).of.name, row="cetl_gfi")
+
+
+TABLE = Fig2("fig2", ROWS, {})

@@ -7,36 +7,32 @@ two passes over the labelled images, so that all rounds have as many as Table 2'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 
-from torch import nn
-
-from avalanche_cetl import DecoderHints
-from avalanche_cetl.encoders import Encoder
-from benchmarks.tables import board, table2
-from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, cell, paired, results
-from benchmarks.tables.table2 import SOFT, WEIGHTS, softened
-from benchmarks.tables.transfer import Budget, Job, coupled
-from benchmarks.tables.where import Where
-
-TABLE = "table2u"
+from benchmarks import markdown
+from benchmarks.methods import cetl, distillation
+from benchmarks.methods.cetl import PENALTIES
+from benchmarks.methods.distillation import of_probe
+from benchmarks.methods.job import TransferBudget
+from benchmarks.records import accuracies, cell, paired, shown_mean
+from benchmarks.tables import table2
+from benchmarks.tables.photographs import Photographs
+from benchmarks.tables.rows import Row, by_id
+from benchmarks.tables.table2 import SOFT, WEIGHTS
 
 
-@dataclass(frozen=True)
-class WithUnlabelled(Budget):
+@dataclass(frozen=True, kw_only=True)
+class WithUnlabelled(TransferBudget):
     """The budget of Table 2, with half the rounds, and more images.
 
     :ivar unlabelled_per_class: drawn by class, from training images that neither the labelled nor
         the validation images have; their labels are not kept.
     """
 
-    unlabelled_per_class: int = 0
+    unlabelled_per_class: int
 
     def unlabelled(self) -> int:
-        """Give the number of unlabelled images of a class."""
+        """Return the number of unlabelled images of a class."""
         return self.unlabelled_per_class
 
 
@@ -50,65 +46,50 @@ BUDGETS = {
     "cpu": _budget("cpu", 10, 2, 400),
     "full": _budget("full", 50, 10, 3000),
 }
-
-
-def cetl(variant: str, soft: bool = True) -> Callable[[Job, float], nn.Module]:
-    """CETL with a fixed goal and T1's hidden layers, in stage 2 on all images.
-
-    :param soft: and with soft targets there; the strength is theirs, else DWA's lambda.
-    """
-
-    def train(job: Job, strength: float) -> nn.Module:
-        plugins = [DecoderHints(1.0), *([softened(job, strength, "target")] if soft else [])]
-        return coupled(
-            job,
-            plugins=plugins,
-            variant=variant,
-            dwa_lambda=table2.PENALTIES[1] if soft else strength,
-            fixed_goal=True,
-            stage_epochs=(1, 1, 2),
+ROWS = by_id(
+    Row("features", "feature distillation", distillation.feature_distillation_on_all, WEIGHTS),
+    Row("soft_targets", "soft targets", distillation.soft_targets_on_all(of_probe), SOFT),
+    Row("hints", "CETL gfi, hints", cetl.hints_on_unlabelled("gfi"), PENALTIES[1:2]),
+    *(
+        Row(
+            f"hints_soft_{variant}",
+            f"CETL {variant}, hints, soft targets",
+            cetl.hints_on_unlabelled(variant, of_probe),
+            SOFT,
+            tuned_as="hints_soft_gfi",
         )
-
-    return train
-
-
-BEST = "CETL gfi, hints, soft targets"
-ROWS = {
-    "feature distillation": Row(table2.feature_distillation_on_all, WEIGHTS),
-    "soft targets": Row(table2.soft_targets_on_all, SOFT),
-    "CETL gfi, hints": Row(cetl("gfi", soft=False), table2.PENALTIES[1:2]),
-    "CETL e, hints, soft targets": Row(cetl("e"), SOFT, tuned_as=BEST),
-    "CETL fi, hints, soft targets": Row(cetl("fi"), SOFT, tuned_as=BEST),
-    BEST: Row(cetl("gfi"), SOFT),
-}
+        for variant in ("e", "fi", "gfi")
+    ),
+)
 
 
-def source_of(row: str, budget: Budget, root: str, where: Where) -> Encoder:
-    """S, as in Table 2."""
-    return table2.source_of(row, budget, root, where)
+class Table2U(Photographs):
+    """Accuracy, and what each row gains over Table 2's baseline and over soft targets."""
+
+    def render(self, scale: str) -> str:
+        """Write the table in Markdown, from the result files alone."""
+        found = self.results(scale)
+        alone = table2.TABLE.results(scale).get(table2.ROWS["baseline"].title, {})
+        soft = found.get(ROWS["soft_targets"].title, {})
+        lines, means = [], []
+        for row in self.rows.values():
+            runs = found.get(row.title, {})
+            means.append(shown_mean(accuracies(runs), 2))
+            over_soft = paired(runs, soft) if row.id != "soft_targets" else []
+            lines.append(
+                [
+                    row.title,
+                    cell(accuracies(runs), 2, empty="not run"),
+                    cell(paired(runs, alone), 2, sign=True),
+                    cell(over_soft, 2, sign=True),
+                    ", ".join(sorted({f"{r['settings']['strength']:g}" for r in runs.values()})),
+                ]
+            )
+        markdown.bold_column(lines, 1, means)
+        return markdown.table(
+            ["", "test accuracy %", "over Table 2's baseline, paired", "over soft targets",
+             "strength"], lines
+        )  # fmt: skip
 
 
-run = partial(board.run, TABLE)
-
-
-def render(scale: str) -> str:
-    """Give the table in Markdown, from the result files alone."""
-    found = results(TABLE, scale)
-    others = [results("table2", scale).get("baseline", {}), found.get("soft targets", {})]
-    lines = [
-        "| | test accuracy % | over Table 2's baseline, paired | over soft targets | strength |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in ROWS:
-        runs = found.get(row, {})
-        values = accuracies(runs)
-        gains = [paired(runs, other) if row != "soft targets" or i == 0 else []
-                 for i, other in enumerate(others)]  # fmt: skip
-        cells = [
-            row,
-            cell(values, 2, empty="not run"),
-            *(cell(gain, 2, sign=True) for gain in gains),
-            ", ".join(sorted({f"{run['settings']['strength']:g}" for run in runs.values()})),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+TABLE = Table2U("table2u", ROWS, BUDGETS, source=table2.TABLE.source)

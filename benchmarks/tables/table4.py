@@ -7,48 +7,40 @@ chooses on the other 500; of CIFAR-100, where it is on disk, 450 and 50.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
-from torch import Tensor, nn
+from benchmarks import markdown
+from benchmarks.methods import cetl, distillation, fsp, plain
+from benchmarks.methods.distillation import of_teacher
+from benchmarks.methods.sources import WithTeacher, teacher
+from benchmarks.records import accuracies, cell, shown_mean
+from benchmarks.tables import table2
+from benchmarks.tables.photographs import Photographs
+from benchmarks.tables.rows import Row, by_id
+from benchmarks.tables.table2 import MIXED, SOFT, WEIGHTS
 
-from avalanche_cetl import DecoderHints, FitNetsHints, ModuleEncoder, SoftTargets
-from avalanche_cetl.encoders import Encoder
-from benchmarks.rivals.fsp import FSP
-from benchmarks.tables import board, table2
-from benchmarks.tables.board import Row
-from benchmarks.tables.runs import accuracies, cell, results
-from benchmarks.tables.sources import teacher
-from benchmarks.tables.transfer import Budget, Job, coupled, naive
-from benchmarks.tables.where import Where
-
-TABLE = "table4"
-HUNDRED = "CIFAR-100, "
+HUNDRED = "CIFAR-100"
 PAPER = {  # Table 4 as printed; which of the middle three is which is inferred
     "teacher": 91.86,
     "student": 87.55,
-    "soft targets": 88.45,
-    "FitNets": 88.57,
-    "FSP": 88.70,
-    "CETL gfi": 89.11,
-    HUNDRED + "teacher": 65.23,
-    HUNDRED + "student": 60.71,
-    HUNDRED + "soft targets": 61.03,
-    HUNDRED + "FitNets": 61.28,
-    HUNDRED + "FSP": 63.33,
-    HUNDRED + "CETL gfi": 64.83,
+    "soft_targets": 88.45,
+    "fitnets": 88.57,
+    "fsp": 88.70,
+    "cetl_gfi": 89.11,
+    "cifar100_teacher": 65.23,
+    "cifar100_student": 60.71,
+    "cifar100_soft_targets": 61.03,
+    "cifar100_fitnets": 61.28,
+    "cifar100_fsp": 63.33,
+    "cifar100_cetl_gfi": 64.83,
 }
-
-
-@dataclass(frozen=True)
-class WithTeacher(Budget):
-    """The budget of Table 2, and the teacher's.
-
-    :ivar teacher_epochs: a deep network needs more than the student to be better than it.
-    """
-
-    teacher_epochs: int = 1
+#: By data set the ids of the teacher and the student alone, between which the others are.
+ENDS = {
+    "CIFAR-10": ("teacher", "student"),
+    HUNDRED: ("cifar100_teacher", "cifar100_student"),
+}
 
 
 def _budget(scale: str, teacher_epochs: int, **changes: int) -> WithTeacher:
@@ -60,198 +52,98 @@ BUDGETS = {
     "cpu": _budget("cpu", 100),
     "full": _budget("full", 100, per_class=4500, validation_per_class=500),
 }
-
-
-class Live(nn.Module):
-    """The teacher on standardised images."""
-
-    def __init__(self, job: Job):
-        super().__init__()
-        self.network = _network(job).to(job.where.device)
-        self.pixels = job.pixels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
-        return self.network(self.pixels.restore(x))
-
-
-def _network(job: Job) -> nn.Module:
-    assert isinstance(job.encoder, ModuleEncoder)
-    return job.encoder.module
-
-
-class _Classifier(nn.Module):
-    """The teacher's logits from its stored features."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Give logits."""
-        return self.encoder.classify(features)
-
-
-def the_teacher(job: Job, _strength: float) -> nn.Module:
-    """ResNet-26 itself."""
-    return Live(job)
-
-
-def student(job: Job, _strength: float) -> nn.Module:
-    """CI-CNN on the labels alone."""
-    return naive(job, job.network())
-
-
-def _softened(job: Job, weight: float, rows: str = "labelled") -> SoftTargets:
-    assert job.encoder is not None
-    return SoftTargets(4.0, weight, rows=rows, source=job.source, head=_Classifier(job.encoder))
-
-
-def soft_targets(job: Job, strength: float) -> nn.Module:
-    """Hinton, Vinyals and Dean 2015, at temperature 4; the teacher reads the clean images."""
-    return naive(job, job.network(), plugins=[_softened(job, strength)])
-
-
-def fitnets(job: Job, strength: float) -> nn.Module:
-    """Romero et al. 2015: the student's last maps towards those of the teacher's last stage."""
-    live = ModuleEncoder(Live(job), input_shape=job.shape)
-    hints = FitNetsHints(
-        "features.11", "network.blocks", weight=strength, rows="labelled", source=live
-    )
-    return naive(job, job.network(), plugins=[hints])
-
-
-def fsp(job: Job, strength: float) -> nn.Module:
-    """Yim et al. 2017, with the maps at 32, 16 and 8 pixels."""
-    network = job.where.place(job.network())
-    live = Live(job).eval().requires_grad_(False)
-    plugin = FSP(
-        network,
-        live,
-        ("features.1", "features.4", "features.10"),
-        ("network.blocks.3", "network.blocks.7", "network.blocks.11"),
-        strength,
-        job.train[0][:2],
-        job.budget.learning_rate,
-    )
-    return naive(job, network, plugins=[plugin])
-
-
-def cetl(variant: str) -> Callable[[Job, float], nn.Module]:
-    """CETL as printed."""
-    return lambda job, _strength: coupled(job, variant=variant)
-
-
-def hints(job: Job, strength: float) -> nn.Module:
-    """The same with a fixed goal, T1's hidden layers, and a slower stage 2, as in Table 2."""
-    return coupled(
-        job,
-        plugins=[DecoderHints(1.0), _softened(job, strength)],
-        variant="gfi",
-        dwa_lambda=table2.PENALTIES[1],
-        fixed_goal=True,
-        lr_factors=(1.0, 0.1),
-    )
-
-
-def soft_targets_on_mixed(job: Job, strength: float) -> nn.Module:
-    """Soft targets on the mixed images too, beside the labels, in one step."""
-    return table2.on_all(job, _softened(job, strength, "target"))
-
-
-def best(variant: str) -> Callable[[Job, float], nn.Module]:
-    """``preset="best"`` with mixed images; soft targets are the teacher's own, in stage 2."""
-
-    def train(job: Job, strength: float) -> nn.Module:
-        return table2.on_mixed(job, variant, [_softened(job, strength, "target")])
-
-    return train
-
-
-STRENGTHS = (0.3, 1.0, 3.0)
-BEST = "CETL gfi, preset best, mixed images"
-OF_CIFAR10 = {
-    "teacher": Row(the_teacher),
-    "student": Row(student),
-    "soft targets": Row(soft_targets, STRENGTHS),
-    "FitNets": Row(fitnets, STRENGTHS),
-    "FSP": Row(fsp, STRENGTHS),
-    "soft targets, mixed images": Row(soft_targets_on_mixed, (1.0, 3.0, 10.0), mixed=table2.MIXED),
-    "CETL e": Row(cetl("e")),
-    "CETL fi": Row(cetl("fi")),
-    "CETL gfi": Row(cetl("gfi")),
-    "CETL gfi, hints, soft targets": Row(hints, STRENGTHS),
-    "CETL e, preset best, mixed images": Row(
-        best("e"), (3.0, 10.0, 30.0), tuned_as=BEST, mixed=table2.MIXED, preset="best"
+OF_CIFAR10 = (
+    Row("teacher", "teacher", distillation.the_teacher),
+    Row("student", "student", plain.labels_alone),
+    Row("soft_targets", "soft targets", distillation.soft_targets(of_teacher), WEIGHTS),
+    Row("fitnets", "FitNets", distillation.fitnets, WEIGHTS),
+    Row("fsp", "FSP", fsp.train, WEIGHTS),
+    Row(
+        "soft_targets_mixed",
+        "soft targets, mixed images",
+        distillation.soft_targets_on_all(of_teacher),
+        SOFT,
+        mixed=MIXED,
     ),
-    "CETL fi, preset best, mixed images": Row(
-        best("fi"), (3.0, 10.0, 30.0), tuned_as=BEST, mixed=table2.MIXED, preset="best"
+    Row("cetl_e", "CETL e", cetl.printed("e")),
+    Row("cetl_fi", "CETL fi", cetl.printed("fi")),
+    Row("cetl_gfi", "CETL gfi", cetl.printed("gfi")),
+    Row(
+        "hints_soft",
+        "CETL gfi, hints, soft targets",
+        cetl.hints_and_soft_targets(of_teacher),
+        WEIGHTS,
     ),
-    BEST: Row(best("gfi"), (3.0, 10.0, 30.0), mixed=table2.MIXED, preset="best"),
-}
+    *(
+        Row(
+            f"best_mixed_{variant}",
+            f"CETL {variant}, preset best, mixed images",
+            cetl.best_on_mixed(variant, of_teacher),
+            (3.0, 10.0, 30.0),
+            tuned_as="best_mixed_gfi",
+            mixed=MIXED,
+            preset="best",
+        )
+        for variant in ("e", "fi", "gfi")
+    ),
+)
 
 
-def _of_cifar100(row: Row) -> Row:
+def _on_cifar100(row: Row) -> Row:
+    """Return the same row on CIFAR-100, which has 500 images a class."""
     return replace(
         row,
+        id=f"cifar100_{row.id}",
+        title=f"{HUNDRED}, {row.title}",
+        tuned_as=None if row.tuned_as is None else f"cifar100_{row.tuned_as}",
+        data=HUNDRED,
         scales=("full",),
-        data="CIFAR-100",
         changes=(("per_class", 450), ("validation_per_class", 50)),
-        tuned_as=None if row.tuned_as is None else HUNDRED + row.tuned_as,
+        source=partial(teacher, data_set=HUNDRED),
     )
 
 
-ROWS = OF_CIFAR10 | {HUNDRED + name: _of_cifar100(row) for name, row in OF_CIFAR10.items()}
+ROWS = by_id(*OF_CIFAR10, *(_on_cifar100(row) for row in OF_CIFAR10))
 
 
-def source_of(row: str, budget: Budget, root: str, where: Where) -> Encoder:
-    """Give the teacher."""
-    assert isinstance(budget, WithTeacher)
-    return teacher(budget, root, budget.teacher_epochs, ROWS[row].data, where)
+class Table4(Photographs):
+    """Accuracy beside the paper's, and how far each row gets from student to teacher."""
+
+    def render(self, scale: str) -> str:
+        """Write the table in Markdown, from the result files alone."""
+        found = self.results(scale)
+        lines, means = [], []
+        for row in self.rows.values():
+            values = accuracies(found.get(row.title, {}))
+            means.append(shown_mean(values, 2))
+            paper, ends = PAPER.get(row.id), ENDS[row.data]
+            top, low = (PAPER[end] for end in ends)
+            between = row.id not in ends
+            lines.append(
+                [
+                    row.title,
+                    cell(values, 2, empty="not run"),
+                    cell(shares(found, row) if between else [], 0),
+                    f"{paper:.2f}" if paper else "",
+                    f"{100 * (paper - low) / (top - low):.0f}" if paper and between else "",
+                ]
+            )
+        markdown.bold_column(lines, 1, means, [row.data for row in self.rows.values()])
+        return markdown.table(
+            ["", "test accuracy %", "share of the gap closed %", "paper", "its share %"], lines
+        )
 
 
-run = partial(board.run, TABLE)
-
-
-def render(scale: str) -> str:
-    """Give the table in Markdown, from the result files alone."""
-    found = results(TABLE, scale)
-    lines = [
-        "| | test accuracy % | share of the gap closed % | paper | its share % |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in ROWS:
-        data, name = _split(row)
-        runs = found.get(row, {})
-        values = accuracies(runs)
-        shares = _shares(found, row)
-        paper = PAPER.get(row)
-        between = name not in ("teacher", "student")
-        low, top = PAPER[data + "student"], PAPER[data + "teacher"]
-        cells = [
-            row,
-            cell(values, 2, empty="not run"),
-            cell(shares if between else [], 0),
-            f"{paper:.2f}" if paper else "",
-            f"{100 * (paper - low) / (top - low):.0f}" if paper and between else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _split(row: str) -> tuple[str, str]:
-    """Data set and method of a row."""
-    return (HUNDRED, row.removeprefix(HUNDRED)) if row.startswith(HUNDRED) else ("", row)
-
-
-def _shares(found: dict, row: str) -> list[float]:
-    """By seed: how far from the student's to the teacher's accuracy, in per cent."""
-    data, _ = _split(row)
-    names = (data + "teacher", data + "student", row)
-    seeds = set.intersection(*(set(found.get(name, {})) for name in names))
-    shares = []
+def shares(found: dict[str, dict[int, dict[str, Any]]], row: Row) -> list[float]:
+    """Compute by seed how far a row gets from student to teacher in accuracy, in per cent."""
+    titles = [*(ROWS[end].title for end in ENDS[row.data]), row.title]
+    seeds = set.intersection(*(set(found.get(title, {})) for title in titles))
+    gaps = []
     for seed in sorted(seeds):
-        top, low, own = (found[name][seed]["figures"]["accuracy"] for name in names)
+        top, low, own = (found[title][seed]["figures"]["accuracy"] for title in titles)
         if top != low:
-            shares.append(100 * (own - low) / (top - low))
-    return shares
+            gaps.append(100 * (own - low) / (top - low))
+    return gaps
+
+
+TABLE = Table4("table4", ROWS, BUDGETS, source=teacher)

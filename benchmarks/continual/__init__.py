@@ -1,0 +1,1 @@
+"""GFIPlugin in continual learning, beside Avalanche's own plugins."""

@@ -1,0 +1,1 @@
+"""The methods of the tables, one file a family: each takes a job and returns a trained network."""

@@ -1,1 +1,0 @@
-"""Adaptation methods that no kept library has: one file each, one loss each."""
