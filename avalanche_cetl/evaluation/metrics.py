@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from avalanche_cetl.models import CoupledModel
     from avalanche_cetl.training import CETLStrategy
 
-LOSSES = ("L_rs", "L_rt", "L_c", "L_soft", "L_hint", "L_fitnet")
+#: Of the stages; plugins announce theirs.
+LOSSES = ("L_rs", "L_rt", "L_c")
 PENALTIES = ("DWA1", "DWA2", "DWA3")
 
 
