@@ -10,7 +10,7 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
         from torch.nn.parallel import DistributedDataParallel
         from torch.utils.data import TensorDataset
         from avalanche_cetl import GFIPlugin
-        from avalanche_cetl.plugins import gfi as plugins
+        from avalanche_cetl.common.processes import Processes
 
         torch.manual_seed(0)
         sets = []
@@ -48,8 +48,8 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
             return plugin, gated[-1]
 
         shared, held = run(True)
-        assert plugins._share(10)[1] is not None
-        plugins._share = lambda rows: (slice(None), None)
+        assert Processes.started().share_of_rows(10)[1] is not None
+        Processes.share_of_rows = lambda self, rows: (slice(None), None)
         alone, wanted = run(False)
         assert list(held) == list(wanted) == [0]
         pairs = ((shared.importances[1], alone.importances[1]), (held[0], wanted[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from avalanche_cetl import (
 )
 from benchmarks.faults.subject import make, model
 from benchmarks.faults.trials.outcome import refused, saved
+
+#: The version of the format, as it stands in the header of a checkpoint.
+VERSION = re.compile(rb'"version":"(\d+)"')
 
 
 def missing(folder: Path) -> str:
@@ -46,7 +50,7 @@ def one_bit(folder: Path) -> str:
 def another_version(folder: Path) -> str:
     """A file of a later release."""
     path = saved(folder)
-    path.write_bytes(path.read_bytes().replace(b'"version":"1"', b'"version":"9"'))
+    path.write_bytes(VERSION.sub(b'"version":"99"', path.read_bytes()))
     return refused(CheckpointError, lambda: load_checkpoint(make(), path), "version")
 
 
@@ -76,7 +80,9 @@ def a_pickle(folder: Path) -> str:
 def bombs(folder: Path) -> str:
     """Small files that claim to be huge, or to be nested without end."""
     path = folder / "x.safetensors"
-    about = {"format": "avalanche-cetl checkpoint", "version": "1", "sha256": "0" * 64}
+    (version,) = VERSION.findall(saved(folder).read_bytes())
+    about = {"format": "avalanche-cetl checkpoint", "version": version.decode()}
+    about["sha256"] = "0" * 64
     huge = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
     headers: list[bytes] = [
         json.dumps({"__metadata__": {**about, "state": "{}"}, "t": huge}).encode(),
