@@ -74,7 +74,7 @@ def source_network(benchmark: Any) -> ModuleEncoder:
 
 
 def strategy_of(model: CoupledModel, rate: float, weight: float, warmup: int) -> CETLStrategy:
-    """One setting of the grid; trains one round at a time."""
+    """Make the strategy of one setting; it trains one round at a time."""
     s: dict[str, Any] = SETTINGS
     metrics = [accuracy_metrics(stream=True), validator_metrics(), bound_metrics(error=True)]
     return CETLStrategy(
@@ -93,7 +93,7 @@ def strategy_of(model: CoupledModel, rate: float, weight: float, warmup: int) ->
 
 
 def rounds(benchmark: Any, warm: CoupledModel, rate: float, weight: float) -> list[dict[str, Any]]:
-    """Train one setting; give accuracy and scores after every round."""
+    """Train one setting; return accuracy and scores after every round."""
     model = copy.deepcopy(warm)
     torch.manual_seed(SETTINGS["seed"])
     strategy = strategy_of(model, rate, weight, 0)
@@ -122,7 +122,7 @@ def _accuracy(model: CoupledModel, rows: list[Any]) -> float:
 
 
 def _of(stream: str, found: dict[str, float]) -> dict[str, float]:
-    """Metrics of one stream by name; Avalanche also gives those of streams read before."""
+    """Return the metrics of one stream by name; Avalanche returns those read before too."""
     return {name.split("/")[0]: v for name, v in found.items() if name.split("/")[2] == stream}
 
 
@@ -165,7 +165,7 @@ def run(direction: str, root: str) -> None:
 
 
 def correlations(runs: list[dict[str, Any]], score: str) -> dict[str, float]:
-    """Spearman's rank correlation of a score with accuracy, and what choosing by it gives."""
+    """Compute Spearman's rank correlation of a score with accuracy, and what it chooses."""
     from scipy.stats import spearmanr
 
     def rank(rows: list[dict[str, float]]) -> float:

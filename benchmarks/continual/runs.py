@@ -60,7 +60,7 @@ def run_stream(stream: str, root: str | None, seeds: int) -> None:
 
 
 def run(stream: str, name: str, strength: float, seed: int, tasks: list[Task], part: int) -> Any:
-    """Train over the stream and give accuracies: ``part`` 1 reads validation images, 2 test."""
+    """Train over the stream and return accuracies: ``part`` 1 reads validation images, 2 test."""
     from avalanche.benchmarks import (
         benchmark_from_datasets,
         with_classes_timeline,
@@ -105,7 +105,7 @@ def run(stream: str, name: str, strength: float, seed: int, tasks: list[Task], p
 
 @torch.no_grad()
 def accuracy(model: nn.Module, stream: str, images: Set, task: int) -> float:
-    """Accuracy in percent."""
+    """Compute the accuracy in per cent."""
     model.eval()
     x, y = images
     labels = (torch.full((len(x),), task),) if stream == "split-task" else ()
@@ -114,7 +114,7 @@ def accuracy(model: nn.Module, stream: str, images: Set, task: int) -> float:
 
 
 def summary(matrix: list[list[float]], stream: str) -> dict[str, float]:
-    """Average accuracy, forgetting, and forward transfer where untrained tasks can be read."""
+    """Compute average accuracy, forgetting, and transfer where untrained tasks can be read."""
     after = matrix if stream == "split-task" else matrix[1:]
     last = after[-1]
     lost = [max(row[j] for row in after if len(row) > j) - last[j] for j in range(len(last) - 1)]

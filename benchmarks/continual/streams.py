@@ -18,7 +18,7 @@ Task = tuple[Set, Set, Set]
 
 
 def mnist(root: str | None) -> tuple[Set, Set]:
-    """MNIST's training and test images, or MNIST-5k's, split 4 to 1, without a data root."""
+    """Read MNIST's training and test images, or MNIST-5k's, split 4 to 1, without a data root."""
     if root is not None:
         from torchvision.datasets import MNIST
 
@@ -35,7 +35,7 @@ def mnist(root: str | None) -> tuple[Set, Set]:
 
 
 def tasks_of(stream: str, root: str | None, seed: int) -> list[Task]:
-    """The experiences of a stream."""
+    """Make the experiences of a stream."""
     if stream == "domains":
         return _domains(root, seed)
     train, test = mnist(root)
@@ -85,7 +85,7 @@ def _domains(root: str | None, seed: int) -> list[Task]:
 
 
 def _to16(x: Tensor) -> Tensor:
-    """MNIST without its margin, everything at 16x16."""
+    """Bring images to 16x16, MNIST's without their margin."""
     if x.shape[-1] == 28:
         x = x[:, :, 4:24, 4:24]
     return F.interpolate(x, 16, mode="bilinear", antialias=x.shape[-1] > 16, align_corners=False)

@@ -64,8 +64,7 @@ class Data:
 
     def part(self, name: str) -> Set:
         """Return a part: ``"train"``, ``"validation"`` or ``"test"``."""
-        found: Set = getattr(self, name)
-        return found
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
 @lru_cache(maxsize=2)

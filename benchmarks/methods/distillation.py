@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_cetl import FitNetsHints, ModuleEncoder, SoftTargets, linear_probe
-from avalanche_cetl.encoders import Encoder
+from avalanche_cetl import Encoder, FitNetsHints, ModuleEncoder, SoftTargets, linear_probe
 from benchmarks.methods.cetl import Softened, coupled
 from benchmarks.methods.job import Method, TransferJob
 from benchmarks.methods.plain import naive
@@ -77,7 +76,7 @@ def feature_distillation(job: TransferJob) -> nn.Module:
 
 
 def fitnets(job: TransferJob) -> nn.Module:
-    """Romero et al. 2015: the student's last maps towards those of the teacher's last stage."""
+    """Train the last maps towards the teacher's last stage's (Romero et al. 2015)."""
     live = ModuleEncoder(Live(job), input_shape=job.shape)
     hints = FitNetsHints(
         "features.11", "network.blocks", weight=job.strength, rows="labelled", source=live

@@ -59,5 +59,5 @@ class FineTunedVGG(nn.Module):
 
 
 def fine_tuned_vgg(job: TransferJob) -> nn.Module:
-    """FT-VGG: the whole network trained on, with a new last layer."""
+    """Train FT-VGG: the whole network, with a new last layer."""
     return naive(job, FineTunedVGG(job))

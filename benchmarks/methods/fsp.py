@@ -39,7 +39,7 @@ class FSP(SupervisedPlugin):
     """Adds the loss to a strategy's.
 
     :param teacher: a frozen network that reads what the student reads.
-    :param teacher_layers: names of layers that give maps.
+    :param teacher_layers: names of layers whose outputs are maps.
     :param student_layers: as many of the student's.
     :param example: a mini-batch, to find the channels.
     """

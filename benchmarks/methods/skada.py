@@ -43,7 +43,7 @@ class _Aligned(nn.Module):
 
 
 def subspace_alignment(job: AdaptationJob) -> nn.Module:
-    """SA (Fernando et al. 2013) on the codes of the network trained on source images."""
+    """Train SA (Fernando et al. 2013) on the codes of the network trained on source images."""
     return _Aligned(labels_alone(job), job)
 
 

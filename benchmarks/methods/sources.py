@@ -11,8 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl import CICNN, ModuleEncoder, ResNet26, TimmEncoder, transfer_benchmark
-from avalanche_cetl.encoders import Encoder
+from avalanche_cetl import (
+    CICNN,
+    Encoder,
+    ModuleEncoder,
+    ResNet26,
+    TimmEncoder,
+    transfer_benchmark,
+)
 from avalanche_cetl.features import default_cache_dir
 from benchmarks.data.cifar import CLASSES
 from benchmarks.data.draws import DRAW_SEED, Set, draw, split_off

@@ -28,7 +28,7 @@ DIM = 1280  #: of tf_efficientnet_lite0's features
 
 
 def checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    """A round of CETL with CI-CNN on as many images as CIFAR-10-s has, and a checkpoint of it.
+    """Time a checkpoint beside a round of CETL with CI-CNN, on as many images as CIFAR-10-s has.
 
     The variants with and without importances; S's features are stored, so a round is as short as
     it can be.

@@ -27,7 +27,7 @@ SHAPE = (3, 32, 32)
 
 
 def epoch(args: argparse.Namespace) -> dict[str, Any]:
-    """An epoch of CI-CNN at batch 128; the importance passes that belong to it included."""
+    """Time an epoch of CI-CNN at batch 128; the importance passes that belong to it included."""
     rows = args.samples or 2048
     torch.manual_seed(0)
     x = torch.randn(rows, *SHAPE)
@@ -51,7 +51,7 @@ def _experience(x: Tensor, y: Tensor) -> Any:
 
 
 def _plugins(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
-    """The second experience, one epoch, over that of Naive training."""
+    """Time the second experience, one epoch, over that of Naive training."""
     from avalanche.training.plugins import EWCPlugin
     from avalanche.training.supervised import Naive
 
@@ -91,7 +91,7 @@ VARIANTS = {"e": None, "fi": "fisher", "gfi": "gfi"}
 
 
 def _round(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
-    """A round of CETL over a loop by hand that does the same passes and steps, by variant."""
+    """Time a round of CETL over a loop by hand that does the same passes and steps, by variant."""
     x = x.sigmoid()
     experience = _experience(x, y)
     found = {}
@@ -130,7 +130,7 @@ def _optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _by_hand(args: argparse.Namespace, x: Tensor, y: Tensor, importance: Any) -> Callable[[], None]:
-    """Algorithm 1 in plain torch, without a check of anything.
+    """Return Algorithm 1 in plain torch, without a check of anything.
 
     Importances, if any, are measured by the package's own functions on as many images as the
     strategy reads: what they cost over a forward and a backward pass is another benchmark's

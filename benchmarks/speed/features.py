@@ -34,7 +34,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def features(args: argparse.Namespace) -> dict[str, Any]:
-    """Rounds, extraction and what half precision costs."""
+    """Time rounds and extraction, and measure what half precision costs."""
     if args.data_root is None:
         raise SystemExit("features needs CIFAR-10: give --data-root DIR or set CETL_DATA.")
     train, test, kind = read_cifar10(args.data_root)
@@ -64,7 +64,7 @@ def _benchmark(data: Set) -> Any:
 def _extraction(
     args: argparse.Namespace, encoder: TimmEncoder, data: Set, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Images a second of extraction over those of the bare forward pass."""
+    """Compute images a second of extraction over those of the bare forward pass."""
     x = data[0][:1024]
     benchmark = _benchmark((x, data[1][:1024]))
     seconds: dict[str, list[float]] = {"bare forward pass": [], "extraction, nothing stored": []}
@@ -89,7 +89,7 @@ def _extraction(
 def _rounds(
     args: argparse.Namespace, encoder: TimmEncoder, data: Set, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """A round (batch 128) with S live, and with its features beside the images.
+    """Time a round (batch 128) with S live, and with its features beside the images.
 
     Variant e in ten parts of the images, the two in turn, so that the machine's moods fall on
     both; gfi, which measures once a round, whole: stored, live, stored.
@@ -142,7 +142,7 @@ def _strategy(args: argparse.Namespace, encoder: TimmEncoder, variant: str) -> C
 def _probe(
     args: argparse.Namespace, encoder: TimmEncoder, train: Set, test: Set, folder: Path
 ) -> dict[str, Any]:
-    """Accuracy of a linear probe on features of either precision."""
+    """Compute the accuracy of a linear probe on features of either precision."""
     chosen, held_out = draw(train, 400), draw(test, 100)
     benchmark = transfer_benchmark(chosen, held_out)
     rows: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from benchmarks.speed.timing import ratios, timed
 
 
 def fisher(args: argparse.Namespace) -> dict[str, Any]:
-    """Exact Fisher information, ours and others'."""
+    """Time exact Fisher information, ours and others'."""
     result: dict[str, Any] = {}
     for name in args.nets.split(","):
         setting = Setting(name, args.device)
@@ -55,7 +55,7 @@ def fisher(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def growth(args: argparse.Namespace) -> dict[str, Any]:
-    """How the cost grows with samples and with parameters: slopes on log-log axes."""
+    """Time how the cost grows with samples and with parameters: slopes on log-log axes."""
     sizes = {
         "samples": [(n, 1.0, n) for n in (16, 32, 64, 128, 256)],
         "parameters": [(64, width, 0) for width in (0.25, 0.5, 1.0, 2.0)],
@@ -83,7 +83,7 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot_growth(results: dict[str, Any], path: Path) -> None:
-    """Cost over the smallest setting's, on log-log axes, with the fitted slope."""
+    """Draw the cost over the smallest setting's, on log-log axes, with the fitted slope."""
     import matplotlib.pyplot as plt
 
     figure, both = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
@@ -111,7 +111,7 @@ def plot_growth(results: dict[str, Any], path: Path) -> None:
 
 
 def plot_fisher(results: dict[str, Any], path: Path) -> None:
-    """Bars of cost over a plain pass, on a log axis."""
+    """Draw bars of cost over a plain pass, on a log axis."""
     import matplotlib.pyplot as plt
 
     names = list(results)

@@ -1,4 +1,4 @@
-"""A whole refresh (both Fishers, relative Fisher, gate), its memory, and the penalty."""
+"""Time a whole refresh (both Fishers, relative Fisher, gate), its memory, and the penalty."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.speed.timing import ratios, spread, timed
 
 
 def _two_losses() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Classification, and something else that reads the same output."""
+    """Return classification, and something else that reads the same output."""
     return (
         lambda out, y: F.cross_entropy(out, y, reduction="none"),
         lambda out, y: 0.5 * (out - y).square().sum(1),
@@ -27,7 +27,7 @@ def _two_losses() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
 
 
 def gfi(args: argparse.Namespace) -> dict[str, Any]:
-    """A whole refresh (both Fishers, relative Fisher, gate) over one Fisher per loss."""
+    """Time a whole refresh (both Fishers, relative Fisher, gate) over one Fisher per loss."""
     result: dict[str, Any] = {}
     for name in args.nets.split(","):
         setting = Setting(name, args.device, args.samples)
@@ -63,7 +63,7 @@ def gfi(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def penalty(args: argparse.Namespace) -> dict[str, Any]:
-    """The penalty with its backward pass, against that of Avalanche's EWCPlugin."""
+    """Time the penalty with its backward pass, against that of Avalanche's EWCPlugin."""
     from types import SimpleNamespace
 
     import timm
@@ -132,7 +132,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory that a refresh adds, in a process of its own."""
+    """Measure the peak memory that a refresh adds, in a process of its own."""
     result: dict[str, Any] = {}
     weights = 4 * sum(p.numel() for p in CICNN(10, (3, 32, 32)).parameters())
     for samples in (64, 1024):

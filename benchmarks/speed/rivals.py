@@ -15,7 +15,7 @@ Values = dict[str, Tensor]
 
 
 def networks() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]]:
-    """By name: how to build it, the shape of an image, the batch."""
+    """Return by name how to build it, the shape of an image, the batch."""
     import timm
 
     def vit() -> nn.Module:
@@ -41,16 +41,16 @@ class Setting:
         self.y = torch.randint(10, (len(self.x),), device=device)
 
     def plain(self) -> None:
-        """One ordinary forward and backward pass."""
+        """Run one ordinary forward and backward pass."""
         self.model.zero_grad()
         F.cross_entropy(self.model(self.x), self.y).backward()
 
     def ours(self) -> Values:
-        """Ours."""
+        """Compute ours."""
         return fisher_information(self.model, self.x, "empirical", targets=self.y)
 
     def loop(self) -> Values:
-        """One backward pass per sample."""
+        """Run one backward pass per sample."""
         params = dict(self.model.named_parameters())
         sums = {name: torch.zeros_like(p) for name, p in params.items()}
         for i in range(len(self.x)):
@@ -96,7 +96,7 @@ class Setting:
         return found
 
     def backpack(self) -> Values:
-        """BackPACK's SumGradSquared."""
+        """Run BackPACK's SumGradSquared."""
         from backpack import backpack
         from backpack.extensions import SumGradSquared
 
@@ -111,7 +111,7 @@ class Setting:
         }
 
     def opacus(self) -> Values:
-        """The per-sample gradients of opacus, squared."""
+        """Square the per-sample gradients of opacus."""
         self._sampled.zero_grad()
         F.cross_entropy(self._sampled(self.x), self.y, reduction="sum").backward()
         values = {
@@ -123,7 +123,7 @@ class Setting:
         return values
 
     def avalanche_ewc(self) -> Values:
-        """Avalanche's EWC one sample at a time, the only batch size at which it is exact."""
+        """Run Avalanche's EWC one sample at a time, the only batch size at which it is exact."""
         from avalanche.benchmarks.utils import as_classification_dataset
         from avalanche.training.plugins import EWCPlugin
         from torch.utils.data import TensorDataset
@@ -141,7 +141,7 @@ class Setting:
 
 
 def error(found: Values, wanted: Values) -> float:
-    """Largest relative error over parameters, in the Euclidean norm."""
+    """Compute the largest relative error over parameters, in the Euclidean norm."""
     worst = 0.0
     for name, value in wanted.items():
         size = torch.linalg.vector_norm(value).item()

@@ -11,7 +11,7 @@ import torch
 
 
 def timed(jobs: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every job, taken in turn; the first round warms up and does not count."""
+    """Measure the seconds of every job, in turn; the first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
@@ -22,7 +22,7 @@ def timed(jobs: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict
 
 
 def clock(job: Callable[[], Any], device: str) -> float:
-    """Seconds of one run."""
+    """Measure the seconds of one run."""
     wait(device)
     start = time.perf_counter()
     job()
@@ -37,7 +37,7 @@ def wait(device: str) -> None:
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
-    """Median and range over rounds of a job's time over the base's in the same round."""
+    """Compute median and range over rounds of a job's time over the base's in the same round."""
     result = {}
     for name, times in seconds.items():
         parts = [t / b for t, b in zip(times, seconds[base], strict=True)]
@@ -48,5 +48,5 @@ def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, fl
 
 
 def spread(row: dict[str, float]) -> str:
-    """Print a ratio with its range."""
+    """Write a ratio with its range."""
     return f"{row['median']:.2f} x ({row['lowest']:.2f} to {row['highest']:.2f})"
