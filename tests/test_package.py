@@ -12,6 +12,21 @@ def test_public_names_exist_and_are_documented():
     assert len(set(avalanche_cetl.__all__)) == len(avalanche_cetl.__all__)
 
 
+CONTRACT = """
+    CETLStrategy GFIPlugin GFI CETLPlugin GFISettings CoupledModel CICNN ResNet26 ReversedDecoder
+    as_target TimmEncoder ModuleEncoder ONNXEncoder PrecomputedEncoder Encoder with_source_features
+    transfer_benchmark distillation_benchmark adaptation_benchmark paper_benchmark plot_benchmark
+    with_mixed_images mixed_images linear_probe SoftTargets DecoderHints FitNetsHints
+    ViewConsistency fisher_information relative_fisher generalized_fisher dwa_penalty Quantile
+    cetl_metrics gfi_metrics bound_metrics validator_metrics save_checkpoint load_checkpoint
+    CheckpointPlugin
+"""
+
+
+def test_the_names_of_version_0_1_import_from_the_top():
+    assert set(CONTRACT.split()) <= set(avalanche_cetl.__all__)
+
+
 def test_importing_needs_neither_onnxruntime_nor_mlxtend(partners):
     # A partner has imported the package, and nothing else of what these tests need.
     partners.start(

@@ -142,7 +142,6 @@ class CETLStrategy(Options, SupervisedTemplate):
 
     def use(self, recipe: Recipe) -> None:
         """Take another recipe; what was measured and learnt stays."""
-        recipe.check_warmup(self.model)
         self.recipe = self.networks.inputs = recipe
         self.allocation.strength = recipe.dwa_lambda
 

@@ -700,3 +700,26 @@ def test_learning_rates_of_the_stages(transfer):
 
     for stage, factors in ((Stage.SOURCE, (0.1, 1.0)), (Stage.COUPLED, (1.0, 0.1))):
         assert after(stage, lr_factors=factors) == pytest.approx(0.1 * after(stage), rel=0.03)
+
+
+def test_a_copied_strategy_trains_as_the_first_one_and_apart_from_it(transfer):
+    first = strategy(variant="gfi", train_epochs=1)
+    first.train(transfer.train_stream)
+    second = copy.deepcopy(first)
+    for one in (first, second):
+        torch.manual_seed(5)
+        one.train(transfer.train_stream)
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert all(a is not b and torch.equal(a, b) for a, b in pairs)
+    assert second.networks.model is second.model
+
+
+def test_options_that_are_set_later_are_used_and_checked(transfer):
+    one = strategy(variant="e", warmup_epochs=3)
+    one.warmup_epochs, one.train_epochs = 0, 2
+    one.train(transfer.train_stream)
+    assert one.recipe.warmup_epochs == 0 and one.clock.train_exp_epochs == 2
+    with pytest.raises(ValueError, match="input_noise=2"):
+        one.input_noise = 2
+    one.dwa_lambda = 0.5
+    assert one.allocation.strength == 0.5

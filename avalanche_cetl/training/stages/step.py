@@ -4,42 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from avalanche.training.utils import trigger_plugins
 from torch import Tensor
 
-from avalanche_cetl.allocation.allocation import Allocation
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.checks import check_finite_loss
-from avalanche_cetl.training.engine.engine import Engine
 from avalanche_cetl.training.engine.parts import WHOLE, Part
-from avalanche_cetl.training.networks import Networks
-from avalanche_cetl.training.recipe import Recipe
-from avalanche_cetl.training.records import Records
 from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
-from avalanche_cetl.training.stages.optimizers import StageOptimizer
-
-
-class Host(Protocol):
-    """What the steps and rounds use of the strategy: its parts, and Avalanche's loop.
-
-    Avalanche's names (``mbatch``, ``loss``, ``optimizer``, ...) stand for what they are there.
-    """
-
-    recipe: Recipe
-    engine: Engine
-    networks: Networks
-    allocation: Allocation
-    records: Records
-    optimizers: dict[str, StageOptimizer]
-    model: Any
-    optimizer: Any
-    device: Any
-    mbatch: Any
-    mb_output: Any
-    loss: Any
-    batch: Batch | None
 
 
 def take_step(
@@ -47,7 +20,9 @@ def take_step(
 ) -> None:
     """Train on a mini-batch of a stage; with several to a step, the last one makes it.
 
-    :param host: the strategy, see :class:`Host`.
+    :param host: the strategy: its parts (``recipe``, ``engine``, ``networks``, ``allocation``,
+        ``records``, ``optimizers``) and the loop of Avalanche's templates, whose names (``mbatch``,
+        ``loss``, ``optimizer``, ...) stand for what they are there.
     :param batch: in its place, on the networks' device.
     :param part: its place among the mini-batches of the step.
     :param kwargs: of Avalanche's callbacks.
