@@ -9,14 +9,19 @@ from avalanche_cetl.information.generalized import (
     shared_weights,
 )
 from avalanche_cetl.information.gradients.forms import register_layer_gradients
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.kronecker import kronecker_basis
 from avalanche_cetl.information.relative import fisher_and_relative, relative_fisher
 
 __all__ = [
+    "KroneckerBasis",
+    "LayerBasis",
     "Quantile",
     "dwa_penalty",
     "fisher_and_relative",
     "fisher_information",
     "generalized_fisher",
+    "kronecker_basis",
     "normalize_importance",
     "register_layer_gradients",
     "relative_fisher",

@@ -28,6 +28,7 @@ from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outs
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.gradients.engine import with_engine
 from avalanche_cetl.information.gradients.means import restored, square_means
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
 
 #: Bound on activations and per-sample gradients held at once. 500 images of 32 x 32 pixels fit into
@@ -82,6 +83,23 @@ def select_params(
     return {name: named[name] for name in params}
 
 
+def within(basis: KroneckerBasis | None, params: Mapping[str, Tensor]) -> KroneckerBasis | None:
+    """Return the basis of those of its layers that are measured.
+
+    :raises ValueError: when a layer is measured without a bias that is part of it.
+    """
+    if basis is None:
+        return None
+    layers = {name: layer for name, layer in basis.items() if name in params}
+    for name, layer in layers.items():
+        if layer.bias is not None and layer.bias not in params:
+            raise ValueError(
+                f"the basis of {name!r} has {layer.bias!r} in it, which params= leaves out: name "
+                "both, or make the basis with the same params=."
+            )
+    return KroneckerBasis(layers)
+
+
 def fisher_information(
     model: nn.Module,
     inputs: Tensor | Sequence[Tensor],
@@ -93,6 +111,7 @@ def fisher_information(
     generator: torch.Generator | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
+    basis: KroneckerBasis | None = None,
 ) -> dict[str, Tensor]:
     """Compute diagonal Fisher information: the mean over samples of squared per-sample gradients.
 
@@ -122,7 +141,10 @@ def fisher_information(
     :param process_group: of torch.distributed: every process measures samples of its own (the
         model and ``params`` are the same), the mean is over all of them and the same
         everywhere. A process that fails stops the others. Default: this process alone.
-    :return: dict from parameter name to a tensor of the parameter's shape, values >= 0.
+    :param basis: of :func:`kronecker_basis`: the Fisher information of its layers is that of their
+        directions; the biases that are part of them have no entry of their own.
+    :return: dict from parameter name to a tensor of the parameter's shape (in a basis, of the
+        layer's directions), values >= 0.
     :raises ValueError: for empty inputs, unknown parameters, losses or likelihoods.
 
     >>> model = nn.Linear(2, 1, bias=False)
@@ -144,4 +166,5 @@ def fisher_information(
             chunk_bytes,
             Processes(process_group),
             state,
+            within(basis, chosen),
         )

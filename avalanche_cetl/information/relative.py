@@ -42,12 +42,13 @@ from torch.distributed import ProcessGroup
 from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
-from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params
+from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params, within
 from avalanche_cetl.information.gradients.batches import Batch
 from avalanche_cetl.information.gradients.bundles import Bundle
 from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
 from avalanche_cetl.information.gradients.means import SquareMeans, restored, square_means
 from avalanche_cetl.information.gradients.moments import gaussian_relative
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import BoundLoss, Loss
 
 #: Copies of a group's values that exist at once: two tasks', and about six in an estimator that
@@ -66,6 +67,7 @@ def relative_fisher(
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
+    basis: KroneckerBasis | None = None,
 ) -> dict[str, Tensor]:
     """Compute relative Fisher information of two losses on the same samples (eq. 9).
 
@@ -93,6 +95,7 @@ def relative_fisher(
         activations of all samples exceed the bound.
     :param process_group: as in :func:`fisher_information`; sums (``"rank"`` and
         ``"histogram"``: a group's values) are over the samples of all processes.
+    :param basis: as in :func:`fisher_information`.
     :return: dict from parameter name to a tensor of the parameter's shape, in [0, 1],
         0 where either task's Fisher value does not vary.
     :raises ValueError: for an unknown estimator, empty inputs or unknown parameters.
@@ -107,6 +110,7 @@ def relative_fisher(
         normalize_samples=normalize_samples,
         chunk_bytes=chunk_bytes,
         process_group=process_group,
+        basis=basis,
     )[1]
 
 
@@ -121,6 +125,7 @@ def fisher_and_relative(
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
+    basis: KroneckerBasis | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Compute Fisher information of the first loss, and its relative Fisher with the second.
 
@@ -147,7 +152,9 @@ def fisher_and_relative(
             for loss, goal in zip(losses, targets, strict=True)
         ]
         processes = Processes(process_group)
-        return with_engine(work, model, parts, bound, chosen, chunk_bytes, processes, state)
+        return with_engine(
+            work, model, parts, bound, chosen, chunk_bytes, processes, state, within(basis, chosen)
+        )
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from avalanche_cetl.information.gradients.plan import (
     warn_of_plain_autograd,
 )
 from avalanche_cetl.information.gradients.proof import Proof
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis, rotated
 from avalanche_cetl.information.gradients.routes import Route, StalePlanError
 from avalanche_cetl.information.gradients.trial import Trial, run_routes
 from avalanche_cetl.information.gradients.whole import ModelBundle, PlainBundle
@@ -49,6 +50,7 @@ class PerSampleGradients:
     :param state: the model's buffers and kept values, as every pass has to meet them.
     :param plainly: leave everything to plain autograd.
     :param processes: those that hold further samples.
+    :param basis: in which the gradients of layers are.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PerSampleGradients:
         state: ModelState,
         plainly: bool = False,
         processes: Processes | None = None,
+        basis: KroneckerBasis | None = None,
     ):
         self.model, self.inputs, self.losses = model, list(inputs), list(losses)
         self.params, self.chunk_bytes = dict(params), chunk_bytes
@@ -68,6 +71,7 @@ class PerSampleGradients:
         self.processes = Processes(None) if processes is None else processes
         self.counts = [self.samples]
         self.layouts: dict[str, Layout] = {}
+        self.basis = KroneckerBasis({}) if basis is None else basis
         self._autocast = current_autocast(self.inputs[0].device)
         self._kept: Batch | None = None
         self._state = state
@@ -113,6 +117,8 @@ class PerSampleGradients:
             if self._due is not Due.NONE:
                 self._prove(captured, bundles, self._due)
                 self._due = Due.NONE
+        if self.basis:
+            bundles = rotated(bundles, self.basis)
         for bundle in bundles:
             for name in bundle.names:
                 self.layouts.setdefault(name, bundle.layout(name))
@@ -222,6 +228,7 @@ def with_engine(
     chunk_bytes: int,
     processes: Processes,
     state: ModelState,
+    basis: KroneckerBasis | None = None,
 ) -> Result:
     """Run some work on per-sample gradients; on plain autograd's where a layer picks its rows.
 
@@ -229,12 +236,13 @@ def with_engine(
     later batch than the one that was tried. An error in one process is raised in the others too.
 
     :param state: of the model, put back before every pass.
+    :param basis: in which the gradients of layers are.
     """
 
     def attempt(plainly: bool) -> Result:
         try:
             engine = PerSampleGradients(
-                model, inputs, losses, params, chunk_bytes, state, plainly, processes
+                model, inputs, losses, params, chunk_bytes, state, plainly, processes, basis
             )
             with engine.exactly():
                 return work(engine)

@@ -115,10 +115,17 @@ def add_products(sums: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def restored(engine: PerSampleGradients, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return values in layout in the parameters' shapes; missing ones are zeros."""
+    """Return values in the parameters' shapes, or in the basis; missing ones are zeros."""
     result = {}
     for name, parameter in engine.params.items():
-        if name in values:
+        if name in engine.basis.folded:
+            continue
+        if name in engine.basis:
+            shape = engine.basis[name].shape
+            half = parameter.dtype in (torch.float16, torch.bfloat16)
+            zeros = parameter.new_zeros(shape, dtype=torch.float32 if half else None)
+            result[name] = values.get(name, zeros)
+        elif name in values:
             value = engine.restore(name, values[name]).reshape(parameter.shape)
             result[name] = value.contiguous()
         else:

@@ -1,0 +1,233 @@
+"""Bases in which Fisher information is nearly diagonal: eigenvectors of Kronecker factors.
+
+Equations 9 to 11 are written weight by weight. The same equations hold direction by direction in
+any orthonormal basis of a layer's weight matrix, and the basis decides how much a diagonal leaves
+out. A layer's sample n has the gradient ``G_n = sum_t g_nt a_nt^T`` over positions t (pixels,
+tokens; one for a plain Linear layer), with the bias folded in as one more input of constant 1. Its
+Kronecker factors are
+
+    ``A = mean_n sum_t a_nt a_nt^T``  and  ``B = mean_n sum_t g_nt g_nt^T``
+
+(Martens and Grosse 2015; Grosse and Martens 2016 for convolutions). With their eigenvectors V and
+U, a direction is ``u_i v_j^T``, and its Fisher information is ``F_ij = mean_n (U^T G_n V)_ij^2``:
+the diagonal of the exact Fisher information in these coordinates (EKFAC; George et al. 2018), not
+the product of two eigenvalues.
+
+The leading eigenvectors alone are kept: those that hold a share of the factor's trace, at most
+``rank``. They are computed in float64 (in float32 ``eigh`` does not converge where inputs are
+always blank), and, where a factor has more than ``_DENSE`` rows, by a randomised method with two
+subspace iterations (Halko, Martinsson and Tropp 2011), which needs products with the factor and
+never the factor itself.
+
+Layers that are shared or called several times, and all that have no weight matrix (norms,
+embeddings), stay diagonal in their own coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
+from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params
+from avalanche_cetl.information.gradients.batches import slices
+from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
+from avalanche_cetl.information.gradients.forms import Factors
+from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis, columns_of
+from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
+
+#: Rows of a factor from which on it is not made. A dense eigendecomposition of 1,024 rows takes
+#: about half a second on one core in float64, and grows with the cube.
+_DENSE = 1024
+#: Vectors that the randomised method takes beyond those that are kept.
+_OVERSAMPLING = 16
+#: Bytes of factors, in float64, that are read at once.
+_BLOCK = 64 * 2**20
+#: A trace below this counts as this.
+_TINY = 1e-300
+#: A share of 1 is held when rounding alone is missing.
+_ROUNDING = 1e-12
+
+
+def kronecker_basis(
+    model: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    loss: Loss | LossName = "sampled",
+    params: Sequence[str] | Mapping[str, Tensor] | None = None,
+    *,
+    targets: Any = None,
+    likelihood: Likelihood = "categorical",
+    generator: torch.Generator | None = None,
+    rank: int = 64,
+    share: float = 1.0,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    process_group: ProcessGroup | None = None,
+) -> KroneckerBasis:
+    """Compute the eigenbasis of every layer's Kronecker factors, from one pass over the samples.
+
+    To measure Fisher information in it, give the same samples and targets to
+    :func:`fisher_information` or :func:`relative_fisher` with ``basis=``; with ``loss="sampled"``
+    that takes targets that were drawn before (:func:`sample_targets`).
+
+    :param model: see :func:`fisher_information`, as all below but ``rank`` and ``share``.
+    :param rank: most directions kept on either side of a layer, >= 1.
+    :param share: of a factor's trace that the directions kept hold at least, in (0, 1]; the cap
+        ``rank`` goes first.
+    :return: the basis; its layers are those with a weight matrix that is used once.
+    :raises ValueError: for values out of range, and as in :func:`fisher_information`.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank={rank!r} has to be a whole number >= 1.")
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} is outside (0, 1].")
+    with gradients_allowed(model), evaluation_mode(model) as state:
+        parts = outside_of_inference(as_tuple(inputs))
+        chosen = select_params(model, params)
+        bound = BoundLoss(loss, outside_of_inference(targets), len(parts[0]), likelihood, generator)
+        return with_engine(
+            lambda engine: _basis_of(engine, rank, share),
+            model,
+            parts,
+            [bound],
+            chosen,
+            chunk_bytes,
+            Processes(process_group),
+            state,
+        )
+
+
+@torch.no_grad()
+def _basis_of(engine: PerSampleGradients, rank: int, share: float) -> KroneckerBasis:
+    layers: dict[str, _Layer] = {}
+    passes, done = 1, 0
+    while done < passes:
+        for batch in engine.batches():
+            for bundle in batch.bundles:
+                if not (isinstance(bundle, LayerBundle) and bundle.factored and bundle.alive(0)):
+                    continue
+                if bundle.name not in layers:
+                    layers[bundle.name] = _Layer(bundle, _bias_of(engine, bundle), rank)
+                for rows in slices(batch.samples, _rows_at_once(bundle)):
+                    layers[bundle.name].add(bundle.factors(rows, 0))
+        factors = [(name, side) for name, layer in layers.items() for side in layer.sides]
+        engine.meet([(name, side.sums.shape) for name, side in factors])
+        for _, side in factors:
+            if not side.done:
+                engine.processes.add([side.sums, side.trace])
+                side.finish(engine.total)
+        done += 1
+        passes = max([passes, *(side.passes for _, side in factors)])
+    return KroneckerBasis({name: layer.basis(share) for name, layer in layers.items()})
+
+
+def _bias_of(engine: PerSampleGradients, bundle: LayerBundle) -> str | None:
+    """Return the bias that is one more input of a layer; None where it is not, or not measured."""
+    module = bundle.uses[0].module
+    name = bundle.name.removesuffix("weight") + "bias"
+    plain = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    bias = getattr(module, "bias", None)
+    if not plain or name not in engine.params or bias is None:
+        return None
+    return name if engine.params[name] is bias and _once(engine, name) else None
+
+
+def _once(engine: PerSampleGradients, name: str) -> bool:
+    return len(engine.routes[name].owners) == 1
+
+
+def _rows_at_once(bundle: LayerBundle) -> int:
+    """Return how many samples are read together: copies in float64 stay within 64 MiB."""
+    return max(1, _BLOCK // max(1, 2 * bundle.row_bytes()))
+
+
+class _Layer:
+    """The two Kronecker factors of a layer while they are added up."""
+
+    def __init__(self, bundle: LayerBundle, bias: str | None, rank: int):
+        self.name, self.bias = bundle.name, bias
+        self._columns = columns_of(bundle)
+        self._dtype = bundle.factors(slice(0, 1), 0).left.dtype
+        self.sides = (_Side(rank), _Side(rank))
+
+    def add(self, factors: Factors) -> None:
+        """Add some samples' ``left (n, [G,] O, T)`` and ``right (n, [G,] T, I)``."""
+        right = factors.right[..., self._columns]
+        if self.bias is not None:
+            right = torch.cat([right, right.new_ones(*right.shape[:-1], 1)], -1)
+        for side, rows in zip(self.sides, (factors.left.mT, right), strict=True):
+            side.add(rows.double().movedim(0, -3).flatten(-3, -2))
+
+    def basis(self, share: float) -> LayerBasis:
+        """Return the leading eigenvectors of both."""
+        left, right = (side.leading(share).to(self._dtype) for side in self.sides)
+        return LayerBasis(self.name, self.bias, left, right)
+
+
+class _Side:
+    """One Kronecker factor, ``sum X^T X`` over samples and positions; for each group one.
+
+    :ivar passes: rounds over the samples that it takes.
+    """
+
+    def __init__(self, rank: int):
+        self.rank, self.passes = rank, 1
+        self.sums = self.trace = torch.zeros(())
+        self._sketch: Tensor | None = None
+        self._begun = False
+        self._rounds = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add rows ``([G,] R, d)``."""
+        if self.done:
+            return
+        size, kept = x.shape[-1], self.rank + _OVERSAMPLING
+        if not self._begun:
+            self._begun = True
+            if self._sketch is None and size > max(_DENSE, kept):
+                self.passes = 3
+                drawn = torch.randn(size, kept, generator=torch.Generator().manual_seed(0)).double()
+                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, kept)
+            columns = size if self._sketch is None else kept
+            rows = kept if self._last and self._sketch is not None else size
+            self.sums = x.new_zeros(*x.shape[:-2], rows, columns)
+            self.trace = x.new_zeros(x.shape[:-2])
+        self.trace += x.square().sum((-2, -1))
+        if self._sketch is None:
+            self.sums += x.mT @ x
+            return
+        seen = x @ self._sketch
+        self.sums += (seen if self._last else x).mT @ seen
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds have ended."""
+        return self._rounds >= self.passes
+
+    @property
+    def _last(self) -> bool:
+        return self._rounds == self.passes - 1
+
+    def finish(self, samples: int) -> None:
+        """End a round over the samples."""
+        self.sums /= samples
+        self.trace /= samples
+        self._rounds += 1
+        if self._sketch is not None and self._rounds < self.passes:
+            self._sketch = torch.linalg.qr(self.sums).Q
+            self._begun = False
+
+    def leading(self, share: float) -> Tensor:
+        """Return the leading eigenvectors as columns, ``([G,] d, r)``."""
+        values, vectors = torch.linalg.eigh(self.sums)
+        values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
+        if self._sketch is not None:
+            vectors = self._sketch @ vectors
+        held = values.cumsum(-1) / self.trace.clamp_min(_TINY).unsqueeze(-1)
+        needed = int((held < share * (1 - _ROUNDING)).sum(-1).max()) + 1
+        return vectors[..., : min(self.rank, needed, vectors.shape[-1])].contiguous()
