@@ -119,7 +119,7 @@ def _basis_of(engine: PerSampleGradients, rank: int, share: float) -> KroneckerB
         engine.meet([(name, side.sums.shape) for name, side in factors])
         for _, side in factors:
             if not side.done:
-                engine.processes.add([side.sums, side.trace])
+                engine.processes.add([side.sums, side.trace] if done == 0 else [side.sums])
                 side.finish(engine.total)
         done += 1
         passes = max([passes, *(side.passes for _, side in factors)])
@@ -143,7 +143,7 @@ def _once(engine: PerSampleGradients, name: str) -> bool:
 
 def _rows_at_once(bundle: LayerBundle) -> int:
     """Return how many samples are read together: copies in float64 stay within 64 MiB."""
-    return max(1, _BLOCK // max(1, 2 * bundle.row_bytes()))
+    return max(1, _BLOCK // max(1, 2 * bundle.factor_bytes))
 
 
 class _Layer:
@@ -152,73 +152,92 @@ class _Layer:
     def __init__(self, bundle: LayerBundle, bias: str | None, rank: int):
         self.name, self.bias = bundle.name, bias
         self._columns = columns_of(bundle)
-        self._dtype = bundle.factors(slice(0, 1), 0).left.dtype
-        self.sides = (_Side(rank), _Side(rank))
+        self.sides = (_Side(rank), _Side(rank, one_more=bias is not None))
 
     def add(self, factors: Factors) -> None:
         """Add some samples' ``left (n, [G,] O, T)`` and ``right (n, [G,] T, I)``."""
-        right = factors.right[..., self._columns]
-        if self.bias is not None:
-            right = torch.cat([right, right.new_ones(*right.shape[:-1], 1)], -1)
-        for side, rows in zip(self.sides, (factors.left.mT, right), strict=True):
-            side.add(rows.double().movedim(0, -3).flatten(-3, -2))
+        for side, rows in zip(self.sides, (factors.left.mT, factors.right), strict=True):
+            side.add(rows.movedim(0, -3).flatten(-3, -2))
 
     def basis(self, share: float) -> LayerBasis:
-        """Return the leading eigenvectors of both."""
-        left, right = (side.leading(share).to(self._dtype) for side in self.sides)
+        """Return the leading eigenvectors of both, the inputs in the order of the weight."""
+        left, right = (side.leading(share) for side in self.sides)
+        count = len(self._columns)
+        right = torch.cat([right[..., self._columns, :], right[..., count:, :]], -2)
         return LayerBasis(self.name, self.bias, left, right)
 
 
 class _Side:
     """One Kronecker factor, ``sum X^T X`` over samples and positions; for each group one.
 
+    Products are computed in the type of the gradients, and added up in float64.
+
+    :param one_more: whether X has one more column than is given, of ones: the bias.
     :ivar passes: rounds over the samples that it takes.
     """
 
-    def __init__(self, rank: int):
-        self.rank, self.passes = rank, 1
+    def __init__(self, rank: int, one_more: bool = False):
+        self.rank, self.one_more, self.passes = rank, one_more, 1
         self.sums = self.trace = torch.zeros(())
         self._sketch: Tensor | None = None
-        self._begun = False
-        self._rounds = 0
-
-    def add(self, x: Tensor) -> None:
-        """Add rows ``([G,] R, d)``."""
-        if self.done:
-            return
-        size, kept = x.shape[-1], self.rank + _OVERSAMPLING
-        if not self._begun:
-            self._begun = True
-            if self._sketch is None and size > max(_DENSE, kept):
-                self.passes = 3
-                drawn = torch.randn(size, kept, generator=torch.Generator().manual_seed(0)).double()
-                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, kept)
-            columns = size if self._sketch is None else kept
-            rows = kept if self._last and self._sketch is not None else size
-            self.sums = x.new_zeros(*x.shape[:-2], rows, columns)
-            self.trace = x.new_zeros(x.shape[:-2])
-        self.trace += x.square().sum((-2, -1))
-        if self._sketch is None:
-            self.sums += x.mT @ x
-            return
-        seen = x @ self._sketch
-        self.sums += (seen if self._last else x).mT @ seen
+        self._dtype = torch.float64
+        self._rounds, self._begun = 0, False
 
     @property
     def done(self) -> bool:
         """Whether all rounds have ended."""
         return self._rounds >= self.passes
 
-    @property
-    def _last(self) -> bool:
-        return self._rounds == self.passes - 1
+    def add(self, x: Tensor) -> None:
+        """Add rows ``([G,] R, d)``."""
+        if self.done:
+            return
+        if not self._begun:
+            self._begin(x)
+        if self._rounds == 0:
+            self.trace += torch.linalg.vector_norm(x, dim=(-2, -1)).double().square()
+            self.trace += x.shape[-2] * self.one_more
+        if self._sketch is None:
+            self.sums += self._times(x, self._with_one(x)).double()
+            return
+        sketch = self._sketch.to(x)
+        seen = x @ sketch[..., : x.shape[-1], :]
+        if self.one_more:
+            seen = seen + sketch[..., -1:, :]
+        last = self._rounds == self.passes - 1
+        self.sums += (seen.mT @ seen if last else self._times(x, seen)).double()
+
+    def _begin(self, x: Tensor) -> None:
+        """Make room for the sums of a round."""
+        self._begun, self._dtype = True, x.dtype
+        size, kept = x.shape[-1] + self.one_more, self.rank + _OVERSAMPLING
+        if self._rounds == 0:
+            self.trace = x.new_zeros(x.shape[:-2], dtype=torch.float64)
+            if size > max(_DENSE, kept):
+                self.passes = 3
+                generator = torch.Generator().manual_seed(0)
+                drawn = torch.randn(size, kept, generator=generator, dtype=torch.float64)
+                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, kept)
+        shape = (size, size) if self._sketch is None else (size, kept)
+        if self._sketch is not None and self._rounds == self.passes - 1:
+            shape = (kept, kept)
+        self.sums = x.new_zeros(*x.shape[:-2], *shape, dtype=torch.float64)
+
+    def _with_one(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.one_more else x
+
+    def _times(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``X^T Y``, with the column of ones in X."""
+        found = x.mT @ y
+        return torch.cat([found, y.sum(-2, keepdim=True)], -2) if self.one_more else found
 
     def finish(self, samples: int) -> None:
         """End a round over the samples."""
         self.sums /= samples
-        self.trace /= samples
+        if self._rounds == 0:
+            self.trace /= samples
         self._rounds += 1
-        if self._sketch is not None and self._rounds < self.passes:
+        if self._sketch is not None and not self.done:
             self._sketch = torch.linalg.qr(self.sums).Q
             self._begun = False
 
@@ -230,4 +249,5 @@ class _Side:
             vectors = self._sketch @ vectors
         held = values.cumsum(-1) / self.trace.clamp_min(_TINY).unsqueeze(-1)
         needed = int((held < share * (1 - _ROUNDING)).sum(-1).max()) + 1
-        return vectors[..., : min(self.rank, needed, vectors.shape[-1])].contiguous()
+        kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
+        return kept.contiguous().to(self._dtype)

@@ -83,6 +83,11 @@ class LayerBundle(Bundle):
         return super().row_bytes() + self._column_bytes
 
     @property
+    def factor_bytes(self) -> int:
+        """Return the memory of one sample's right factor, the larger one in convolutions."""
+        return self._column_bytes
+
+    @property
     def factored(self) -> bool:
         """Whether each loss's gradients are one product of two factors."""
         return self._single and self.uses[0].form.factored

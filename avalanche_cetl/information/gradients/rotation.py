@@ -128,7 +128,7 @@ class RotatedLayer(Bundle):
 
     def row_bytes(self) -> int:
         """Return the memory of one sample's gradients and what they take to make."""
-        return self._bundle.row_bytes() + self._layer.shape.numel() * 4
+        return self._bundle.factor_bytes + self._layer.shape.numel() * 4
 
     def factors(self, rows: slice, loss: int) -> Factors:
         """Return ``U^T left`` and ``right V`` of some samples."""
