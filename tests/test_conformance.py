@@ -141,7 +141,9 @@ def _run(suite_module, case, test):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("module", "case", "test"), CASES, ids=[c[2] for c in CASES])
-def test_avalanches_own_tests_pass_with_cetl_in_the_place_of_naive(module, case, test, monkeypatch, wheel_module):
+def test_avalanches_own_tests_pass_with_cetl_in_the_place_of_naive(
+    module, case, test, monkeypatch, wheel_module
+):
     torch.manual_seed(0)
     suite_module = wheel_module(module)
     monkeypatch.setattr(suite_module, "Naive", CoupledNaive)
@@ -173,7 +175,9 @@ def test_avalanches_tests_of_ewc_pass_with_gfi_in_its_place(test, monkeypatch, w
         ),
     ],
 )
-def test_avalanches_own_tests_pass_with_the_gfi_plugin_on_naive(module, case, test, monkeypatch, wheel_module):
+def test_avalanches_own_tests_pass_with_the_gfi_plugin_on_naive(
+    module, case, test, monkeypatch, wheel_module
+):
     torch.manual_seed(0)
     suite_module = wheel_module(module)
     monkeypatch.setattr(suite_module, "Naive", NaiveWithGFI)
