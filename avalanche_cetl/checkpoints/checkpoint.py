@@ -85,7 +85,7 @@ def load_checkpoint(
     ignore: Sequence[str] = (),
     experiences: Iterable[Any] | None = None,
 ) -> Progress:
-    """Make a new strategy what the saved one was; ``train()`` then goes on where that stood.
+    """Put a checkpoint into a new strategy; ``train()`` then goes on where the saved one stood.
 
     Make the strategy as before, load, and call ``train()`` as before: rounds and experiences
     that were finished within that call are passed over. A script with a loop over experiences
@@ -145,7 +145,7 @@ def load_checkpoint(
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Give a folder's numbered checkpoints, oldest first."""
+    """Return a folder's numbered checkpoints, oldest first."""
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _number(path))]
     return [path for _, path in sorted(found)]
 

@@ -1,7 +1,7 @@
-"""What goes wrong with checkpoints."""
+"""The error of checkpoints."""
 
 from __future__ import annotations
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, is damaged, or belongs to something else; says which."""
+    """Raised when a checkpoint cannot be written, is damaged, or belongs to something else."""

@@ -8,18 +8,19 @@ from typing import Any
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
-from avalanche_cetl.checkpoints.objects import Objects
 from avalanche_cetl.checkpoints.plain import is_plain
+from avalanche_cetl.checkpoints.putting import Putter
+from avalanche_cetl.checkpoints.taking import Taker
 
 
-def evaluator_state(evaluator: EvaluationPlugin, objects: Objects) -> dict[str, Any]:
+def evaluator_state(evaluator: EvaluationPlugin, taker: Taker) -> dict[str, Any]:
     """Return what metrics hold, what they have emitted, and how far text logs have come.
 
     :raises CheckpointError: when a metric has state that cannot be kept.
     """
     return {
         "metrics": [
-            {"type": type(metric).__qualname__, "state": objects.take(metric, str(metric))}
+            {"type": type(metric).__qualname__, "state": taker.take(metric, str(metric))}
             for metric in evaluator.metrics
         ],
         "all": {
@@ -34,10 +35,8 @@ def evaluator_state(evaluator: EvaluationPlugin, objects: Objects) -> dict[str, 
     }
 
 
-def set_evaluator_state(
-    evaluator: EvaluationPlugin, state: dict[str, Any], objects: Objects
-) -> None:
-    """Put it back.
+def set_evaluator_state(evaluator: EvaluationPlugin, state: dict[str, Any], putter: Putter) -> None:
+    """Put the state of an evaluator back.
 
     :raises CheckpointError: when the evaluator has other metrics.
     """
@@ -46,7 +45,7 @@ def set_evaluator_state(
     if mine != its:
         raise CheckpointError(f"the evaluator has the metrics {mine}, in the checkpoint {its}.")
     for metric, kept in zip(evaluator.metrics, state["metrics"], strict=True):
-        objects.put(metric, kept["state"], str(metric))
+        putter.put(metric, kept["state"], str(metric))
     results = evaluator.all_metric_results
     results.clear()
     for name, (xs, values) in state["all"].items():
@@ -58,7 +57,7 @@ def set_evaluator_state(
 
 
 def _log_state(logger: Any) -> dict[str, Any] | None:
-    """How far a text log in a file has come."""
+    """Return how far a text log in a file has come; None for other loggers."""
     file = getattr(logger, "file", None)
     if file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
         return None
@@ -67,7 +66,7 @@ def _log_state(logger: Any) -> dict[str, Any] | None:
 
 
 def _set_log(logger: Any, kept: dict[str, Any] | None) -> None:
-    """Cut off what a text log says of the rounds that are run again."""
+    """Cut off what a text log holds of the rounds that are run again."""
     file = getattr(logger, "file", None)
     if kept is None or file is None or file in (sys.stdout, sys.stderr) or not _seekable(file):
         return

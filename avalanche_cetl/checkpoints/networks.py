@@ -28,7 +28,7 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def network_state(network: nn.Module) -> dict[str, Any]:
-    """Return weights and buffers, which of them are frozen, modes, and what dynamic modules know.
+    """Return weights and buffers, which are frozen, modes, and attributes of dynamic modules.
 
     ``"frozen"`` names parameters that cannot learn, ``"training"`` has the mode of every module
     in the order of ``modules()``, and ``"dynamic"`` holds the plain attributes of Avalanche's
@@ -46,9 +46,9 @@ def network_state(network: nn.Module) -> dict[str, Any]:
 
 
 def set_network_state(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """Put it back; the network has tensors of the same names and shapes.
+    """Put the state of a network back, which has tensors of the same names and shapes.
 
-    Entries other than ``"tensors"`` may be missing: what they say then stays as it is.
+    Entries other than ``"tensors"`` may be missing: what they would set then stays as it is.
     """
     own = network.state_dict()
     with torch.no_grad():
@@ -139,7 +139,7 @@ def _grow_classifier(module: nn.Module, prefix: str, saved: Mapping[str, Tensor]
 
 
 def may_grow_into(network: nn.Module, saved: Mapping[str, Tensor]) -> bool:
-    """Whether all that differs lies in modules that may grow in training."""
+    """Return whether all that differs lies in modules that may grow in training."""
     own = network.state_dict()
     growing = list(_dynamic(network))
     other = {*(own.keys() ^ saved.keys())} | {
@@ -158,7 +158,7 @@ class Shape:
         ]
 
     def go_back(self) -> None:
-        """Give the network the modules and tensors back."""
+        """Put the modules and tensors back."""
         for module, parts in self._parts:
             vars(module).update(parts)
 

@@ -1,7 +1,7 @@
 """Plain data of Python, numpy and torch as JSON and named tensors, and back.
 
-Knows None, bool, int, float, str, list, tuple, set, deque, dict, numpy arrays and scalars, and
-tensors; nothing else, so that reading makes no object that could do harm.
+Plain data are None, bool, int, float, str, list, tuple, set, deque, dict, numpy arrays and
+scalars, and tensors; nothing else, so that reading makes no object that could do harm.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NotPlainError(TypeError):
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether :class:`Packer` takes a value."""
+    """Return whether :class:`Packer` takes a value."""
     if depth > DEEPEST:
         return False
     if value is None or isinstance(value, bool | int | float | str | Tensor | np.generic):
@@ -42,6 +42,31 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     return False
 
 
+def equal(first: Any, *others: Any) -> bool:
+    """Return whether plain data are the same in types and values; NaN is the same as NaN."""
+    return all(_same(first, other) for other in others)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return (
+            a.dtype == b.dtype and a.shape == b.shape and bool(torch.eq(a, b).all() or _bits(a, b))
+        )
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return bool(a == b) or (a != a and b != b)
+
+
+def _bits(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
+
+
 class Packer:
     """Takes plain data apart.
 
@@ -52,7 +77,7 @@ class Packer:
         self.tensors: dict[str, Tensor] = {}
 
     def pack(self, value: Any) -> Any:
-        """Give data for JSON.
+        """Return the data for JSON.
 
         :raises NotPlainError: for any other type.
         """
@@ -118,7 +143,7 @@ class Unpacker:
         self._left = dict(tensors)
 
     def unpack(self, value: Any, depth: int = 0) -> Any:
-        """Give the data.
+        """Return the data.
 
         :raises CheckpointError: for anything that a Packer would not have made.
         """

@@ -65,11 +65,11 @@ class CheckpointPlugin(CETLPlugin):
         self.rounds = 0
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Give what a new run's plugin has to know."""
+        """Return what the plugin of a run that goes on has to begin with."""
         return {"rounds": self.rounds, "best_score": self.best_score}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Take it."""
+        """Take what the plugin of the saved run returned."""
         score = state["best_score"]
         self.rounds = int(state["rounds"])
         self.best_score = None if score is None else float(score)

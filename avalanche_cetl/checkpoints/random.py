@@ -12,7 +12,7 @@ from avalanche_cetl.checkpoints.errors import CheckpointError
 
 
 def random_states() -> dict[str, Any]:
-    """Give the states of torch's, CUDA's, numpy's and Python's generators, as plain data."""
+    """Return the states of torch's, CUDA's, numpy's and Python's generators, as plain data."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, numbers, next_gauss = random.getstate()
     return {
@@ -24,7 +24,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set them.
+    """Set the states of all generators.
 
     States of CUDA devices that this machine does not have are left out.
 

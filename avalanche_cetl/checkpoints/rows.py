@@ -1,14 +1,13 @@
 """Data sets that plugins keep, such as replay buffers, as plain data and back.
 
 Rows that always read the same are kept as they read. Rows that pass through random transforms,
-or are no tensors, are kept as places in the data that training had: loading then needs these
-data, and finds a row by its place and by a digest of what it holds before any transform.
+or are no tensors, are kept as places in the data that training had: see
+:mod:`~avalanche_cetl.checkpoints.places`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from avalanche.benchmarks.utils.classification_dataset import (
     TaskAwareSupervisedClassificationDataset,
 )
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
-from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
-from avalanche.benchmarks.utils.utils import concat_datasets
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
-from avalanche_cetl.checkpoints.plain import is_plain
+from avalanche_cetl.checkpoints.places import places_of, rows_at
+from avalanche_cetl.checkpoints.plain import equal, is_plain
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
 
 _CLASSES = {
@@ -77,7 +76,7 @@ def rows_state(dataset: AvalancheDataset, where: str) -> dict[str, Any]:
     items = _lasting_items(dataset)
     if items is not None:
         return state | {"items": items}
-    return state | {"places": _places(dataset)}
+    return state | {"places": places_of(dataset)}
 
 
 def rows_from(state: Mapping[str, Any], experiences: Iterable[Any] | None, where: str) -> Any:
@@ -102,10 +101,10 @@ def rows_from(state: Mapping[str, Any], experiences: Iterable[Any] | None, where
             "checkpoint says only which ones. Give the training data: load_checkpoint(strategy, "
             "path, experiences=benchmark.train_stream)."
         )
-    found = _found(state, [experience.dataset for experience in experiences], where)
+    found = rows_at(state["places"], [experience.dataset for experience in experiences], where)
     for attribute in attributes:
         known = getattr(found, attribute.name, None)
-        if known is None or not _equal(list(known), list(attribute)):
+        if known is None or not equal(list(known), list(attribute)):
             found = found.update_data_attribute(attribute.name, attribute)
     if type(found) is not made:
         raise CheckpointError(f"{where} is of the class {made.__name__} in the checkpoint.")
@@ -119,9 +118,6 @@ def _attribute(state: Mapping[str, Any]) -> DataAttribute[Any]:
     if state["name"] == "targets_task_labels":
         return TaskLabels(values)
     return DataAttribute(values, str(state["name"]), use_in_getitem=bool(state["in_items"]))
-
-
-# ------------------------------------------------------------------ rows that stay the same
 
 
 class _Kept(Sequence[tuple[Any, ...]]):
@@ -152,8 +148,8 @@ def _lasting_items(dataset: AvalancheDataset) -> Columns | None:
         return None
     before = random_states()
     first = _items(dataset.train())
-    drew = not _equal(before, random_states())
-    lasting = not drew and _equal(first, _items(dataset.train()), _items(dataset.eval()))
+    drew = not equal(before, random_states())
+    lasting = not drew and equal(first, _items(dataset.train()), _items(dataset.eval()))
     set_random_states(before)
     if not lasting or len({len(item) for item in first}) != 1:
         return None
@@ -188,128 +184,3 @@ def _values(column: Mapping[str, Any]) -> Sequence[Any]:
     if not isinstance(values, Tensor | np.ndarray | list):
         raise CheckpointError("a data set in the checkpoint has a column that is no list.")
     return list(values) if column["of"] == "tensors" else values  # type: ignore[return-value]
-
-
-def _equal(first: Any, *others: Any) -> bool:
-    return all(_same(first, other) for other in others)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        return (
-            a.dtype == b.dtype and a.shape == b.shape and bool(torch.eq(a, b).all() or _bits(a, b))
-        )
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return bool(a == b) or (a != a and b != b)
-
-
-def _bits(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
-
-
-# ------------------------------------------------------------------ rows by place
-
-
-def _places(dataset: AvalancheDataset) -> dict[str, Any]:
-    """Return where the rows lie: in which of the innermost data sets, and which row of it."""
-    leaves: dict[int, tuple[Any, list[int]]] = {}
-    numbers: dict[int, int] = {}
-    where = []
-    for leaf, row in _walk(dataset):
-        numbers.setdefault(id(leaf), len(numbers))
-        leaves.setdefault(id(leaf), (leaf, []))[1].append(row)
-        where.append((numbers[id(leaf)], row))
-    return {
-        "leaves": [
-            {"rows": len(leaf), "digest": _digest(leaf, rows)} for leaf, rows in leaves.values()
-        ],
-        "leaf": torch.tensor([number for number, _ in where], dtype=torch.int64),
-        "row": torch.tensor([row for _, row in where], dtype=torch.int64),
-    }
-
-
-def _walk(dataset: AvalancheDataset) -> Iterator[tuple[Any, int]]:
-    """Give the innermost data set of every row, and the row's number in it."""
-    for position in range(len(dataset)):
-        part, row = dataset._flat_data, position
-        while isinstance(part, FlatData):
-            number, row = part._get_idx(row)
-            part = part._datasets[number]
-        yield part, int(row)
-
-
-def _digest(leaf: Any, rows: Sequence[int]) -> str | None:
-    """Return a digest of rows before any transform of Avalanche's; None where they vary."""
-    before = random_states()
-    found = hashlib.sha256()
-    lasting = all(_feed(found, leaf[row]) for row in rows)
-    drew = not _equal(before, random_states())
-    set_random_states(before)
-    return found.hexdigest() if lasting and not drew else None
-
-
-def _feed(digest: Any, value: Any) -> bool:
-    """Feed what a value holds to a digest; False where that cannot be told."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, list | tuple):
-        return all(_feed(digest, part) for part in value)
-    if isinstance(value, np.ndarray) or hasattr(value, "tobytes"):
-        digest.update(repr((getattr(value, "shape", None), getattr(value, "size", None))).encode())
-        digest.update(value.tobytes())
-        return True
-    if value is None or isinstance(value, bool | int | float | str):
-        digest.update(repr(value).encode())
-        return True
-    return False
-
-
-def _found(state: Mapping[str, Any], datasets: list[Any], where: str) -> AvalancheDataset[Any]:
-    """Find the rows of a state among data sets."""
-    places = state["places"]
-    positions: dict[tuple[int, int], int] = {}
-    leaves: dict[int, Any] = {}
-    position = 0
-    for dataset in datasets:
-        for leaf, row in _walk(dataset):
-            leaves[id(leaf)] = leaf
-            positions.setdefault((id(leaf), row), position)
-            position += 1
-    numbers, rows = places["leaf"].tolist(), places["row"].tolist()
-    found = []
-    for number, described in enumerate(places["leaves"]):
-        mine = [row for n, row in zip(numbers, rows, strict=True) if n == number]
-        found.append(_leaf(described, mine, leaves, positions, where))
-    chosen = [positions[(found[n], row)] for n, row in zip(numbers, rows, strict=True)]
-    return concat_datasets(datasets).subset(chosen)
-
-
-def _leaf(
-    described: Mapping[str, Any],
-    rows: list[int],
-    leaves: dict[int, Any],
-    positions: dict[tuple[int, int], int],
-    where: str,
-) -> int:
-    """Find the one innermost data set that has these rows."""
-    fitting = [
-        key
-        for key, leaf in leaves.items()
-        if len(leaf) == described["rows"] and all((key, row) in positions for row in rows)
-    ]
-    if described["digest"] is not None:
-        fitting = [key for key in fitting if _digest(leaves[key], rows) == described["digest"]][:1]
-    if len(fitting) != 1:
-        raise CheckpointError(
-            f"{where} holds rows of a data set of {described['rows']} rows, and "
-            f"{len(fitting) or 'none'} of those in experiences= can be it: give the training "
-            "stream of the run that is to go on."
-        )
-    return fitting[0]

@@ -1,4 +1,4 @@
-"""What a strategy is in the middle of training, as plain data, and back into a strategy."""
+"""The state of a strategy in the middle of training, as plain data, and put back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from avalanche_cetl.checkpoints.networks import (
     network_state,
     set_network_state,
 )
-from avalanche_cetl.checkpoints.objects import Objects
 from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
+from avalanche_cetl.checkpoints.putting import Putter
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
 from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
+from avalanche_cetl.checkpoints.taking import Taker
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.training.strategy import CETLStrategy
 
@@ -58,7 +59,7 @@ def capture(
 
 
 def check_keepable(strategy: SupervisedTemplate, ignore: Sequence[str] = ()) -> None:
-    """Refuse a run whose plugins or metrics have, or will have, state that cannot be kept.
+    """Raise an error where plugins or metrics have, or will have, state that cannot be kept.
 
     :param ignore: see :func:`capture`.
     :raises CheckpointError: which one, and why.
@@ -75,22 +76,22 @@ def _listeners_state(
     """Plugins, metrics, and what the strategy has of its own: what other people wrote."""
     model = strategy.model
     known = [strategy, model, strategy.optimizer, *model.modules()]
-    objects = Objects(known, model, live=live)
+    taker = Taker(known, model, live)
     plugins = []
     for plugin in _plugins(strategy):
         name, state = type(plugin).__name__, None
         if name not in ignore:
             check_kind(plugin)
-            state = objects.take(plugin, name)
+            state = taker.take(plugin, name)
         plugins.append({"type": type(plugin).__qualname__, "state": state})
     own = None
     if not isinstance(strategy, CETLStrategy) and type(strategy).__name__ not in ignore:
         name = type(strategy).__name__
-        own = objects.take_object(strategy, name, own_attributes(strategy))
+        own = taker.take_object(strategy, name, own_attributes(strategy))
     return {
         "plugins": plugins,
         "own": own,
-        "evaluator": evaluator_state(strategy.evaluator, objects),
+        "evaluator": evaluator_state(strategy.evaluator, taker),
     }
 
 
@@ -100,7 +101,7 @@ def restore(
     ignore: Sequence[str] = (),
     experiences: Sequence[Any] | None = None,
 ) -> None:
-    """Make a strategy what another one was when its state was captured.
+    """Put the state of a strategy that was captured into another one.
 
     :param experiences: of the benchmark, where the state needs them; see
         :func:`~avalanche_cetl.checkpoints.load_checkpoint`.
@@ -119,15 +120,15 @@ def restore(
     if isinstance(strategy, CETLStrategy):
         _set_cetl(strategy, state["cetl"], params, names)
     set_optimizer_state(strategy.optimizer, state["optimizer"], params, names)
-    objects = Objects([], pristine, experiences)
+    putter = Putter(pristine, experiences)
     for plugin, kept in zip(_plugins(strategy), state["plugins"], strict=True):
         if type(plugin).__name__ not in ignore:
-            objects.put(plugin, kept["state"], type(plugin).__name__)
+            putter.put(plugin, kept["state"], type(plugin).__name__)
     if type(strategy).__name__ not in ignore:
-        objects.put(strategy, state.get("own"), type(strategy).__name__)
+        putter.put(strategy, state.get("own"), type(strategy).__name__)
     for plugin, kept in zip(_keepers(strategy), state["keepers"], strict=False):
         plugin.load_checkpoint_state(kept)
-    set_evaluator_state(strategy.evaluator, state["evaluator"], objects)
+    set_evaluator_state(strategy.evaluator, state["evaluator"], putter)
     strategy._stop_training = bool(state["stop"])
     for counter in vars(strategy.clock):
         setattr(strategy.clock, counter, int(state["clock"][counter]))

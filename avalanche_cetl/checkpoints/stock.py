@@ -1,6 +1,6 @@
-"""What checkpoints know of Avalanche's own plugins, buffers and strategies.
+"""The rules for Avalanche's own plugins, buffers and strategies.
 
-Most of them are kept like any object (:mod:`~avalanche_cetl.checkpoints.objects`). Here stand
+Most of them are kept like any object (:mod:`~avalanche_cetl.checkpoints.taking`). Here stand
 those that need more: objects that a new plugin does not have yet, loaders that are made again,
 and plugins whose state cannot be kept, with the reason.
 """
@@ -56,7 +56,7 @@ _STRATEGY = frozenset(
 
 
 def check_kind(plugin: Any, rounds: bool = False) -> None:
-    """Refuse a plugin whose state cannot be kept, even when it has none yet.
+    """Raise an error for a plugin whose state cannot be kept, even when it has none yet.
 
     :param rounds: whether checkpoints are made within an experience too.
     :raises CheckpointError: with the reason.

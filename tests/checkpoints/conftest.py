@@ -1,6 +1,8 @@
 """A small run over three experiences: straight, and from a checkpoint after the second."""
 
 import random
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 
 from avalanche_cetl import load_checkpoint, save_checkpoint, transfer_benchmark
+
+sys.path.insert(0, str(Path(__file__).parent))  # the tests share saved_runs
 
 
 def sgd(parameters):
@@ -85,3 +89,8 @@ def small():
         sgd=sgd,
         resumed_as_straight=assert_resumed_as_straight,
     )
+
+
+@pytest.fixture
+def benchmark(digits):
+    return transfer_benchmark(digits(40), digits(20, seed=1), labels_per_class=5)

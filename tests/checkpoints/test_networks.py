@@ -101,7 +101,7 @@ def test_a_strategy_that_refuses_a_grown_network_stays_as_it_was(small, tmp_path
     other.train(growing_benchmark().train_stream[0])
 
 
-def test_what_is_frozen_in_training_is_frozen_after_loading(small, tmp_path):
+def test_weights_that_are_frozen_in_training_are_frozen_after_loading(small, tmp_path):
     strategy = small.strategy()
     strategy.model.classifier.requires_grad_(False)
     save_checkpoint(strategy, tmp_path / "c")

@@ -49,9 +49,6 @@ def shaken_by_numpy(image):
 AUGMENTATIONS = [shaken, shaken_by_python, shaken_by_numpy]
 
 
-# ------------------------------------------------------------------ rows that stay the same
-
-
 def test_rows_and_their_attributes_come_back_without_the_data(small):
     dataset = small.benchmark(
         train_transform=lambda image: image - 0.5, eval_transform=lambda image: image - 0.5
@@ -84,21 +81,18 @@ def test_items_keep_their_types(rows):
         assert repr(tuple(mine)) == repr(tuple(its))
 
 
-def test_reading_them_moves_no_random_state(small):
+def test_reading_rows_moves_no_random_state(small):
     dataset = small.benchmark(train_transform=shaken).train_stream[0].dataset
     before = torch.get_rng_state()
     rows_state(dataset, "plugin.buffer")
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_they_can_be_joined_with_new_data(small):
+def test_rows_that_came_back_are_joined_with_new_data(small):
     stream = small.benchmark().train_stream
     old, new = stream[0].dataset.subset([1, 2, 3]), stream[1].dataset
     assert_same_rows(new.concat(old), new.concat(again(old)))
     assert_same_rows(old.concat(new), again(old).concat(new))
-
-
-# ------------------------------------------------------------------ rows by place
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -113,20 +107,6 @@ def test_a_buffer_with_augmentation_is_resumed(small, tmp_path, augment):
     small.resumed_as_straight(make, benchmark(), tmp_path / "c", experiences=stream)
 
 
-def test_rows_by_place_pass_through_both_groups_of_transforms(small):
-    def stream():
-        return small.benchmark(train_transform=shaken, eval_transform=torch.neg).train_stream
-
-    dataset = stream()[1].dataset.subset([9, 4]).concat(stream()[2].dataset.subset([5]))
-    found = again(dataset, stream())
-    torch.manual_seed(3)
-    wanted = [dataset[n][0] for n in range(3)]
-    torch.manual_seed(3)
-    assert all(torch.equal(wanted[n], found[n][0]) for n in range(3))
-    assert_same_rows(dataset.eval(), found.eval())
-    assert list(found.targets) == [9, 4, 5]
-
-
 def test_attributes_that_a_plugin_added_are_kept_with_rows_by_place(small):
     stream = small.benchmark(train_transform=shaken).train_stream
     logits = DataAttribute([torch.ones(2), torch.zeros(2)], "logits")
@@ -135,7 +115,7 @@ def test_attributes_that_a_plugin_added_are_kept_with_rows_by_place(small):
     assert [value.tolist() for value in found.logits] == [[1, 1], [0, 0]]
 
 
-def test_without_the_data_the_error_says_how_to_give_them(small, tmp_path):
+def test_rows_by_place_without_their_data_are_refused_with_the_remedy(small, tmp_path):
     def make():
         return small.strategy(lambda model: [ReplayPlugin(20)])
 
@@ -148,16 +128,6 @@ def test_without_the_data_the_error_says_how_to_give_them(small, tmp_path):
         load_checkpoint(other, tmp_path / "c")
     assert all(map(torch.equal, before, other.model.parameters()))
     assert len(other.plugins[0].storage_policy.buffer) == 0
-
-
-def test_other_data_than_those_of_the_run_are_refused(small):
-    dataset = small.benchmark(train_transform=shaken).train_stream[0].dataset.subset([1, 2])
-    others = small.benchmark(train_transform=shaken).train_stream[1:]
-    with pytest.raises(CheckpointError, match=r"plugin\.buffer .* 60 rows"):
-        again(dataset, others)
-
-
-# ------------------------------------------------------------------ refused
 
 
 def test_a_data_set_of_a_class_of_the_users_own_is_refused():
@@ -188,8 +158,3 @@ def test_forged_rows_make_nothing_large_or_foreign(small, change):
     state = rows_state(small.benchmark().train_stream[0].dataset.subset([1]), "plugin.buffer")
     with pytest.raises((CheckpointError, KeyError)):
         rows_from({**state, **change}, None, "plugin.buffer")
-
-
-@pytest.mark.parametrize("numbers", [[7, 15], [15, 7], [8, 0], [0, 8, 16, 3], [40, 8, 24]])
-def test_a_set_of_numbers_keeps_the_order_in_which_it_is_gone_through(numbers):
-    assert list(through_a_file(set(numbers))) == list(set(numbers))

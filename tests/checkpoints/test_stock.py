@@ -67,7 +67,7 @@ def test_a_run_with_the_plugin_ends_as_one_that_was_never_stopped(small, tmp_pat
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_what_a_strategy_keeps_of_its_own_is_resumed(small, tmp_path, name):
+def test_state_that_a_strategy_keeps_of_its_own_is_resumed(small, tmp_path, name):
     kind, arguments = STRATEGIES[name]
     small.resumed_as_straight(
         lambda: small.strategy(kind=kind, **arguments), small.benchmark(), tmp_path / "c"

@@ -35,7 +35,7 @@ def _plugins(strategy, kind):
     return [plugin for plugin in strategy.plugins if isinstance(plugin, kind)]
 
 
-def test_the_paper_s_is_the_algorithm_and_nothing_else():
+def test_the_preset_of_the_paper_is_the_algorithm_and_nothing_else():
     s = _strategy("paper")
     assert not s.gfi.normalize and s.gfi.threshold == 0.5 and s.gfi.probability == 0.9
     assert not s.fixed_goal and s.warmup_epochs == 0 and s.input_noise == 0
@@ -43,7 +43,7 @@ def test_the_paper_s_is_the_algorithm_and_nothing_else():
     assert not _plugins(s, (DecoderHints, SoftTargets, ViewConsistency))
 
 
-def test_the_best_has_its_plugins_and_what_is_given_stays():
+def test_the_best_preset_has_its_plugins_and_what_is_given_stays():
     s = _strategy("best")
     assert s.fixed_goal and s.warmup_epochs == 10 and s.gfi.normalize
     assert len(_plugins(s, DecoderHints)) == 1
@@ -58,7 +58,7 @@ def test_the_best_has_its_plugins_and_what_is_given_stays():
     assert _plugins(s, ViewConsistency) == [mine]
 
 
-def test_the_best_has_a_probe_s_soft_targets_where_target_rows_have_labels(digits):
+def test_the_best_preset_has_soft_targets_of_a_probe_where_target_rows_have_labels(digits):
     s = _strategy("best", train_epochs=1, warmup_epochs=1)
     (plugin,) = _plugins(s, SoftTargets)
     assert plugin.head == "probe" and plugin.rows == "target"
@@ -69,7 +69,7 @@ def test_the_best_has_a_probe_s_soft_targets_where_target_rows_have_labels(digit
     assert _plugins(_strategy("best", plugins=[mine]), SoftTargets) == [mine]
 
 
-def test_a_preset_tells_what_it_is():
+def test_a_preset_describes_its_values_and_plugins():
     found = parse_preset("best").describe()
     json.dumps(found)
     assert found["fixed_goal"] and found["dwa_lambda"] == 0.03
@@ -83,6 +83,8 @@ GFI = {
     "threshold": 0.5, "probability": 0.9, "estimator": "gaussian", "fisher": "sampled",
     "samples": 256, "normalize": True, "normalize_samples": False, "refresh_every": 1, "seed": 0,
 }  # fmt: skip
+
+
 PLUGINS = [
     {"class": "DecoderHints", "weight": 1.0, "rows": "target"},
     {
@@ -118,19 +120,19 @@ def test_result_files_find_a_preset_under_the_settings_that_they_name(
     }
 
 
-def test_strategies_do_not_share_a_preset_s_plugins():
+def test_strategies_do_not_share_the_plugins_of_a_preset():
     first, second = (_plugins(_strategy("best"), ViewConsistency)[0] for _ in range(2))
     assert first is not second
 
 
 @pytest.mark.parametrize("settings", [{"alternate": "iteration"}, {"variant": "joint"}])
-def test_the_best_leaves_the_goal_where_it_cannot_be_fixed(settings):
+def test_the_best_preset_leaves_a_goal_that_cannot_be_fixed(settings):
     assert not _strategy("best", **settings).fixed_goal
 
 
 @pytest.mark.parametrize("preset", ["paper", "best"])
 @pytest.mark.parametrize("variant", ["gfi", "u", "joint"])
-def test_presets_train(digits, preset, variant):
+def test_presets_train_the_target_network(digits, preset, variant):
     data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
     s = _strategy(preset, variant=variant, train_epochs=2)
     before = [p.detach().clone() for p in s.model.target.parameters()]
@@ -140,6 +142,6 @@ def test_presets_train(digits, preset, variant):
     assert ("L_hint" in s.round_losses) == (preset == "best")
 
 
-def test_an_unknown_name():
+def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match=r"preset='bset'.*'paper', 'best'"):
         _strategy("bset")

@@ -1,185 +1,47 @@
-"""The state of objects that the program makes itself: plugins, metrics, schedulers.
+"""The state of objects that the program makes itself (plugins, metrics, schedulers), put back.
 
-What changes in training is taken as plain data, and put back into the objects of the new run in
+What was taken by :mod:`~avalanche_cetl.checkpoints.taking` goes into the objects of the new run in
 place. A checkpoint therefore makes no object of a class that it names.
 """
 
 from __future__ import annotations
 
 import inspect
-import io
-import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from numbers import Number
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
-from avalanche.logging import BaseLogger
 from avalanche.training.utils import ParamData
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from avalanche_cetl.checkpoints.errors import CheckpointError
-from avalanche_cetl.checkpoints.networks import copy_with, may_grow_into, network_state
-from avalanche_cetl.checkpoints.plain import DEEPEST, is_plain
-from avalanche_cetl.checkpoints.rows import rows_from, rows_state
-from avalanche_cetl.checkpoints.stock import kept_attributes, make_again, new_part
+from avalanche_cetl.checkpoints.networks import copy_with
+from avalanche_cetl.checkpoints.plain import is_plain
+from avalanche_cetl.checkpoints.rows import rows_from
+from avalanche_cetl.checkpoints.stock import make_again, new_part
+from avalanche_cetl.checkpoints.taking import HOW, ITSELF, Live
 
-HOW = "how"
-_ITSELF = "itself"  #: in a state that is put back in the same process: the value that had it
 #: What can be made where a new object has nothing yet.
 _MADE = ("plain", "param_data", "entries", "items", "rows", "network", "same")
 _REPLACED = (AvalancheDataset, nn.Module, ParamData)
 _NUMERIC = (Number, np.generic, np.ndarray, torch.Tensor)  # one may become another
-_LOADERS = (DataLoader, MultiDatasetDataLoader)
-_CONSTANT = (type, torch.device, torch.dtype, PurePath, Enum, io.IOBase, logging.Logger, BaseLogger)
 
 
-class Live:
-    """A value itself, where a state is put back in the same process."""
+class Putter:
+    """Puts the states of objects back.
 
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __deepcopy__(self, memory: dict[int, Any]) -> Live:
-        return self
-
-
-class Objects:
-    """Takes states, and puts them back.
-
-    :param known: objects whose state is kept elsewhere: model, optimizer, strategy.
     :param network: the strategy's, of which plugins may keep copies.
     :param experiences: of the benchmark, for what cannot be put back without; None: not given.
-    :param live: for a state that is put back in the same process, whatever came between: data sets
-        and copies of the network are taken as they are, and what is changed in place is known.
     """
 
-    def __init__(
-        self,
-        known: list[Any],
-        network: nn.Module,
-        experiences: Sequence[Any] | None = None,
-        live: bool = False,
-    ):
-        self._known = {id(thing) for thing in known}
-        self._network, self._experiences, self._live = network, experiences, live
-        self._numbers: dict[int, int | None] = {}  # of what was taken; None: not yet to its end
-        self._alive: list[Any] = []  # what was taken, so that no id comes twice
-        self._put: dict[int, Any] = {}  # what was put back, by these numbers
-
-    # ------------------------------------------------------------------ take
-
-    def take(self, value: Any, where: str, depth: int = 0) -> Any:
-        """Return the state of a value as plain data; None where there is nothing to keep.
-
-        What is met a second time is kept once: two places that share an object share it again.
-
-        :param where: its name, for messages.
-        :raises CheckpointError: when it has state that cannot be kept.
-        """
-        if is_plain(value):
-            return {HOW: "plain", "value": value, **self._itself(value)}
-        if id(value) in self._known or depth > DEEPEST:
-            return None
-        if id(value) in self._numbers:
-            number = self._numbers[id(value)]
-            return None if number is None else {HOW: "same", "number": number}
-        self._numbers[id(value)] = None
-        state = self._state(value, where, depth)
-        if isinstance(state, dict):
-            state.update(self._itself(value))
-            self._numbers[id(value)] = state["number"] = len(self._alive)
-            self._alive.append(value)
-        return state
-
-    def _itself(self, value: Any) -> dict[str, Any]:
-        return {_ITSELF: Live(value)} if self._live else {}
-
-    def _state(self, value: Any, where: str, depth: int) -> Any:
-        if isinstance(value, ParamData):
-            return {HOW: "param_data", "name": value.name, "data": value.data}
-        if isinstance(value, AvalancheDataset):
-            return Live(value) if self._live else {HOW: "rows", **rows_state(value, where)}
-        if isinstance(value, nn.Module):
-            return self._module(value, where)
-        if isinstance(value, torch.Generator):
-            return {HOW: "generator", "state": value.get_state(), "device": value.device.type}
-        if hasattr(value, "state_dict") and not isinstance(value, type):
-            return self._own(value, where)
-        if isinstance(value, dict):
-            entries = [[k, self.take(v, f"{where}[{k!r}]", depth + 1)] for k, v in value.items()]
-            if not is_plain([key for key, _ in entries]):
-                raise _unknown(where, value)
-            return {HOW: "entries", "entries": entries}
-        if isinstance(value, list | tuple):
-            items = [self.take(v, f"{where}[{i}]", depth + 1) for i, v in enumerate(value)]
-            return {HOW: "items", "items": items, "tuple": isinstance(value, tuple)}
-        if isinstance(value, _CONSTANT) or (is_dataclass(value) and _frozen(value)):
-            return None
-        if hasattr(value, "__dict__") and not hasattr(value, "__getitem__"):
-            if callable(value) and not vars(value):
-                return None
-            if type(value).__module__ in ("builtins", "functools", "types", "_weakref"):
-                return None
-            if (callable(value) and hasattr(value, "__code__")) or isinstance(value, type):
-                return None
-            if not isinstance(value, _LOADERS):
-                return self.take_object(value, where, kept_attributes(value, where), depth)
-        if callable(value):
-            return None
-        raise _unknown(where, value)
-
-    def take_object(
-        self, value: Any, where: str, attributes: Mapping[str, Any], depth: int = 0
-    ) -> dict[str, Any]:
-        """Return the state of an object's attributes.
-
-        :raises CheckpointError: when one has state that cannot be kept.
-        """
-        taken = {n: self.take(v, f"{where}.{n}", depth + 1) for n, v in attributes.items()}
-        return {
-            HOW: "object",
-            "type": type(value).__qualname__,
-            "attributes": {name: state for name, state in taken.items() if state is not None},
-        }
-
-    def _own(self, value: Any, where: str) -> dict[str, Any]:
-        state = value.state_dict()
-        if not is_plain(state):
-            raise CheckpointError(
-                f"{where}.state_dict() holds more than plain data and tensors, which a checkpoint "
-                "does not keep."
-            )
-        return {HOW: "own", "state": state}
-
-    def _module(self, value: nn.Module, where: str) -> Any:
-        """The state of a network: a copy of the strategy's, or one that does not learn."""
-        its = {id(p) for p in self._network.parameters()}
-        if (
-            its
-            and all(id(p) in its for p in value.parameters())
-            and next(value.parameters(), None) is not None
-        ):
-            return None  # a view of the strategy's network
-        if type(value) is type(self._network) and may_grow_into(self._network, value.state_dict()):
-            return Live(value) if self._live else {HOW: "network", **network_state(value)}
-        if any(p.requires_grad for p in value.parameters()):
-            raise CheckpointError(
-                f"{where} is a network that can learn, and a new {where.split('.')[0]} may not "
-                "have it: give the plugin state_dict() and load_state_dict(state)."
-            )
-        return {HOW: "constant", "type": type(value).__qualname__}
-
-    # ------------------------------------------------------------------ put
+    def __init__(self, network: nn.Module, experiences: Sequence[Any] | None = None):
+        self._network, self._experiences = network, experiences
+        self._put: dict[int, Any] = {}  # what was put back, by the numbers of the states
 
     def put(self, current: Any, taken: Any, where: str, owner: Any = None) -> Any:
         """Put a state back; return the value, which is ``current`` itself where it was changed.
@@ -193,8 +55,8 @@ class Objects:
             return taken.value
         if not isinstance(taken, dict):
             raise CheckpointError(f"the checkpoint holds nothing that {where} can take.")
-        if isinstance(taken.get(_ITSELF), Live):
-            current = taken[_ITSELF].value
+        if isinstance(taken.get(ITSELF), Live):
+            current = taken[ITSELF].value
         if taken.get(HOW) == "same":
             return self._put[taken["number"]]
         value = self._value(current, taken, where, owner)
@@ -237,7 +99,7 @@ class Objects:
 
     def _new(self, taken: Any, where: str, owner: Any) -> Any:
         """What stands in a place that a new object does not have yet, before its state is put."""
-        if isinstance(taken, Live) or (isinstance(taken, dict) and _ITSELF in taken):
+        if isinstance(taken, Live) or (isinstance(taken, dict) and ITSELF in taken):
             return None
         how = taken.get(HOW) if isinstance(taken, dict) else None
         made = new_part(owner, taken) if how == "object" else None
@@ -307,11 +169,6 @@ def _same(a: Any, b: Any) -> bool:
     return a is b
 
 
-def _frozen(value: Any) -> bool:
-    params = getattr(type(value), "__dataclass_params__", None)
-    return bool(getattr(params, "frozen", False)) or not fields(value)
-
-
 def _replaced(current: Any, value: Any, where: str) -> Any:
     """A plain value in the place of another, in place where that one is a container."""
     if isinstance(current, dict) and isinstance(value, dict):
@@ -344,11 +201,3 @@ def _replaced(current: Any, value: Any, where: str) -> Any:
 def _hard(value: Any) -> bool:
     """Whether a value's type is one that does not change by itself."""
     return isinstance(value, (str, dict, list, set, deque, *_NUMERIC))
-
-
-def _unknown(where: str, value: Any) -> CheckpointError:
-    return CheckpointError(
-        f"{where} is a {type(value).__name__}, which a checkpoint does not keep. If it changes in "
-        "training, give the plugin state_dict() and load_state_dict(state); if not, name the "
-        "plugin's class in ignore=."
-    )

@@ -4,16 +4,10 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import Naive
+from counting import Counting, images
 from torch import nn
 
-from avalanche_cetl import (
-    CETLStrategy,
-    CoupledModel,
-    GFIPlugin,
-    GFISettings,
-    ModuleEncoder,
-    transfer_benchmark,
-)
+from avalanche_cetl import GFIPlugin, transfer_benchmark
 
 
 def network():
@@ -91,28 +85,6 @@ def test_a_layer_that_is_unfrozen_during_an_experience_is_held():
     assert (model[1].weight - before).norm() < 1e-3
 
 
-class Counting(nn.Module):
-    """Counts its passes, averages its input in training and in evaluation, keeps what it saw."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.passes = nn.Linear(64, 6), 0
-        self.register_buffer("average", torch.zeros(64))
-        self.largest = 0
-
-    def forward(self, x):
-        x = x.flatten(1)
-        self.passes += 1
-        self.largest = max(self.largest, len(x))
-        self.average.mul_(0.9).add_(0.1 * x.detach().mean(0))
-        return self.layer(x - self.average)
-
-
-def images(count=24):
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(count, 1, 8, 8, generator=generator), torch.arange(count) % 6
-
-
 def test_a_plugin_of_strength_0_leaves_a_network_that_counts_its_passes_as_naive_does():
     found = []
     for plugins in ([], [GFIPlugin(0.0, samples=16)]):
@@ -125,59 +97,3 @@ def test_a_plugin_of_strength_0_leaves_a_network_that_counts_its_passes_as_naive
         found.append((model.passes, model.average, model.layer.weight.detach()))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][2], found[1][2])
-
-
-def test_coupling_leaves_no_trace_in_the_target():
-    model = Counting()
-    source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), input_shape=(1, 8, 8))
-    CoupledModel.build(source, model, (1, 8, 8))
-    assert model.passes == 0 and model.largest == 0 and not model.average.any()
-
-
-def test_measuring_leaves_no_trace_in_cetls_target():
-    passes = []
-    for variant in ("e", "gfi"):
-        torch.manual_seed(0)
-        model = Counting()
-        source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), input_shape=(1, 8, 8))
-        coupled = CoupledModel.build(source, model, (1, 8, 8))
-        CETLStrategy(
-            model=coupled, optimizer=torch.optim.Adam(coupled.parameters(), 1e-3), variant=variant,
-            train_mb_size=6, gfi=GFISettings(samples=8), evaluator=None,
-        ).train(transfer_benchmark(images(), images()).train_stream)  # fmt: skip
-        passes.append(model.passes)
-    assert passes[0] == passes[1]
-
-
-def test_images_are_drawn_for_in_pieces():
-    largest = []
-
-    class Watching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(64, 6)
-
-        def forward(self, x):
-            largest.append(len(x))
-            return self.layer(x.flatten(1))
-
-    s = naive(Watching(), GFIPlugin(0.1, samples=10_000, threshold=0, probability=1))
-    plugin = s.plugins[0]
-    torch.manual_seed(0)
-    tasks = torch.zeros(600, dtype=torch.long)
-    x = torch.rand(600, 1, 8, 8)
-    generator = torch.Generator().manual_seed(3)
-    drawn = plugin.readout.draw(s.model, x, tasks, generator)
-    assert max(largest) == 256 and drawn.shape == (600,)
-
-
-@pytest.mark.parametrize("decay", [-1.0, float("nan"), float("inf")])
-def test_a_decay_that_is_no_share_is_refused(decay):
-    with pytest.raises(ValueError, match="decay_factor"):
-        GFIPlugin(1.0, "online", decay)
-
-
-@pytest.mark.parametrize("samples", [2.5, "a", None])
-def test_numbers_of_images_are_whole(samples):
-    with pytest.raises(TypeError, match="samples"):
-        GFIPlugin(1.0, samples=samples)

@@ -1,3 +1,5 @@
+"""Targets with heads by task."""
+
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
@@ -84,7 +86,7 @@ def test_a_stream_of_tasks_trains_a_head_for_each(digits, make, variant):
     assert not torch.allclose(first, second)
 
 
-def test_task_labels_that_one_experience_mixes(digits):
+def test_images_of_mixed_tasks_train_the_heads_of_their_own(digits):
     x, y = digits(40)
     model = coupled(Heads())
     plugins = [ViewConsistency(1.0, threshold=0.0)]
@@ -126,7 +128,7 @@ def test_importances_read_each_row_through_its_own_head(digits):
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
 
 
-def test_avalanches_convolutional_network_with_heads():
+def test_code_and_classes_of_avalanches_network_with_heads_are_measured():
     model = MTSimpleCNN()
     code, classes = as_target(model).measure((3, 32, 32))
     assert (code, classes) == (64, 2)

@@ -5,7 +5,7 @@ A factory couples the test's plain network with a small frozen source and puts
 
 - The multi-task halves of tests build ``MTSimpleMLP``, whose forward pass takes task labels. The
   factory couples a network as a subclass with one head, so it gives those to the stock Naive;
-  coupled networks with heads by task are tested in ``test_heads.py``.
+  coupled networks with heads by task are tested in ``training/test_multi_task.py``.
 - ``DynamicOptimizersTests.test_checkpointing`` uses Avalanche's own checkpoints, which pickle
   the strategy and fail on current torch for Naive as well.
 - ``test_optimizer_groups_rename`` and ``test_optimizers`` run on multi-task networks only.
@@ -141,7 +141,9 @@ def _run(suite_module, case, test):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("module", "case", "test"), CASES, ids=[c[2] for c in CASES])
-def test_avalanches_own(module, case, test, monkeypatch, wheel_module):
+def test_avalanches_own_tests_pass_with_cetl_in_the_place_of_naive(
+    module, case, test, monkeypatch, wheel_module
+):
     torch.manual_seed(0)
     suite_module = wheel_module(module)
     monkeypatch.setattr(suite_module, "Naive", CoupledNaive)
@@ -154,7 +156,7 @@ def test_avalanches_own(module, case, test, monkeypatch, wheel_module):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("test", ["test_ewc", "test_ewc_online"])
-def test_gfi_in_ewcs_place(test, monkeypatch, wheel_module):
+def test_avalanches_tests_of_ewc_pass_with_gfi_in_its_place(test, monkeypatch, wheel_module):
     torch.manual_seed(0)
     suite_module = wheel_module("tests.training.test_strategies")
     monkeypatch.setattr(suite_module, "EWC", GFIAsEWC)
@@ -173,7 +175,9 @@ def test_gfi_in_ewcs_place(test, monkeypatch, wheel_module):
         ),
     ],
 )
-def test_naive_with_the_gfi_plugin(module, case, test, monkeypatch, wheel_module):
+def test_avalanches_own_tests_pass_with_the_gfi_plugin_on_naive(
+    module, case, test, monkeypatch, wheel_module
+):
     torch.manual_seed(0)
     suite_module = wheel_module(module)
     monkeypatch.setattr(suite_module, "Naive", NaiveWithGFI)

@@ -97,7 +97,7 @@ def seeded():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_multihead(kind):
+def test_a_stream_of_tasks_trains_a_head_for_each(kind):
     benchmark = split(task_labels=True, class_ids_from_zero_in_each_exp=True)
     network = MTSimpleMLP(input_size=16, hidden_size=12)
     evaluator = metrics(accuracy_metrics(experience=True))
@@ -114,7 +114,7 @@ def test_multihead(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_optimizer_param_groups(kind):
+def test_groups_of_the_optimizer_keep_their_parameters_and_rates(kind):
     benchmark = split(task_labels=True, class_ids_from_zero_in_each_exp=True)
     network = MTSimpleMLP(input_size=16, hidden_size=12)
 
@@ -135,7 +135,7 @@ def test_optimizer_param_groups(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_online_replay(kind):
+def test_replay_over_an_online_stream_keeps_rows_of_all_experiences(kind):
     benchmark = split(task_labels=False)
     network = SimpleMLP(4, input_size=16, hidden_size=12, drop_rate=0)
     buffer = ReservoirSamplingBuffer(max_size=12)
@@ -156,7 +156,7 @@ def test_online_replay(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eval_plugin(kind, tmp_path):
+def test_metrics_and_loggers_follow_every_epoch(kind, tmp_path):
     benchmark = split(task_labels=False)
     text = (tmp_path / "log.txt").open("w+")
     csv = CSVLogger(log_folder=str(tmp_path / "csv"))
@@ -207,7 +207,7 @@ class AccuracyByGroup(GenericPluginMetric):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_task_metrics(kind):
+def test_metrics_tell_tasks_and_data_attributes_apart(kind):
     sets = []
     for task in (0, 1):
         blobs = Blobs(16, task)

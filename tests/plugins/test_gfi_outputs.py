@@ -1,3 +1,5 @@
+"""The outputs, likelihoods and heads through which GFIPlugin reads a network."""
+
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
@@ -9,7 +11,7 @@ from avalanche.training.supervised import Naive
 from torch import nn
 from torch.nn import functional as F
 
-from avalanche_cetl import GFI, GFIPlugin, GFISettings
+from avalanche_cetl import GFIPlugin
 from avalanche_cetl.allocation.readout import Readout
 
 ROWS = 12
@@ -90,16 +92,13 @@ def heads():
     return Heads()
 
 
-# ------------------------------------------------------------------ other outputs
-
-
 class Binary(nn.BCEWithLogitsLoss):
     def forward(self, outputs, labels):
         return super().forward(outputs.flatten(), labels.float())
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "sampled"])
-def test_one_logit_of_yes_or_no(fisher):
+def test_importances_of_one_logit_are_those_of_binary_cross_entropy(fisher):
     plugin = GFIPlugin(1.0, fisher=fisher, likelihood="bernoulli")
     experiences = stream([[0] * ROWS] * 2)
     run = train(network(1), plugin, experiences, criterion=Binary())
@@ -117,7 +116,7 @@ def test_one_logit_of_yes_or_no(fisher):
         assert_equal(plugin.importances[1], wanted)
 
 
-def test_real_values_of_a_squared_error():
+def test_importances_of_real_values_are_those_of_a_squared_error():
     y = torch.randn(ROWS, generator=torch.Generator().manual_seed(3))
     experiences = stream([[0] * ROWS])
     data = torch.utils.data.TensorDataset(rows_of(experiences[0])[0], y)
@@ -182,7 +181,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_measured_is_refused_before_the_first_experience(name):
+def test_outputs_without_a_likelihood_are_refused_before_the_first_experience(name):
     make, arguments, criterion, told = REFUSED[name]
     model = make()
     before = [p.detach().clone() for p in model.parameters()]
@@ -198,42 +197,10 @@ def test_labels_out_of_range_for_yes_or_no_are_named():
         train(network(1), plugin, experiences, criterion=Binary())
 
 
-@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
-def test_unknown_labels_are_drawn_and_known_ones_stay(likelihood):
-    model = network(2 if likelihood == "categorical" else 1)
-    labels = torch.tensor([0, -1, 1, -1] * 50)
-    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
-    readout, generator = Readout(likelihood), torch.Generator().manual_seed(0)
-    found = readout.known(model, x, labels, torch.zeros(200), generator)
-    assert torch.equal(found[labels >= 0], labels[labels >= 0].to(found))
-    assert set(found[labels < 0].tolist()) == {0, 1}
-    with pytest.raises(ValueError, match=r"targets\[1\] is nan"):
-        nan = torch.tensor([0.0, float("nan")])
-        readout.known(model, x[:2], nan, torch.zeros(2), generator)
-
-
-def test_a_network_that_writes_into_its_input_leaves_the_images():
-    class Writes(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return self.inner(x.sub_(0.5))
-
-    x = torch.randn(4, 6)
-    before = x.clone()
-    Readout().draw(Writes(), x, torch.zeros(4), torch.Generator())
-    assert torch.equal(x, before)
-
-
-def test_another_kind_of_output_is_refused():
+def test_outputs_of_another_kind_are_refused():
     for wrong in (True, 1.5, [0]):
         with pytest.raises(TypeError, match="output="):
             GFIPlugin(1.0, output=wrong)
-
-
-# ------------------------------------------------------------------ rows that change
 
 
 def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(monkeypatch):
@@ -247,22 +214,19 @@ def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(mo
         def after_training_exp(self, strategy, *args, **kwargs):
             monkeypatch.undo()
 
-    seen = []
+    measured = []
 
-    class Watched(GFIPlugin):
-        def _relative(self, strategy, params):
-            seen.append((self._drawn[0].images.clone(), len(strategy.experience.dataset)))
-            return super()._relative(strategy, params)
+    class Watched(Readout):
+        def known(self, model, images, *args):
+            measured.append(images.clone())
+            return super().known(model, images, *args)
 
     experiences = stream([[0] * ROWS] * 2)
-    x = rows_of(experiences[1])[0]
-    plugin = Watched(1.0)
+    plugin = GFIPlugin(1.0)
+    plugin.readout = Watched()
     train(network(), plugin, experiences, Replace())
-    ((images, left),) = seen
-    assert torch.equal(images, x) and left == 4
-
-
-# ------------------------------------------------------------------ heads by task
+    (images,) = measured
+    assert torch.equal(images, rows_of(experiences[1])[0])
 
 
 def test_mixed_task_labels_are_read_through_each_images_own_head():
@@ -280,8 +244,9 @@ def test_mixed_task_labels_are_read_through_each_images_own_head():
 def test_mixed_experiences_are_gated_and_held():
     plugin = GFIPlugin(1.0)
     run = train(heads(), plugin, stream([[0, 1] * 6, [1, 2] * 6, [3] * ROWS]))
-    assert plugin._tasks == {0: (0, 1), 1: (1, 2), 2: (3,)}
-    for experience, own in plugin._tasks.items():
+    tasks = {0: (0, 1), 1: (1, 2), 2: (3,)}
+    assert plugin.importances.keys() == tasks.keys()
+    for experience, own in tasks.items():
         for name, value in plugin.importances[experience].items():
             if "classifiers" in name:
                 assert (float(value.sum()) > 0) == (int(name.split(".")[2]) in own)
@@ -290,52 +255,3 @@ def test_mixed_experiences_are_gated_and_held():
         assert plugin.shared[old]["trunk.weight"] > 0
         assert all(v == 0 for n, v in plugin.shared[old].items() if "classifiers" in n)
     assert all(p.isfinite().all() for p in run.model.parameters())
-
-
-def test_targets_are_drawn_from_each_images_own_head():
-    model = heads()
-    train(model, GFIPlugin(0.0), stream([[0, 1] * 6]))
-    with torch.no_grad():
-        for task, sign in (("0", 50.0), ("1", -50.0)):
-            model.classifier.classifiers[task].classifier.bias.copy_(torch.tensor([sign, -sign]))
-    tasks = torch.tensor([0, 1, 1, 0, 1])
-    drawn = Readout().draw(model, torch.zeros(5, 6), tasks, torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, tasks)
-
-
-# ------------------------------------------------------------------ arguments
-
-
-def strategy_of(**arguments):
-    model = network()
-    return GFI(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        **{"dwa_lambda": 0.5, "evaluator": None, **arguments},
-    )
-
-
-def test_settings_and_keyword_arguments_say_the_same():
-    for gfi in ({"samples": 7, "estimator": "rank"}, GFISettings(samples=7, estimator="rank")):
-        plugin = strategy_of(gfi=gfi).plugins[0]
-        assert plugin.settings == GFISettings(samples=7, estimator="rank")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "told"),
-    [
-        ({"gfi": GFISettings(refresh_every=2)}, ValueError, "refresh_every"),
-        ({"gfi": GFISettings(normalize_samples=True)}, ValueError, "normalize_samples"),
-        ({"gfi": 256}, TypeError, "GFISettings"),
-        ({"likelihood": "bernoulli"}, ValueError, "criterion="),
-        ({"ewc_lambda": 1.0}, TypeError, "dwa_lambda="),
-    ],
-)
-def test_wrong_arguments_name_the_right_ones(arguments, kind, told):
-    with pytest.raises(kind, match=told):
-        strategy_of(**arguments)
-
-
-def test_ewcs_argument_names_ours():
-    with pytest.raises(TypeError, match="dwa_lambda="):
-        GFIPlugin(ewc_lambda=1.0)

@@ -2,44 +2,13 @@ import copy
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
-from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
-from avalanche.models import (
-    IncrementalClassifier,
-    MultiHeadClassifier,
-    MultiTaskModule,
-    SimpleMLP,
-)
-from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from avalanche.training.plugins import EWCPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
+from vector_streams import stream
 
-from avalanche_cetl import GFI, GFIPlugin, Quantile
-
-
-def stream(tasks=3, rows=20, classes=2, multi_task=False, seed=0):
-    """A few small classification tasks; with disjoint classes unless they are multi-task."""
-    generator = torch.Generator().manual_seed(seed)
-    sets = []
-    for task in range(tasks):
-        y = torch.arange(rows) % classes
-        x = torch.randn(rows, 6, generator=generator)
-        x[:, task] += 3 * y - 1.5
-        label = task if multi_task else 0
-        y = y if multi_task else y + classes * task
-        sets.append(
-            TaskAwareSupervisedClassificationDataset(
-                [torch.utils.data.TensorDataset(x, y)],
-                data_attributes=[
-                    DataAttribute(y.tolist(), "targets"),
-                    TaskLabels([label] * rows),
-                ],
-            )
-        )
-    return with_classes_timeline(
-        with_task_labels(benchmark_from_datasets(train=sets, test=sets))
-    ).train_stream
+from avalanche_cetl import GFIPlugin, Quantile
 
 
 def network(classes=6):
@@ -162,7 +131,7 @@ def test_a_head_that_grows_keeps_its_old_part():
     assert plugin.saved_params[0][name].shape[0] == 6  # grown with the head, free there
 
 
-def test_heads_by_task():
+def test_tasks_share_the_trunk_and_not_the_heads_of_others():
     class Heads(MultiTaskModule):
         def __init__(self):
             super().__init__()
@@ -175,28 +144,13 @@ def test_heads_by_task():
 
     torch.manual_seed(0)
     plugin = GFIPlugin(1.0)
-    run = train(strategy(Heads(), plugin), stream(multi_task=True))
+    run = train(strategy(Heads(), plugin), stream(disjoint=False, by_task=True))
     trunk = [n for n in plugin.importances[2] if "classifier" not in n]
     assert any(plugin.shared[1][name] > 0 for name in trunk)
     heads = [n for n in dict(run.model.named_parameters()) if "classifiers.0" in n]
     assert heads and all(float(plugin.importances[0][n].sum()) > 0 for n in heads)
     # Task 2 does not read the head of task 0: nothing of it is shared.
     assert all(plugin.shared[0][n] == 0 for n in heads)
-
-
-def test_works_beside_replay_and_lwf_and_as_a_strategy():
-    model = SimpleMLP(num_classes=6, input_size=6, hidden_size=8)
-    run = GFI(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.05),
-        dwa_lambda=0.1,
-        gfi={"samples": 12, "estimator": "rank"},
-        train_mb_size=5,
-        plugins=[ReplayPlugin(10), LwFPlugin(1.0, 2.0)],
-        evaluator=None,
-    )
-    train(run, stream())
-    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_the_seed_fixes_the_gate():
@@ -221,12 +175,12 @@ def test_the_seed_fixes_the_gate():
         ({"samples": 1}, "at least 2"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GFIPlugin(**{"dwa_lambda": 1.0, **arguments})
 
 
-def test_a_layer_that_shrinks_is_an_error():
+def test_a_layer_that_shrinks_is_refused():
     plugin = GFIPlugin(1.0)
     run = strategy(network(), plugin)
     train(run, stream()[:1])
@@ -247,3 +201,20 @@ def test_online_importance_outlives_a_freeze():
     torch.testing.assert_close(plugin.importances[1]["0.weight"], 0.5 * stored)
     train(run, [third])
     assert "0.weight" in plugin.importances[2]
+
+
+@pytest.mark.parametrize("decay", [-1.0, float("nan"), float("inf")])
+def test_a_decay_that_is_no_share_is_refused(decay):
+    with pytest.raises(ValueError, match="decay_factor"):
+        GFIPlugin(1.0, "online", decay)
+
+
+@pytest.mark.parametrize("samples", [2.5, "a", None])
+def test_numbers_of_images_are_whole(samples):
+    with pytest.raises(TypeError, match="samples"):
+        GFIPlugin(1.0, samples=samples)
+
+
+def test_the_argument_of_ewc_is_refused_with_the_name_of_ours():
+    with pytest.raises(TypeError, match="dwa_lambda="):
+        GFIPlugin(ewc_lambda=1.0)

@@ -59,7 +59,7 @@ def test_balance_is_zero_for_even_classes_and_log_k_for_one():
      ({"balance": float("nan")}, "balance"), ({"rampup_rounds": -1}, "rampup_rounds"),
      ({"rows": "labelled"}, "rows")],
 )  # fmt: skip
-def test_bad_values(settings, message):
+def test_values_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ViewConsistency(**settings)
 
@@ -91,17 +91,17 @@ def test_the_slow_network_is_the_running_mean(digits, alternate):
         def after_update(self, strategy, *args, **kwargs):
             for name, value in strategy.model.target.state_dict().items():
                 mean[name] = 0.8 * mean[name] + 0.2 * value
-                torch.testing.assert_close(plugin._slow.state_dict()[name], mean[name])
+                torch.testing.assert_close(plugin.state_dict()["slow"][name], mean[name])
             seen.append(strategy.stage)
 
     s = _strategy([plugin, Watch()], alternate=alternate, train_epochs=2)
     s.train(data.train_stream)
     assert set(seen) == {Stage.COUPLED, Stage.CLASSIFY}
     assert {"L_view", "L_balance"} <= s.round_losses.keys()
-    assert plugin._slow is None
+    assert plugin.state_dict() == {"slow": None}
 
 
-def test_views_of_target_images_agree_more_with_it(digits):
+def test_consistency_makes_views_of_target_images_agree(digits):
     data = adaptation_benchmark(digits(60, seed=1), digits(60, shift=0.1), digits(30, seed=2))
     x = torch.stack([row[0] for row in data.test_stream[0].dataset])
     gaps = []
@@ -115,7 +115,7 @@ def test_views_of_target_images_agree_more_with_it(digits):
     assert gaps[1] < gaps[0]
 
 
-def test_the_ramp_weighs_what_is_added(digits):
+def test_the_ramp_weighs_the_added_losses(digits):
     data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
     bare, rounds = [], []
 

@@ -135,6 +135,8 @@ TASKS = {
     "joint": {"variant": "joint", "rows": 19, "workers": 1},
     "accumulate": {"variant": "gfi", "rows": 21, "accumulate": 2, "plugins": True},
 }
+
+
 SAVED = {"variant": "gfi", "rows": 21, "rounds": 3, "checkpoints": True}
 
 

@@ -1,0 +1,15 @@
+"""The benchmark on which importances are measured in training."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from avalanche_cetl import transfer_benchmark
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # its coupled_runs
+
+
+@pytest.fixture
+def transfer(digits):
+    return transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=5)

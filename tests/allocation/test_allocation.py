@@ -1,0 +1,91 @@
+import pytest
+import torch
+from coupled_runs import coupled, snapshot, strategy
+
+from avalanche_cetl import CETLPlugin, GFISettings, Quantile
+from avalanche_cetl.allocation import Allocation
+from avalanche_cetl.training import Stage
+
+
+def test_importances_belong_to_the_weights_and_anchors_of_algorithm_1(transfer):
+    model = coupled()
+    anchors = {}
+
+    class Watch(CETLPlugin):
+        def after_stage(self, strategy, *args, **kwargs):
+            anchors[strategy.stage] = snapshot(model)
+
+    s = strategy(model, warmup_epochs=0, plugins=[Watch()])
+    s.train(transfer.train_stream)
+    stages = {"GFI1": Stage.SOURCE, "GFI2": Stage.COUPLED, "GFI3": Stage.COUPLED}
+    for name, importance in s.importance.items():
+        part = model.target_parameters() if name == "GFI3" else model.decoder_parameters()
+        assert importance.values.keys() == part.keys()
+        for key, anchor in importance.anchors.items():
+            assert torch.equal(anchor, anchors[stages[name]][key])
+        assert all((value >= 0).all() for value in importance.values.values())
+        assert all(0 <= share <= 1 for share in importance.shared.values())
+
+
+def test_penalties_begin_with_the_importances_that_they_read(transfer):
+    s = strategy(warmup_epochs=0, train_epochs=1)
+    s.train(transfer.train_stream)
+    assert "DWA2" not in s.round_losses and s.round_losses["DWA1"] > 0
+    s = strategy(warmup_epochs=0, train_epochs=2)
+    s.train(transfer.train_stream)
+    assert s.round_losses["DWA2"] > 0
+
+
+def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer):
+    distances = []
+    settings = GFISettings(samples=8, threshold=0.0, probability=1.0)
+    for lam in (0.0, 1e3):
+        model = coupled()
+        watch = {}
+
+        class Watch(CETLPlugin):
+            def after_stage(self, strategy, *args, model=model, watch=watch, **kwargs):
+                watch[strategy.stage] = snapshot(model)
+
+        s = strategy(
+            model,
+            variant="gfi",
+            dwa_lambda=lam,
+            gfi=settings,
+            warmup_epochs=5,
+            plugins=[Watch()],
+            lr=1e-3,
+        )
+        s.train(transfer.train_stream)
+        distances.append(
+            sum(
+                (watch[Stage.SOURCE][n] - watch[Stage.COUPLED][n]).square().sum()
+                for n in model.decoder_parameters()
+            )
+        )
+    assert distances[1] < 0.7 * distances[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fisher": "empirical"},
+        {"estimator": "rank", "threshold": Quantile(0.7)},
+        {"estimator": "histogram", "normalize_samples": True},
+        {"normalize": False, "refresh_every": 2},
+    ],
+)
+def test_settings_decide_how_importances_are_measured(transfer, settings):
+    s = strategy(gfi=GFISettings(samples=12, **settings), train_epochs=2)
+    s.train(transfer.train_stream)
+    shares = s.importance["GFI1"]
+    if "threshold" in settings:
+        total = sum(shares.shared[n] * shares.sizes[n] for n in shares.sizes)
+        assert 0 < total / sum(shares.sizes.values()) <= 0.3 + 1e-3
+
+
+@pytest.mark.parametrize(("kind", "strength"), [(None, 1.0), ("gfi", 0.0)])
+def test_an_allocation_without_kind_or_strength_measures_nothing(kind, strength):
+    allocation = Allocation(kind, GFISettings(), strength)
+    allocation.refresh(("GFI1",), coupled(), 0, 4, read=None)
+    assert allocation.importance == {} and allocation.penalty("GFI1", coupled()) is None

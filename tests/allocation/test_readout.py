@@ -1,0 +1,86 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from avalanche.models import MultiHeadClassifier, MultiTaskModule
+from torch import nn
+
+from avalanche_cetl.allocation.readout import Readout
+
+
+def network(outputs=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, outputs))
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+def test_unknown_labels_are_drawn_and_known_ones_stay(likelihood):
+    model = network(2 if likelihood == "categorical" else 1)
+    labels = torch.tensor([0, -1, 1, -1] * 50)
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    readout, generator = Readout(likelihood), torch.Generator().manual_seed(0)
+    found = readout.known(model, x, labels, torch.zeros(200), generator)
+    assert torch.equal(found[labels >= 0], labels[labels >= 0].to(found))
+    assert set(found[labels < 0].tolist()) == {0, 1}
+    with pytest.raises(ValueError, match=r"targets\[1\] is nan"):
+        nan = torch.tensor([0.0, float("nan")])
+        readout.known(model, x[:2], nan, torch.zeros(2), generator)
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_images():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x.sub_(0.5))
+
+    x = torch.randn(4, 6)
+    before = x.clone()
+    Readout().draw(Writes(), x, torch.zeros(4), torch.Generator())
+    assert torch.equal(x, before)
+
+
+class Heads(MultiTaskModule):
+    """A trunk and a head for each of the tasks 0 and 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(6, 5)
+        self.classifier = MultiHeadClassifier(5, 2, masking=False)
+        for task in (0, 1):
+            self.classifier.adaptation(
+                SimpleNamespace(classes_in_this_experience=[0, 1], task_labels=[task])
+            )
+
+    def forward(self, x, task_labels):
+        return self.classifier(torch.tanh(self.trunk(x)), task_labels)
+
+
+def test_targets_are_drawn_from_each_images_own_head():
+    model = Heads()
+    with torch.no_grad():
+        for task, sign in (("0", 50.0), ("1", -50.0)):
+            model.classifier.classifiers[task].classifier.bias.copy_(torch.tensor([sign, -sign]))
+    tasks = torch.tensor([0, 1, 1, 0, 1])
+    drawn = Readout().draw(model, torch.zeros(5, 6), tasks, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, tasks)
+
+
+def test_targets_are_drawn_for_few_images_at_once():
+    largest = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 6)
+
+        def forward(self, x):
+            largest.append(len(x))
+            return self.layer(x.flatten(1))
+
+    tasks = torch.zeros(600, dtype=torch.long)
+    generator = torch.Generator().manual_seed(3)
+    drawn = Readout().draw(Watching(), torch.rand(600, 1, 8, 8), tasks, generator)
+    assert max(largest) == 256 and drawn.shape == (600,)

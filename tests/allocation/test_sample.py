@@ -1,0 +1,13 @@
+import torch
+
+from avalanche_cetl.allocation.sample import in_turn
+
+
+def test_images_take_the_heads_of_an_old_experience_in_turn():
+    assert in_turn((4, 7), torch.zeros(5, dtype=torch.long)).tolist() == [4, 7, 4, 7, 4]
+    assert in_turn((2,), torch.arange(3)).tolist() == [2, 2, 2]
+
+
+def test_images_keep_their_tasks_without_heads_by_task():
+    tasks = torch.tensor([3, 1])
+    assert in_turn((), tasks) is tasks

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from avalanche.training.supervised import Naive
+from saved_runs import SHAPE, make
+
+from avalanche_cetl import (
+    CICNN,
+    CheckpointError,
+    CheckpointPlugin,
+    load_checkpoint,
+    transfer_benchmark,
+)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(benchmark, tmp_path):
+    scores = iter([0.1, 0.9, 0.3, 0.5])
+    strategy = make(plugins=[CheckpointPlugin(tmp_path, keep=2, best=lambda _: next(scores))])
+    strategy.train_epochs = 4
+    strategy.train(benchmark.train_stream, eval_streams=[])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "best.safetensors",
+        "checkpoint-000003.safetensors",
+        "checkpoint-000004.safetensors",
+    ]
+    again = make(plugins=[CheckpointPlugin(tmp_path, best=lambda _: 0.0)])
+    assert load_checkpoint(again, tmp_path / "best.safetensors").rounds == 2
+    assert again.plugins[0].best_score == 0.9
+
+
+def test_every_counts_rounds_and_the_last_round_is_always_kept(benchmark, tmp_path):
+    strategy = make(plugins=[CheckpointPlugin(tmp_path, every=2, keep=9)], train_epochs=5)
+    strategy.train(benchmark.train_stream, eval_streams=[])
+    assert [int(p.stem[-6:]) for p in sorted(tmp_path.iterdir())] == [2, 4, 5]
+
+
+def test_the_best_checkpoint_is_chosen_by_the_name_of_a_metric(benchmark, tmp_path):
+    plugin = CheckpointPlugin(tmp_path, best="Top1_Acc_Stream")
+    make(plugins=[plugin]).train(benchmark.train_stream, eval_streams=[benchmark.test_stream])
+    assert (tmp_path / "best.safetensors").exists()
+    assert 0 <= plugin.best_score <= 1
+    unknown = CheckpointPlugin(tmp_path, best="Nothing")
+    with pytest.raises(ValueError, match="Top1_Acc"):
+        make(plugins=[unknown]).train(benchmark.train_stream, eval_streams=[])
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"every": 0}, {"keep": 0}, {"mode": "best"}], ids=lambda a: next(iter(a))
+)
+def test_arguments_out_of_range_are_refused(tmp_path, arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        CheckpointPlugin(tmp_path, **arguments)
+
+
+def test_the_plugin_needs_a_strategy_with_rounds(digits, tmp_path):
+    model = CICNN(3, SHAPE, width=0.05)
+    naive = Naive(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters()),
+        plugins=[CheckpointPlugin(tmp_path)],
+        evaluator=None,
+    )
+    with pytest.raises(CheckpointError, match="Naive"):
+        naive.train(transfer_benchmark(digits(20), digits(10)).train_stream)

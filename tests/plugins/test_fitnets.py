@@ -1,0 +1,115 @@
+import pytest
+import torch
+from avalanche.training.plugins import LRSchedulerPlugin
+from loss_runs import SHAPE, coupled, trained
+from torch import nn
+
+from avalanche_cetl import CETLPlugin, CETLStrategy, CoupledModel, FitNetsHints, ModuleEncoder
+from avalanche_cetl.plugins import fitnets
+from avalanche_cetl.plugins.hints import hint_loss
+from avalanche_cetl.training import Stage
+
+
+@pytest.mark.parametrize("source_layer", [None, "0", "4"])
+@pytest.mark.parametrize("target_layer", ["features.0", "hidden"])
+def test_a_guided_layer_comes_nearer_to_its_hint(teacher, few, source_layer, target_layer):
+    """Maps and vectors on either side; the regressor learns and T2's layer moves."""
+    plugin = FitNetsHints(target_layer, source_layer)
+    model = coupled(teacher)
+    first = trained(model, few, plugin, train_epochs=1).round_losses["L_fitnet"]
+    weights = [p.detach().clone() for p in plugin.regressor.parameters()]
+    last = trained(model, few, plugin, train_epochs=5).round_losses["L_fitnet"]
+    assert last < first
+    moved = [
+        not torch.equal(a, b) for a, b in zip(weights, plugin.regressor.parameters(), strict=True)
+    ]
+    assert all(moved)
+
+
+def test_the_regressor_follows_the_schedule(teacher, few):
+    model = coupled(teacher)
+    plugin = FitNetsHints("features.0", "0")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    CETLStrategy(
+        model=model,
+        optimizer=optimizer,
+        variant="e",
+        train_epochs=3,
+        train_mb_size=16,
+        plugins=[plugin, LRSchedulerPlugin(schedule)],
+        evaluator=None,
+    ).train(few.train_stream)
+    (group,) = plugin.state_dict()["moments"]["param_groups"]
+    assert group.keys() == optimizer.state_dict()["param_groups"][0].keys()
+    assert group["momentum"] == 0.9 and group["lr"] == pytest.approx(0.1 * 0.5**2)
+
+
+@pytest.mark.parametrize("source_layer", [None, "0"])
+def test_a_regressor_in_half_precision_keeps_its_weights(teacher, few, source_layer):
+    plugin = FitNetsHints("features.0", source_layer)
+    s = trained(coupled(teacher), few, plugin, precision="bfloat16")
+    assert {p.dtype for p in plugin.regressor.parameters()} == {torch.float32}
+    plain = trained(coupled(teacher), few, FitNetsHints("features.0", source_layer))
+    assert s.round_losses["L_fitnet"] == pytest.approx(plain.round_losses["L_fitnet"], rel=0.1)
+
+
+class ChannelsLast(nn.Module):
+    """A convolution whose map is turned round, normalised, and overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.LayerNorm(6)
+        self.act, self.head = nn.ReLU(inplace=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.norm(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+@pytest.mark.parametrize(("layer", "source_layer"), [("norm", "act"), ("act", "norm")])
+def test_hints_are_maps_with_their_channels_second_as_the_layers_gave_them(
+    few, layer, source_layer, monkeypatch
+):
+    torch.manual_seed(0)
+    teacher = ModuleEncoder(ChannelsLast(), input_shape=SHAPE)
+    hints, seen = [], []
+
+    class Spy(FitNetsHints):
+        def loss(self, strategy, batch):
+            found = super().loss(strategy, batch)
+            seen.append((batch.images, hints[-1]))
+            return found
+
+    def spied(found, hint):
+        hints.append(hint)
+        return hint_loss(found, hint)
+
+    monkeypatch.setattr(fitnets, "hint_loss", spied)
+    plugin = Spy(layer, source_layer)
+    model = CoupledModel.build(teacher, ChannelsLast(), SHAPE)
+    trained(model, few, plugin, train_epochs=1)
+    assert (plugin.regressor.in_channels, plugin.regressor.out_channels) == (6, 6)
+    x, hint = seen[-1]
+    net = teacher.module
+    wanted = net.norm(net.conv(x).permute(0, 2, 3, 1))
+    wanted = wanted.relu() if source_layer == "act" else wanted
+    torch.testing.assert_close(hint, wanted.permute(0, 3, 1, 2))
+
+
+def test_fitnets_listens_in_the_stages_alone_that_read_its_layer(teacher, few):
+    found = {}
+
+    class Spy(CETLPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            layer = strategy.model.target.module.features[0]
+            found.setdefault(strategy.stage, set()).add(len(layer._forward_hooks))
+
+    trained(coupled(teacher), few, FitNetsHints("features.0", "0"), Spy(), train_epochs=1)
+    assert found == {Stage.COUPLED: {1}, Stage.CLASSIFY: {0}}
+
+
+def test_layers_that_are_not_there_are_refused(teacher, few):
+    with pytest.raises(ValueError, match="target_layer='nowhere'"):
+        trained(coupled(teacher), few, FitNetsHints("nowhere"))
+    with pytest.raises(ValueError, match="source_layer='nowhere'"):
+        trained(coupled(teacher), few, FitNetsHints("features.0", "nowhere"))

@@ -1,0 +1,167 @@
+"""The proximal step of GFIPlugin in training."""
+
+import math
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import LRSchedulerPlugin
+from avalanche.training.supervised import Naive
+from torch import nn
+from vector_streams import stream
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    GFIPlugin,
+    ModuleEncoder,
+    transfer_benchmark,
+)
+from avalanche_cetl.training import NonFiniteLossError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def naive(model, *plugins, optimizer=None):
+    torch.manual_seed(1)
+    return Naive(
+        model=model,
+        optimizer=optimizer or torch.optim.SGD(model.parameters(), 0.1),
+        train_mb_size=5,
+        train_epochs=2,
+        plugins=list(plugins),
+        evaluator=None,
+    )
+
+
+def train(strategy, experiences):
+    for experience in experiences:
+        strategy.train(experience)
+    return strategy
+
+
+def test_every_iteration_ends_with_the_step_at_the_rate_of_now():
+    plugin = GFIPlugin(2.0)
+    seen = []
+
+    class Before(SupervisedPlugin):
+        def after_update(self, strategy, **kwargs):
+            seen.append([p.detach().clone() for p in strategy.model.parameters()])
+
+    class After(SupervisedPlugin):
+        def after_update(self, strategy, **kwargs):
+            rate = strategy.optimizer.param_groups[0]["lr"]
+            rates.add(rate)
+            named = strategy.model.named_parameters()
+            for before, (name, now) in zip(seen.pop(), named, strict=True):
+                up, down = before.double(), torch.ones_like(before).double()
+                for e, weights in plugin.gated.items():
+                    up += rate * 2.0 * weights[name] * plugin.saved_params[e][name]
+                    down += rate * 2.0 * weights[name]
+                torch.testing.assert_close(now.double(), up / down, rtol=1e-5, atol=1e-6)
+                moved.append(bool((now != before).any()))
+
+    rates, moved = set(), []
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    decay = LRSchedulerPlugin(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
+    train(
+        naive(model, Before(), plugin, After(), decay, optimizer=optimizer), stream(disjoint=False)
+    )
+    assert len(rates) > 1 and any(moved) and not all(moved)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "Adagrad", "RMSprop"])
+@pytest.mark.parametrize("strength", [1.0, 1e5, 1e30])
+def test_weights_stay_finite_at_every_strength(kind, strength):
+    model = network()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1)
+    plugin = GFIPlugin(strength)
+    train(naive(model, plugin, optimizer=optimizer), stream(2, disjoint=False))
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_infinite_strength_keeps_important_weights_and_frees_the_others():
+    plugin = GFIPlugin(math.inf)
+    kept = []
+
+    class Watch(SupervisedPlugin):
+        def after_update(self, strategy, **kwargs):
+            for name, p in strategy.model.named_parameters():
+                for e, weights in plugin.gated.items():
+                    important = weights[name] > 0
+                    assert torch.equal(p[important], plugin.saved_params[e][name][important])
+                    kept.append(float(important.float().mean()))
+
+    before = network()
+    after = train(naive(network(), plugin, Watch()), stream(2, disjoint=False)).model
+    assert 0 < sum(kept) / len(kept) < 1
+    assert not torch.equal(before[0].weight, after[0].weight)
+
+
+def test_a_diverging_penalty_in_the_loss_is_an_error_with_the_remedy():
+    run = naive(network(), GFIPlugin(1e6, penalty="loss"))
+    with pytest.raises(NonFiniteLossError, match=r"dwa_lambda=1000000\.0.*penalty='proximal'"):
+        train(run, stream(3, disjoint=False))
+
+
+def test_weights_that_are_not_finite_are_never_measured_in_silence():
+    class Spoil(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            strategy.model[0].weight.data[0, 0] = math.nan
+
+    with pytest.raises(NonFiniteLossError, match="Fisher information became NaN"):
+        train(naive(network(), Spoil(), GFIPlugin(1.0)), stream(1, disjoint=False))
+
+
+class Rateless(torch.optim.Optimizer):
+    """A step of fixed length; its groups have no learning rate."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p -= 1e-3 * p.grad.sign()
+
+
+def test_an_optimiser_without_learning_rate_is_refused_before_training():
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    run = naive(model, GFIPlugin(1.0), optimizer=Rateless(model.parameters()))
+    with pytest.raises(ValueError, match="penalty='loss'"):
+        train(run, stream(1, disjoint=False))
+    assert all(map(torch.equal, before, model.parameters()))
+    run = naive(model, GFIPlugin(1.0, penalty="loss"), optimizer=Rateless(model.parameters()))
+    train(run, stream(2, disjoint=False))
+
+
+def test_cetls_stage_2_holds_t2_as_stage_3_does(digits):
+    shape = (1, 8, 8)
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(3, shape, width=0.05), input_shape=shape)
+    model = CoupledModel.build(source, CICNN(3, shape, width=0.05), shape)
+    plugin = GFIPlugin(math.inf, threshold=0, probability=1, samples=16)
+    strategy = CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        variant="e",
+        plugins=[plugin],
+        train_mb_size=10,
+        evaluator=None,
+    )
+    benchmark = transfer_benchmark([digits(20), digits(20, seed=1)], [digits(10)] * 2)
+    train(strategy, benchmark.train_stream)
+    params, first = dict(model.named_parameters()), plugin.saved_params[0]
+    for name, importance in plugin.importances[0].items():
+        held = importance > 0
+        assert torch.equal(params[name][held], first[name][held])
+    # T1 is none of the classifier's weights.
+    assert any((params[n] != first[n]).any() for n in first if n.startswith("decoder."))

@@ -1,0 +1,39 @@
+import math
+
+import pytest
+import torch
+from loss_runs import SHAPE, student, trained
+
+from avalanche_cetl import CoupledModel, DecoderHints
+from avalanche_cetl.plugins.hints import hint_loss
+
+
+def test_the_hint_loss_is_relative_to_the_square_of_the_hint():
+    hint = torch.tensor([3.0, -4.0], requires_grad=True)
+    assert float(hint_loss(hint, hint)) == 0
+    found = torch.zeros(2, requires_grad=True)
+    hint_loss(found, hint).backward()
+    assert float(hint_loss(found, hint)) == 1 and hint.grad is None
+    assert found.grad.tolist() == pytest.approx([-6 / 25, 8 / 25])
+    assert float(hint_loss(torch.ones(2), torch.zeros(2))) > 0  # no division by zero
+
+
+def test_decoder_hints_bring_hidden_layers_together(teacher, few):
+    x = torch.stack([row[0] for row in few.test_stream[0].dataset])
+    distances = []
+    for weight in (0.0, 1.0):
+        model = CoupledModel.build(teacher, student(width=0.2), SHAPE)
+        hints = [DecoderHints(weight)] if weight else []
+        s = trained(model, few, *hints, variant="f", warmup_epochs=10, train_epochs=8)
+        assert ("L_hint" in s.round_losses) == (weight > 0)
+        model.eval()
+        with torch.no_grad():
+            goal = model.decoder.forward_hidden(model.source_code(x))[1][0]
+            mine = model.decoder.forward_hidden(model.target_code(x)[0])[1][0]
+        distances.append(float((mine - goal).square().mean() / goal.square().mean()))
+    assert distances[1] < distances[0]
+
+
+def test_a_weight_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="weight=nan"):
+        DecoderHints(math.nan)

@@ -1,0 +1,219 @@
+import math
+
+import pytest
+import torch
+from avalanche.training.supervised import Naive
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_runs import SHAPE, coupled, student, trained, unread
+from torch import nn
+
+from avalanche_cetl import (
+    CETLPlugin,
+    CoupledModel,
+    ModuleEncoder,
+    PrecomputedEncoder,
+    SoftTargets,
+    TimmEncoder,
+    adaptation_benchmark,
+    linear_probe,
+    transfer_benchmark,
+    with_source_features,
+)
+from avalanche_cetl.plugins.losses import LossRows
+from avalanche_cetl.plugins.soft_targets import soft_target_loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    k=st.integers(2, 5),
+    temperature=st.floats(0.5, 20),
+    seed=st.integers(0, 2**31),
+)
+def test_soft_targets_equal_the_naive_formula(n, k, temperature, seed):
+    g = torch.Generator().manual_seed(seed)
+    logits, goal = (3 * torch.randn(n, k, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def probabilities(row):
+        sizes = [math.exp(float(v) / temperature) for v in row]
+        return [s / sum(sizes) for s in sizes]
+
+    total = 0.0
+    for mine, theirs in zip(logits, goal, strict=True):
+        for q, p in zip(probabilities(mine), probabilities(theirs), strict=True):
+            total += p * math.log(p / q)
+    wanted = temperature**2 * total / n
+    found = float(soft_target_loss(logits, goal, temperature))
+    assert found == pytest.approx(wanted, rel=1e-9, abs=1e-10)
+
+
+def _seeded():
+    return torch.Generator().manual_seed(3)
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_changes():
+    torch.manual_seed(0)
+    logits = torch.randn(8, 5, requires_grad=True)
+    sizes = []
+    for temperature in (20.0, 40.0):
+        loss = soft_target_loss(logits, torch.randn(8, 5, generator=_seeded()), temperature)
+        sizes.append(float(torch.autograd.grad(loss, logits)[0].norm()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+def test_soft_targets_teach_without_labels(teacher, few, digits):
+    """Six labels alone are few; S's logits of all images are many."""
+    x, _ = digits(60, seed=5)
+
+    def accuracy(*plugins):
+        model = coupled(teacher)
+        trained(model, few, *plugins, train_epochs=6, lr=5e-3)
+        model.eval()
+        with torch.no_grad():
+            return float((model(x).argmax(1) == teacher.logits(x).argmax(1)).float().mean())
+
+    assert accuracy(SoftTargets(rows="target")) > accuracy()
+
+
+def test_a_head_classifies_the_features_of_a_source_with_other_classes(few):
+    torch.manual_seed(0)
+    source = ModuleEncoder(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7)),
+        input_shape=SHAPE,
+    )
+    head = nn.Linear(9, 3)
+    s = trained(coupled(source), few, SoftTargets(head=head))
+    assert s.round_losses["L_soft"] > 0 and head.weight.grad is None
+    with pytest.raises(ValueError, match="7 classes and the target network 3; give head="):
+        trained(coupled(source), few, SoftTargets())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_probe_is_fitted_on_the_labelled_target_rows(few, digits, tmp_path, stored):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7))
+    source = ModuleEncoder(layers, input_shape=SHAPE)
+    data = with_source_features(few, source, tmp_path, dtype="float32") if stored else few
+    plugin = SoftTargets(2.0, rows="target", head="probe")
+    s = trained(coupled(source), data, plugin)
+    assert s.round_losses["L_soft"] > 0
+    images, labels = map(
+        torch.stack,
+        zip(
+            *[(x, torch.tensor(y)) for x, y, *_ in few.labelled_stream[0].dataset.eval()],
+            strict=True,
+        ),
+    )
+    wanted = linear_probe(source(images), labels, num_classes=3)
+    x, _ = digits(9, seed=8)
+    torch.testing.assert_close(
+        plugin.classifier(source(x)), wanted(source(x)), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_an_experience_without_labelled_target_rows_has_no_probe(teacher, digits):
+    data = adaptation_benchmark(digits(30), digits(30, shift=0.1), digits(30, seed=2))
+    plugin = SoftTargets(rows="target", head="probe")
+    assert "L_soft" not in trained(coupled(teacher), data, plugin).round_losses
+    assert plugin.classifier is None
+    alone = CoupledModel.build(None, student(), SHAPE)
+    few = transfer_benchmark(digits(30), digits(30))
+    plugin = SoftTargets(head="probe")
+    assert "L_soft" not in trained(alone, few, plugin).round_losses
+
+
+def test_a_probe_has_the_classes_of_the_labelled_target_rows_alone(teacher, digits):
+    """Target labels of some classes only: the source rows have more, so there is no probe."""
+    x, y = digits(60)
+    partly = torch.where(y < 2, y, -1)
+    both = adaptation_benchmark((x, y), (x, partly), digits(30, seed=1), labels_per_class=5)
+    assert {0, 1} == {int(t) for t in both.labelled_stream[0].dataset.targets}
+    plugin = SoftTargets(rows="target", head="probe")
+    assert "L_soft" not in trained(coupled(teacher), both, plugin).round_losses
+    # Experiences with classes of their own: T2's logits of the others are left alone.
+    few = transfer_benchmark((x[y < 2], y[y < 2]), (x[y < 2], y[y < 2]))
+    s = trained(coupled(teacher), few, plugin)
+    assert plugin.classifier.out_features == 2 and s.round_losses["L_soft"] > 0
+    rows = LossRows(x[:4], None, torch.randn(4, 3, requires_grad=True), *unread(4))
+    loss = plugin.loss(s, rows)
+    loss.backward()
+    assert (rows.logits.grad[:, 2] == 0).all() and rows.logits.grad[:, :2].abs().sum() > 0
+    wanted = soft_target_loss(rows.logits[:, :2], plugin.classifier(teacher(x[:4])), 4.0)
+    torch.testing.assert_close(loss, wanted)
+
+
+def test_a_probe_is_fitted_anew_for_every_experience(teacher, digits):
+    sets = [digits(30), digits(30, shift=0.1)]
+    data = transfer_benchmark(sets, sets)
+    plugin = SoftTargets(rows="target", head="probe")
+    found = []
+
+    class Keep(CETLPlugin):
+        def after_training_exp(self, strategy, *args, **kwargs):
+            found.append(plugin.classifier.weight.clone())
+
+    trained(coupled(teacher), data, plugin, Keep())
+    assert len(found) == 2 and not torch.allclose(*found)
+
+
+def test_a_probe_needs_the_strategy(teacher, few):
+    net = student()
+    naive = Naive(
+        model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), evaluator=None,
+        plugins=[SoftTargets(source=teacher, head="probe")],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="goes with CETLStrategy"):
+        naive.train(few.labelled_stream)
+    with pytest.raises(ValueError, match="head='prob'"):
+        SoftTargets(head="prob")
+
+
+def test_precomputed_features_need_a_head(few):
+    rows = torch.randn(60, 5)
+    made = with_source_features(few, PrecomputedEncoder(rows), streams=["train"])
+    model = coupled(PrecomputedEncoder(rows))
+    assert trained(model, made, SoftTargets(head=nn.Linear(5, 3))).round_losses["L_soft"] > 0
+    with pytest.raises(ValueError, match="no classifier"):
+        trained(model, made, SoftTargets())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_features_of_timm_networks_are_classified_as_their_images(name):
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, pretrained=False)
+    x = torch.rand(2, 3, 32, 32)
+    assert encoder.classifies_features
+    torch.testing.assert_close(
+        encoder.classify(encoder(x)), encoder.logits(x), rtol=1e-3, atol=1e-4
+    )
+    earlier = TimmEncoder(name, pretrained=False, layer=-2)
+    assert not earlier.classifies_features
+    with pytest.raises(ValueError, match="classifier reads"):
+        earlier.classify(torch.zeros(1, earlier.dim))
+
+
+def test_an_earlier_layer_runs_the_source_for_its_logits(teacher, few):
+    early = ModuleEncoder(teacher.module, "4", input_shape=SHAPE)
+    assert not early.classifies_features and teacher.classifies_features
+    s = trained(coupled(early), few, SoftTargets())
+    assert s.round_losses["L_soft"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0}, "temperature=0"),
+        ({"weight": -1}, "weight=-1"),
+        ({"rows": "all"}, "'labelled', 'target'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SoftTargets(**arguments)
+
+
+def test_soft_targets_without_a_source_network_are_refused(few):
+    alone = CoupledModel.build(None, student(), SHAPE)
+    with pytest.raises(ValueError, match="needs a source network"):
+        trained(alone, few, SoftTargets())

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from coupled_runs import coupled, moved, snapshot, strategy
+
+from avalanche_cetl import CETLPlugin
+from avalanche_cetl.training import VARIANTS, SourceStage, Stage, Variant
+from avalanche_cetl.training.variants import parse_variant
+
+ALL = list(VARIANTS)
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+@pytest.mark.parametrize("variant", ALL)
+def test_every_variant_trains_the_target_and_never_the_source(transfer, variant, alternate):
+    model = coupled()
+    before = snapshot(model)
+    s = strategy(model, variant=variant, alternate=alternate, train_epochs=2)
+    s.train(transfer.train_stream)
+    changed = moved(model, before)
+    assert {n for n in before if n.startswith("target.")} <= changed
+    assert any(n.startswith("decoder.") for n in changed)
+    assert not any(n.startswith("source.") for n in changed)
+    losses = s.round_losses
+    assert {"L_rt", "L_c"} <= losses.keys()
+    assert ("L_rs" in losses) == (variant in ("e", "fi", "gfi", "joint"))
+    assert ("DWA1" in losses) == (variant in ("fi", "gfi"))
+    assert (len(s.importance) == 3) == (variant in ("fi", "gfi"))
+
+
+@pytest.mark.parametrize(("variant", "fixed"), [("f", True), ("two_step", True), ("u", False)])
+def test_t1_is_fixed_after_the_warm_up_where_the_variant_fixes_it(transfer, variant, fixed):
+    model = coupled()
+    seen = []
+
+    class Watch(CETLPlugin):
+        def before_stage(self, strategy, *args, **kwargs):
+            if strategy.stage is not Stage.SOURCE:
+                seen.append(snapshot(model))
+
+    strategy(model, variant=variant, train_epochs=2, plugins=[Watch()]).train(transfer.train_stream)
+    names = model.decoder_parameters().keys()
+    same = all(torch.equal(seen[0][n], dict(model.named_parameters())[n]) for n in names)
+    assert same == fixed
+
+
+def test_stages_train_the_networks_of_algorithm_1(transfer):
+    model = coupled()
+    log = []
+
+    class Watch(CETLPlugin):
+        def before_stage(self, strategy, *args, **kwargs):
+            self.before = snapshot(model)
+
+        def after_stage(self, strategy, *args, **kwargs):
+            parts = {name.split(".")[0] for name in moved(model, self.before)}
+            log.append((strategy.stage, parts))
+
+    strategy(model, variant="e", warmup_epochs=0, plugins=[Watch()]).train(transfer.train_stream)
+    assert log == [
+        (Stage.SOURCE, {"decoder", "source_adapter"}),
+        (Stage.COUPLED, {"decoder", "target"}),
+        (Stage.CLASSIFY, {"target"}),
+    ]
+
+
+def test_variants_are_found_by_their_names_and_pass_through():
+    for name, variant in VARIANTS.items():
+        assert parse_variant(name) is parse_variant(variant) is variant and variant.name == name
+
+
+def test_a_variant_needs_a_warm_up_where_no_stage_of_a_round_trains_t1_on_l_rs():
+    needing = {name for name, variant in VARIANTS.items() if variant.needs_warmup}
+    assert needing == {"f", "u", "two_step"}
+
+
+def test_a_variant_records_the_losses_of_its_stages_and_their_penalties():
+    assert VARIANTS["gfi"].names == ("L_rs", "L_rt", "L_c")
+    assert VARIANTS["gfi"].recorded == ("L_rs", "L_rt", "L_c", "DWA2", "DWA1", "DWA3")
+    assert VARIANTS["joint"].recorded == VARIANTS["joint"].names == ("L_c", "L_rt", "L_rs")
+
+
+@pytest.mark.parametrize("stages", [(), (SourceStage(), SourceStage())], ids=["none", "twice"])
+def test_a_variant_without_stages_or_with_a_stage_twice_is_refused(stages):
+    with pytest.raises(ValueError, match="each a name of its own"):
+        parse_variant(Variant("own", stages))
