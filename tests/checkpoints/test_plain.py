@@ -46,7 +46,11 @@ def test_plain_data_come_back_with_their_types(value):
     assert getattr(found, "maxlen", None) == getattr(value, "maxlen", None)
 
 
-@pytest.mark.parametrize("value", [object(), len, int, np.array([object()])], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [object(), len, int, np.array([object()])],
+    ids=["object", "function", "class", "array"],
+)
 def test_values_that_are_not_plain_are_refused(value):
     assert not is_plain(value) and not is_plain([{"a": value}])
     with pytest.raises(NotPlainError):
