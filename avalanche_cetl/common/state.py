@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -15,6 +16,8 @@ from torch.nn.parameter import is_lazy
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 #: Containers inside containers that are looked into; a list may hold itself.
 _DEPTH = 3
+#: Buffers that torch's batch_norm writes without counting it as a write.
+_UNCOUNTED = ("running_mean", "running_var")
 #: Weights of a network that are copied with its state: 64 MiB in single precision.
 _MOST_WEIGHTS = 2**24
 
@@ -47,7 +50,8 @@ class ModelState:
         for weight in self._weights:
             weight.value()
         for position, (owner, name, buffer, version, value) in enumerate(self._buffers):
-            if version_of(buffer) != version:
+            written = version_of(buffer) != version
+            if written or (name in _UNCOUNTED and not torch.equal(buffer, value)):
                 _write(buffer, value)
                 self._buffers[position] = (owner, name, buffer, version_of(buffer), value)
             if owner.get(name) is not buffer:

@@ -102,3 +102,22 @@ def test_a_list_that_holds_itself_ends():
     with state_kept(model):
         model.loop.append(1)
     assert len(model.loop) == 1
+
+
+def test_running_statistics_come_back_where_a_network_trains_its_norm_by_itself():
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm.train()(x)
+
+    model = Stubborn()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with state_kept(model) as state:
+        model(torch.randn(4, 3))
+        state.put_back()
+        assert all(torch.equal(model.state_dict()[n], value) for n, value in before.items())
+        model(torch.randn(4, 3))
+    assert all(torch.equal(model.state_dict()[n], value) for n, value in before.items())
