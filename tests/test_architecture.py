@@ -179,3 +179,15 @@ def test_benchmarks_read_public_names_only():
         if source.split(".")[0] == PACKAGE.name and (source.count(".") > 1 or private(name))
     ]
     assert not deep
+
+
+def test_docstrings_begin_with_what_a_thing_is_or_does():
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Module)
+    vague = [
+        f"{module}: {docstring.splitlines()[0]}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and (docstring := ast.get_docstring(node))
+        if docstring.startswith(("Give ", "Gives "))
+    ]
+    assert not vague

@@ -12,6 +12,11 @@ UNLABELLED = -1
 TARGET_DOMAIN = 0
 SOURCE_DOMAIN = 1
 
+#: The data attribute of S's features, and their place in an item: after image and label.
+SOURCE_FEATURES, FEATURES_INDEX = "source_features", 2
+#: The data attribute that holds, row by row, the fingerprint of the encoder of the features.
+SOURCE_FINGERPRINT = "source_fingerprint"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -50,17 +55,6 @@ def split_rows(dataset: Any) -> Rows:
     return Rows(target=pick(target), labelled=pick(labelled))
 
 
-#: Name of the data attribute, and place of the features in an item: after image and label.
-SOURCE_FEATURES = "source_features"
-
-
-FEATURES_INDEX = 2
-
-
-#: Name of the data attribute that says, row by row, which encoder the features are of.
-SOURCE_FINGERPRINT = "source_fingerprint"
-
-
 def features_in(dataset: Any, batch: Sequence[Any]) -> torch.Tensor | None:
-    """Give S's features in a mini-batch of the data set; None where it has none."""
+    """Return S's features in a mini-batch of the data set; None where it has none."""
     return batch[FEATURES_INDEX] if hasattr(dataset, SOURCE_FEATURES) else None
