@@ -74,14 +74,14 @@ def folder(tmp_path, digits, monkeypatch):
 
 
 @pytest.mark.parametrize("path", each("own_folders"))
-def test_own_folders(path, folder, capsys):
+def test_the_script_for_own_folders_runs_and_names_the_classes(path, folder, capsys):
     found = main_of(path)(folder, rounds=1, size=16, encoder="test_resnet", weights=None)
     assert 0 <= found <= 1
     assert "class2" in capsys.readouterr().out and Path("images.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("path", each("timm_networks"))
-def test_timm_networks(path, digits, capsys):
+def test_the_script_for_timm_networks_runs(path, digits, capsys):
     torch.manual_seed(0)
     sets = [(digits(40, size=32, seed=s)[0].repeat(1, 3, 1, 1), digits(40)[1]) for s in (0, 1)]
     small = {"source": "test_vit", "rounds": 1, "pretrained": False, "labels_per_class": 5}

@@ -76,7 +76,7 @@ def test_the_readmes_own_encoder_runs_as_it_stands(tmp_path, digits):
     assert encoder.fingerprint() != names["Downscaled"](7).fingerprint()
 
 
-def test_docstring_examples():
+def test_examples_in_docstrings_run():
     import doctest
     import importlib
     import pkgutil

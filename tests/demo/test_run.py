@@ -48,7 +48,7 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
     assert any("CETL gfi" in line for line in lines)
 
 
-def test_bad_command_lines_are_refused(capsys):
+def test_command_lines_out_of_range_are_refused(capsys):
     for arguments in (["demo", "--seed", "-1"], ["nothing"], []):
         with pytest.raises(SystemExit):
             main(arguments)

@@ -193,7 +193,7 @@ def test_lazy_layers_are_refused_until_they_have_a_shape():
         ({"inputs": torch.zeros(0, 5)}, "number of samples"),
     ],
 )
-def test_bad_arguments_are_answered_with_what_is_allowed(arguments, message):
+def test_arguments_out_of_range_are_answered_with_what_is_allowed(arguments, message):
     call = {"model": nn.Linear(5, 3), "inputs": torch.zeros(2, 5), **arguments}
     with pytest.raises(ValueError, match=message):
         fisher_information(**call)

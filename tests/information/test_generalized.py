@@ -81,7 +81,7 @@ def test_quantile_shares_the_most_related_fraction(q):
         ({"relative": {"a": torch.zeros(40, 50), "b": torch.zeros(2)}}, ValueError),
     ],
 )
-def test_bad_arguments(arguments, error):
+def test_arguments_out_of_range_are_refused(arguments, error):
     fisher, relative = _pair()
     call = {"relative": relative, **arguments}
     with pytest.raises(error):
