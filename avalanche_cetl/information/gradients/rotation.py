@@ -132,7 +132,9 @@ class RotatedLayer(Bundle):
 
     def factors(self, rows: slice, loss: int) -> Factors:
         """Return ``U^T left`` and ``right V`` of some samples."""
-        found = self._bundle.factors(rows, loss)
+        return self._rotated(self._bundle.factors(rows, loss))
+
+    def _rotated(self, found: Factors) -> Factors:
         left = self._layer.left.to(found.left).mT @ found.left
         right = found.right @ self._right.to(found.right)
         if self._bias is not None:
@@ -140,9 +142,26 @@ class RotatedLayer(Bundle):
         return Factors(left, right, lambda t: t)
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
-        """Compute the rotated per-sample gradients of some rows."""
-        found = self.factors(rows, loss)
-        return {self.name: found.left @ found.right}
+        """Compute the rotated per-sample gradients of some rows.
+
+        With many positions the gradient itself is the smaller matrix: it is then rotated in the
+        place of its factors.
+        """
+        found = self._bundle.factors(rows, loss)
+        if not self._rotates_whole(found):
+            found = self._rotated(found)
+            return {self.name: found.left @ found.right}
+        whole = found.left @ found.right @ self._right.to(found.right)
+        if self._bias is not None:
+            whole = whole + found.left.sum(-1, keepdim=True) * self._bias.to(whole)
+        return {self.name: self._layer.left.to(whole).mT @ whole}
+
+    def _rotates_whole(self, factors: Factors) -> bool:
+        """Return whether rotating the gradient takes fewer products than rotating its factors."""
+        (outputs, positions), inputs = factors.left.shape[-2:], factors.right.shape[-1]
+        r, s = self._layer.shape[-2:]
+        of_factors = positions * (r * outputs + inputs * s + r * s)
+        return positions * outputs * inputs + outputs * s * (inputs + r) < of_factors
 
     def outer(self, loss: int) -> Factors | None:
         """Return both factors, where there is one position."""
