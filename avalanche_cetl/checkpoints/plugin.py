@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_checkpoint
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.state import check_keepable
+from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.plugins.contract import CETLPlugin, training_of
 
 BEST = f"best{SUFFIX}"
@@ -82,7 +81,7 @@ class CheckpointPlugin(CETLPlugin):
                 "with save_checkpoint() outside of train()."
             )
         check_keepable(strategy, self.ignore)
-        if _first() and self.folder.is_dir():
+        if Processes.started().rank == 0 and self.folder.is_dir():
             for left in self.folder.glob(f".*{SUFFIX}.*.tmp"):
                 left.unlink(missing_ok=True)
 
@@ -95,7 +94,7 @@ class CheckpointPlugin(CETLPlugin):
             self._save(strategy, self.folder / BEST)
         if last or self.rounds % self.every == 0:
             self._save(strategy, self.folder / f"checkpoint-{self.rounds:06}{SUFFIX}")
-            if _first():
+            if Processes.started().rank == 0:
                 self._drop_old()
 
     def _save(self, strategy: Any, path: Path) -> None:
@@ -133,9 +132,3 @@ class CheckpointPlugin(CETLPlugin):
                 "A metric of eval() needs eval_every=1."
             )
         return float(results[found[-1]])
-
-
-def _first() -> bool:
-    """Whether this process is the one that writes."""
-    started = distributed.is_available() and distributed.is_initialized()
-    return not started or distributed.get_rank() == 0

@@ -22,7 +22,6 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.benchmarks.utils.transforms import MultiParamTransform
-from torch import distributed
 from torch.utils.data import Dataset
 
 from avalanche_cetl.common.processes import Processes
@@ -84,7 +83,7 @@ def with_source_features(
     chosen = _chosen_streams(benchmark, encoder, streams)
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     extraction = Extraction(batch_size, num_workers, device, progress)
-    processes = Processes(_all_processes())
+    processes = Processes.started()
 
     def rows(dataset: Any, view: int) -> tuple[SeededView, Any]:
         seen = SeededView(dataset, seed, view)
@@ -165,12 +164,6 @@ def _given_rows(
             f"{len(given[experience])} rows, but its data set has {rows}."
         )
     return given[experience]
-
-
-def _all_processes() -> Any:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.group.WORLD
-    return None
 
 
 class _RowNumbers(Dataset):
