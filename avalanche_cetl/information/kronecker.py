@@ -47,8 +47,8 @@ from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, L
 _DENSE = 1024
 #: Vectors that the randomised method takes beyond those that are kept.
 _OVERSAMPLING = 16
-#: Bytes of factors, in float64, that are read at once.
-_BLOCK = 64 * 2**20
+#: Bytes of a layer's right factors that are read at once.
+_BLOCK = 32 * 2**20
 #: A trace below this counts as this.
 _TINY = 1e-300
 #: A share of 1 is held when rounding alone is missing.
@@ -134,16 +134,14 @@ def _bias_of(engine: PerSampleGradients, bundle: LayerBundle) -> str | None:
     bias = getattr(module, "bias", None)
     if not plain or name not in engine.params or bias is None:
         return None
-    return name if engine.params[name] is bias and _once(engine, name) else None
-
-
-def _once(engine: PerSampleGradients, name: str) -> bool:
-    return len(engine.routes[name].owners) == 1
+    route = engine.routes[name]
+    once = route.kind == "layer" and len(route.owners) == 1
+    return name if engine.params[name] is bias and once else None
 
 
 def _rows_at_once(bundle: LayerBundle) -> int:
-    """Return how many samples are read together: copies in float64 stay within 64 MiB."""
-    return max(1, _BLOCK // max(1, 2 * bundle.factor_bytes))
+    """Return how many samples are read together."""
+    return max(1, _BLOCK // max(1, bundle.factor_bytes))
 
 
 class _Layer:

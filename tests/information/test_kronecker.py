@@ -296,6 +296,32 @@ def test_shared_layers_stay_diagonal():
     torch.testing.assert_close(found["twice.weight"], plain["twice.weight"], rtol=1e-10, atol=0)
 
 
+class BiasTwice(nn.Module):
+    """A layer whose bias the forward pass reads once more by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(x)) * self.layer.bias)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_a_bias_that_is_read_elsewhere_too_stays_out_of_the_basis(count):
+    torch.manual_seed(0)
+    model, x, y = BiasTwice().double(), torch.randn(9, 5).double(), torch.arange(9) % 3
+    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
+    assert "layer.bias" not in basis.folded and "head.bias" in basis.folded
+    x, y = x[:count], y[:count]
+    found = fisher_information(model, x, "empirical", targets=y, basis=basis)
+    (gradients,) = loop(model, x, [nll(y)])
+    values = wanted(gradients, basis)
+    assert found.keys() == values.keys()
+    for one, value in values.items():
+        torch.testing.assert_close(found[one], value.square().mean(0), rtol=1e-10, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", ["linear", "groups", "transposed", "norms"])
 def test_the_penalty_in_a_basis_is_eq_11_over_directions(name):
     model, x, y = made(name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from avalanche_cetl.information.gradients.batches import Batch
 from avalanche_cetl.information.gradients.bundles import Bundle
 from avalanche_cetl.information.gradients.engine import PerSampleGradients
-from avalanche_cetl.information.gradients.precision import magnitude
+from avalanche_cetl.information.gradients.precision import magnitude, single
 
 #: Sums of fewer entries than this are made in one go, ``(a * b).sum(0)``; those of more entries one
 #: sample at a time, which needs no product tensor. Measured with 64 samples in float32 on one core:
@@ -120,16 +120,9 @@ def restored(engine: PerSampleGradients, values: dict[str, Tensor]) -> dict[str,
     for name, parameter in engine.params.items():
         if name in engine.basis.folded:
             continue
-        if name in engine.basis:
-            shape = engine.basis[name].shape
-            half = parameter.dtype in (torch.float16, torch.bfloat16)
-            zeros = parameter.new_zeros(shape, dtype=torch.float32 if half else None)
-            result[name] = values.get(name, zeros)
-        elif name in values:
-            value = engine.restore(name, values[name]).reshape(parameter.shape)
-            result[name] = value.contiguous()
+        shape = engine.basis[name].shape if name in engine.basis else parameter.shape
+        if name in values:
+            result[name] = engine.restore(name, values[name]).reshape(shape).contiguous()
         else:
-            half = parameter.dtype in (torch.float16, torch.bfloat16)
-            real = magnitude(parameter.detach())
-            result[name] = torch.zeros_like(real, dtype=torch.float32 if half else None)
+            result[name] = single(magnitude(parameter.detach())).new_zeros(shape)
     return result

@@ -18,6 +18,7 @@ from torch import Tensor
 from avalanche_cetl.information.gradients.bundles import Bundle, Layout
 from avalanche_cetl.information.gradients.forms import Factors
 from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
+from avalanche_cetl.information.gradients.precision import magnitude, single
 
 
 @dataclass(frozen=True)
@@ -198,13 +199,10 @@ class RotatedWhole(Bundle):
                 for name, value in bundle.gradients(loss, rows).items():
                     whole = bundle.layout(name).restore(value)
                     found[name] = whole.reshape(len(whole), *self._all[name].shape)
-        for name in self._all:
+        for name, parameter in self._all.items():
             if name not in found:
-                zeros = self._zeros(name, rows) if name in self.params else None
-                like = self._all[name]
-                found[name] = (
-                    like.new_zeros(rows.stop - rows.start, *like.shape) if zeros is None else zeros
-                )
+                like = single(magnitude(parameter.detach()))
+                found[name] = like.new_zeros(rows.stop - rows.start, *like.shape)
         return {
             name: self._layers[name].rotate(found, 1) if name in self._layers else found[name]
             for name in self.names
@@ -228,7 +226,9 @@ def rotated(bundles: Sequence[Bundle], basis: KroneckerBasis) -> list[Bundle]:
         if own is None:
             continue
         bias = None if layer.bias is None else holder.get(layer.bias)
-        if isinstance(own, LayerBundle) and own.factored and (bias is None or bias is not own):
+        # A bias is one more input of its layer where its own gradient has a closed form too.
+        folds = layer.bias is None or isinstance(bias, LayerBundle)
+        if isinstance(own, LayerBundle) and own.factored and folds:
             found.append(RotatedLayer(own, layer))
         else:
             whole.append(layer)
