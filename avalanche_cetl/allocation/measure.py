@@ -20,6 +20,8 @@ from avalanche_cetl.information.generalized import (
     normalize_importance,
     shared_weights,
 )
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.kronecker import kronecker_basis
 from avalanche_cetl.information.likelihood import Loss, select
 from avalanche_cetl.information.relative import fisher_and_relative
 
@@ -41,6 +43,7 @@ class Measurement:
     :param params: the weights, by their names in ``network``.
     :param settings: how relative Fisher information is estimated.
     :param processes: that share the samples.
+    :ivar basis: in which all is measured; None: weight by weight.
     """
 
     def __init__(
@@ -50,10 +53,25 @@ class Measurement:
         params: Mapping[str, Tensor],
         settings: GFISettings,
         processes: Processes,
+        basis: KroneckerBasis | None = None,
     ):
-        self.network, self.params, self.settings = network, params, settings
+        self.network, self.params, self.settings, self.basis = network, params, settings, basis
         self._own, self._group = processes.share_of_rows(len(inputs[0]))
         self._inputs = tuple(part[self._own] for part in inputs)
+
+    def choose_basis(self, task: Task) -> None:
+        """Take the Kronecker basis of a task as ``basis``, where the settings want one."""
+        if self.settings.basis == "diagonal":
+            return
+        self.basis = kronecker_basis(
+            self.network,
+            self._inputs,
+            task.loss,
+            self.params,
+            targets=select(task.targets, self._own),
+            rank=self.settings.rank,
+            process_group=self._group,
+        )
 
     def fisher(self, task: Task) -> Weights:
         """Return the Fisher information of one task, the mean over all samples."""
@@ -64,6 +82,7 @@ class Measurement:
             self.params,
             targets=select(task.targets, self._own),
             process_group=self._group,
+            basis=self.basis,
         )
 
     def relative(self, first: Task, second: Task) -> tuple[Weights, Weights]:
@@ -77,6 +96,7 @@ class Measurement:
             estimator=self.settings.estimator,
             normalize_samples=self.settings.normalize_samples,
             process_group=self._group,
+            basis=self.basis,
         )
 
 
@@ -93,12 +113,17 @@ class Gated(NamedTuple):
 
 
 def gate(
-    fisher: Weights, relative: Weights | None, settings: GFISettings, generator: torch.Generator
+    fisher: Weights,
+    relative: Weights | None,
+    settings: GFISettings,
+    generator: torch.Generator,
+    basis: KroneckerBasis | None = None,
 ) -> Gated:
     """Return Generalized Fisher Information (eq. 10), rescaled as the settings want.
 
     :param relative: of every weight in ``fisher``; None: no gate, plain Fisher information.
     :param generator: of the gate's draws.
+    :param basis: in which both were measured.
     """
     shared: dict[str, float] = {}
     if relative is not None:
@@ -112,4 +137,4 @@ def gate(
         )
         masks = shared_weights(relative, settings.threshold)
         shared = {name: float(mask.float().mean()) for name, mask in masks.items()}
-    return Gated(normalize_importance(fisher) if settings.normalize else fisher, shared)
+    return Gated(normalize_importance(fisher, basis) if settings.normalize else fisher, shared)

@@ -8,19 +8,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avalanche_cetl.information.generalized import dwa_penalty
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+
 Weights = dict[str, Tensor]
 
 
 class Pull:
-    """One quadratic that equals a sum of them, and its proximal step.
+    """One quadratic that equals a sum of them, its proximal step and its value.
 
-    The penalties ``sum_e lam/2 I_ei (theta_i - theta*_ei)^2`` of all old experiences have, up to
-    a constant, the sum ``lam/2 I_i (theta_i - theta*_i)^2`` with
+    The penalties ``sum_e lam/2 I_ei (theta_i - theta*_ei)^2`` of all old experiences are the sum
+    ``lam/2 I_i (theta_i - theta*_i)^2 + lam c`` with
 
-    ``I_i = sum_e I_ei`` and ``theta*_i = sum_e I_ei theta*_ei / I_i``,
+    ``I_i = sum_e I_ei``, ``theta*_i = sum_e I_ei theta*_ei / I_i``
 
-    so a step costs the same however many experiences there were. After an optimiser's step with
-    learning rate ``eta``, the proximal operator of ``eta`` times the penalty is
+    and a constant c, so a step costs the same however many experiences there were. After an
+    optimiser's step with learning rate ``eta``, the proximal operator of ``eta`` times the penalty
+    is
 
     ``argmin_t  1/2 (t - theta_i)^2 + eta lam/2 I_i (t - theta*_i)^2
     = (theta_i + eta lam I_i theta*_i) / (1 + eta lam I_i)``.
@@ -33,13 +37,30 @@ class Pull:
     ``w_i`` is computed as ``I_i / (I_i + 1 / (eta lam))``, which overflows nowhere: it goes to 1
     as the strength goes to infinity, and is 0 where nothing is held.
 
-    :ivar importance: I by parameter name, >= 0.
+    In a basis all of this holds direction by direction: the layer's matrix moves by
+    ``-U (w * (U^T (W - W*) V)) V^T``. Where weight and bias have different learning rates, each
+    moves as it would if the other had its own.
+
+    :ivar importance: I by parameter name, >= 0; of layers with a basis, by direction.
     :ivar anchors: theta* by parameter name; where I is 0 it means nothing.
+    :ivar basis: of the layers whose importance is by direction.
+    :ivar constant: c, >= 0.
     """
 
     def __init__(self) -> None:
         self.importance: Weights = {}
         self.anchors: Weights = {}
+        self.basis = KroneckerBasis({})
+        self.constant = 0.0
+
+    @classmethod
+    def within(
+        cls, basis: KroneckerBasis, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]
+    ) -> Pull:
+        """Return the pull of one quadratic, in a basis."""
+        pull = cls()
+        pull.importance, pull.anchors, pull.basis = dict(importance), dict(anchors), basis
+        return pull
 
     @torch.no_grad()
     def add(self, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:
@@ -53,7 +74,25 @@ class Pull:
             total = self.importance[name].add_(own)
             # A running mean: products of large importances and weights could overflow.
             share = torch.where(total > 0, own / total, torch.zeros_like(total))
+            away = (self.anchors[name] - anchor).abs().square()
+            self.constant += float(((total - own) * share * away).sum(dtype=torch.float64)) / 2
             self.anchors[name].lerp_(anchor, share.to(anchor.dtype))
+
+    def penalty(self, params: Mapping[str, Tensor], strength: float) -> Tensor:
+        """Return the value of all experiences' penalties, differentiable in ``params``.
+
+        :param params: by name; what they lack is not held.
+        :param strength: lam, finite, >= 0.
+        """
+        layers = {name: layer.parameters for name, layer in self.basis.items()}
+        held = {
+            name: value
+            for name, value in self.importance.items()
+            if all(one in params for one in layers.get(name, (name,)))
+        }
+        return dwa_penalty(params, self.anchors, held, strength, self.basis) + (
+            strength * self.constant
+        )
 
     @torch.no_grad()
     def step(self, params: Mapping[str, Tensor], optimizer: Optimizer, strength: float) -> None:
@@ -69,15 +108,52 @@ class Pull:
             return
         rates = learning_rates(optimizer)
         for name, importance in self.importance.items():
+            if name in self.basis:
+                self._step_of(self.basis[name], importance, params, rates, strength)
+                continue
             parameter = params.get(name)
             if parameter is None or not parameter.requires_grad:
                 continue
             scale = rates.get(id(parameter), 0.0) * strength
-            if not scale > 0:
-                continue
-            weight = importance + max(1 / scale, torch.finfo(importance.dtype).tiny)
-            torch.div(importance, weight, out=weight)
-            parameter.lerp_(self.anchors[name], weight.to(parameter.dtype))
+            if scale > 0:
+                weight = _share(importance, scale)
+                parameter.lerp_(self.anchors[name], weight.to(parameter.dtype))
+
+    def _step_of(
+        self,
+        layer: LayerBasis,
+        importance: Tensor,
+        params: Mapping[str, Tensor],
+        rates: Mapping[int, float],
+        strength: float,
+    ) -> None:
+        """Take the step of a layer with a basis."""
+        if not all(name in params for name in layer.parameters):
+            return
+        own = {name: params[name] for name in layer.parameters}
+        scales = {
+            name: rates.get(id(parameter), 0.0) * strength
+            for name, parameter in own.items()
+            if parameter.requires_grad
+        }
+        at = {name: scale for name, scale in scales.items() if scale > 0}
+        if not at:
+            return
+        shapes = {name: parameter.shape for name, parameter in own.items()}
+        away = layer.rotate(
+            {name: (p - self.anchors[name]).to(importance.dtype) for name, p in own.items()}
+        )
+        for scale in set(at.values()):
+            moved = layer.restore(_share(importance, scale).mul_(away), shapes)
+            for name, one in at.items():
+                if one == scale:
+                    own[name].sub_(moved[name].to(own[name].dtype))
+
+
+def _share(importance: Tensor, scale: float) -> Tensor:
+    """Return ``w = scale I / (1 + scale I)``, in [0, 1]."""
+    weight = importance + max(1 / scale, torch.finfo(importance.dtype).tiny)
+    return torch.div(importance, weight, out=weight)
 
 
 def learning_rates(optimizer: Optimizer) -> dict[int, float]:

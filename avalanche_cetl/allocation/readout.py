@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import (
     check_outputs,
     check_targets,
@@ -158,6 +159,14 @@ class View:
     def rename(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters under the names that they have in ``module``."""
         return {self._prefix + name: p for name, p in params.items()}
+
+    def rename_basis(self, basis: KroneckerBasis) -> KroneckerBasis:
+        """Return a basis under the names that its parameters have in ``module``."""
+        return basis.renamed(lambda name: self._prefix + name)
+
+    def restore_basis(self, basis: KroneckerBasis) -> KroneckerBasis:
+        """Return a basis under the parameters' own names."""
+        return basis.renamed(lambda name: name.removeprefix(self._prefix))
 
     def restore(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return values under the parameters' own names."""

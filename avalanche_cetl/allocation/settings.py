@@ -8,16 +8,25 @@ from avalanche_cetl.information import Quantile
 from avalanche_cetl.information.estimators import check_estimator
 from avalanche_cetl.information.generalized import check_threshold, check_unit_interval
 
+#: By basis, threshold and probability of its gate where nothing is said.
+BASES: dict[str, tuple[float, float]] = {"diagonal": (0.5, 0.9), "kronecker": (0.0, 1.0)}
+
 
 @dataclass(frozen=True)
 class GFISettings:
     """How Generalized Fisher Information is measured and used (eqs. 9 to 11).
 
-    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``: the q-quantile of RF.
-    :param probability: p of eq. 10, in [0, 1].
+    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``: the q-quantile of RF. Default:
+        0.5 in the diagonal basis; 0 in the Kronecker basis, where a gate costs more than it gains.
+    :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis, 1 in the
+        Kronecker basis. With u = 0 and p = 1 there is no gate.
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
     :param fisher: ``"sampled"`` (true Fisher, needs no labels) or ``"empirical"``.
     :param samples: number of target images an importance pass reads, >= 2.
+    :param basis: in which importances are measured: ``"diagonal"``, the network's own weights, or
+        ``"kronecker"``, the eigenbasis of each layer's Kronecker factors
+        (:func:`~avalanche_cetl.information.kronecker_basis`).
+    :param rank: directions kept on either side of a layer, >= 1; for ``"kronecker"`` alone.
     :param normalize: rescale GFI to mean 1 over its non-zero entries before lambda; False is
         the paper's raw form.
     :param normalize_samples: take every sample's gradient norm out of RF.
@@ -26,17 +35,25 @@ class GFISettings:
     :raises ValueError: for values outside these ranges.
     """
 
-    threshold: float | Quantile = 0.5
-    probability: float = 0.9
+    threshold: float | Quantile = None  # type: ignore[assignment]
+    probability: float = None  # type: ignore[assignment]
     estimator: str = "gaussian"
     fisher: str = "sampled"
     samples: int = 256
+    basis: str = "diagonal"
+    rank: int = 64
     normalize: bool = True
     normalize_samples: bool = False
     refresh_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.basis not in BASES:
+            allowed = ", ".join(map(repr, BASES))
+            raise ValueError(f"basis={self.basis!r} is not known. Allowed: {allowed}.")
+        for field, default in zip(("threshold", "probability"), BASES[self.basis], strict=True):
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, default)
         check_threshold(self.threshold)
         check_unit_interval("probability", self.probability)
         check_estimator(self.estimator)
@@ -44,10 +61,16 @@ class GFISettings:
             raise ValueError(
                 f"fisher={self.fisher!r} is not known. Allowed: 'sampled', 'empirical'."
             )
-        for name in ("samples", "refresh_every", "seed"):
+        for name in ("samples", "rank", "refresh_every", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name}={getattr(self, name)!r} has to be a whole number.")
         if self.samples < 2:
             raise ValueError(f"samples={self.samples}: mutual information needs at least 2.")
-        if self.refresh_every < 1:
-            raise ValueError(f"refresh_every={self.refresh_every} has to be >= 1.")
+        for name in ("rank", "refresh_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be >= 1.")
+
+    @property
+    def gates(self) -> bool:
+        """Return whether there is a gate: with u = 0 and p = 1 all importance is kept."""
+        return not (self.probability == 1 and self.threshold == 0)

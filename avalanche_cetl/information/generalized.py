@@ -107,19 +107,48 @@ def generalized_fisher(
     return result
 
 
-def normalize_importance(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mean_importance(importance: Mapping[str, Tensor], basis: KroneckerBasis | None = None) -> float:
+    """Compute the mean importance over all weights whose importance is not zero.
+
+    :param importance: values >= 0.
+    :param basis: that it is measured in. A layer's directions, of which some may be left out,
+        stand for all its weights: its importances are summed over directions and divided by the
+        number of its weights, times the share of its directions that are not zero. So the mean is
+        the same in every basis that keeps all directions.
+    :return: 0 where all are zero.
+    """
+    total, count = _total_and_count(importance, basis)
+    return total / count if count else 0.0
+
+
+def normalize_importance(
+    importance: Mapping[str, Tensor], basis: KroneckerBasis | None = None
+) -> dict[str, Tensor]:
     """Return importances rescaled to mean 1 over their non-zero entries, all parameters together.
 
     The scale of Fisher information depends on network and loss; this takes it out of the
     penalty's strength. All zeros stay zeros.
 
     :param importance: values >= 0.
+    :param basis: that it is measured in; see :func:`mean_importance`.
     :return: new tensors with the same names and shapes.
     """
-    total = sum(float(value.sum(dtype=torch.float64)) for value in importance.values())
-    count = sum(int(value.count_nonzero()) for value in importance.values())
+    total, count = _total_and_count(importance, basis)
     scale = count / total if total > 0 else 0.0
     return {name: value * scale for name, value in importance.items()}
+
+
+def _total_and_count(
+    importance: Mapping[str, Tensor], basis: KroneckerBasis | None
+) -> tuple[float, float]:
+    """Return the sum of all importances, and the number of weights that they are of."""
+    total, count = 0.0, 0.0
+    for name, value in importance.items():
+        total += float(value.sum(dtype=torch.float64))
+        found = int(value.count_nonzero())
+        layer = None if basis is None else basis.get(name)
+        count += found if layer is None else found / max(1, value.numel()) * layer.weights
+    return total, count
 
 
 def dwa_penalty(

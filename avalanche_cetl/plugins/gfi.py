@@ -13,6 +13,11 @@ Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fish
 Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has no factor 1/2 in its
 penalty.
 
+With ``basis="kronecker"`` all of this holds direction by direction, in the eigenbasis of each
+layer's Kronecker factors, and the old experiences are one sum around the newest weights
+(:class:`~avalanche_cetl.allocation.memory.KroneckerMemory`). In both bases an iteration costs the
+same however many experiences there were.
+
 Parameters that require no gradient when an experience ends are not measured; those measured before
 are held whenever they train. Parameters that grow between experiences (heads) keep the importance
 of their old part; new ones are free. Networks may be wrapped (``torch.compile``, DataParallel,
@@ -32,21 +37,21 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.measure import Measurement, Task, gate
-from avalanche_cetl.allocation.parameters import bare, grown, trainable
-from avalanche_cetl.allocation.proximal import Pull, Weights, check_learning_rates
+from avalanche_cetl.allocation.measure import Measurement, Task
+from avalanche_cetl.allocation.memory import DiagonalMemory, KroneckerMemory, Memory
+from avalanche_cetl.allocation.parameters import bare, trainable
+from avalanche_cetl.allocation.proximal import check_learning_rates
 from avalanche_cetl.allocation.readout import Output, Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.information.generalized import (
-    Quantile,
-    dwa_penalty,
-)
+from avalanche_cetl.information.generalized import Quantile
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 PENALTIES = ("proximal", "loss")
+Weights = dict[str, Tensor]
 
 
 class GFIPlugin(SupervisedPlugin):
@@ -72,8 +77,15 @@ class GFIPlugin(SupervisedPlugin):
     :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
         rates in the optimiser's groups; ``"loss"``: the sum above, added to the loss as printed,
         with a check that it is finite.
-    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``.
-    :param probability: p of eq. 10, in [0, 1].
+    :param basis: in which importance is measured and held: ``"diagonal"``, weight by weight, or
+        ``"kronecker"``, in the eigenbasis of each layer's Kronecker factors. There weights that
+        act together are held together, and much less is forgotten.
+    :param rank: directions that one experience keeps on either side of a layer, >= 1, with
+        ``basis="kronecker"`` alone; all together keep up to three times as many.
+    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``. Default: 0.5 in the diagonal
+        basis; 0 in the Kronecker basis, where a gate costs more than it gains.
+    :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis; 1 in the
+        Kronecker basis. With u = 0 and p = 1 there is no gate.
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
     :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
         ``"empirical"``, the data's, as EWC does.
@@ -88,9 +100,12 @@ class GFIPlugin(SupervisedPlugin):
     :param seed: of the drawn images, labels and gates. The draws are the plugin's own and the
         same in every process of a distributed run (torch.distributed, gloo or nccl); each then
         measures its share of the images, and the sums over samples are all-reduced.
-    :ivar importances: per experience, Fisher information by parameter name.
+    :ivar importances: per experience, Fisher information by parameter name; in the Kronecker
+        basis that of directions. Tensors of single experiences are on the CPU.
     :ivar saved_params: per experience, the weights theta* it was measured at.
-    :ivar gated: per old experience, GFI as the current experience holds it.
+    :ivar bases: per experience, the Kronecker basis of its importance.
+    :ivar gated: per old experience, GFI as the current experience holds it; in the Kronecker
+        basis, and in ``"online"`` mode, all are one, under the number of the last.
     :ivar shared: per old experience, by parameter the share in [0, 1] of weights with RF >= u.
     :raises ValueError: for arguments out of range; before an experience trains, when the
         likelihood cannot read the network's output or the labels, or when a parameter group has
@@ -109,8 +124,10 @@ class GFIPlugin(SupervisedPlugin):
         keep_importance_data: bool = False,
         *,
         penalty: str = "proximal",
-        threshold: float | Quantile = 0.5,
-        probability: float = 0.9,
+        basis: str = "diagonal",
+        rank: int = 64,
+        threshold: float | Quantile | None = None,
+        probability: float | None = None,
         estimator: str = "gaussian",
         fisher: str = "sampled",
         likelihood: str = "categorical",
@@ -139,26 +156,49 @@ class GFIPlugin(SupervisedPlugin):
         self.dwa_lambda = float(dwa_lambda)
         self.mode = mode
         self.decay_factor = decay_factor
-        self.keep_importance_data = keep_importance_data or mode == "separate"
+        self.keep_importance_data = keep = keep_importance_data or mode == "separate"
         self.penalty = penalty
         self.readout = Readout(likelihood, output)
+        gate: dict[str, Any] = {"threshold": threshold, "probability": probability}
         self.settings = GFISettings(
-            threshold=threshold,
-            probability=probability,
+            **{name: value for name, value in gate.items() if value is not None},
             estimator=estimator,
             fisher=fisher,
             samples=samples,
+            basis=basis,
+            rank=rank,
             normalize=normalize,
             seed=seed,
         )
-        self.importances: dict[int, Weights] = {}
-        self.saved_params: dict[int, Weights] = {}
-        self.gated: dict[int, Weights] = {}
-        self.shared: dict[int, dict[str, float]] = {}
-        self._pull = Pull()
+        kind = KroneckerMemory if basis == "kronecker" else DiagonalMemory
+        self.memory: Memory = kind(self.settings, decay_factor, keep)
         self._generator = torch.Generator().manual_seed(seed)
-        self._tasks: dict[int, tuple[int, ...]] = {}
         self._drawn: tuple[Sample, dict[tuple[int, ...], Tensor]] | None = None
+
+    @property
+    def importances(self) -> dict[int, Weights]:
+        """Return Fisher information per experience, by parameter name."""
+        return self.memory.importances
+
+    @property
+    def saved_params(self) -> dict[int, Weights]:
+        """Return the weights theta* per experience, by parameter name."""
+        return self.memory.saved_params
+
+    @property
+    def bases(self) -> dict[int, KroneckerBasis]:
+        """Return the Kronecker bases per experience; none in the diagonal basis."""
+        return self.memory.bases
+
+    @property
+    def gated(self) -> dict[int, Weights]:
+        """Return the importances as they are held, per old experience; made when they are read."""
+        return self.memory.gated
+
+    @property
+    def shared(self) -> dict[int, dict[str, float]]:
+        """Return the shares of weights with RF >= u, per old experience, by parameter."""
+        return self.memory.shared
 
     # ------------------------------------------------------------------ callbacks
 
@@ -169,57 +209,48 @@ class GFIPlugin(SupervisedPlugin):
         the experience meanwhile, whose rows would not be those that the labels were drawn for.
         """
         self._drawn = None
-        if not self._old(strategy) or not self._gates:
+        heads = self.memory.heads(strategy.clock.train_exp_counter) if self.settings.gates else []
+        if not heads:
             return
         model = bare(strategy.model)
         images, labels, tasks, _ = self._sample(strategy)
         drawn = {
             old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
-            for old in self._old_tasks(strategy)
+            for old in heads
         }
         self._drawn = Sample(images, labels, tasks), drawn
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Gate the stored importances by what the old tasks and the new one share."""
         self._check(strategy)
-        self.gated, self.shared, self._pull = {}, {}, Pull()
+        now = strategy.clock.train_exp_counter
         # Those that are frozen now may be trained later in the experience.
-        params = self._held(bare(strategy.model), strategy)
+        params = self._held(bare(strategy.model), now)
+        self.memory.grow(params)
         relative = self._relative(strategy, params) if self._drawn is not None else {}
         self._drawn = None
-        for experience in self._old(strategy):
-            stored = self.importances[experience]
-            held = {name: grown(v, params[name]) for name, v in stored.items() if name in params}
-            rf = relative.get(self._tasks[experience])
-            self.gated[experience], shared = gate(held, rf, self.settings, self._generator)
-            if rf is not None:
-                self.shared[experience] = shared
-            anchors = self.saved_params[experience]
-            self.saved_params[experience] = {
-                name: grown(v, params[name]) if name in params else v for name, v in anchors.items()
-            }
-            if self.penalty == "proximal":
-                self._pull.add(self.gated[experience], self.saved_params[experience])
+        self.memory.hold(now, params, relative, self._generator)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the penalty to the loss, where that is its form."""
-        if self.penalty != "loss" or not self.gated or self.dwa_lambda == 0:
+        pull = self.memory.pull
+        if self.penalty != "loss" or not pull.importance or self.dwa_lambda == 0:
             return
-        params = dict(bare(strategy.model).named_parameters())
-        for experience, importance in self.gated.items():
-            anchors = self.saved_params[experience]
-            added = dwa_penalty(params, anchors, importance, self.dwa_lambda)
-            if not torch.isfinite(added):
-                raise self._diverged(f"the penalty of experience {experience}", strategy)
-            strategy.loss += added
+        added = pull.penalty(dict(bare(strategy.model).named_parameters()), self.dwa_lambda)
+        if not torch.isfinite(added):
+            raise self._diverged("the penalty", strategy)
+        strategy.loss += added
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Take the proximal step that follows the optimiser's."""
         self.hold_weights(strategy, strategy.optimizer)
 
     def hold_weights(self, strategy: Any, optimizer: Optimizer) -> None:
-        """Take the proximal step at an optimiser's learning rates."""
-        self._pull.step(dict(bare(strategy.model).named_parameters()), optimizer, self.dwa_lambda)
+        """Take the proximal step at an optimiser's learning rates, where the penalty has one."""
+        if self.penalty != "proximal":
+            return
+        params = dict(bare(strategy.model).named_parameters())
+        self.memory.pull.step(params, optimizer, self.dwa_lambda)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the Fisher information of the experience that ends."""
@@ -233,41 +264,24 @@ class GFIPlugin(SupervisedPlugin):
             targets = self.readout.known(model, images, labels, tasks, self._generator)
         view = self.readout.view(model, tasks)
         measurement = self._measurement(view, images, params)
-        fisher = view.restore(measurement.fisher(Task(*view.task(targets, tasks))))
+        task = Task(*view.task(targets, tasks))
+        measurement.choose_basis(task)
+        fisher = view.restore(measurement.fisher(task))
         if not all(bool(value.isfinite().all()) for value in fisher.values()):
             raise self._diverged("the Fisher information", strategy)
-        self.importances[now] = self._merged(fisher, now)
-        anchors = {name: p.detach().clone() for name, p in params.items()}
-        if self.mode == "online":
-            anchors = self.saved_params.get(now - 1, {}) | anchors
-        self.saved_params[now] = anchors
-        self._tasks[now] = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
-        if now > 0 and not self.keep_importance_data:
-            self.importances.pop(now - 1, None)
-            self.saved_params.pop(now - 1, None)
-        self.gated, self._pull = {}, Pull()
+        basis = None if measurement.basis is None else view.restore_basis(measurement.basis)
+        heads = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
+        self.memory.add(now, fisher, basis, params, heads)
 
     # ------------------------------------------------------------------ pieces
 
-    @property
-    def _gates(self) -> bool:
-        s = self.settings
-        return not (s.probability == 1 and s.threshold == 0)
-
-    def _old(self, strategy: Any) -> list[int]:
-        """Experiences whose importance is held now."""
-        now = strategy.clock.train_exp_counter
-        known = [e for e in self.importances if e < now]
-        return known if self.mode == "separate" else known[-1:]
-
-    def _held(self, model: nn.Module, strategy: Any) -> Weights:
+    def _held(self, model: nn.Module, now: int) -> Weights:
         """The network's parameters that an old experience has an importance of.
 
         :raises ValueError: when it has none of them any more.
         """
         named = dict(model.named_parameters())
-        old = self._old(strategy)
-        stored = {name for experience in old for name in self.importances[experience]}
+        stored = self.memory.names(now)
         if stored and not stored & named.keys():
             raise ValueError(
                 f"GFIPlugin holds {min(stored)!r} and others, but the network has none of them: "
@@ -275,22 +289,6 @@ class GFIPlugin(SupervisedPlugin):
                 "the same names, in every experience."
             )
         return {name: parameter for name, parameter in named.items() if name in stored}
-
-    def _old_tasks(self, strategy: Any) -> list[tuple[int, ...]]:
-        """The tasks whose heads an old experience has, each set of them once."""
-        return list(dict.fromkeys(self._tasks[e] for e in self._old(strategy)))
-
-    def _merged(self, fisher: Weights, now: int) -> Weights:
-        if self.mode == "separate" or now - 1 not in self.importances:
-            return fisher
-        assert self.decay_factor is not None
-        old = self.importances[now - 1]
-        merged = {
-            name: value + self.decay_factor * grown(old[name], value) if name in old else value
-            for name, value in fisher.items()
-        }
-        # Frozen for now, or not in the model any more: what was there fades, but stays.
-        return {n: self.decay_factor * v for n, v in old.items() if n not in fisher} | merged
 
     def _relative(self, strategy: Any, params: Weights) -> dict[tuple[int, ...], Weights]:
         """Relative Fisher information of every old task with the new one."""
@@ -303,14 +301,16 @@ class GFIPlugin(SupervisedPlugin):
             old_tasks = in_turn(old, tasks)
             view = self.readout.view(model, old_tasks, tasks)
             both = Task(*view.task(targets, old_tasks)), Task(*view.task(labels, tasks))
-            _, found = self._measurement(view, images, params).relative(*both)
+            _, found = self._measurement(view, images, params, self.memory.basis).relative(*both)
             result[old] = view.restore(found)
         return result
 
-    def _measurement(self, view: View, images: Tensor, params: Weights) -> Measurement:
-        return Measurement(
-            view.module, (images,), view.rename(params), self.settings, Processes.started()
-        )
+    def _measurement(
+        self, view: View, images: Tensor, params: Weights, basis: KroneckerBasis | None = None
+    ) -> Measurement:
+        basis = None if basis is None else view.rename_basis(basis)
+        named, processes = view.rename(params), Processes.started()
+        return Measurement(view.module, (images,), named, self.settings, processes, basis)
 
     def _sample(self, strategy: Any, rows: list[int] | None = None) -> Sample:
         """Draw images of the experience, or read those of some rows."""
@@ -332,7 +332,7 @@ class GFIPlugin(SupervisedPlugin):
     def _diverged(self, what: str, strategy: Any) -> NonFiniteLossError:
         clock = strategy.clock
         cause = "lower the learning rate, or normalise the input"
-        if self.gated and self.penalty == "loss":
+        if self.memory.pull.importance and self.penalty == "loss":
             cause = (
                 f"dwa_lambda={self.dwa_lambda} with penalty='loss' diverges where learning rate "
                 "times dwa_lambda times importance is more than 2: use penalty='proximal', lower "

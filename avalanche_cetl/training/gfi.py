@@ -26,7 +26,7 @@ class GFI(SupervisedTemplate):
     """Generalized Fisher Information as a strategy: :class:`GFIPlugin` with Naive training.
 
     :param dwa_lambda: see :class:`GFIPlugin`, as ``mode``, ``decay_factor``,
-        ``keep_importance_data``, ``penalty``, ``likelihood`` and ``output``.
+        ``keep_importance_data``, ``penalty``, ``basis``, ``rank``, ``likelihood`` and ``output``.
     :param gfi: further keyword arguments of :class:`GFIPlugin`, or :class:`GFISettings`.
     :param criterion: ``(outputs, labels) -> scalar``; default: cross entropy, for a categorical
         likelihood only.

@@ -9,8 +9,10 @@ products, correlations in closed form) holds there too. Elsewhere the whole grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +48,15 @@ class LayerBasis:
         """Return the shape of what is measured in the basis, ``(r, s)`` or ``(G, r, s)``."""
         return torch.Size([*self.left.shape[:-2], self.left.shape[-1], self.right.shape[-1]])
 
+    @property
+    def weights(self) -> int:
+        """Return the number of weights in the layer's matrix, ``G O I``."""
+        return math.prod(self.left.shape[:-1]) * self.right.shape[-2]
+
+    def to(self, where: Any) -> LayerBasis:
+        """Return it on a device, or in a floating-point type."""
+        return replace(self, left=self.left.to(where), right=self.right.to(where))
+
     def matrix(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
         """Return weight and bias as one matrix ``(..., O, I)``, or one for each group.
 
@@ -63,7 +74,10 @@ class LayerBasis:
         """Return ``U^T W V``, ``(..., *shape)``, of weight and bias; see :meth:`matrix`."""
         whole = self.matrix(values, lead)
         left, right = self.left.to(whole), self.right.to(whole)
-        return left.mT @ whole @ right
+        (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
+        if r * inputs * (outputs + s) <= outputs * s * (inputs + r):
+            return left.mT @ whole @ right
+        return left.mT @ (whole @ right)
 
     def restore(self, directions: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Return ``U D V^T`` as weight and bias.
@@ -71,7 +85,12 @@ class LayerBasis:
         :param directions: D, ``shape``.
         :param shapes: of the parameters.
         """
-        whole = self.left.to(directions) @ directions @ self.right.to(directions).mT
+        left, right = self.left.to(directions), self.right.to(directions)
+        (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
+        if outputs * s * (r + inputs) <= r * inputs * (s + outputs):
+            whole = left @ directions @ right.mT
+        else:
+            whole = left @ (directions @ right.mT)
         if self.bias is None:
             return {self.weight: whole.reshape(shapes[self.weight])}
         return {
@@ -81,14 +100,42 @@ class LayerBasis:
 
 
 class KroneckerBasis(Mapping[str, LayerBasis]):
-    """The bases of a network's layers, by the name of the weight.
-
-    :ivar folded: names of the biases that are part of a layer's matrix.
-    """
+    """The bases of a network's layers, by the name of the weight."""
 
     def __init__(self, layers: Mapping[str, LayerBasis]):
         self._layers = dict(layers)
-        self.folded = frozenset(one.bias for one in self._layers.values() if one.bias is not None)
+
+    @property
+    def folded(self) -> frozenset[str]:
+        """Return the names of the biases that are part of a layer's matrix."""
+        return frozenset(one.bias for one in self._layers.values() if one.bias is not None)
+
+    def to(self, where: Any) -> KroneckerBasis:
+        """Return it on a device, or in a floating-point type."""
+        return KroneckerBasis({name: layer.to(where) for name, layer in self.items()})
+
+    def renamed(self, name: Callable[[str], str]) -> KroneckerBasis:
+        """Return it for a network whose parameters have other names.
+
+        :param name: returns the new name of an old one.
+        """
+        layers = [
+            replace(
+                layer,
+                weight=name(layer.weight),
+                bias=None if layer.bias is None else name(layer.bias),
+            )
+            for layer in self.values()
+        ]
+        return KroneckerBasis({layer.weight: layer for layer in layers})
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return all layers as plain data."""
+        return {name: dict(vars(layer)) for name, layer in self.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the layers of a state."""
+        self._layers = {name: LayerBasis(**one) for name, one in state.items()}
 
     def __getitem__(self, name: str) -> LayerBasis:
         return self._layers[name]

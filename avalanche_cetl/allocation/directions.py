@@ -1,0 +1,187 @@
+"""Importances of many experiences, each in a Kronecker basis of its own, as one in one basis.
+
+Every old experience has a penalty ``sum_ij F_ij (U^T (W - W*) V)_ij^2`` in its own eigenbasis. To
+keep them all costs memory and time that grow with their number. Here they become one, whenever an
+experience ends:
+
+1. The directions kept so far and the new ones are stacked, each weighted by the root of its
+   importance. The leading left singular vectors of the stack are the basis that keeps most of the
+   summed importance: those of ``sum_k U_k diag(F_k 1) U_k^T`` on the side of the outputs, and of
+   ``sum_k V_k diag(F_k^T 1) V_k^T`` on the side of the inputs.
+2. The importance of a new direction ``u_i v_j^T`` is what all quadratics together have along it,
+   ``F_ij = sum_k sum_ab (u_i . u_ka)^2 F_k,ab (v_ka . v_j)^2``: exact along every direction that
+   is kept. What mixes two directions is left out, as it is in each experience's own basis.
+3. The anchor is the newest weights. They are where the sum of the new task's loss and of the old
+   quadratics was lowest when the experience ended, so that this sum, expanded around them, has no
+   linear term (Laplace's approximation applied again and again; Huszar 2018). A mean of all
+   anchors, which is exact for a diagonal, is far off here: what two directions mix is as large as
+   the differences between anchors.
+
+On twenty permuted MNIST tasks one sum of rank 192 keeps as much as all twenty quadratics do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avalanche_cetl.allocation.parameters import grown
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+
+Weights = dict[str, Tensor]
+
+#: Directions that all experiences together may keep on a side, as a multiple of one experience's
+#: rank. With 1, five points of accuracy are lost over twenty permuted tasks; with 4, the basis of
+#: a small convolutional network takes more memory than three copies of the network.
+ROOM = 3
+#: Singular values below this part of the largest are rounding.
+_ROUNDING = 1e-7
+
+
+class DirectionSum:
+    """The sum of importances, in one basis of limited rank.
+
+    :param rank: most directions of one experience on either side of a layer; the sum keeps up to
+        ``ROOM`` times as many.
+    :ivar basis: the basis of every layer that has one.
+    :ivar importance: F by direction, by the name of the weight; of other parameters by weight.
+    """
+
+    def __init__(self, rank: int):
+        self.rank = rank
+        self.basis = KroneckerBasis({})
+        self.importance: Weights = {}
+
+    @torch.no_grad()
+    def add(
+        self,
+        importance: Mapping[str, Tensor],
+        basis: KroneckerBasis,
+        shapes: Mapping[str, torch.Size],
+        decay: float = 1.0,
+    ) -> None:
+        """Let what is held fade, and take one more experience in.
+
+        :param importance: of the new experience, in its basis.
+        :param shapes: of the network's parameters.
+        :param decay: factor of what is held, >= 0.
+        """
+        self.grow(shapes)
+        terms = [
+            ({name: decay * value for name, value in self.importance.items()}, self.basis),
+            (dict(importance), basis),
+        ]
+        layers, sums = {}, {}
+        for name in dict.fromkeys([*self.basis, *basis]):
+            whole = _whole([known[name] for _, known in terms if name in known])
+            parts = [part for values, known in terms for part in _taken(whole, values, known)]
+            layers[name], sums[name] = _together(whole, parts, ROOM * self.rank)
+        for values, _ in terms:
+            for name, value in values.items():
+                sums[name] = sums[name] + value if name in sums else value
+        self.basis, self.importance = KroneckerBasis(layers), sums
+
+    def grow(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Bring all to the shapes of a network that has grown; new weights have no importance.
+
+        :raises ValueError: when a parameter has shrunk, or a layer with groups has grown.
+        """
+        layers = {
+            name: _grown(layer, shapes[name]) if name in shapes else layer
+            for name, layer in self.basis.items()
+        }
+        for name, value in self.importance.items():
+            if name not in layers and name in shapes:
+                self.importance[name] = grown(value, value.new_empty(shapes[name], device="meta"))
+        self.basis = KroneckerBasis(layers)
+
+
+def _whole(layers: list[LayerBasis]) -> LayerBasis:
+    """Return the first basis, with the bias where any basis has it."""
+    bias = next((layer.bias for layer in layers if layer.bias is not None), None)
+    return _with_bias(layers[0], bias)
+
+
+def _taken(
+    whole: LayerBasis, values: Weights, basis: KroneckerBasis
+) -> list[tuple[LayerBasis, Tensor]]:
+    """Take what is known of a layer out of ``values``: importances, each with its basis.
+
+    A weight or a bias that was measured by itself has the basis of its own coordinates.
+    """
+    found = []
+    name, bias = whole.weight, whole.bias
+    outputs, inputs = whole.left.shape[:-1], whole.right.shape[:-1]
+    rows = torch.eye(outputs[-1], dtype=whole.left.dtype, device=whole.left.device)
+    columns = torch.eye(inputs[-1], dtype=rows.dtype, device=rows.device)
+    rows, columns = (
+        one.expand(*lead[:-1], *one.shape) for one, lead in ((rows, outputs), (columns, inputs))
+    )
+    count = inputs[-1] - (bias is not None)
+    if name in basis:
+        found.append((_with_bias(basis[name], bias), values.pop(name)))
+    elif name in values:
+        own = replace(whole, left=rows, right=columns[..., :count])
+        found.append((own, values.pop(name).reshape(*outputs, -1)))
+    if bias in values:
+        own = replace(whole, left=rows, right=columns[..., count:])
+        found.append((own, values.pop(bias).reshape(*outputs, 1)))
+    return found
+
+
+def _together(
+    whole: LayerBasis, parts: list[tuple[LayerBasis, Tensor]], rank: int
+) -> tuple[LayerBasis, Tensor]:
+    """Return several quadratics of a layer as one."""
+    wide = [(one.left.double(), one.right.double(), value.double()) for one, value in parts]
+    left = _leading([u * f.sum(-1).sqrt().unsqueeze(-2) for u, _, f in wide], rank)
+    right = _leading([v * f.sum(-2).sqrt().unsqueeze(-2) for _, v, f in wide], rank)
+    total = left.new_zeros(())
+    for u, v, f in wide:
+        total = total + (left.mT @ u).square() @ f @ (v.mT @ right).square()
+    kind = parts[0][1].dtype
+    return replace(whole, left=left.to(kind), right=right.to(kind)), total.to(kind)
+
+
+def _leading(stacked: list[Tensor], rank: int) -> Tensor:
+    """Return the leading left singular vectors of matrices side by side, ``([G,] d, r)``."""
+    vectors, values, _ = torch.linalg.svd(torch.cat(stacked, -1), full_matrices=False)
+    above = values > _ROUNDING * values[..., :1]
+    kept = max(1, min(rank, int(above.sum(-1).max())))
+    return vectors[..., :kept].contiguous()
+
+
+def _with_bias(layer: LayerBasis, bias: str | None) -> LayerBasis:
+    """Return a basis of weight and bias; without a bias, it has no part of it."""
+    if layer.bias == bias:
+        return layer
+    return replace(layer, bias=bias, right=F.pad(layer.right, (0, 0, 0, 1)))
+
+
+def _grown(layer: LayerBasis, shape: torch.Size) -> LayerBasis:
+    """Return a layer's basis for a weight that has grown: 0 where it is new."""
+    left, right = layer.left, layer.right
+    groups = left.shape[0] if left.dim() == 3 else 1
+    kernel = shape[2:].numel()
+    inputs = (right.shape[-2] - (layer.bias is not None)) // kernel
+    old = (groups * left.shape[-2], inputs)
+    if old == (shape[0], shape[1]):
+        return layer
+    if groups > 1 or old[0] > shape[0] or old[1] > shape[1]:
+        raise ValueError(
+            f"{layer.weight!r} was held with {old[0]} outputs and {old[1]} inputs and is now of "
+            f"shape {tuple(shape)}: layers may grow between experiences, those with groups not, "
+            "and none may shrink."
+        )
+    rows = inputs * kernel
+    weight, rest = right[:rows], right[rows:]
+    weight = F.pad(weight, (0, 0, 0, (shape[1] - inputs) * kernel))
+    return replace(
+        layer,
+        left=F.pad(left, (0, 0, 0, shape[0] - old[0])),
+        right=torch.cat([weight, rest]),
+    )
