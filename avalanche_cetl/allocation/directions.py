@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.allocation.parameters import grown
+from avalanche_cetl.information.gradients.precision import without_dust
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
 
 Weights = dict[str, Tensor]
@@ -79,7 +80,7 @@ class DirectionSum:
         for name in dict.fromkeys([*self.basis, *basis]):
             whole = _whole([known[name] for _, known in terms if name in known])
             parts = [part for values, known in terms for part in _taken(whole, values, known)]
-            layers[name], sums[name] = _together(whole, parts, ROOM * self.rank)
+            layers[name], sums[name] = _together(whole, parts, self.rank)
         for values, _ in terms:
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -139,12 +140,13 @@ def _together(
     """Return several quadratics of a layer as one."""
     wide = [(one.left.double(), one.right.double(), value.double()) for one, value in parts]
     left = _leading([u * f.sum(-1).sqrt().unsqueeze(-2) for u, _, f in wide], rank)
-    right = _leading([v * f.sum(-2).sqrt().unsqueeze(-2) for _, v, f in wide], rank)
+    right = _leading([v * f.sum(-2).sqrt().unsqueeze(-2) for _, v, f in wide], ROOM * rank)
     total = left.new_zeros(())
     for u, v, f in wide:
         total = total + (left.mT @ u).square() @ f @ (v.mT @ right).square()
     kind = parts[0][1].dtype
-    return replace(whole, left=left.to(kind), right=right.to(kind)), total.to(kind)
+    left, right, total = (without_dust(one, kind) for one in (left, right, total))
+    return replace(whole, left=left, right=right), total
 
 
 def _leading(stacked: list[Tensor], rank: int) -> Tensor:

@@ -42,7 +42,8 @@ class Pull:
     moves as it would if the other had its own.
 
     :ivar importance: I by parameter name, >= 0; of layers with a basis, by direction.
-    :ivar anchors: theta* by parameter name; where I is 0 it means nothing.
+    :ivar anchors: theta* by parameter name; where I is 0 it means nothing. Of layers with a basis
+        ``U^T W* V``, by direction.
     :ivar basis: of the layers whose importance is by direction.
     :ivar constant: c, >= 0.
     """
@@ -57,9 +58,16 @@ class Pull:
     def within(
         cls, basis: KroneckerBasis, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]
     ) -> Pull:
-        """Return the pull of one quadratic, in a basis."""
+        """Return the pull of one quadratic, in a basis.
+
+        :param anchors: the weights theta*, by parameter name.
+        """
         pull = cls()
-        pull.importance, pull.anchors, pull.basis = dict(importance), dict(anchors), basis
+        pull.importance, pull.basis = dict(importance), basis
+        pull.anchors = {
+            name: basis[name].rotate(anchors) if name in basis else anchors[name]
+            for name in importance
+        }
         return pull
 
     @torch.no_grad()
@@ -84,15 +92,15 @@ class Pull:
         :param params: by name; what they lack is not held.
         :param strength: lam, finite, >= 0.
         """
-        layers = {name: layer.parameters for name, layer in self.basis.items()}
-        held = {
-            name: value
-            for name, value in self.importance.items()
-            if all(one in params for one in layers.get(name, (name,)))
-        }
-        return dwa_penalty(params, self.anchors, held, strength, self.basis) + (
-            strength * self.constant
-        )
+        held, away = {}, {}
+        for name, value in self.importance.items():
+            if name in self.basis:
+                layer = self.basis[name]
+                if all(one in params for one in layer.parameters):
+                    held[name], away[name] = value, layer.rotate(params)
+            elif name in params:
+                held[name], away[name] = value, params[name]
+        return dwa_penalty(away, self.anchors, held, strength) + strength * self.constant
 
     @torch.no_grad()
     def step(self, params: Mapping[str, Tensor], optimizer: Optimizer, strength: float) -> None:
@@ -140,9 +148,8 @@ class Pull:
         if not at:
             return
         shapes = {name: parameter.shape for name, parameter in own.items()}
-        away = layer.rotate(
-            {name: (p - self.anchors[name]).to(importance.dtype) for name, p in own.items()}
-        )
+        away = layer.rotate({name: p.to(importance.dtype) for name, p in own.items()})
+        away -= self.anchors[layer.weight]
         for scale in set(at.values()):
             moved = layer.restore(_share(importance, scale).mul_(away), shapes)
             for name, one in at.items():

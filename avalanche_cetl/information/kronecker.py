@@ -39,6 +39,7 @@ from avalanche_cetl.information.gradients.batches import slices
 from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
 from avalanche_cetl.information.gradients.forms import Factors
 from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
+from avalanche_cetl.information.gradients.precision import without_dust
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis, columns_of
 from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
 
@@ -248,4 +249,4 @@ class _Side:
         held = values.cumsum(-1) / self.trace.clamp_min(_TINY).unsqueeze(-1)
         needed = int((held < share * (1 - _ROUNDING)).sum(-1).max()) + 1
         kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
-        return kept.contiguous().to(self._dtype)
+        return without_dust(kept.contiguous(), self._dtype)

@@ -72,12 +72,17 @@ class LayerBasis:
 
     def rotate(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
         """Return ``U^T W V``, ``(..., *shape)``, of weight and bias; see :meth:`matrix`."""
-        whole = self.matrix(values, lead)
-        left, right = self.left.to(whole), self.right.to(whole)
-        (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
-        if r * inputs * (outputs + s) <= outputs * s * (inputs + r):
-            return left.mT @ whole @ right
-        return left.mT @ (whole @ right)
+        weight = values[self.weight]
+        sides = (*weight.shape[:lead], *self.left.shape[:-1])
+        whole = weight.reshape(*sides, -1)
+        left, (right, row) = self.left.to(whole), self._sides(whole)
+        if _left_first(left, right):
+            found = left.mT @ whole @ right
+        else:
+            found = left.mT @ (whole @ right)
+        if self.bias is None:
+            return found
+        return found + left.mT @ values[self.bias].reshape(*sides, 1) * row
 
     def restore(self, directions: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Return ``U D V^T`` as weight and bias.
@@ -85,18 +90,27 @@ class LayerBasis:
         :param directions: D, ``shape``.
         :param shapes: of the parameters.
         """
-        left, right = self.left.to(directions), self.right.to(directions)
-        (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
-        if outputs * s * (r + inputs) <= r * inputs * (s + outputs):
-            whole = left @ directions @ right.mT
-        else:
+        left, (right, row) = self.left.to(directions), self._sides(directions)
+        if _left_first(left, right):
             whole = left @ (directions @ right.mT)
-        if self.bias is None:
-            return {self.weight: whole.reshape(shapes[self.weight])}
-        return {
-            self.weight: whole[..., :-1].reshape(shapes[self.weight]),
-            self.bias: whole[..., -1].reshape(shapes[self.bias]),
-        }
+        else:
+            whole = left @ directions @ right.mT
+        found = {self.weight: whole.reshape(shapes[self.weight])}
+        if self.bias is not None:
+            found[self.bias] = (left @ (directions @ row.mT)).reshape(shapes[self.bias])
+        return found
+
+    def _sides(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of V that are the weight's, and the one that is the bias's, if any."""
+        right = self.right.to(like)
+        count = right.shape[-2] - (self.bias is not None)
+        return right[..., :count, :], right[..., count:, :]
+
+
+def _left_first(left: Tensor, right: Tensor) -> bool:
+    """Return whether ``U^T W V`` takes fewer products from the left."""
+    (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
+    return r * inputs * (outputs + s) <= outputs * s * (inputs + r)
 
 
 class KroneckerBasis(Mapping[str, LayerBasis]):
