@@ -11,6 +11,7 @@ from naive_bases import (
     quadratic,
     sides,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from avalanche_cetl.allocation.directions import ROOM, DirectionSum
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
@@ -223,6 +224,31 @@ def test_a_bias_of_equal_importances_joins_the_basis_exactly():
     nothing = {"w": torch.zeros_like(later["w"])}, folded
     found = summed([(own, basis), nothing], shapes)
     assert_same_quadratic(found, [(own, basis)], shapes)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many values the largest tensor has that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        parts = found if isinstance(found, tuple | list) else [found]
+        self.size = max([self.size, *(p.numel() for p in parts if isinstance(p, torch.Tensor))])
+        return found
+
+
+@pytest.mark.parametrize("bias", [None, "b"])
+def test_no_matrix_of_inputs_by_inputs_is_made_for_a_layer_with_a_basis(bias):
+    shapes, experiences = {"w": torch.Size([2, 300]), "b": torch.Size([2])}, []
+    for seed, folded in enumerate(["b", bias]):
+        layer = drawn_layer(seed, shapes["w"], 2, bias=folded)
+        own = {"w": drawn_values(seed, layer.shape)}
+        alone = {} if folded else {"b": drawn_values(seed, (2,))}
+        experiences.append((own | alone, KroneckerBasis({"w": layer})))
+    with Largest() as largest:
+        summed(experiences, shapes)
+    assert 0 < largest.size <= 301 * 5
 
 
 # ------------------------------------------------------------------ growth
