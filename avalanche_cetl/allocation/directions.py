@@ -117,20 +117,24 @@ def _taken(
     found = []
     name, bias = whole.weight, whole.bias
     outputs, inputs = whole.left.shape[:-1], whole.right.shape[:-1]
-    rows = torch.eye(outputs[-1], dtype=whole.left.dtype, device=whole.left.device)
-    columns = torch.eye(inputs[-1], dtype=rows.dtype, device=rows.device)
-    rows, columns = (
-        one.expand(*lead[:-1], *one.shape) for one, lead in ((rows, outputs), (columns, inputs))
-    )
     count = inputs[-1] - (bias is not None)
     if name in basis:
         found.append((_with_bias(basis[name], bias), values.pop(name)))
     elif name in values:
-        own = replace(whole, left=rows, right=columns[..., :count])
+        own = replace(whole, left=_unit(whole.left), right=_unit(whole.right, 0, count))
         found.append((own, values.pop(name).reshape(*outputs, -1)))
     if bias in values:
-        own = replace(whole, left=rows, right=columns[..., count:])
+        own = replace(whole, left=_unit(whole.left), right=_unit(whole.right, count))
         found.append((own, values.pop(bias).reshape(*outputs, 1)))
+    return found
+
+
+def _unit(side: Tensor, first: int = 0, end: int | None = None) -> Tensor:
+    """Return the unit vectors of some coordinates of a side as columns, for every group."""
+    size = side.shape[-2]
+    end = size if end is None else end
+    found = side.new_zeros(*side.shape[:-1], end - first)
+    found[..., first:end, :] = torch.eye(end - first, dtype=side.dtype, device=side.device)
     return found
 
 

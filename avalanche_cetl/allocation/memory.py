@@ -130,7 +130,7 @@ class Memory(ABC):
         """Drop what is no longer read, and what was held."""
         self._holds = False
         if now > 0 and not self.keep:
-            for kept in (self.importances, self.saved_params, self.bases, self._heads):
+            for kept in (self.importances, self.saved_params, self.bases):
                 kept.pop(now - 1, None)
 
 

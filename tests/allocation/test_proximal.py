@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import nn
 
 from avalanche_cetl.allocation.proximal import Pull
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 
 def held(experiences=3, dtype=torch.float64):
@@ -81,3 +83,142 @@ def test_half_precision_weights_are_pulled():
     parameter = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     pull.step({"w": parameter}, torch.optim.SGD([parameter], lr=1.0), 1.0)
     assert parameter.tolist() == [0.5, 0.5]
+
+
+# ------------------------------------------------------------------ in a basis
+
+#: By name: shape of the weight, rank, and what the basis is made with.
+LAYERS = {
+    "full": ((4, 5), 99, {}),
+    "truncated": ((4, 5), 2, {}),
+    "more outputs": ((7, 2), 3, {}),
+    "no bias": ((4, 5), 3, {"bias": None}),
+    "convolution": ((4, 2, 3, 2), 3, {}),
+    "groups": ((6, 3, 2), 2, {"groups": 3}),
+}
+
+
+def held_in_a_basis(name, seed=0):
+    """A pull of one layer and a norm, its anchors, and weights that are away from them."""
+    shape, rank, options = LAYERS[name]
+    layer = drawn_layer(seed, shape, rank, **options)
+    shapes = {"w": shape, "norm": (3,)} | ({} if layer.bias is None else {"b": shape[:1]})
+    importance = {"w": drawn_values(1, layer.shape), "norm": drawn_values(2, (3,))}
+    anchors, before = drawn_weights(3, shapes), drawn_weights(4, shapes)
+    pull = Pull.within(KroneckerBasis({"w": layer}), importance, anchors)
+    return pull, anchors, before
+
+
+def parameters(values):
+    return {name: nn.Parameter(value.clone()) for name, value in values.items()}
+
+
+def sgd(params, **rates):
+    """An optimiser whose parameters have rates of their own; those without one it does not hold."""
+    groups = [{"params": [params[name]], "lr": rate} for name, rate in rates.items()]
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_a_basis_the_step_solves_the_implicit_equation(name, strength):
+    pull, anchors, before = held_in_a_basis(name)
+    params = parameters(before)
+    pull.step(params, torch.optim.SGD(params.values(), lr=0.3), strength)
+    away = {n: (p.detach() - anchors[n]).requires_grad_() for n, p in params.items()}
+    value = quadratic(pull.importance, pull.basis, away) / 2
+    for n, gradient in zip(away, torch.autograd.grad(value, away.values()), strict=True):
+        left = params[n].detach() - before[n] + 0.3 * strength * gradient
+        torch.testing.assert_close(left, 0 * left, rtol=0, atol=1e-9 * (1 + strength))
+    assert any(not torch.equal(params[n].detach(), before[n]) for n in params)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_a_basis_the_value_is_the_sum_over_directions(name):
+    pull, anchors, before = held_in_a_basis(name)
+    away = {n: value - anchors[n] for n, value in before.items()}
+    wanted = 0.35 * quadratic(pull.importance, pull.basis, away)
+    torch.testing.assert_close(pull.penalty(before, 0.7), wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weight_and_bias_each_move_as_if_the_other_had_its_rate(frozen):
+    pull, _, before = held_in_a_basis("truncated")
+    params = parameters(before)
+    params["b"].requires_grad_(not frozen)
+    pull.step(params, sgd(params, w=0.2, b=0.7), 1.5)
+    for name, rate in (("w", 0.2), ("b", 0.7)):
+        same = parameters(before)
+        pull.step(same, torch.optim.SGD(same.values(), lr=rate), 1.5)
+        moves = not (frozen and name == "b")
+        wanted = same[name] if moves else before[name]
+        torch.testing.assert_close(params[name], wanted, rtol=0, atol=0, check_dtype=True)
+        assert not torch.equal(same[name], before[name])
+    assert torch.equal(params["norm"], before["norm"])  # the optimiser does not hold it
+
+
+def test_a_bias_alone_moves_where_its_weight_is_frozen():
+    pull, _, before = held_in_a_basis("full")
+    params = parameters(before)
+    params["w"].requires_grad_(False)
+    pull.step(params, sgd(params, w=0.2, b=0.7), 1.5)
+    assert torch.equal(params["w"], before["w"]) and not torch.equal(params["b"], before["b"])
+
+
+def test_a_layer_of_which_a_part_is_missing_is_not_held():
+    pull, anchors, before = held_in_a_basis("full")
+    del before["b"]
+    params = parameters(before)
+    pull.step(params, torch.optim.SGD(params.values(), lr=0.3), 1.0)
+    assert torch.equal(params["w"], before["w"]) and not torch.equal(params["norm"], before["norm"])
+    away = {"norm": before["norm"] - anchors["norm"]}
+    wanted = quadratic({"norm": pull.importance["norm"]}, {}, away) / 2
+    torch.testing.assert_close(pull.penalty(before, 1.0), wanted, rtol=1e-12, atol=0)
+    assert float(pull.penalty({}, 1.0)) == 0
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_infinite_strength_takes_directions_to_the_anchor_and_leaves_the_others(name):
+    pull, anchors, before = held_in_a_basis(name)
+    params = parameters(before)
+    pull.step(params, torch.optim.SGD(params.values(), lr=0.3), math.inf)
+    layer = pull.basis["w"]
+    now = layer.rotate({n: p.detach() - anchors[n] for n, p in params.items()})
+    then = layer.rotate({n: value - anchors[n] for n, value in before.items()})
+    wanted = torch.where(pull.importance["w"] > 0, 0, then)
+    torch.testing.assert_close(now, wanted, rtol=0, atol=1e-12)
+    # What is outside of the directions stays.
+    moved = {n: params[n].detach() - before[n] for n in layer.parameters}
+    shapes = {n: value.shape for n, value in moved.items()}
+    within = layer.restore(layer.rotate(moved), shapes)
+    for n, value in moved.items():
+        torch.testing.assert_close(within[n], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("strength", [1e30, 1e300, math.inf])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e37])
+def test_in_a_basis_no_strength_overflows_in_float32(strength, scale):
+    pull, anchors, before = held_in_a_basis("truncated")
+    pull = Pull.within(
+        pull.basis.to(torch.float32),
+        {n: value.float() * scale for n, value in pull.importance.items()},
+        {n: value.float() for n, value in anchors.items()},
+    )
+    params = parameters({n: value.float() for n, value in before.items()})
+    pull.step(params, torch.optim.SGD(params.values(), lr=0.1), strength)
+    assert all(p.isfinite().all() for p in params.values())
+
+
+def test_in_a_basis_half_precision_weights_are_pulled():
+    pull, anchors, before = held_in_a_basis("truncated")
+    single = {n: value.float() for n, value in pull.importance.items()}
+    halves = {n: value.to(torch.bfloat16) for n, value in anchors.items()}
+    params = parameters({n: value.to(torch.bfloat16) for n, value in before.items()})
+    half = Pull.within(pull.basis.to(torch.float32), single, halves)
+    half.step(params, torch.optim.SGD(params.values(), lr=0.3), 20.0)
+    wide = parameters(before)
+    pull.step(wide, torch.optim.SGD(wide.values(), lr=0.3), 20.0)
+    for name, p in params.items():
+        assert p.dtype == torch.bfloat16
+        torch.testing.assert_close(p.double(), wide[name], rtol=0, atol=0.02)
+        assert (wide[name] - before[name]).abs().max() > 0.1

@@ -1,7 +1,10 @@
 """GFIPlugin in one process and in two, over gloo."""
 
+import pytest
 
-def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
+
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes, basis):
     both = two_processes(
         """
         from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
@@ -23,7 +26,7 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
         def run(shared):
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-            plugin = GFIPlugin(1.0)
+            plugin = GFIPlugin(1.0, basis=BASIS, threshold=0.5, probability=0.9)
             bare = model
             if shared:
                 model = DistributedDataParallel(model)
@@ -58,6 +61,6 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes):
             for name in expected:
                 torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
         assert any(float((v == 0).sum()) for v in held[0].values())
-        """,
+        """.replace("BASIS", repr(basis)),
     )
     both.succeed()
