@@ -73,7 +73,8 @@ class GFIPlugin(SupervisedPlugin):
     :param mode: ``"separate"``: one importance and anchor per old experience; ``"online"``:
         one for all, old ones fading by ``decay_factor``.
     :param decay_factor: for ``"online"`` alone, and needed there.
-    :param keep_importance_data: keep past importances and anchors in ``"online"`` mode too.
+    :param keep_importance_data: keep past importances and anchors where training reads them no
+        longer: in ``"online"`` mode, and in the Kronecker basis.
     :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
         rates in the optimiser's groups; ``"loss"``: the sum above, added to the loss as printed,
         with a check that it is finite.
@@ -81,7 +82,7 @@ class GFIPlugin(SupervisedPlugin):
         ``"kronecker"``, in the eigenbasis of each layer's Kronecker factors. There weights that
         act together are held together, and much less is forgotten.
     :param rank: directions that one experience keeps on either side of a layer, >= 1, with
-        ``basis="kronecker"`` alone; all together keep up to three times as many.
+        ``basis="kronecker"`` alone; all together keep up to six times as many.
     :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``. Default: 0.5 in the diagonal
         basis; 0 in the Kronecker basis, where a gate costs more than it gains.
     :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis; 1 in the
@@ -156,7 +157,9 @@ class GFIPlugin(SupervisedPlugin):
         self.dwa_lambda = float(dwa_lambda)
         self.mode = mode
         self.decay_factor = decay_factor
-        self.keep_importance_data = keep = keep_importance_data or mode == "separate"
+        # The old experiences' own importances, which one sum makes unnecessary in a basis.
+        needed = mode == "separate" and basis == "diagonal"
+        self.keep_importance_data = keep = keep_importance_data or needed
         self.penalty = penalty
         self.readout = Readout(likelihood, output)
         gate: dict[str, Any] = {"threshold": threshold, "probability": probability}

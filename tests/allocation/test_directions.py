@@ -13,7 +13,7 @@ from naive_bases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_cetl.allocation.directions import ROOM, DirectionSum
+from avalanche_cetl.allocation.directions import COPIES, NARROW, ROOM, DirectionSum
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 #: By name: shape of the weight, and what its basis is made with.
@@ -123,9 +123,20 @@ def test_no_more_directions_are_kept_than_there_is_room_for(rank):
         found.add(
             {"w": drawn_values(seed, layer.shape, False)}, KroneckerBasis({"w": layer}), shapes
         )
-        room = rank * min(seed + 1, ROOM)
-        assert found.basis["w"].shape == found.importance["w"].shape == (room, room)
+        rooms = (rank * min(seed + 1, NARROW), min(rank * min(seed + 1, ROOM), 12))
+        assert found.basis["w"].shape == found.importance["w"].shape == rooms
         assert_orthonormal(found.basis["w"])
+
+
+@pytest.mark.parametrize(("shape", "wide"), [((2, 40), 1), ((40, 1), 0)])
+def test_the_wider_side_of_a_layer_has_room_for_some_copies_of_it(shape, wide):
+    shapes, found = {"w": torch.Size(shape)}, DirectionSum(2)
+    for seed in range(ROOM + 2):
+        layer = drawn_layer(seed, shapes["w"], 2)
+        values = drawn_values(seed, layer.shape, False)
+        found.add({"w": values}, KroneckerBasis({"w": layer}), shapes)
+    kept = found.importance["w"].shape
+    assert kept[wide] == COPIES * 2 < ROOM * 2 and kept[1 - wide] == 2
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 2.0])

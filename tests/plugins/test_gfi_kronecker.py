@@ -47,7 +47,7 @@ class Losses(SupervisedPlugin):
 @pytest.mark.parametrize("fisher", ["sampled", "empirical"])
 @pytest.mark.parametrize("rank", [64, 3])
 def test_importances_are_the_fisher_information_in_the_basis_of_the_experience(fisher, rank):
-    plugin = kronecker(fisher=fisher, rank=rank)
+    plugin = kronecker(fisher=fisher, rank=rank, keep_importance_data=True)
     plugin.readout = Watched("categorical")
     model = network()
 
@@ -78,7 +78,10 @@ def test_importances_are_the_fisher_information_in_the_basis_of_the_experience(f
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_held_is_the_sum_of_all_experiences(mode):
     """Beside a plugin of strength 0, which measures each by itself at the same weights."""
-    plugin, alone = kronecker(0.0, mode, keep_importance_data=True), kronecker(0.0)
+    plugin, alone = (
+        kronecker(0.0, mode, keep_importance_data=True),
+        kronecker(0.0, keep_importance_data=True),
+    )
     keep = Keep(plugin)
     model = network()
     train(model, [plugin, alone, keep], stream())
