@@ -341,6 +341,24 @@ def test_the_penalty_in_a_basis_is_eq_11_over_directions(name):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["linear", "groups"])
+def test_autocast_does_not_round_a_penalty_in_a_basis(name):
+    model, x, y = made(name)
+    model, x = model.float(), x.float()
+    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
+    fisher = fisher_information(model, x, "empirical", targets=y, basis=basis)
+    params = dict(model.named_parameters())
+    anchors = {n: p.detach() + 0.1 for n, p in params.items()}
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty = dwa_penalty(params, anchors, fisher, 0.7, basis)
+            shapes = {n: p.shape for n, p in params.items()}
+            back = {n: layer.restore(fisher[n], shapes)[n] for n, layer in basis.items()}
+        found.append([penalty, *torch.autograd.grad(penalty, params.values()), *back.values()])
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_the_gate_draws_direction_by_direction():
     model, x, y = made("conv2d")
     basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)

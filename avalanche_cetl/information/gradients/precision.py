@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,3 +31,11 @@ def wide(x: Tensor, like: Tensor) -> Tensor:
     """Return a layer's input, detached; floating point in the type of its output gradient."""
     x = x.detach()
     return x.to(like.dtype) if x.is_floating_point() else x
+
+
+def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
+    """Return the context of products of values in their own type, whatever autocast is set to."""
+    kind = values.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

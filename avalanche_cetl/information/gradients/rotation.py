@@ -20,7 +20,7 @@ from torch import Tensor
 from avalanche_cetl.information.gradients.bundles import Bundle, Layout
 from avalanche_cetl.information.gradients.forms import Factors
 from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
-from avalanche_cetl.information.gradients.precision import magnitude, single
+from avalanche_cetl.information.gradients.precision import magnitude, single, without_autocast
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,31 @@ class LayerBasis:
         return torch.cat([found, values[self.bias].reshape(*sides, 1)], -1)
 
     def rotate(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
-        """Return ``U^T W V``, ``(..., *shape)``, of weight and bias; see :meth:`matrix`."""
+        """Return ``U^T W V``, ``(..., *shape)``, of weight and bias, in their type.
+
+        Autocast does not change the type; see :meth:`matrix` for the arguments.
+        """
         whole = self.matrix(values, lead)
         left, right = self.left.to(whole), self.right.to(whole)
         (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
-        if r * inputs * (outputs + s) <= outputs * s * (inputs + r):
-            return left.mT @ whole @ right
-        return left.mT @ (whole @ right)
+        with without_autocast(whole):
+            if r * inputs * (outputs + s) <= outputs * s * (inputs + r):
+                return left.mT @ whole @ right
+            return left.mT @ (whole @ right)
 
     def restore(self, directions: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Return ``U D V^T`` as weight and bias.
+        """Return ``U D V^T`` as weight and bias, in the type of D whatever autocast is set to.
 
         :param directions: D, ``shape``.
         :param shapes: of the parameters.
         """
         left, right = self.left.to(directions), self.right.to(directions)
         (outputs, r), (inputs, s) = left.shape[-2:], right.shape[-2:]
-        if outputs * s * (r + inputs) <= r * inputs * (s + outputs):
-            whole = left @ directions @ right.mT
-        else:
-            whole = left @ (directions @ right.mT)
+        with without_autocast(directions):
+            if outputs * s * (r + inputs) <= r * inputs * (s + outputs):
+                whole = left @ directions @ right.mT
+            else:
+                whole = left @ (directions @ right.mT)
         if self.bias is None:
             return {self.weight: whole.reshape(shapes[self.weight])}
         return {
