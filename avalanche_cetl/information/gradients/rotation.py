@@ -53,6 +53,16 @@ class LayerBasis:
         """Return the number of weights in the layer's matrix, ``G O I``."""
         return math.prod(self.left.shape[:-1]) * self.right.shape[-2]
 
+    def fits(self, params: Mapping[str, Tensor]) -> bool:
+        """Return whether a network has the layer's parameters, in the shapes of its matrix."""
+        own = [params[name] for name in self.parameters if name in params]
+        outputs = self.left.shape[:-1].numel()
+        return (
+            len(own) == len(self.parameters)
+            and all(p.dim() > 0 and len(p) == outputs for p in own)
+            and sum(p.numel() for p in own) == self.weights
+        )
+
     def to(self, where: Any) -> LayerBasis:
         """Return it on a device, or in a floating-point type."""
         return replace(self, left=self.left.to(where), right=self.right.to(where))
