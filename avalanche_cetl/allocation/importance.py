@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
+from avalanche_cetl.allocation.parameters import grown
 from avalanche_cetl.allocation.readout import Readout, by_head
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
@@ -85,9 +87,26 @@ class Importance:
         return replace(self, values=moved, anchors=anchors, basis=basis)
 
     def penalty(self, model: CoupledModel, lam: float) -> Tensor:
-        """DWA (eq. 11) at the model's current weights."""
+        """DWA (eq. 11) at the model's current weights; those that have come since are free."""
         params = dict(model.named_parameters())
+        self.grow(params)
         return dwa_penalty(params, self.anchors, self.values, lam, self.basis)
+
+    def grow(self, params: Mapping[str, Tensor]) -> None:
+        """Bring it to the shapes of a network that may have grown: new weights have no importance.
+
+        :raises ValueError: when a parameter has shrunk, or a layer with groups has grown.
+        """
+        known = {name: params[name] for name in self.anchors if name in params}
+        if all(p.shape == self.anchors[name].shape for name, p in known.items()):
+            return
+        held = DirectionSum(rank=1)  # a sum of one, which knows how a basis grows
+        held.importance = dict(self.values)
+        held.basis = KroneckerBasis({}) if self.basis is None else self.basis
+        held.grow({name: p.shape for name, p in known.items()})
+        self.values = held.importance
+        self.basis = None if self.basis is None else held.basis
+        self.anchors = self.anchors | {n: grown(self.anchors[n], p) for n, p in known.items()}
 
     def misfits(self, params: Mapping[str, Tensor]) -> list[str]:
         """Return the names of parameters whose importance does not go with a network's.

@@ -190,6 +190,36 @@ def test_states_of_earlier_versions_are_weight_by_weight():
     assert equal(Importance.from_state_dict(state).state_dict(), found.state_dict())
 
 
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_weights_that_a_network_has_grown_by_are_free(basis):
+    model = coupled().double()
+    found = measured(model, "GFI3", replace(KRONECKER, basis=basis))
+    with torch.no_grad():
+        for p in model.target.parameters():
+            p += 0.1
+    before = found.penalty(model, 1.0).detach()
+    layer, head = model.target.module.hidden[1], model.target.module.head
+    for one, names in ((layer, ("weight", "bias")), (head, ("weight", "bias"))):
+        for name in names:
+            old = getattr(one, name).detach()
+            new = torch.ones(old.shape[0] + 2, *(size + 1 for size in old.shape[1:])).double()
+            new[tuple(slice(0, size) for size in old.shape)] = old
+            setattr(one, name, nn.Parameter(new))
+    penalty = found.penalty(model, 1.0)
+    torch.testing.assert_close(penalty.detach(), before, rtol=1e-12, atol=0)
+    assert found.misfits(dict(model.named_parameters())) == []
+    (pull,) = torch.autograd.grad(penalty, [layer.weight])
+    assert pull[:-2, :-1].any() and not pull[-2:].any() and not pull[:, -1].any()
+
+
+def test_weights_that_have_shrunk_are_refused():
+    model = coupled().double()
+    found = measured(model, "GFI3")
+    model.target.module.head = nn.Linear(51, 2).double()
+    with pytest.raises(ValueError, match="may grow between experiences, but not shrink"):
+        found.penalty(model, 1.0)
+
+
 def cut(importance, name):
     """An importance whose basis of one layer lacks an input."""
     layer = importance.basis[name]
