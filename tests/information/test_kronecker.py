@@ -285,6 +285,15 @@ def test_directions_hold_the_share_of_the_trace_that_is_asked_for():
         assert kept == 1 or held[kept - 2] < share
 
 
+def test_rounding_in_single_precision_keeps_no_direction_without_information():
+    torch.manual_seed(0)
+    model, x = nn.Linear(30, 12), torch.randn(4, 30)
+    y = torch.arange(4) % 12
+    for scale in (1.0, 1 + 1e-6, 0.3):  # four samples have four directions on either side
+        layer = kronecker_basis(model, scale * x, "empirical", targets=y)["weight"]
+        assert layer.shape == (4, 4)
+
+
 def test_shared_layers_stay_diagonal():
     torch.manual_seed(0)
     model, x, y = Shared().double(), torch.randn(9, 5).double(), torch.arange(9) % 3
