@@ -82,7 +82,8 @@ class Allocation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them; the importances stay on the device that they are on."""
-        self.importance = {name: Importance(**one) for name, one in state["importance"].items()}
+        kept = state["importance"].items()
+        self.importance = {name: Importance.from_state_dict(one) for name, one in kept}
         self._generator.set_state(state["generator"])
 
     def to(self, device: torch.device) -> None:

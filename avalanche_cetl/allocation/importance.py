@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
+from avalanche_cetl.allocation.parameters import grown
 from avalanche_cetl.allocation.readout import Readout, by_head
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.generalized import dwa_penalty
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import negative_log_likelihood, sample_targets
 from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks
 
@@ -41,11 +45,18 @@ PAIRS = {
 class Importance:
     """One measured importance: GFI (or plain Fisher) and the theta* it was measured at.
 
-    :ivar values: importance of every weight, >= 0, keyed as ``model.named_parameters()``.
-    :ivar anchors: the weights theta*.
-    :ivar shared: per parameter, the share in [0, 1] of its weights with RF >= u.
-    :ivar kept: per parameter, the share in [0, 1] of its weights with importance > 0.
-    :ivar sizes: per parameter, its number of weights.
+    In a basis a layer has one entry, under the name of its weight, and that is by direction; a bias
+    that is part of the layer has an anchor only.
+
+    :ivar values: importance of every weight, >= 0, keyed as ``model.named_parameters()`` and of the
+        parameter's shape; of a layer with a basis that of every direction, ``(r, s)`` or
+        ``(G, r, s)``.
+    :ivar anchors: the weights theta*, of all parameters that are held.
+    :ivar shared: per entry, the share in [0, 1] of its weights or directions with RF >= u; empty
+        where no relative Fisher information was measured.
+    :ivar kept: per entry, the share in [0, 1] of its weights or directions with importance > 0.
+    :ivar sizes: per entry, its number of weights; of a layer with a basis all of its matrix.
+    :ivar basis: of the layers whose importance is by direction; None: all is weight by weight.
     """
 
     values: dict[str, Tensor]
@@ -53,20 +64,66 @@ class Importance:
     shared: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    basis: KroneckerBasis | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as plain data, for checkpoints."""
-        return dict(vars(self))
+        return vars(self) | {"basis": None if self.basis is None else self.basis.state_dict()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Importance:
+        """Return the importance of a state; those of earlier versions have no basis."""
+        made = cls(**{**state, "basis": None})
+        if state.get("basis") is not None:
+            made.basis = KroneckerBasis({})
+            made.basis.load_state_dict(state["basis"])
+        return made
 
     def to(self, device: torch.device) -> Importance:
         """Return it on a device."""
         moved = {n: v.to(device) for n, v in self.values.items()}
         anchors = {n: v.to(device) for n, v in self.anchors.items()}
-        return replace(self, values=moved, anchors=anchors)
+        basis = None if self.basis is None else self.basis.to(device)
+        return replace(self, values=moved, anchors=anchors, basis=basis)
 
     def penalty(self, model: CoupledModel, lam: float) -> Tensor:
-        """DWA (eq. 11) at the model's current weights."""
-        return dwa_penalty(dict(model.named_parameters()), self.anchors, self.values, lam)
+        """DWA (eq. 11) at the model's current weights; those that have come since are free."""
+        params = dict(model.named_parameters())
+        self.grow(params)
+        return dwa_penalty(params, self.anchors, self.values, lam, self.basis)
+
+    def grow(self, params: Mapping[str, Tensor]) -> None:
+        """Bring it to the shapes of a network that may have grown: new weights have no importance.
+
+        :raises ValueError: when a parameter has shrunk, or a layer with groups has grown.
+        """
+        known = {name: params[name] for name in self.anchors if name in params}
+        if all(p.shape == self.anchors[name].shape for name, p in known.items()):
+            return
+        held = DirectionSum(rank=1)  # a sum of one, which knows how a basis grows
+        held.importance = dict(self.values)
+        held.basis = KroneckerBasis({}) if self.basis is None else self.basis
+        held.grow({name: p.shape for name, p in known.items()})
+        self.values = held.importance
+        self.basis = None if self.basis is None else held.basis
+        self.anchors = self.anchors | {n: grown(self.anchors[n], p) for n, p in known.items()}
+
+    def misfits(self, params: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of parameters whose importance does not go with a network's.
+
+        :param params: the network's, by name.
+        """
+        layers = KroneckerBasis({}) if self.basis is None else self.basis
+        shapes = {name: p.shape for name, p in params.items()}
+        wrong = [name for name, own in self.anchors.items() if shapes.get(name) != own.shape]
+        for name, value in self.values.items():
+            layer = layers.get(name)
+            if layer is None:
+                fits = shapes.get(name) == value.shape
+            else:
+                fits = layer.shape == value.shape and layer.fits(params)
+            wrong += [] if fits else [name]
+        return wrong + [name for name in layers if name not in self.values]
 
 
 def measure(
@@ -83,7 +140,8 @@ def measure(
     :param sample: target rows on the model's device. Their labels are read only by the
         empirical Fisher of L_c, which draws the unknown ones from the model; without features
         S runs.
-    :param kind: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it.
+    :param kind: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it, unless the gate is none
+        in the Kronecker basis. That basis is the one of the task to keep.
     :param generator: CPU generator of drawn targets and of the gate.
     :param processes: that share the rows out; all have the same sample and generator.
     """
@@ -92,7 +150,9 @@ def measure(
     heads: tuple[int, ...] = ()
     if model.target.heads_by_task:
         heads = tuple(sample.tasks.unique().tolist())
-    outputs = (pair.keep, pair.partner) if kind == "gfi" else (pair.keep,)
+    # Without a gate RF decides nothing; weight by weight its shares are still recorded.
+    gated = kind == "gfi" and (settings.gates or settings.basis == "diagonal")
+    outputs = (pair.keep, pair.partner) if gated else (pair.keep,)
     images, features = sample.images, sample.features
     with torch.no_grad(), evaluation_mode(model):
         if features is None:
@@ -106,18 +166,23 @@ def measure(
         processes or Processes(None),
     )
     tasks = [coupled_task(name, heads, goals[name], sample.tasks) for name in outputs]
+    measurement.choose_basis(tasks[0])
     relative = None
-    if kind == "fisher":
-        fisher = measurement.fisher(tasks[0])
-    else:
+    if gated:
         fisher, relative = measurement.relative(*tasks)
-    values, shared = gate(fisher, relative, settings, generator)
+    else:
+        fisher = measurement.fisher(tasks[0])
+    basis = measurement.basis
+    values, shared = gate(fisher, relative, settings, generator, basis)
+    layers = {} if basis is None else dict(basis)
+    held = {*values, *(name for layer in layers.values() for name in layer.parameters)}
     return Importance(
         values=values,
-        anchors={name: params[name].detach().clone() for name in values},
+        anchors={name: p.detach().clone() for name, p in params.items() if name in held},
         shared=shared,
         kept={name: float((value > 0).float().mean()) for name, value in values.items()},
-        sizes={name: value.numel() for name, value in values.items()},
+        sizes={n: layers[n].weights if n in layers else v.numel() for n, v in values.items()},
+        basis=basis,
     )
 
 

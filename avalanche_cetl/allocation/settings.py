@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from avalanche_cetl.information import Quantile
 from avalanche_cetl.information.estimators import check_estimator
@@ -15,6 +16,9 @@ BASES: dict[str, tuple[float, float]] = {"diagonal": (0.5, 0.9), "kronecker": (0
 @dataclass(frozen=True)
 class GFISettings:
     """How Generalized Fisher Information is measured and used (eqs. 9 to 11).
+
+    Threshold and probability that are not given are those of the basis; ``dataclasses.replace``
+    keeps them when it changes the basis.
 
     :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``: the q-quantile of RF. Default:
         0.5 in the diagonal basis; 0 in the Kronecker basis, where a gate costs more than it gains.
@@ -74,3 +78,18 @@ class GFISettings:
     def gates(self) -> bool:
         """Return whether there is a gate: with u = 0 and p = 1 all importance is kept."""
         return not (self.probability == 1 and self.threshold == 0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings by name, as plain data.
+
+        ``basis`` and ``rank`` are left out in the diagonal basis: result files and checkpoints of
+        earlier versions, which had no other, name the same settings without them.
+        """
+        found = asdict(self)
+        if self.basis == "diagonal":
+            del found["basis"], found["rank"]
+        return found
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={getattr(self, name)!r}" for name in self.describe())
+        return f"GFISettings({', '.join(shown)})"

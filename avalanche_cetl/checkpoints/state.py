@@ -273,9 +273,5 @@ def _set_cetl(
 
 def _check_importances(strategy: CETLStrategy, params: dict[str, nn.Parameter]) -> None:
     for one in strategy.importance.values():
-        for tensors in (one.values, one.anchors):
-            for name, tensor in tensors.items():
-                if tensor.shape != params[name].shape:
-                    raise CheckpointError(
-                        f"the importance of {name} has another shape than {name}."
-                    )
+        for name in one.misfits(params):
+            raise CheckpointError(f"the importance of {name} has another shape than {name}.")

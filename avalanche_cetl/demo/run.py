@@ -66,7 +66,7 @@ def run_demo(
         "schema": SCHEMA,
         "seed": seed,
         "quick": quick,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"gfi": settings.gfi.describe()},
         "data": _data(comparison),
         "few_labels": [row.as_dict() for row in few],
         "unsupervised": [row.as_dict() for row in unsupervised],

@@ -110,7 +110,9 @@ class WeightShares(_NamedValues):
 
     Emitted at the end of each round as ``Shared_GFI1`` (all weights), ``Private_GFI1`` (one
     minus it) and ``Shared_GFI1/layer``, likewise for GFI2 and GFI3. Values in [0, 1].
-    Nothing is emitted for variants that measure no relative Fisher information.
+    In a basis the share of a layer is that of its directions, and counts for all its weights.
+    Nothing is emitted where no relative Fisher information is measured: by variants without it,
+    and in the Kronecker basis without a gate.
     """
 
     def values(self, strategy: CETLStrategy) -> dict[str, float]:

@@ -52,8 +52,9 @@ _OVERSAMPLING = 16
 _BLOCK = 32 * 2**20
 #: A trace below this counts as this.
 _TINY = 1e-300
-#: A share of 1 is held when rounding alone is missing.
-_ROUNDING = 1e-12
+#: A share of 1 is held when rounding alone is missing: this, or so many units in the last place of
+#: the gradients' type.
+_ROUNDING, _UNITS = 1e-12, 8
 
 
 def kronecker_basis(
@@ -247,6 +248,8 @@ class _Side:
         if self._sketch is not None:
             vectors = self._sketch @ vectors
         held = values.cumsum(-1) / self.trace.clamp_min(_TINY).unsqueeze(-1)
-        needed = int((held < share * (1 - _ROUNDING)).sum(-1).max()) + 1
+        # Else rounding would decide whether directions without any information are kept.
+        missing = max(_ROUNDING, _UNITS * torch.finfo(self._dtype).eps)
+        needed = int((held < share * (1 - missing)).sum(-1).max()) + 1
         kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
         return without_dust(kept.contiguous(), self._dtype)

@@ -13,7 +13,7 @@ with :func:`~avalanche_cetl.scenarios.mixed.with_mixed_images`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from avalanche.core import BasePlugin
@@ -65,7 +65,7 @@ class Preset:
     def describe(self) -> dict[str, Any]:
         """Return its values by name, its plugins by class and settings: for records of runs."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        own["gfi"] = asdict(self.gfi)
+        own["gfi"] = self.gfi.describe()
         made = [make() for make in self.plugins]
         own["plugins"] = [
             {"class": type(plugin).__name__}

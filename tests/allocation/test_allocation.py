@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from avalanche.models import IncrementalClassifier
 from coupled_runs import coupled, snapshot, strategy
+from torch import nn
 
-from avalanche_cetl import CETLPlugin, GFISettings, Quantile
+from avalanche_cetl import CETLPlugin, GFISettings, Quantile, transfer_benchmark
 from avalanche_cetl.allocation import Allocation
 from avalanche_cetl.training import Stage
 
@@ -36,9 +40,10 @@ def test_penalties_begin_with_the_importances_that_they_read(transfer):
     assert s.round_losses["DWA2"] > 0
 
 
-def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer):
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer, basis):
     distances = []
-    settings = GFISettings(samples=8, threshold=0.0, probability=1.0)
+    settings = GFISettings(samples=8, threshold=0.0, probability=1.0, basis=basis)
     for lam in (0.0, 1e3):
         model = coupled()
         watch = {}
@@ -73,6 +78,13 @@ def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer):
         {"estimator": "rank", "threshold": Quantile(0.7)},
         {"estimator": "histogram", "normalize_samples": True},
         {"normalize": False, "refresh_every": 2},
+        {"basis": "kronecker", "rank": 2, "probability": 0.9, "estimator": "rank"},
+        {
+            "basis": "kronecker",
+            "probability": 0.9,
+            "fisher": "empirical",
+            "normalize_samples": True,
+        },
     ],
 )
 def test_settings_decide_how_importances_are_measured(transfer, settings):
@@ -82,6 +94,73 @@ def test_settings_decide_how_importances_are_measured(transfer, settings):
     if "threshold" in settings:
         total = sum(shares.shared[n] * shares.sizes[n] for n in shares.sizes)
         assert 0 < total / sum(shares.sizes.values()) <= 0.3 + 1e-3
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+@pytest.mark.parametrize(
+    ("variant", "gate"), [("fi", {}), ("gfi", {}), ("gfi", {"threshold": 0.5, "probability": 0.9})]
+)
+def test_cetl_pays_for_moves_in_the_kronecker_basis(transfer, variant, gate, alternate):
+    model = coupled()
+    settings = GFISettings(samples=8, basis="kronecker", rank=4, **gate)
+    s = strategy(
+        model,
+        variant=variant,
+        gfi=settings,
+        alternate=alternate,
+        train_epochs=2,
+        dwa_lambda=0.1,
+        train_mb_size=8,
+    )
+    s.train(transfer.train_stream)
+    for name in ("DWA1", "DWA2", "DWA3"):
+        assert math.isfinite(s.round_losses[name]) and s.round_losses[name] > 0
+    for name, importance in s.importance.items():
+        part = model.target_parameters() if name == "GFI3" else model.decoder_parameters()
+        assert importance.anchors.keys() == part.keys() and importance.basis
+        assert importance.values.keys() == part.keys() - importance.basis.folded
+        assert importance.misfits(part) == [] and bool(importance.shared) == bool(gate)
+
+
+def test_plain_and_generalized_information_train_alike_without_a_gate_in_the_kronecker_basis(
+    transfer,
+):
+    settings = GFISettings(samples=8, basis="kronecker")
+    runs = []
+    for variant in ("fi", "gfi"):
+        s = strategy(variant=variant, gfi=settings, train_epochs=2, dwa_lambda=0.1)
+        torch.manual_seed(0)
+        s.train(transfer.train_stream)
+        runs.append(s)
+    assert runs[0].round_losses == runs[1].round_losses
+
+
+class Growing(nn.Module):
+    """A head that grows with the classes of the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU())
+        self.head = IncrementalClassifier(12, 2, masking=False)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_importances_go_on_where_a_head_grows_with_the_classes(digits, basis, alternate):
+    x, y = digits(30, classes=2)
+    benchmark = transfer_benchmark([(x, y), (1 - x, y + 2)], [(x, y)] * 2)
+    settings = GFISettings(samples=8, basis=basis)
+    model = coupled(target=Growing())
+    s = strategy(model, gfi=settings, alternate=alternate, dwa_lambda=0.1)
+    for number, experience in enumerate(benchmark.train_stream):
+        s.train(experience, eval_streams=[])
+        assert len(model.target.module.head.classifier.weight) == 2 * (number + 1)
+    assert all(math.isfinite(s.round_losses[name]) for name in ("DWA1", "DWA2", "DWA3"))
+    params = dict(model.named_parameters())
+    assert all(one.misfits(params) == [] for one in s.importance.values())
 
 
 @pytest.mark.parametrize(("kind", "strength"), [(None, 1.0), ("gfi", 0.0)])

@@ -9,9 +9,8 @@ from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import Tensor
 
 from avalanche_cetl import CICNN
-from avalanche_cetl.allocation.directions import DirectionSum
+from avalanche_cetl.allocation.directions import ROOM, DirectionSum
 from avalanche_cetl.allocation.measure import gate
-from avalanche_cetl.allocation.directions import ROOM
 from avalanche_cetl.allocation.memory import Bases, DiagonalMemory, KroneckerMemory
 from avalanche_cetl.allocation.proximal import Pull
 from avalanche_cetl.allocation.settings import GFISettings

@@ -1,6 +1,6 @@
 import pytest
 
-from avalanche_cetl import GFISettings
+from avalanche_cetl import GFISettings, Quantile
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,8 @@ from avalanche_cetl import GFISettings
         {"fisher": "exact"},
         {"samples": 1},
         {"refresh_every": 0},
+        {"basis": "fourier"},
+        {"rank": 0},
     ],
 )
 def test_settings_out_of_range_are_refused(arguments):
@@ -19,7 +21,31 @@ def test_settings_out_of_range_are_refused(arguments):
         GFISettings(**arguments)
 
 
-@pytest.mark.parametrize("name", ["samples", "refresh_every", "seed"])
+@pytest.mark.parametrize("name", ["samples", "rank", "refresh_every", "seed"])
 def test_numbers_that_are_not_whole_are_refused(name):
     with pytest.raises(TypeError, match=name):
         GFISettings(**{name: 2.5})
+
+
+def test_the_diagonal_is_described_as_it_was_before_there_were_other_bases():
+    assert str(GFISettings(threshold=Quantile(0.8), rank=9)) == (
+        "GFISettings(threshold=Quantile(q=0.8), probability=0.9, estimator='gaussian', "
+        "fisher='sampled', samples=256, normalize=True, normalize_samples=False, refresh_every=1, "
+        "seed=0)"
+    )
+    assert not {"basis", "rank"} & GFISettings().describe().keys()
+
+
+def test_another_basis_is_described_with_its_rank_and_evaluates_to_the_same():
+    settings = GFISettings(basis="kronecker", rank=9, threshold=Quantile(0.8))
+    found = settings.describe()
+    assert (found["basis"], found["rank"], found["threshold"]) == ("kronecker", 9, {"q": 0.8})
+    assert eval(repr(settings)) == settings
+
+
+@pytest.mark.parametrize(("basis", "gate"), [("diagonal", (0.5, 0.9)), ("kronecker", (0.0, 1.0))])
+def test_a_gate_that_is_not_given_is_the_one_of_the_basis(basis, gate):
+    settings = GFISettings(basis=basis)
+    assert (settings.threshold, settings.probability) == gate
+    assert settings.gates == (basis == "diagonal")
+    assert GFISettings(basis=basis, threshold=0.3).gates

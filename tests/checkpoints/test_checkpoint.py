@@ -17,11 +17,13 @@ from avalanche_cetl import (
     DecoderHints,
     FitNetsHints,
     GFIPlugin,
+    GFISettings,
     ViewConsistency,
     load_checkpoint,
     save_checkpoint,
     transfer_benchmark,
 )
+from avalanche_cetl.checkpoints.plain import equal
 
 VARIANTS = ["gfi", "fi", "e", "f", "joint", "two_step"]
 
@@ -39,6 +41,24 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(benchmark, tmp_path, v
         assert (progress.rounds, progress.experiences) == (stopped_after, 0)
         again.train(benchmark.train_stream, eval_streams=[benchmark.test_stream])
         assert_same(whole, again)
+
+
+@pytest.mark.parametrize(("variant", "gate"), [("gfi", 0.5), ("fi", 0.0)])
+def test_a_run_in_the_kronecker_basis_is_resumed_bit_for_bit(benchmark, tmp_path, variant, gate):
+    settings = GFISettings(samples=8, basis="kronecker", rank=4, threshold=gate, refresh_every=2)
+    whole = make(tmp_path / "a", variant=variant, gfi=settings)
+    seeded()
+    whole.train(benchmark.train_stream, eval_streams=[benchmark.test_stream])
+    for stopped_after in (1, 2):
+        again = make(tmp_path / f"b{stopped_after}", variant=variant, gfi=settings)
+        seeded(99)
+        load_checkpoint(again, tmp_path / "a" / f"checkpoint-{stopped_after:06}.safetensors")
+        kept = {name: one.state_dict() for name, one in again.importance.items()}
+        assert all(one["basis"] for one in kept.values()) and len(kept) == 3
+        again.train(benchmark.train_stream, eval_streams=[benchmark.test_stream])
+        assert_same(whole, again)
+        mine, its = (run.allocation.state_dict() for run in (whole, again))
+        assert equal(mine, its)
 
 
 PLUGINS = {

@@ -31,6 +31,7 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
     results = run_demo(tmp_path / "out", 3, settings=settings, digits=small, show=lines.append)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["seed"] == 3 and written["schema"] == 1
+    assert written["settings"]["gfi"] == settings.gfi.describe()
     methods = [row["method"] for row in written["few_labels"]]
     assert methods[1:3] == ["linear probe on S", "target network alone"]
     assert methods[-3:] == ["CETL e", "CETL fi", "CETL gfi"]

@@ -25,7 +25,7 @@ from avalanche_cetl.evaluation.metrics import ReconstructionImages, image_grid
 SHAPE = (1, 8, 8)
 
 
-def _train(digits, metrics, rounds=2, variant="gfi", loggers=(), plugins=()):
+def _train(digits, metrics, rounds=2, variant="gfi", loggers=(), plugins=(), **gfi):
     torch.manual_seed(0)
     source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
     model = CoupledModel.build(
@@ -38,7 +38,7 @@ def _train(digits, metrics, rounds=2, variant="gfi", loggers=(), plugins=()):
         variant=variant,
         train_mb_size=16,
         train_epochs=rounds,
-        gfi=GFISettings(samples=8),
+        gfi=GFISettings(samples=8, **gfi),
         plugins=list(plugins),
         evaluator=evaluator,
     )
@@ -97,6 +97,36 @@ def test_shares_per_layer_average_to_the_whole(digits):
         layers = {k: v for k, v in last.items() if k.startswith(f"Shared_{name}/")}
         assert {k.split("/")[1] for k in layers} == {n.rpartition(".")[0] for n in importance.sizes}
         assert min(layers.values()) <= last[f"Shared_{name}"] <= max(layers.values())
+
+
+def test_shares_in_a_basis_are_of_directions_and_count_for_all_weights_of_a_layer(digits):
+    strategy, metrics = _train(digits, gfi_metrics(), basis="kronecker", rank=3, threshold=0.5)
+    last = {k.split("/train_phase")[0]: v[-1] for k, (_, v) in metrics.items()}
+    params = dict(strategy.model.named_parameters())
+    for name, importance in strategy.importance.items():
+        shares, weights = {}, {}
+        for parameter, share in importance.shared.items():
+            own, directions = (parameter,), importance.values[parameter].numel()
+            if parameter in importance.basis:
+                own = importance.basis[parameter].parameters
+                assert directions < params[parameter].numel()
+            assert share * directions == pytest.approx(round(share * directions), abs=1e-4)
+            count = sum(params[one].numel() for one in own)
+            layer = parameter.rpartition(".")[0]
+            shares[layer] = shares.get(layer, 0) + share * count
+            weights[layer] = weights.get(layer, 0) + count
+        assert weights.keys() == {k.split("/")[1] for k in last if k.startswith(f"Shared_{name}/")}
+        for layer, count in weights.items():
+            assert last[f"Shared_{name}/{layer}"] == pytest.approx(shares[layer] / count)
+        whole = sum(shares.values()) / sum(weights.values())
+        assert last[f"Shared_{name}"] == pytest.approx(whole)
+        assert last[f"Private_{name}"] == pytest.approx(1 - whole)
+
+
+def test_without_a_gate_there_are_no_shares_in_the_kronecker_basis(digits):
+    _, metrics = _train(digits, [*cetl_metrics(), *gfi_metrics()], basis="kronecker")
+    assert not any(k.startswith("Shared") for k in metrics)
+    assert {"DWA1", "DWA2", "DWA3"} <= {k.split("/")[0] for k in metrics}
 
 
 def test_pictures_have_three_rows(digits):

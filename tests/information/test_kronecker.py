@@ -285,6 +285,15 @@ def test_directions_hold_the_share_of_the_trace_that_is_asked_for():
         assert kept == 1 or held[kept - 2] < share
 
 
+def test_rounding_in_single_precision_keeps_no_direction_without_information():
+    torch.manual_seed(0)
+    model, x = nn.Linear(30, 12), torch.randn(4, 30)
+    y = torch.arange(4) % 12
+    for scale in (1.0, 1 + 1e-6, 0.3):  # four samples have four directions on either side
+        layer = kronecker_basis(model, scale * x, "empirical", targets=y)["weight"]
+        assert layer.shape == (4, 4)
+
+
 def test_shared_layers_stay_diagonal():
     torch.manual_seed(0)
     model, x, y = Shared().double(), torch.randn(9, 5).double(), torch.arange(9) % 3
@@ -339,6 +348,24 @@ def test_the_penalty_in_a_basis_is_eq_11_over_directions(name):
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["linear", "groups"])
+def test_autocast_does_not_round_a_penalty_in_a_basis(name):
+    model, x, y = made(name)
+    model, x = model.float(), x.float()
+    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
+    fisher = fisher_information(model, x, "empirical", targets=y, basis=basis)
+    params = dict(model.named_parameters())
+    anchors = {n: p.detach() + 0.1 for n, p in params.items()}
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty = dwa_penalty(params, anchors, fisher, 0.7, basis)
+            shapes = {n: p.shape for n, p in params.items()}
+            back = {n: layer.restore(fisher[n], shapes)[n] for n, layer in basis.items()}
+        found.append([penalty, *torch.autograd.grad(penalty, params.values()), *back.values()])
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_gate_draws_direction_by_direction():

@@ -51,8 +51,7 @@ def strategy(model, **arguments):
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),
         train_mb_size=10,
-        gfi=GFISettings(samples=8),
-        **{"evaluator": None, **arguments},
+        **{"evaluator": None, "gfi": GFISettings(samples=8), **arguments},
     )
 
 
@@ -126,6 +125,40 @@ def test_importances_read_each_row_through_its_own_head(digits):
     measured = measure(model, PAIRS["GFI3"], Sample(x, y, tasks), GFISettings(), "gfi", generator)
     shared = measured.shared
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
+
+
+def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own_head(digits):
+    x, y = digits(6)
+    tasks = torch.tensor([0, 1, 1, 0, 1, 0])
+    model = coupled(Heads())
+    strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
+    settings = GFISettings(basis="kronecker", threshold=0.5, normalize=False)
+
+    def measured(tasks):
+        generator = torch.Generator().manual_seed(0)
+        return measure(model, PAIRS["GFI3"], Sample(x, y, tasks), settings, "gfi", generator)
+
+    found, others = measured(tasks), measured(1 - tasks)
+    trunk = "target.module.trunk.1.weight"
+    assert found.basis.keys() == {trunk} and found.basis.folded == {trunk[:-6] + "bias"}
+    for name in found.values.keys() - {trunk}:
+        assert "classifiers" in name and not found.values[name].any() and found.shared[name] == 0
+    torch.testing.assert_close(found.basis[trunk].left, others.basis[trunk].left)
+    assert found.shared[trunk] != others.shared[trunk]
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+def test_a_stream_of_tasks_trains_in_the_kronecker_basis(digits, alternate):
+    model = coupled(Heads())
+    sets = [digits(20), digits(20, seed=1)]
+    benchmark = transfer_benchmark(sets, sets, task_labels=True)
+    run = strategy(
+        model, gfi=GFISettings(samples=8, basis="kronecker", threshold=0.5), alternate=alternate,
+        train_epochs=2, dwa_lambda=0.1,
+    )  # fmt: skip
+    for experience in benchmark.train_stream:
+        run.train(experience)
+        assert all(run.round_losses[name] > 0 for name in ("DWA1", "DWA2", "DWA3"))
 
 
 def test_code_and_classes_of_avalanches_network_with_heads_are_measured():

@@ -16,7 +16,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_mixed_images,
 )
-from avalanche_cetl.training.presets import parse_preset
+from avalanche_cetl.training.presets import Preset, parse_preset
 
 SHAPE = (1, 8, 8)
 
@@ -118,6 +118,11 @@ def test_result_files_find_a_preset_under_the_settings_that_they_name(
         "lr_factors": (1.0, 1.0),
         "plugins": plugins,
     }
+
+
+def test_a_preset_in_another_basis_says_so():
+    kronecker = Preset(gfi=GFISettings(basis="kronecker", rank=8)).describe()["gfi"]
+    assert kronecker == GFI | {"basis": "kronecker", "rank": 8, "threshold": 0.0, "probability": 1}
 
 
 def test_strategies_do_not_share_the_plugins_of_a_preset():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,3 +41,11 @@ def without_dust(x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     largest = x.abs().max() if x.numel() else x.new_zeros(())
     return torch.where(x.abs() < torch.finfo(dtype).eps ** 2 * largest, 0, x).to(dtype)
+
+
+def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
+    """Return the context of products of values in their own type, whatever autocast is set to."""
+    kind = values.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

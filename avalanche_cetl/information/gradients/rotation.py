@@ -20,7 +20,7 @@ from torch import Tensor
 from avalanche_cetl.information.gradients.bundles import Bundle, Layout
 from avalanche_cetl.information.gradients.forms import Factors
 from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
-from avalanche_cetl.information.gradients.precision import magnitude, single
+from avalanche_cetl.information.gradients.precision import magnitude, single, without_autocast
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class LayerBasis:
         """Return the number of weights in the layer's matrix, ``G O I``."""
         return math.prod(self.left.shape[:-1]) * self.right.shape[-2]
 
+    def fits(self, params: Mapping[str, Tensor]) -> bool:
+        """Return whether a network has the layer's parameters, in the shapes of its matrix."""
+        own = [params[name] for name in self.parameters if name in params]
+        outputs = self.left.shape[:-1].numel()
+        return (
+            len(own) == len(self.parameters)
+            and all(p.dim() > 0 and len(p) == outputs for p in own)
+            and sum(p.numel() for p in own) == self.weights
+        )
+
     def to(self, where: Any) -> LayerBasis:
         """Return it on a device, or in a floating-point type."""
         return replace(self, left=self.left.to(where), right=self.right.to(where))
@@ -71,33 +81,36 @@ class LayerBasis:
         return torch.cat([found, values[self.bias].reshape(*sides, 1)], -1)
 
     def rotate(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
-        """Return ``U^T W V``, ``(..., *shape)``, of weight and bias; see :meth:`matrix`."""
+        """Return ``U^T W V``, ``(..., *shape)``, of weight and bias, in their type.
+
+        Autocast does not change the type; see :meth:`matrix` for the arguments.
+        """
         weight = values[self.weight]
         sides = (*weight.shape[:lead], *self.left.shape[:-1])
         whole = weight.reshape(*sides, -1)
         left, (right, row) = self.left.to(whole), self._sides(whole)
-        if _left_first(left, right):
-            found = left.mT @ whole @ right
-        else:
-            found = left.mT @ (whole @ right)
-        if self.bias is None:
-            return found
-        return found + left.mT @ values[self.bias].reshape(*sides, 1) * row
+        with without_autocast(whole):
+            first = _left_first(left, right)
+            found = left.mT @ whole @ right if first else left.mT @ (whole @ right)
+            if self.bias is not None:
+                found = found + left.mT @ values[self.bias].reshape(*sides, 1) * row
+        return found
 
     def restore(self, directions: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Return ``U D V^T`` as weight and bias.
+        """Return ``U D V^T`` as weight and bias, in the type of D whatever autocast is set to.
 
         :param directions: D, ``shape``.
         :param shapes: of the parameters.
         """
         left, (right, row) = self.left.to(directions), self._sides(directions)
-        if _left_first(left, right):
-            whole = left @ (directions @ right.mT)
-        else:
-            whole = left @ directions @ right.mT
-        found = {self.weight: whole.reshape(shapes[self.weight])}
-        if self.bias is not None:
-            found[self.bias] = (left @ (directions @ row.mT)).reshape(shapes[self.bias])
+        with without_autocast(directions):
+            if _left_first(left, right):
+                whole = left @ (directions @ right.mT)
+            else:
+                whole = left @ directions @ right.mT
+            found = {self.weight: whole.reshape(shapes[self.weight])}
+            if self.bias is not None:
+                found[self.bias] = (left @ (directions @ row.mT)).reshape(shapes[self.bias])
         return found
 
     def _sides(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_runs import distance, moved, trained
 
-from avalanche_cetl import CETLPlugin, DecoderHints
+from avalanche_cetl import CETLPlugin, DecoderHints, GFISettings
 
 
 @pytest.mark.parametrize("variant", ["gfi", "e", "joint"])
@@ -34,8 +34,39 @@ def test_bfloat16_is_near_and_keeps_weights_and_importances_in_float32(benchmark
     assert 0 < distance(plain, half) < 0.25 * moved(plain)
 
 
-@pytest.mark.parametrize("variant", ["e", "gfi"])
-def test_two_batches_to_a_step_are_one_of_twice_the_size(benchmark, variant):
+def test_penalties_in_a_basis_stay_in_float32_under_bfloat16(benchmark):
+    settings = {"gfi": GFISettings(samples=8, basis="kronecker", rank=4), "dwa_lambda": 0.01}
+    seen = []
+
+    class Watch(CETLPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            assert torch.is_autocast_enabled("cpu")
+            found = [self.penalty(strategy)]
+            with torch.autocast("cpu", enabled=False):
+                found.append(self.penalty(strategy))
+            seen.append(found)
+
+        def penalty(self, strategy):
+            return strategy.allocation.penalty("GFI1", strategy.model)
+
+    half = trained(benchmark, precision="bfloat16", plugins=[Watch()], **settings)
+    pairs = [(one, other) for one, other in seen if one is not None]
+    assert all(one.dtype == torch.float32 and torch.equal(one, other) for one, other in pairs)
+    assert max(float(one.detach()) for one, _ in pairs) > 0
+    for one in half.importance.values():
+        sides = [side for layer in one.basis.values() for side in (layer.left, layer.right)]
+        assert {tensor.dtype for tensor in [*one.values.values(), *sides]} == {torch.float32}
+    plain = trained(benchmark, **settings)
+    for name, value in plain.round_losses.items():
+        assert half.round_losses[name] == pytest.approx(value, rel=0.05, abs=0.02), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "basis"), [("e", "diagonal"), ("gfi", "diagonal"), ("gfi", "kronecker")]
+)
+def test_two_batches_to_a_step_are_one_of_twice_the_size(benchmark, variant, basis):
+    arguments = {"variant": variant, "gfi": GFISettings(samples=8, basis=basis)}
+    arguments["dwa_lambda"] = 0.1 if basis == "diagonal" else 0.01
     benchmark = copy.copy(benchmark)
     steps = []
 
@@ -47,9 +78,9 @@ def test_two_batches_to_a_step_are_one_of_twice_the_size(benchmark, variant):
             steps.append("update")
 
     # 44 rows: five and a half mini-batches of 8, nearly three of 16.
-    large = trained(benchmark, variant=variant, train_mb_size=16, plugins=[Count()])
+    large = trained(benchmark, train_mb_size=16, plugins=[Count()], **arguments)
     wanted, steps = list(steps), []
-    small = trained(benchmark, variant=variant, accumulate=2, plugins=[Count()])
+    small = trained(benchmark, accumulate=2, plugins=[Count()], **arguments)
     assert steps == wanted
     assert distance(large, small) < 2e-6
     for name in ("L_rs", "L_rt", "L_c"):
