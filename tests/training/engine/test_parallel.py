@@ -61,8 +61,9 @@ def work(folder, task):
     )
     strategy = CETLStrategy(
         model=model, optimizer=torch.optim.SGD(model.parameters(), 0.02, momentum=0.9),
-        variant=task["variant"], alternate=task.get("alternate", "epoch"), dwa_lambda=0.1,
-        gfi=GFISettings(samples=10), warmup_epochs=1, train_mb_size=8,
+        variant=task["variant"], alternate=task.get("alternate", "epoch"),
+        dwa_lambda=task.get("dwa_lambda", 0.1),
+        gfi=GFISettings(samples=10, **task.get("gfi", {})), warmup_epochs=1, train_mb_size=8,
         accumulate=task.get("accumulate", 1),
         train_epochs=task.get("rounds", 2), eval_mb_size=16, plugins=plugins, evaluator=evaluator,
     )
@@ -134,10 +135,13 @@ TASKS = {
     "iteration": {"variant": "gfi", "rows": 22, "alternate": "iteration"},
     "joint": {"variant": "joint", "rows": 19, "workers": 1},
     "accumulate": {"variant": "gfi", "rows": 21, "accumulate": 2, "plugins": True},
+    "kronecker": {"variant": "fi", "rows": 21, "gfi": {"basis": "kronecker"}, "dwa_lambda": 0.01},
 }
 
 
+GATED = {"basis": "kronecker", "rank": 4, "threshold": 0.5, "probability": 0.9}
 SAVED = {"variant": "gfi", "rows": 21, "rounds": 3, "checkpoints": True}
+SAVED |= {"gfi": GATED, "dwa_lambda": 0.01}
 
 
 def test_two_processes_give_the_losses_and_weights_of_one_and_go_on_where_they_were(
