@@ -102,6 +102,11 @@ class DirectionSum:
                 self.importance[name] = grown(value, value.new_empty(shapes[name], device="meta"))
         self.basis = KroneckerBasis(layers)
 
+    def to(self, device: torch.device) -> None:
+        """Move all of it to a device."""
+        self.basis = self.basis.to(device)
+        self.importance = {name: value.to(device) for name, value in self.importance.items()}
+
 
 def _whole(layers: list[LayerBasis]) -> LayerBasis:
     """Return the first basis, with the bias where any basis has it."""

@@ -183,11 +183,13 @@ class DiagonalMemory(Memory):
             self._summed = experience
 
     def grow(self, params: Weights) -> None:
-        """Bring weights to the shapes of a network that may have grown."""
+        """Bring weights to the shapes of a network that may have grown, the pull to its device."""
         for kept in (*self.saved_params.values(), self.pull.importance, self.pull.anchors):
             for name, value in kept.items():
                 if name in params:
                     kept[name] = grown(value, params[name])
+        for kept in (self.pull.importance, self.pull.anchors):
+            kept.update({n: v.to(params[n].device) for n, v in kept.items() if n in params})
 
     def _held(self, experience: int, params: Mapping[str, Tensor]) -> Weights:
         """Return the importance of an experience in today's shapes, where the weights are."""
@@ -287,12 +289,13 @@ class KroneckerMemory(Memory):
         self.pull = Pull.within(self._sum.basis, importance, self._anchors)
 
     def grow(self, params: Weights) -> None:
-        """Bring sum and anchors to the shapes of a network that may have grown."""
+        """Bring sum and anchors to the shapes of a network that may have grown, on its device."""
         self._sum.grow({name: p.shape for name, p in params.items()})
-        self._anchors = {
-            name: grown(value, params[name]) if name in params else value
-            for name, value in self._anchors.items()
-        }
+        for name, value in self._anchors.items():
+            if name in params:
+                self._anchors[name] = grown(value, params[name]).to(params[name].device)
+        if params:
+            self._sum.to(next(iter(params.values())).device)
 
     def _gated(
         self, importance: Weights, relative: Weights, generator: torch.Generator

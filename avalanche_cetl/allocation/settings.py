@@ -66,7 +66,8 @@ class GFISettings:
                 f"fisher={self.fisher!r} is not known. Allowed: 'sampled', 'empirical'."
             )
         for name in ("samples", "rank", "refresh_every", "seed"):
-            if not isinstance(getattr(self, name), int):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}={getattr(self, name)!r} has to be a whole number.")
         if self.samples < 2:
             raise ValueError(f"samples={self.samples}: mutual information needs at least 2.")

@@ -1,101 +1,204 @@
-"""Table and figure of what came out, from the result files alone."""
+"""Tables and figures of what came out, from the result files alone."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 from benchmarks import markdown
 from benchmarks.continual.methods import methods
-from benchmarks.continual.runs import FOLDER
+from benchmarks.continual.runs import FOLDER, TEST
 from benchmarks.continual.streams import STREAMS
 from benchmarks.records import error, mean_and_error, read, shown_mean
 
+#: Methods whose accuracy is drawn against the number of tasks, with their colours.
+CURVES = {
+    "joint": "0.6",
+    "GFIPlugin, Kronecker": "C3",
+    "GFIPlugin, Kronecker, in the loss": "C1",
+    "EWC, online": "C0",
+    "EWC": "C9",
+    "MAS": "C4",
+    "LwF": "C5",
+    "GFIPlugin, no gate": "C2",
+    "Naive": "0.2",
+}
+#: Methods whose accuracies after every experience are drawn, task by task.
+MATRICES = ("Naive", "EWC, online", "GFIPlugin, no gate", "GFIPlugin, Kronecker")
+
+Runs = list[dict[str, Any]]
+
+
+def tested() -> dict[str, dict[str, Runs]]:
+    """Return by stream and method the runs on test images, of the streams that were run."""
+    found: dict[str, dict[str, Runs]] = {}
+    for stream in STREAMS:
+        path = FOLDER / f"{stream}.json"
+        if path.exists():
+            runs = read(path)["runs"]
+            found[stream] = {
+                name: [r for r in runs if r["method"] == name and r["part"] == TEST]
+                for name in methods()
+            }
+    return found
+
 
 def render() -> None:
-    """Write the table and the figure of the streams that were run."""
+    """Write tables and figures of the streams that were run."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    documents = {
-        s: read(FOLDER / f"{s}.json")["runs"] for s in STREAMS if (FOLDER / f"{s}.json").exists()
-    }
-    measured = {run["method"] for runs in documents.values() for run in runs}
-    names = [name for name in methods() if name in measured]
-    count = len(documents)
-    figure, grid = plt.subplots(
-        1, count, figsize=(2.6 * count, 3.2), layout="constrained", squeeze=False
-    )
-    axes = grid[0]
+    found = tested()
     lines = [
         "Means over seeds with standard errors; written by `python -m benchmarks.continual`.",
         "",
     ]
-    for (stream, runs), axis in zip(documents.items(), axes, strict=True):
-        tested = {
-            name: [r for r in runs if r["method"] == name and r["part"] == 2] for name in names
-        }
-        lines += [f"**{stream}**", "", *_table(tested), ""]
-        _draw(axis, tested)
-        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
-        axis.invert_yaxis()
-        axis.set_title(stream)
-        axis.set_xlabel("average accuracy %")
-        axis.spines[["top", "right"]].set_visible(False)
+    for stream, rows in found.items():
+        lines += [f"**{stream}**", "", *_table(rows), ""]
     (FOLDER / "table.md").write_text("\n".join(lines))
-    figure.savefig(FOLDER / "continual.png", dpi=110)
-    plt.close(figure)
+    _draw_bars(found, FOLDER / "continual.png")
+    _draw_curves(found, FOLDER / "tasks.png")
+    _draw_matrices(found, FOLDER / "matrices.png")
 
 
-def _table(tested: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _table(rows: dict[str, Runs]) -> list[str]:
     """Write a line for each method that was run."""
     lines = [
         "| | strength | average accuracy % | forgetting | forward transfer | seconds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, rows in tested.items():
-        good = [r for r in rows if "failed" not in r]
+    for name, runs in rows.items():
+        good = [r for r in runs if "failed" not in r]
         if good:
             keys = ("average_accuracy", "forgetting", "forward_transfer")
             cells = " | ".join(_mean(good, key) for key in keys)
             seconds = statistics.mean(r["seconds"] for r in good)
             lines.append(f"| {name} | {good[0]['strength']:g} | {cells} | {seconds:.1f} |")
-        elif rows:
-            lines.append(f"| {name} | fails: {rows[0]['failed']} | | | | |")
+        elif runs:
+            lines.append(f"| {name} | fails: {runs[0]['failed']} | | | | |")
     return lines
 
 
-def _draw(axis: Any, tested: dict[str, list[dict[str, Any]]]) -> None:
-    """Draw a bar for each method, with its standard error."""
-    for place, rows in enumerate(tested.values()):
-        values = [r["average_accuracy"] for r in rows if "failed" not in r]
-        if values:
-            axis.barh(place, statistics.mean(values), xerr=error(values), color=f"C{place}")
-        elif rows:
-            axis.text(2, place, "fails", va="center")
+def _draw_bars(found: dict[str, dict[str, Runs]], path: Path) -> None:
+    """Draw average accuracies, a panel for each stream."""
+    import matplotlib.pyplot as plt
+
+    names = [name for name in methods() if any(rows[name] for rows in found.values())]
+    wide = 4
+    high = -(-len(found) // wide)
+    figure, grid = plt.subplots(
+        high, wide, figsize=(2.9 * wide, 3.4 * high), layout="constrained", squeeze=False
+    )
+    for axis in grid.flat[len(found) :]:
+        axis.set_axis_off()
+    for place, (axis, (stream, rows)) in enumerate(zip(grid.flat, found.items(), strict=False)):
+        for line, name in enumerate(names):
+            values = [r["average_accuracy"] for r in rows[name] if "failed" not in r]
+            if values:
+                color = CURVES.get(name, "0.75")
+                axis.barh(line, statistics.mean(values), xerr=error(values), color=color)
+            elif rows[name]:
+                axis.text(2, line, "fails", va="center")
+        axis.set_yticks(range(len(names)), names if place % wide == 0 else [""] * len(names))
+        axis.invert_yaxis()
+        axis.set_title(stream)
+        axis.set_xlabel("average accuracy %")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
-def _mean(rows: list[dict[str, Any]], key: str) -> str:
-    if key not in rows[0]:
-        return ""
-    return mean_and_error([row[key] for row in rows], 2)
+def _draw_curves(found: dict[str, dict[str, Runs]], path: Path) -> None:
+    """Draw the average accuracy over all tasks so far against their number."""
+    import matplotlib.pyplot as plt
+
+    chosen = [s for s in ("permuted-10", "permuted-20", "permuted-50", "rotated") if s in found]
+    if not chosen:
+        return
+    figure, axes = plt.subplots(
+        1, len(chosen), figsize=(3.6 * len(chosen), 3.6), layout="constrained", squeeze=False
+    )
+    drawn = {}
+    for axis, stream in zip(axes[0], chosen, strict=True):
+        for name, color in CURVES.items():
+            runs = [r for r in found[stream][name] if "failed" not in r]
+            if not runs:
+                continue
+            if name == "joint":
+                value = statistics.mean(r["average_accuracy"] for r in runs)
+                drawn[name] = axis.axhline(value, color=color, linestyle="--", linewidth=1)
+                continue
+            curve = [statistics.mean(row) for row in zip(*map(so_far, runs), strict=True)]
+            (drawn[name],) = axis.plot(range(1, len(curve) + 1), curve, color=color)
+        axis.set_title(stream)
+        axis.set_xlabel("tasks so far")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("average accuracy %")
+    figure.legend(
+        drawn.values(), drawn.keys(), loc="outside lower center", ncols=5, frameon=False
+    )  # fmt: skip
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def so_far(run: dict[str, Any]) -> list[float]:
+    """Return the average accuracy over all tasks so far, after each of them."""
+    matrix = run["accuracy"]
+    # Without heads the first row is from before the first experience.
+    after = matrix if len(matrix) == len(matrix[-1]) else matrix[1:]
+    return [statistics.mean(row[: k + 1]) for k, row in enumerate(after)]
+
+
+def _draw_matrices(found: dict[str, dict[str, Runs]], path: Path) -> None:
+    """Draw accuracies of every task after every experience, means over seeds."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    rows = found.get("permuted-10") or next(iter(found.values()), {})
+    names = [n for n in MATRICES if any("failed" not in r for r in rows.get(n, []))]
+    if not names:
+        return
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(2.7 * len(names) + 0.6, 3), layout="constrained", squeeze=False
+    )
+    shown = None
+    for axis, name in zip(axes[0], names, strict=True):
+        runs = [r["accuracy"] for r in rows[name] if "failed" not in r]
+        count = len(runs[0][-1])
+        grid = np.full((count, count), np.nan)
+        for k in range(count):
+            for j in range(k + 1):
+                grid[k, j] = statistics.mean(run[k - count][j] for run in runs)
+        shown = axis.imshow(grid, vmin=10, vmax=100)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("task")
+        axis.set_xticks(range(count), range(1, count + 1))
+        axis.set_yticks(range(count), range(1, count + 1))
+    axes[0][0].set_ylabel("after experience")
+    figure.colorbar(shown, ax=axes[0][-1], label="accuracy %")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _mean(rows: Runs, key: str) -> str:
+    values = [row[key] for row in rows if key in row]
+    return mean_and_error(values, 2) if values else ""
 
 
 def average_accuracies() -> str:
-    """Write the average accuracy of every method on every stream as a table."""
-    names = list(methods())
+    """Write the average accuracy of every method on every stream as a table.
+
+    Joint training is none of the methods: it is not compared.
+    """
+    found = tested()
     columns, measured = [], set()
-    for stream in STREAMS:
-        runs = read(FOLDER / f"{stream}.json")["runs"]
-        tested = [[r for r in runs if r["method"] == n and r["part"] == 2] for n in names]
-        measured |= {name for name, rows in zip(names, tested, strict=True) if rows}
-        good = [[r["average_accuracy"] for r in rows if "failed" not in r] for rows in tested]
-        cells = [
-            mean_and_error(values) if values else "fails" if rows else "not run"
-            for values, rows in zip(good, tested, strict=True)
-        ]
-        columns.append(markdown.bold_best(cells, [shown_mean(values) for values in good]))
+    names = list(methods())
+    for rows in found.values():
+        measured |= {name for name in names if rows[name]}
+        good = {n: [r["average_accuracy"] for r in rows[n] if "failed" not in r] for n in names}
+        cells = [mean_and_error(good[n]) if good[n] else "fails" if rows[n] else "" for n in names]
+        ranked = [None if n == "joint" else shown_mean(good[n]) for n in names]
+        columns.append(markdown.bold_best(cells, ranked))
     lines = [list(line) for line in zip(names, *columns, strict=True) if line[0] in measured]
-    return markdown.table(["average accuracy %", *STREAMS], lines)
+    return markdown.table(["average accuracy %", *found], lines)

@@ -1,22 +1,92 @@
-"""The streams: digits in experiences of classes, tasks, permutations or data sets."""
+"""The streams: images in experiences of classes, tasks, permutations, rotations or data sets."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
+from benchmarks.data.cifar import read_cifar10
 from benchmarks.data.draws import Set, disjoint
 
-STREAMS = ("split-class", "split-task", "split-domain", "permuted", "domains")
 TRAIN, VALIDATION, TEST = 300, 100, 200  # images per class and set
+#: Training images from here on are for validation alone, in the streams that take all others.
+HELD_BACK = 50_000
+
+
+@dataclass
+class Part(Dataset[tuple[Tensor, int]]):
+    """Images of an experience with their labels.
+
+    :ivar order: the place of every pixel in its image; None: where it is.
+    """
+
+    x: Tensor
+    y: Tensor
+    order: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.batch(slice(row, row + 1))[0], int(self.y[row])
+
+    def batch(self, rows: slice | Tensor) -> Tensor:
+        """Return images, floats in [0, 1]."""
+        x = self.x[rows]
+        return x if self.order is None else x.flatten(1)[:, self.order].view_as(x)
+
 
 #: Per experience its training, validation and test images.
-Task = tuple[Set, Set, Set]
+Task = tuple[Part, Part, Part]
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A stream and how all methods train on it.
+
+    :ivar tasks: makes the experiences, from a data root and a seed.
+    :ivar network: its kind, see :func:`benchmarks.continual.methods.network`, and its sizes.
+    :ivar classes: outputs of a head.
+    :ivar heads: whether every experience has a head of its own, known in the test.
+    :ivar replayed: images of the buffer that the rows with replay have.
+    :ivar only: names of the methods that run; none: all.
+    :ivar chosen_on: tasks of the validation streams that strengths are chosen on; 0: all.
+    :ivar gfi: further arguments of GFIPlugin in the Kronecker basis.
+    :ivar without: names of methods that do not run, where all others do.
+    """
+
+    tasks: Callable[[str | None, int], list[Task]]
+    network: tuple[Any, ...]
+    classes: int = 10
+    heads: bool = False
+    epochs: int = 5
+    batch: int = 32
+    seeds: int = 5
+    replayed: int = 200
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    chosen_on: int = 0
+    gfi: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return all that the runs' results depend on, besides method, strength and seed."""
+        own = {"network": self.network, "epochs": self.epochs, "batch": self.batch}
+        if self.chosen_on:
+            own |= {"chosen_on": self.chosen_on, "gfi": self.gfi}
+        return own | {"adam_lr": 1e-3, "replayed": self.replayed} | self.more
+
+
+@cache
 def mnist(root: str | None) -> tuple[Set, Set]:
     """Read MNIST's training and test images, or MNIST-5k's, split 4 to 1, without a data root."""
     if root is not None:
@@ -34,26 +104,101 @@ def mnist(root: str | None) -> tuple[Set, Set]:
     return (x[~test_rows], y[~test_rows]), (x[test_rows], y[test_rows])
 
 
-def tasks_of(stream: str, root: str | None, seed: int) -> list[Task]:
-    """Make the experiences of a stream."""
-    if stream == "domains":
-        return _domains(root, seed)
+@cache
+def cifar10(root: str | None) -> tuple[Set, Set]:
+    """Read CIFAR-10's training and test images."""
+    if root is None:
+        raise FileNotFoundError("the streams of CIFAR-10 need --data-root, or CETL_DATA.")
+    return read_cifar10(root)[:2]
+
+
+def _task(parts: Sequence[Set], order: Tensor | None = None) -> Task:
+    train, validation, test = (Part(x, y, order) for x, y in parts)
+    return train, validation, test
+
+
+def _split(kind: str, data: tuple[Set, Set], counts: Sequence[int], seed: int) -> list[Task]:
+    """Make five experiences of two classes each.
+
+    :param kind: ``"class"``: labels as they are; ``"pair"``: 0 and 1 in every experience.
+    :param counts: training, validation and test images of a class.
+    """
+    parts = [*disjoint(data[0], counts[:2], seed), *disjoint(data[1], counts[2:], seed)]
+    tasks = []
+    for k in range(5):
+        own = []
+        for x, y in parts:
+            rows = (y // 2) == k
+            own.append((x[rows], y[rows] if kind == "class" else y[rows] % 2))
+        tasks.append(_task(own))
+    return tasks
+
+
+def _digits(kind: str) -> Callable[[str | None, int], list[Task]]:
+    return lambda root, seed: _split(kind, mnist(root), (TRAIN, VALIDATION, TEST), seed)
+
+
+def _photographs(root: str | None, seed: int) -> list[Task]:
+    return _split("pair", cifar10(root), (500, 200, 500), seed)
+
+
+def _permuted_few(root: str | None, seed: int) -> list[Task]:
+    """Make five permutations of the same few images."""
     train, test = mnist(root)
     parts = [*disjoint(train, (TRAIN, VALIDATION), seed), *disjoint(test, (TEST,), seed)]
-    tasks: list[list[Set]] = []
     generator = torch.Generator().manual_seed(seed)
-    for k in range(5):
-        if stream == "permuted":
+    return [
+        _task(parts, torch.randperm(784, generator=generator) if k else torch.arange(784))
+        for k in range(5)
+    ]
+
+
+def _permuted(
+    count: int, images: int, tested: int = 10_000
+) -> Callable[[str | None, int], list[Task]]:
+    """Return what makes permutations, each with training images drawn for it.
+
+    :param tested: test images, the same for every permutation.
+    """
+
+    def tasks(root: str | None, seed: int) -> list[Task]:
+        (x, y), test = mnist(root)
+        last = min(HELD_BACK, len(x) * 5 // 6)
+        generator = torch.Generator().manual_seed(seed)
+        if tested < len(test[1]):
+            seen = torch.randperm(len(test[1]), generator=generator)[:tested]
+            test = (test[0][seen], test[1][seen])
+        found = []
+        for k in range(count):
             order = torch.randperm(784, generator=generator) if k else torch.arange(784)
-            task = [(x.flatten(1)[:, order].view_as(x), y) for x, y in parts]
-        else:
-            task = []
-            for x, y in parts:
-                rows = (y // 2) == k
-                label = y[rows] if stream == "split-class" else y[rows] % 2
-                task.append((x[rows], label))
-        tasks.append(task)
-    return [(t[0], t[1], t[2]) for t in tasks]
+            train: Set = (x[:last], y[:last])
+            if images < last:
+                rows = torch.randperm(last, generator=generator)[:images]
+                train = (x[rows], y[rows])
+            held = torch.randperm(len(x) - last, generator=generator)[:1000] + last
+            found.append(_task([train, (x[held], y[held]), test], order))
+        return found
+
+    return tasks
+
+
+def _rotated(root: str | None, seed: int) -> list[Task]:
+    """Make six rotations, 60 degrees apart, each of images drawn for it."""
+    from torchvision.transforms.functional import InterpolationMode, rotate
+
+    (x, y), test = mnist(root)
+    last = min(HELD_BACK, len(x) * 5 // 6)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for k in range(6):
+        rows = torch.randperm(last, generator=generator)[:1500]
+        held = torch.randperm(len(x) - last, generator=generator)[:1000] + last
+        seen = torch.randperm(len(test[0]), generator=generator)[:2000]
+        parts = [(x[rows], y[rows]), (x[held], y[held]), (test[0][seen], test[1][seen])]
+        found.append(
+            _task([(rotate(a, 60.0 * k, InterpolationMode.BILINEAR), b) for a, b in parts])
+        )
+    return found
 
 
 def _domains(root: str | None, seed: int) -> list[Task]:
@@ -79,8 +224,7 @@ def _domains(root: str | None, seed: int) -> list[Task]:
     sets.append(((images[first], labels[first]), (images[second], labels[second])))
     for train, test in sets:
         parts = [*disjoint(train, (TRAIN, VALIDATION), seed), *disjoint(test, (TEST,), seed)]
-        small = [(_to16(x), y) for x, y in parts]
-        result.append((small[0], small[1], small[2]))
+        result.append(_task([(_to16(x), y) for x, y in parts]))
     return result
 
 
@@ -89,3 +233,44 @@ def _to16(x: Tensor) -> Tensor:
     if x.shape[-1] == 28:
         x = x[:, :, 4:24, 4:24]
     return F.interpolate(x, 16, mode="bilinear", antialias=x.shape[-1] > 16, align_corners=False)
+
+
+_FEW = {"images_per_class": TRAIN}
+STREAMS = {
+    "permuted-10": Stream(
+        _permuted(10, 2000), ("dense", 784, 64, 64), epochs=3, batch=64, more={"images": 2000}
+    ),
+    "permuted-20": Stream(
+        _permuted(20, 2000, 2000),
+        ("dense", 784, 64, 64),
+        epochs=3,
+        batch=64,
+        more={"images": 2000},
+        without=("SI", "RWalk", "GFIPlugin, Kronecker, gate", "GFIPlugin, Kronecker, online"),
+    ),
+    "permuted-50": Stream(
+        _permuted(50, HELD_BACK),
+        ("dense", 784, 100, 100),
+        epochs=1,
+        batch=64,
+        seeds=1,
+        more={"images": HELD_BACK},
+        only=("Naive", "EWC, online", "GFIPlugin, Kronecker, in the loss"),
+        chosen_on=20,
+        gfi={"rank": 785, "samples": 2048},
+    ),
+    "rotated": Stream(_rotated, ("convolutional",), epochs=3, more={"images": 1500}),
+    "split-class": Stream(_digits("class"), ("dense", 784, 128, 128), more=_FEW),
+    "split-task": Stream(
+        _digits("pair"), ("dense", 784, 128, 128), classes=2, heads=True, more=_FEW
+    ),
+    "split-domain": Stream(_digits("pair"), ("dense", 784, 128, 128), classes=2, more=_FEW),
+    "permuted": Stream(_permuted_few, ("dense", 784, 128, 128), more=_FEW),
+    "domains": Stream(_domains, ("dense", 256, 128, 128), more=_FEW),
+    "cifar-task": Stream(
+        _photographs, ("residual",), classes=2, heads=True, seeds=3, more={"images_per_class": 500}
+    ),
+    "cifar-domain": Stream(
+        _photographs, ("residual",), classes=2, seeds=3, more={"images_per_class": 500}
+    ),
+}

@@ -1,7 +1,7 @@
 """Time ours against what else there is: `python -m benchmarks.speed`.
 
     python -m benchmarks.speed fisher [--nets cicnn,resnet26,resnet18,vit] [--repeats 5]
-    python -m benchmarks.speed gfi | penalty | epoch | growth | memory | checkpoint
+    python -m benchmarks.speed gfi | penalty | kronecker | epoch | growth | memory | checkpoint
     python -m benchmarks.speed features --data-root DIR
 
 Every figure is a ratio within one process. Rows are timed in turn, several times, so that a
@@ -22,14 +22,17 @@ from benchmarks.speed.checkpoint import checkpoint
 from benchmarks.speed.epoch import epoch
 from benchmarks.speed.features import features
 from benchmarks.speed.fisher import fisher, growth, plot_fisher, plot_growth
+from benchmarks.speed.kronecker import kronecker
 from benchmarks.speed.refresh import gfi, memory, penalty
 
 FOLDER = RESULTS / "speed"
-PACKAGES = ("torch", "timm", "avalanche-lib", "backpack-for-pytorch", "opacus")
+PACKAGES = ("torch", "timm", "avalanche-lib", "backpack-for-pytorch", "opacus",
+            "curvlinops-for-pytorch")  # fmt: skip
 JOBS = {
     "fisher": fisher,
     "gfi": gfi,
     "penalty": penalty,
+    "kronecker": kronecker,
     "epoch": epoch,
     "features": features,
     "checkpoint": checkpoint,

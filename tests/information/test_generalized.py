@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from avalanche_cetl import Quantile, dwa_penalty, generalized_fisher
 from avalanche_cetl.information import normalize_importance, shared_weights
+from avalanche_cetl.information.generalized import mean_importance
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
 
 
 def _pair():
@@ -99,6 +101,24 @@ def test_normalised_importance_has_mean_one_over_what_is_kept(scale):
     found = normalize_importance(values)
     torch.testing.assert_close(found["a"], torch.tensor([0.0, 0.5, 1.5]).double())
     assert not found["b"].any()
+
+
+def test_the_mean_in_a_basis_is_that_over_all_weights_whatever_directions_are_kept():
+    g = torch.Generator().manual_seed(0)
+    u = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(6, 6, generator=g, dtype=torch.float64)).Q
+    gradients = torch.randn(50, 4, 6, generator=g, dtype=torch.float64)
+    rotated = (u.mT @ gradients @ v).square().mean(0)
+    whole = KroneckerBasis({"w": LayerBasis("w", None, u, v)})
+    mean = float(gradients.square().mean())
+    assert mean_importance({"w": rotated}, whole) == pytest.approx(mean, rel=1e-12)
+    few = KroneckerBasis({"w": LayerBasis("w", None, u[:, :2], v[:, :3])})
+    held = rotated[:2, :3]
+    assert mean_importance({"w": held}, few) == pytest.approx(float(held.sum()) / 24, rel=1e-12)
+    gated = held * torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    found = mean_importance({"w": gated}, few)
+    assert found == pytest.approx(float(gated.sum()) / 12, rel=1e-12)
+    assert mean_importance(normalize_importance({"w": gated}, few), few) == pytest.approx(1)
 
 
 def test_normalising_nothing_gives_nothing():
