@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.continual.page import average_accuracies
+from benchmarks.continual.page import average_accuracies, gains
 from benchmarks.records import RESULTS, read
 
 NETWORKS = {
@@ -51,7 +51,7 @@ def demo_seeds() -> str:
 
 def speed() -> str:
     """Write what Fisher information costs beside its rivals, the refresh and the penalty."""
-    return "\n\n".join([_cost_of_fisher(), _cost_of_parts(), _cost_of_epochs()])
+    return "\n\n".join([_cost_of_fisher(), _cost_of_parts(), _cost_of_epochs(), _cost_of_basis()])
 
 
 def _cost_of_fisher() -> str:
@@ -105,6 +105,47 @@ def _cost_of_epochs() -> str:
         f"{epoch['round']['CETLStrategy, fi']['median']:.2f} (`fi`) and "
         f"{epoch['round']['CETLStrategy, gfi']['median']:.2f} (`gfi`) of a loop written by "
         "hand without Avalanche that does the same passes and measurements."
+    )
+
+
+def _cost_of_basis() -> str:
+    found = _results("speed/kronecker.json")["results"]
+    measured, paid = found["measurement"], found["iteration"]
+    names = {"cicnn": "CI-CNN", "resnet26": "ResNet-26"}
+    counts = [key for key in paid if key.endswith("experiences")]
+    parts = {
+        what: " and ".join(
+            f"{measured[n][what]['median']:.2f} ({names[n]})" for n in names if n in measured
+        )
+        for what in ("fisher in the basis", "basis")
+    }
+    theirs = [
+        f"{measured[n][peer]['median']:.0f} ({names[n]})"
+        for peer in ("curvlinops' EKFAC",)
+        for n in names
+        if "median" in measured.get(n, {}).get(peer, {})
+    ]
+
+    def over(name: str) -> str:
+        return ", ".join(f"{paid[count][name]['median']:.2f}" for count in counts)
+
+    most = max(
+        paid[count][f"kronecker, {penalty}, {mode}"]["bytes"] / paid["network bytes"]
+        for count in counts
+        for penalty in ("proximal", "loss")
+        for mode in ("separate", "online")
+    )
+    said = f" (curvlinops' EKFAC operator, all directions: {', '.join(theirs)})" if theirs else ""
+    return _text(
+        f"In the Kronecker basis Fisher information costs {parts['fisher in the basis']} plain "
+        f"passes, and the basis itself with its eigenvectors {parts['basis']}{said}. What "
+        f"GFIPlugin adds to an iteration does not grow with the old experiences: after "
+        f"{', '.join(count.removesuffix(' experiences') for count in counts)} of them "
+        f"{over('kronecker, proximal, separate')} of CI-CNN's forward and backward pass of 32 "
+        f"images (in the loss {over('kronecker, loss, separate')}; diagonal "
+        f"{over('diagonal, proximal, separate')}; EWCPlugin {over('EWCPlugin')}). All that it "
+        f"holds is at most {most:.1f} times the network (`python -m benchmarks.speed kronecker`, "
+        "one thread)."
     )
 
 
@@ -189,6 +230,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo seeds": demo_seeds,
     "features": features,
     "continual": average_accuracies,
+    "continual gains": gains,
     "validators": validators,
     "speed": speed,
     "faults": faults,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.continual.methods import Method, methods, network
-from benchmarks.continual.streams import STREAMS, Part, Stream, Task
+from benchmarks.continual.streams import STREAMS, Part, Stream, Task, data_of
 from benchmarks.records import RESULTS, Runs
 
 FOLDER = RESULTS / "continual"
@@ -27,7 +27,7 @@ Find = Callable[[str, float, int, int], dict[str, Any]]
 
 
 def kept_runs(name: str, data: str) -> Runs:
-    """Return the runs of a stream that are there, on ``"MNIST"`` or ``"MNIST-5k"``."""
+    """Return the runs of a stream that are there, of some data (:func:`data_of`)."""
     settings = STREAMS[name].settings | {"data": data, "validation_seeds": VALIDATION_SEEDS}
     return Runs(FOLDER / f"{name}.json", KEYS, settings, PACKAGES)
 
@@ -38,8 +38,8 @@ def run_stream(name: str, root: str | None, seeds: int | None = None, only: str 
     :param seeds: fewer than the stream has.
     :param only: names of methods, separated by ``;``; empty: those of the stream.
     """
-    stream, data = STREAMS[name], "MNIST" if root else "MNIST-5k"
-    kept = kept_runs(name, data)
+    stream = STREAMS[name]
+    kept = kept_runs(name, data_of(stream, root))
     tasks: dict[int, list[Task]] = {}
 
     def find(method: str, strength: float, seed: int, part: int) -> dict[str, Any]:
@@ -124,9 +124,10 @@ def run(
         # Tasks to come: the next alone, for what was transferred to it.
         seen = len(tasks) if together else min(len(tasks), k + 1 if stream.heads else k + 2)
         matrix.append([accuracy(model, stream, tasks[j][part], j) for j in range(seen)])
-    return {"accuracy": _rounded(matrix), "seconds": round(spent, 2)} | summary(
-        matrix, stream.heads, together
-    )
+    result: dict[str, Any] = {"seconds": round(spent, 2)}
+    if part == TEST:  # of validation the summary is enough, and files stay small
+        result["accuracy"] = _rounded(matrix)
+    return result | summary(matrix, stream.heads, together)
 
 
 def _rounded(matrix: list[list[float]]) -> list[list[float]]:

@@ -104,12 +104,23 @@ def mnist(root: str | None) -> tuple[Set, Set]:
     return (x[~test_rows], y[~test_rows]), (x[test_rows], y[test_rows])
 
 
-@cache
 def cifar10(root: str | None) -> tuple[Set, Set]:
     """Read CIFAR-10's training and test images."""
     if root is None:
         raise FileNotFoundError("the streams of CIFAR-10 need --data-root, or CETL_DATA.")
-    return read_cifar10(root)[:2]
+    return _cifar10(root)[:2]
+
+
+@cache
+def _cifar10(root: str) -> tuple[Set, Set, str]:
+    return read_cifar10(root)
+
+
+def data_of(stream: Stream, root: str | None) -> str:
+    """Return what a stream's images are of."""
+    if stream.network[0] == "residual":
+        return f"CIFAR-10, {_cifar10(root)[2]}" if root else "CIFAR-10"
+    return "MNIST" if root else "MNIST-5k"
 
 
 def _task(parts: Sequence[Set], order: Tensor | None = None) -> Task:
@@ -139,7 +150,7 @@ def _digits(kind: str) -> Callable[[str | None, int], list[Task]]:
 
 
 def _photographs(root: str | None, seed: int) -> list[Task]:
-    return _split("pair", cifar10(root), (500, 200, 500), seed)
+    return _split("pair", cifar10(root), (TRAIN, VALIDATION, TEST), seed)
 
 
 def _permuted_few(root: str | None, seed: int) -> list[Task]:
@@ -236,6 +247,11 @@ def _to16(x: Tensor) -> Tensor:
 
 
 _FEW = {"images_per_class": TRAIN}
+#: The methods of streams that take long.
+_MAIN = (
+    "Naive", "EWC", "EWC, online", "LwF", "MAS", "GFIPlugin, no gate", "GFIPlugin, Kronecker",
+    "GFIPlugin, Kronecker, in the loss", "joint",
+)  # fmt: skip
 STREAMS = {
     "permuted-10": Stream(
         _permuted(10, 2000), ("dense", 784, 64, 64), epochs=3, batch=64, more={"images": 2000}
@@ -268,9 +284,9 @@ STREAMS = {
     "permuted": Stream(_permuted_few, ("dense", 784, 128, 128), more=_FEW),
     "domains": Stream(_domains, ("dense", 256, 128, 128), more=_FEW),
     "cifar-task": Stream(
-        _photographs, ("residual",), classes=2, heads=True, seeds=3, more={"images_per_class": 500}
+        _photographs, ("residual",), classes=2, heads=True, epochs=3, seeds=3, only=_MAIN, more=_FEW
     ),
     "cifar-domain": Stream(
-        _photographs, ("residual",), classes=2, seeds=3, more={"images_per_class": 500}
+        _photographs, ("residual",), classes=2, epochs=3, seeds=3, only=_MAIN, more=_FEW
     ),
 }
