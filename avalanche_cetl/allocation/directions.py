@@ -34,13 +34,13 @@ from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerB
 
 Weights = dict[str, Tensor]
 
-#: Directions that all experiences together keep, as a multiple of one experience's rank: on a
-#: layer's narrower side, and on its wider side, there at most ``COPIES`` for each row of the
-#: narrower one. That bounds the memory of a basis by so many copies of its layer, and the time of
-#: an iteration. Where fewer are kept than a layer has, many experiences are forgotten again: over
-#: twenty permutations of all MNIST images (100 units) 64 directions on the narrower side keep
-#: 76 %, 100 keep 90 %.
-NARROW, ROOM, COPIES = 2, 6, 4
+#: A layer's narrower side is kept whole up to so many times one experience's rank. Where a sum of
+#: many experiences keeps fewer directions than such a side has, they are forgotten again: over
+#: twenty permutations of all MNIST images 64 of 100 directions keep 76 %, 100 keep 91 %.
+NARROW = 2
+#: Directions of the wider side, as a multiple of the rank, and at most ``COPIES`` for each row of
+#: the narrower side: that bounds the memory of a basis by so many copies of its layer.
+ROOM, COPIES = 6, 4
 #: Singular values below this part of the largest are rounding.
 _ROUNDING = 1e-7
 
@@ -48,8 +48,9 @@ _ROUNDING = 1e-7
 class DirectionSum:
     """The sum of importances, in one basis of limited rank.
 
-    :param rank: most directions of one experience on either side of a layer; the sum keeps twice
-        as many on the narrower side, and up to six times as many on the wider one.
+    :param rank: most directions of one experience on either side of a layer. The sum keeps the
+        narrower side whole where it has at most twice as many, else as many, and on the wider side
+        up to six times as many.
     :ivar basis: the basis of every layer that has one.
     :ivar importance: F by direction, by the name of the weight; of other parameters by weight.
     """
@@ -163,8 +164,9 @@ def _together(
 
 def _limits(outputs: int, inputs: int, rank: int) -> tuple[int, int]:
     """Return how many directions all experiences together keep on either side."""
-    narrow = NARROW * rank
-    wide = max(rank, min(ROOM * rank, COPIES * min(outputs, inputs)))
+    size = min(outputs, inputs)
+    narrow = size if size <= NARROW * rank else rank
+    wide = max(rank, min(ROOM * rank, COPIES * size))
     return (wide, narrow) if outputs > inputs else (narrow, wide)
 
 

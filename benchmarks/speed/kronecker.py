@@ -105,8 +105,9 @@ def _iteration(args: argparse.Namespace) -> dict[str, Any]:
     for count in EXPERIENCES:
         for now in range(done, count):
             images = torch.randn(MEASURED, 3, 32, 32, device=args.device)
+            ends = {basis: _measured(basis, model, images) for basis in ("diagonal", "kronecker")}
             for plugin in plugins.values():
-                _end(plugin, model, images, now)
+                plugin.memory.add(now, *ends[plugin.settings.basis], ())
             named = list(model.named_parameters())
             theirs.importances[now] = {
                 n: ParamData(n, init_tensor=torch.ones_like(p)) for n, p in named
@@ -134,15 +135,14 @@ def _iteration(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _end(plugin: GFIPlugin, model: nn.Module, images: Tensor, now: int) -> None:
-    """Let a plugin take in an experience of random images."""
+def _measured(kind: str, model: nn.Module, images: Tensor) -> tuple[Any, Any, Any]:
+    """Measure an experience of random images: its importance, its basis, and weights beside."""
     labels = torch.randint(10, (len(images),), device=images.device)
     basis = None
-    if plugin.settings.basis == "kronecker":
+    if kind == "kronecker":
         basis = kronecker_basis(model, images, "empirical", targets=labels, rank=RANK)
     fisher = fisher_information(model, images, "empirical", targets=labels, basis=basis)
-    params = {name: p.detach() + 0.01 for name, p in model.named_parameters()}
-    plugin.memory.add(now, fisher, basis, params, ())
+    return fisher, basis, {name: p.detach() + 0.01 for name, p in model.named_parameters()}
 
 
 def _strategy(model: nn.Module, optimizer: torch.optim.Optimizer, now: int) -> Any:

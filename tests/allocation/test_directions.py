@@ -123,9 +123,19 @@ def test_no_more_directions_are_kept_than_there_is_room_for(rank):
         found.add(
             {"w": drawn_values(seed, layer.shape, False)}, KroneckerBasis({"w": layer}), shapes
         )
-        rooms = (rank * min(seed + 1, NARROW), min(rank * min(seed + 1, ROOM), 12))
+        rooms = (rank, min(rank * min(seed + 1, ROOM), 12))
         assert found.basis["w"].shape == found.importance["w"].shape == rooms
         assert_orthonormal(found.basis["w"])
+
+
+@pytest.mark.parametrize(("size", "kept"), [(2 * NARROW, 2 * NARROW), (2 * NARROW + 1, 2)])
+def test_a_narrow_side_is_kept_whole_where_it_is_small(size, kept):
+    shapes, found = {"w": torch.Size((size, 20))}, DirectionSum(2)
+    for seed in range(ROOM):
+        layer = drawn_layer(seed, shapes["w"], 2)
+        values = drawn_values(seed, layer.shape, False)
+        found.add({"w": values}, KroneckerBasis({"w": layer}), shapes)
+    assert found.importance["w"].shape[0] == kept
 
 
 @pytest.mark.parametrize(("shape", "wide"), [((2, 40), 1), ((40, 1), 0)])
