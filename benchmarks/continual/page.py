@@ -249,8 +249,8 @@ def gains() -> str:
             if name in shown
         ]
         sentence = (
-            f"After {many} permuted tasks the Kronecker basis keeps {' and '.join(ours)}; the best "
-            f"of Avalanche's own plugins ({best}) {shown[best]} %"
+            f"After {many} permuted tasks the Kronecker basis keeps {' and '.join(ours)}; of "
+            f"Avalanche's own plugins that were run the best ({best}) keeps {shown[best]} %"
         )
         sentences.append(", ".join([sentence, *rest]) + ".")
     return textwrap.fill(" ".join(sentences), 100, break_long_words=False, break_on_hyphens=False)
