@@ -16,7 +16,6 @@ experience ends:
    linear term (Laplace's approximation applied again and again; Huszar 2018). A mean of all
    anchors, which is exact for a diagonal, is far off here: what two directions mix is as large as
    the differences between anchors.
-
 """
 
 from __future__ import annotations

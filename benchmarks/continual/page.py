@@ -211,6 +211,15 @@ def average_accuracies() -> str:
 #: Avalanche's own plugins that keep no images.
 REGULARISERS = ("EWC", "EWC, online", "LwF", "SI", "MAS", "RWalk")
 
+_OURS = {
+    "GFIPlugin, Kronecker": "with the proximal step",
+    "GFIPlugin, Kronecker, in the loss": "with the penalty in the loss",
+}
+_BESIDE = {
+    "GFIPlugin, no gate": "the exact diagonal",
+    "joint": "joint training on all tasks at once",
+}
+
 
 def gains() -> str:
     """Write what the Kronecker basis gains on permuted tasks over the best of Avalanche's."""
@@ -232,22 +241,8 @@ def gains() -> str:
             continue
         best = max(rivals, key=lambda name: statistics.mean(values[name]))
         shown = {name: mean_and_error(value) for name, value in values.items() if value}
-        ours = [
-            f"{shown[name]} % {words}"
-            for name, words in (
-                ("GFIPlugin, Kronecker", "with the proximal step"),
-                ("GFIPlugin, Kronecker, in the loss", "with the penalty in the loss"),
-            )
-            if name in shown
-        ]
-        rest = [
-            f"{words} {shown[name]} %"
-            for name, words in (
-                ("GFIPlugin, no gate", "the exact diagonal"),
-                ("joint", "joint training on all tasks at once"),
-            )
-            if name in shown
-        ]
+        ours = [f"{shown[name]} % {words}" for name, words in _OURS.items() if name in shown]
+        rest = [f"{words} {shown[name]} %" for name, words in _BESIDE.items() if name in shown]
         sentence = (
             f"After {many} permuted tasks the Kronecker basis keeps {' and '.join(ours)}; of "
             f"Avalanche's own plugins that were run the best ({best}) keeps {shown[best]} %"
