@@ -154,6 +154,11 @@ class CETLPlugin(SupervisedPlugin):
     reads_decoder_hidden: bool = False
     names: tuple[str, ...] = ()
 
+    @property
+    def teaches_without_labels(self) -> bool:
+        """Whether T2 learns classes from it without a label: data may then have none."""
+        return False
+
     def fits(self, model: Any) -> bool:
         """Return whether a preset may add this plugin beside such a model; by default it may."""
         return True
@@ -175,6 +180,11 @@ def names_of(plugins: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of all losses that plugins record, each once."""
     found = [name for plugin in plugins for name in getattr(plugin, "names", ())]
     return tuple(dict.fromkeys(found))
+
+
+def teach_without_labels(plugins: Sequence[Any]) -> bool:
+    """Return whether T2 learns classes from any plugin without a label."""
+    return any(getattr(plugin, "teaches_without_labels", False) for plugin in plugins)
 
 
 def reads_decoder_hidden(plugins: Sequence[Any]) -> bool:

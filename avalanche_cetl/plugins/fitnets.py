@@ -41,6 +41,7 @@ class FitNetsHints(DistillationPlugin):
     """
 
     name = "L_fitnet"
+    reads_logits = False
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class DecoderHints(DistillationPlugin):
     """
 
     name = "L_hint"
+    reads_logits = False
     reads_decoder_hidden = True
 
     def __init__(self, weight: float = 1.0):

@@ -57,6 +57,8 @@ class LossPlugin(CETLPlugin):
 
     #: Name of the loss in ``round_losses`` and among the metrics.
     name = ""
+    #: Whether the loss reads T2's logits; those of hidden layers do not.
+    reads_logits = True
 
     def __init__(self, weight: float = 1.0, rows: str = "labelled"):
         super().__init__()
@@ -74,6 +76,11 @@ class LossPlugin(CETLPlugin):
     def active(self) -> bool:
         """Whether the loss is computed at all: not with a weight of 0."""
         return bool(self.weight)
+
+    @property
+    def teaches_without_labels(self) -> bool:
+        """Whether T2's logits of rows without a label learn from it."""
+        return self.reads_logits and self.rows != "labelled" and self.active
 
     def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
         """Return the loss, a scalar mean over the batch; None where there is none."""

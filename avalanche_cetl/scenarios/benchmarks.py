@@ -159,13 +159,18 @@ def adaptation_benchmark(
 ) -> CETLScenario:
     """Return a benchmark for domain adaptation: labelled source rows, unlabelled target rows.
 
+    With ``source_train=None`` there are no source rows: adaptation without source data, where S's
+    outputs and the target's images are all there is. Training then needs plugins that teach
+    classes without a label: ``SoftTargets(rows="target")`` from an S that has the same classes,
+    ``InformationMaximization``, ``preset="best"``.
+
     The ``train`` stream holds both, distinguished by ``domain_labels`` (0 target, 1 source);
     ``test`` is the target's. ``source`` and ``source_test`` hold the source rows alone, so
     that source-only, Naive, EWC and LwF run on the same object; ``labelled`` holds the
     target rows with a label, if there are any. A list of targets makes a stream of as many
     experiences, each with the source rows: continual adaptation.
 
-    :param source_train: labelled source data (see :func:`transfer_benchmark` for kinds).
+    :param source_train: labelled source data (see :func:`transfer_benchmark` for kinds), or None.
     :param target_train: target training data; its labels are hidden, except for those of
         ``labels_per_class``.
     :param target_test: target test data.
@@ -189,15 +194,14 @@ def adaptation_benchmark(
     plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
     trains, tests = plan.read_all(target_train, target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=classes)
-    if "source" not in sources:
-        raise TypeError("source_train=None: adaptation needs labelled source data.")
     plan.meet(trains, tests, sources)
-    source = sources["source"]
+    source = sources.get("source")
+    known = tests if source is None else [source]
     check_names([*sources.values(), *trains, *tests], "the data")
-    check_labels([source], "the source training data")
-    check_known(list(sources.values()), [source], "the source data", all_labelled=True)
-    check_known(trains, [source], "the target training data", all_labelled=False)
-    check_known(tests, [source], "the target test data", all_labelled=True)
+    check_labels(known, "the target test data" if source is None else "the source training data")
+    check_known(list(sources.values()), known, "the source data", all_labelled=True)
+    check_known(trains, known, "the target training data", all_labelled=False)
+    check_known(tests, known, "the target test data", all_labelled=True)
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
         keep = choose_labelled(target.targets, labels_per_class, None, seed)
@@ -205,11 +209,14 @@ def adaptation_benchmark(
         if transductive:
             rows = rows.join(test.relabel([UNLABELLED] * len(test)))
         task = number if task_labels else 0
-        domains = [TARGET_DOMAIN] * len(rows) + [SOURCE_DOMAIN] * len(source)
-        train.append(plan.dataset(rows.join(source), domains, task))
+        domains = [TARGET_DOMAIN] * len(rows)
+        if source is not None:
+            domains += [SOURCE_DOMAIN] * len(source)
+            rows = rows.join(source)
+        train.append(plan.dataset(rows, domains, task))
         if keep:
             labelled.append(plan.labelled(target, keep, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels)}
     if labelled:
         streams["labelled"] = labelled
-    return plan.scenario(streams, sources, [source])
+    return plan.scenario(streams, sources, known)

@@ -24,6 +24,8 @@ class Batch:
     :ivar coupled: what stage 2 computed on it; None before.
     :ivar beside: the mini-batch of target rows that goes with this one of labelled rows, in a
         step that reads both.
+    :ivar labelled: False in such a step where the experience has no labelled row: then these are
+        the target rows once more, and only what reads those is computed.
     """
 
     tensors: list[Any]
@@ -33,6 +35,7 @@ class Batch:
     logits: Tensor | None = None
     coupled: CoupledStep | None = None
     beside: Batch | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.tensors[0])

@@ -38,17 +38,20 @@ def check_networks(model: Any, optimizer: Optimizer) -> None:
 
 
 @torch.no_grad()
-def check_experience(model: CoupledModel, rows: Rows, experience: int) -> None:
+def check_experience(model: CoupledModel, rows: Rows, experience: int, taught: bool) -> None:
     """Raise ValueError when an experience lacks what training needs, and say what.
 
     Shapes and labels are read from the first row and from the ``targets`` attribute, the network
     that stored features are of from their fingerprint.
+
+    :param taught: whether a plugin teaches T2 classes without labels.
     """
-    if not len(rows.labelled):
+    if not len(rows.labelled) and not taught:
         raise ValueError(
             f"experience {experience} has no labelled row (all labels are {UNLABELLED}), so there "
-            "is nothing to classify: give labels_per_class or labelled_fraction, or labelled "
-            "source rows (adaptation_benchmark)."
+            "is nothing to classify: give labels_per_class or labelled_fraction, labelled source "
+            "rows (adaptation_benchmark), or plugins that need no label: "
+            'SoftTargets(rows="target"), InformationMaximization, preset="best".'
         )
     if not len(rows.target):
         raise ValueError(
@@ -64,6 +67,8 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int) -> None:
             "(unlabelled) and class indices from 0."
         )
     for name, dataset in (("target", rows.target), ("labelled", rows.labelled)):
+        if not len(dataset):
+            continue
         shape = tuple(torch.as_tensor(dataset[0][0]).shape)
         if shape != model.input_shape:
             raise ValueError(
@@ -77,7 +82,7 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int) -> None:
 
 def check_classes(rows: Rows, classes: int, experience: int) -> None:
     """Raise ValueError when a label has no output of the (adapted) network."""
-    highest = max(int(label) for label in rows.labelled.targets)
+    highest = max((int(label) for label in rows.labelled.targets), default=UNLABELLED)
     if highest >= classes:
         raise ValueError(
             f"experience {experience} has the label {highest}, but the target network has "

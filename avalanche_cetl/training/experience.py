@@ -28,15 +28,18 @@ class Experience:
     :param model: that is to be trained on it.
     :param experience: Avalanche's, for errors.
     :param clock: the strategy's, for errors.
+    :param taught: whether a plugin teaches T2 classes without labels.
     :ivar rows: those that the reconstruction stages read, and those that classification reads.
     :ivar loader: of the target rows.
     :raises ValueError: when the data lacks what training needs.
     """
 
-    def __init__(self, dataset: Any, model: CoupledModel, experience: Any, clock: Clock):
+    def __init__(
+        self, dataset: Any, model: CoupledModel, experience: Any, clock: Clock, taught: bool
+    ):
         self.rows = split_rows(dataset)
         self.number = int(experience.current_experience)
-        check_experience(model, self.rows, self.number)
+        check_experience(model, self.rows, self.number, taught)
         self.model, self._clock = model, clock
         self.loader: Any = []
 

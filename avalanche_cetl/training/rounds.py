@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from avalanche.training.utils import trigger_plugins
@@ -61,13 +62,14 @@ class Round:
 
     def _by_iterations(self, stages: list[TrainingStage]) -> None:
         host = self.host
+        if not host.data.counts[1]:
+            stages = [stage for stage in stages if stage.reads != "labelled"]
         for target, labelled in host.engine.pairs(host.data.loader, host.dataloader):
             if host._stop_training:
                 return
-            rows = {
-                "target": self._place(target, "target"),
-                "labelled": self._place(labelled, "labelled"),
-            }
+            rows = {"target": self._place(target, "target")}
+            if labelled is not None:
+                rows["labelled"] = self._place(labelled, "labelled")
             for stage in stages:
                 with self._running(stage):
                     take_step(host, stage, rows[stage.reads], **self.kwargs)
@@ -82,8 +84,15 @@ class Round:
     def _batches(self, stage: TrainingStage) -> Iterator[tuple[Batch, Part]]:
         """Yield the mini-batches of one pass of a stage, in their place."""
         host = self.host
+        if stage.beside and not host.data.counts[1]:
+            for batch, part in host.engine.batches(host.data.loader):
+                self._place(batch, "target")
+                batch.beside, batch.labelled = replace(batch), False
+                yield batch, part
+            return
         if stage.beside:
             for target, labelled in host.engine.pairs(host.data.loader, host.dataloader):
+                assert labelled is not None, "there are labelled rows"
                 labelled.beside = self._place(target, "target")
                 yield self._place(labelled, "labelled"), WHOLE
             return

@@ -18,7 +18,12 @@ from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, names_of
+from avalanche_cetl.plugins.contract import (
+    CETLPlugin,
+    CoupledStep,
+    names_of,
+    teach_without_labels,
+)
 from avalanche_cetl.training import checks
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.engine.engine import Engine
@@ -245,7 +250,8 @@ class CETLStrategy(Options, SupervisedTemplate):
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
         super().train_dataset_adaptation(**kwargs)
-        self.data = Experience(self.adapted_dataset, self.model, self.experience, self.clock)
+        taught = teach_without_labels(self.plugins)
+        self.data = Experience(self.adapted_dataset, self.model, self.experience, self.clock, taught)
         self.adapted_dataset = self.data.rows.labelled
 
     def model_adaptation(self, model: Any = None) -> Any:
@@ -258,9 +264,10 @@ class CETLStrategy(Options, SupervisedTemplate):
         labelled, self.adapted_dataset = self.adapted_dataset, self._data.rows.target
         super().make_train_dataloader(**kwargs)
         self._data.loader = self.engine.parallel.shared(self.dataloader)
-        self.adapted_dataset = labelled
-        super().make_train_dataloader(**kwargs)
-        self.dataloader = self.engine.parallel.shared(self.dataloader)
+        self.adapted_dataset, self.dataloader = labelled, []
+        if len(labelled):
+            super().make_train_dataloader(**kwargs)
+            self.dataloader = self.engine.parallel.shared(self.dataloader)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Make Avalanche's loader; with several processes each evaluates on everything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -71,10 +72,14 @@ class Engine:
         """Yield the mini-batches of one pass, and their places in the steps."""
         yield from parts(batches_of(loader), self.accumulate)
 
-    def pairs(self, first: Any, second: Any) -> Iterator[tuple[Batch, Batch]]:
-        """Yield batches of two loaders, for as long as the longer lasts; the other starts again."""
+    def pairs(self, first: Any, second: Any) -> Iterator[tuple[Batch, Batch | None]]:
+        """Yield batches of two loaders, for as long as the longer lasts; the other starts again.
+
+        An empty second loader gives None.
+        """
         steps = max(len(first), len(second))
-        yield from zip(_cycle(first, steps), _cycle(second, steps), strict=True)
+        others = _cycle(second, steps) if len(second) else repeat(None, steps)
+        yield from zip(_cycle(first, steps), others, strict=True)
 
     def place(self, batch: Batch, device: torch.device, features: bool) -> Batch:
         """Put a mini-batch where and as the networks read it, and return it.

@@ -32,4 +32,5 @@ class MergedStage(TrainingStage):
         for stage in self.stages:
             rows = batch if stage.reads == "labelled" else batch.beside
             assert rows is not None, "a merged step reads both kinds of rows"
-            yield stage, rows
+            if batch.labelled or stage.reads != "labelled":
+                yield stage, rows

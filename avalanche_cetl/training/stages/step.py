@@ -28,7 +28,7 @@ def take_step(
     :param kwargs: of Avalanche's callbacks.
     """
     ordinary = stage.callbacks is Callbacks.ALL
-    if ordinary:
+    if ordinary and batch.labelled:
         # The view is this step's own: another stage may read the same mini-batch.
         batch = replace(batch, tensors=[host.networks.view(batch.images), *batch.tensors[1:]])
     host.batch, host.mbatch = batch, batch.tensors
@@ -68,6 +68,7 @@ def _loss(host: Any, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Tenso
     if ordinary:
         host._before_forward(**kwargs)
         batch.tensors = host.mbatch  # which plugins may have changed
+    if ordinary and batch.labelled:
         with host.networks.lone_sample(batch):
             host.mb_output = host.forward()
         host._after_forward(**kwargs)
@@ -78,6 +79,8 @@ def _loss(host: Any, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Tenso
         total = term if total is None else term + total
     if stage.callbacks is Callbacks.NONE:
         return total
+    if ordinary and not batch.labelled:
+        host._after_forward(**kwargs)
     host.loss = host._make_empty_loss()
     host.loss += total
     host._before_backward(**kwargs)
@@ -95,7 +98,7 @@ def _terms(host: Any, stage: TrainingStage, batch: Batch) -> Iterator[Tensor]:
             yield host.recipe.weight(name) * rows.share * loss
         if rows.coupled is not None:
             host.coupled = rows.coupled
-            if stage.own_optimizer:
+            if stage.own_optimizer or not batch.labelled:
                 host.mb_output = rows.coupled.logits
     if stage.pays is not None:
         penalty = host.allocation.penalty(stage.pays.importance, host.model)
