@@ -45,3 +45,9 @@ def check_weight(name: str, value: float) -> None:
     """Raise ValueError unless the value is a finite number >= 0."""
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value} has to be finite and >= 0.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless the value is a finite number > 0."""
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name}={value} has to be finite and > 0.")

@@ -1,5 +1,6 @@
 """All plugins, and the contract between them and a strategy."""
 
+from avalanche_cetl.plugins.adaptation import InformationMaximization, MinimumClassConfusion
 from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, Stage, Training, training_of
 from avalanche_cetl.plugins.fitnets import FitNetsHints
 from avalanche_cetl.plugins.gfi import GFIPlugin
@@ -17,8 +18,10 @@ __all__ = [
     "FitNetsHints",
     "GFIPlugin",
     "History",
+    "InformationMaximization",
     "LossPlugin",
     "LossRows",
+    "MinimumClassConfusion",
     "Progress",
     "SoftTargets",
     "Stage",

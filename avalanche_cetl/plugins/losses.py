@@ -59,11 +59,13 @@ class LossPlugin(CETLPlugin):
     name = ""
     #: Whether the loss reads T2's logits; those of hidden layers do not.
     reads_logits = True
+    #: Values of ``rows`` that it takes; all but ``"labelled"`` are rows of stage 2.
+    allowed_rows: tuple[str, ...] = ROWS
 
     def __init__(self, weight: float = 1.0, rows: str = "labelled"):
         super().__init__()
         check_weight("weight", weight)
-        check_rows(rows, ROWS)
+        check_rows(rows, self.allowed_rows)
         self.weight, self.rows = float(weight), rows
         self._images: Tensor | None = None
 
@@ -99,7 +101,7 @@ class LossPlugin(CETLPlugin):
         """Check that the strategy has the rows."""
         training = training_of(strategy)
         training.announce(self.names)
-        if self.rows == "target" and not training.has_stages:
+        if self.rows != "labelled" and not training.has_stages:
             raise ValueError(
                 f"{type(strategy).__name__} has no stage 2; give {type(self).__name__} "
                 "rows='labelled'."

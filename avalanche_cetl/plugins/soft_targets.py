@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.common.arguments import check_positive
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.plugins.contract import training_of
@@ -65,9 +65,7 @@ class SoftTargets(DistillationPlugin):
         head: nn.Module | str | None = None,
     ):
         super().__init__(weight, rows, source)
-        check_weight("temperature", temperature)
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} has to be > 0.")
+        check_positive("temperature", temperature)
         if isinstance(head, str) and head != PROBE:
             raise ValueError(f"head={head!r} is not known. Allowed: a module, {PROBE!r}, None.")
         self.temperature, self.head = float(temperature), head

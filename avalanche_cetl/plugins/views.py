@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.contract import Stage, training_of
-from avalanche_cetl.plugins.losses import LossPlugin, LossRows, check_rows
-
-ROWS = ("target", "unlabelled")
+from avalanche_cetl.plugins.losses import LossRows
+from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
 
 
 def consistency_loss(
@@ -39,24 +37,25 @@ def consistency_loss(
     return ((logits.softmax(1) - wanted).square() * sure).mean()
 
 
-def balance_loss(logits: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the mean class probabilities from even ones, in nats.
+def balance_loss(logits: Tensor, prior: Prior = None) -> Tensor:
+    """Kullback-Leibler divergence of the mean class probabilities from the prior, in nats.
 
     Keeps consistency from putting all images into a few classes.
 
     :param logits: ``(N, K)``.
-    :return: a scalar in [0, log K].
+    :param prior: K numbers > 0, about the share of the rows that each class has; None: even.
+    :return: a scalar in [0, log K]; with a prior of sum 1 at most -log of its least number.
+    :raises ValueError: for a prior that is not K numbers > 0.
     """
     mean = logits.softmax(1).mean(0).clamp_min(1e-8)
-    return (mean * (mean.log() + torch.tensor(float(logits.shape[1])).log().to(mean))).sum()
+    if prior is None:
+        logs = -torch.tensor(float(logits.shape[1])).log().to(mean)
+    else:
+        logs = log_prior(prior, mean)
+    return (mean * (mean.log() - logs)).sum()
 
 
-def ramp(done: int, length: int) -> float:
-    """Return the factor on a weight after so many rounds, in [exp(-5), 1]."""
-    return math.exp(-5 * (1 - done / length) ** 2) if done < length else 1.0
-
-
-class ViewConsistency(LossPlugin):
+class ViewConsistency(UnlabelledPlugin):
     """T2's classes for a view of a target image towards a slow T2's for the clean image.
 
     Self-ensembling (Tarvainen and Valpola 2017; for domain adaptation French, Mackiewicz and
@@ -68,18 +67,22 @@ class ViewConsistency(LossPlugin):
     :param weight: >= 0.
     :param decay: of the running mean, in [0, 1); 0 is T2 itself.
     :param threshold: in [0, 1): how sure the slow T2 has to be.
-    :param balance: >= 0; for target data whose classes are about equally frequent.
+    :param balance: >= 0; for target data whose classes are about as frequent as in ``prior``.
     :param rampup_rounds: rounds of an experience over which both weights rise from exp(-5) to 1
         as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the slow T2 is sure of
         before it has learnt much may be wrong, and is not unlearnt.
     :param rows: ``"target"``: all rows of stage 2; ``"unlabelled"``: those of them without a label.
         The others count as zero in the consistency, and not at all in the balance, which weighs
         as much as the share of the unlabelled rows.
-    :raises ValueError: for values out of range, or in training without a ``CoupledModel``.
+    :param prior: of the balance: K numbers > 0, about the share of the rows that each class has;
+        None: even.
+    :raises ValueError: for values out of range; in training without a ``CoupledModel``, or when T2
+        has not K outputs.
     """
 
     name = "L_view"
     names = ("L_view", "L_balance")
+    allowed_rows = ("target", "unlabelled")
 
     def __init__(
         self,
@@ -89,19 +92,15 @@ class ViewConsistency(LossPlugin):
         balance: float = 0.05,
         rampup_rounds: int = 0,
         rows: str = "target",
+        prior: Prior = None,
     ):
-        super().__init__(weight, "target")
+        super().__init__(weight, rows, rampup_rounds, prior)
         check_weight("balance", balance)
         for name, value in (("decay", decay), ("threshold", threshold)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is outside [0, 1).")
         self.decay = float(decay)
-        if rampup_rounds < 0:
-            raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
         self.threshold, self.balance = float(threshold), float(balance)
-        self.rampup_rounds = rampup_rounds
-        check_rows(rows, ROWS)
-        self.rows = rows
         self._slow: nn.Module | None = None
 
     @property
@@ -111,7 +110,7 @@ class ViewConsistency(LossPlugin):
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check the network."""
-        if not isinstance(strategy.model, CoupledModel):
+        if not (training_of(strategy).has_stages and isinstance(strategy.model, CoupledModel)):
             raise ValueError("ViewConsistency needs CETLStrategy and a CoupledModel.")
         super().before_training(strategy, *args, **kwargs)
 
@@ -132,22 +131,13 @@ class ViewConsistency(LossPlugin):
         if self._slow is not None and state["slow"] is not None:
             self._slow.load_state_dict(state["slow"])
 
-    def strength(self, strategy: Any) -> float:
-        """Return the factor on both weights, which rises over the rounds of an experience."""
-        return ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
-
     def losses(self, strategy: Any, batch: LossRows) -> dict[str, tuple[float, Tensor]]:
         """Return consistency and balance of a mini-batch of stage 2, with their weights."""
         slow: Any = self._slow
         with torch.no_grad():
             _, goal = slow.encode(batch.images, batch.tasks)
-        labels = batch.labels
-        counted = labels < 0 if self.rows == "unlabelled" else torch.ones_like(labels).bool()
-        view = consistency_loss(batch.logits, goal, self.threshold, counted)
-        if counted.any():
-            balance = balance_loss(batch.logits[counted]) * counted.float().mean()
-        else:
-            balance = 0 * view
+        view = consistency_loss(batch.logits, goal, self.threshold, self.counted(batch))
+        balance = self.over_counted(lambda logits: balance_loss(logits, self.prior), batch)
         return {"L_view": (self.weight, view), "L_balance": (self.balance, balance)}
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,8 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 from avalanche_cetl.plugins.contract import Stage
-from avalanche_cetl.plugins.views import balance_loss, consistency_loss, ramp
+from avalanche_cetl.plugins.unlabelled import ramp
+from avalanche_cetl.plugins.views import balance_loss, consistency_loss
 
 SHAPE = (1, 8, 8)
 
