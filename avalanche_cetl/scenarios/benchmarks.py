@@ -198,7 +198,8 @@ def adaptation_benchmark(
     source = sources.get("source")
     known = tests if source is None else [source]
     check_names([*sources.values(), *trains, *tests], "the data")
-    check_labels(known, "the target test data" if source is None else "the source training data")
+    if source is not None:
+        check_labels([source], "the source training data")
     check_known(list(sources.values()), known, "the source data", all_labelled=True)
     check_known(trains, known, "the target training data", all_labelled=False)
     check_known(tests, known, "the target test data", all_labelled=True)

@@ -82,7 +82,8 @@ def _loss(host: Any, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Tenso
     if ordinary and not batch.labelled:
         host._after_forward(**kwargs)
     host.loss = host._make_empty_loss()
-    host.loss += total
+    if total is not None:  # else plugins alone teach
+        host.loss += total
     host._before_backward(**kwargs)
     return host.loss
 
