@@ -84,7 +84,7 @@ def learnt(benchmark, plugins, epochs):
 # -----------------------------
 
 
-def main(tasks=6, epochs=10):
+def main(tasks=5, epochs=8):
     """Return the mean accuracy over all tasks in the Kronecker basis, and draw all methods."""
     benchmark = permuted_digits(tasks)
     found = {name: learnt(benchmark, make(), epochs) for name, make in METHODS.items()}

@@ -88,7 +88,7 @@ def adapted(benchmark, source, learning_rate, rounds):
 # --------------------------------
 
 
-def main(source_epochs=5, rounds=4, learning_rates=(3e-4, 1e-3, 3e-3)):
+def main(source_epochs=5, rounds=3, learning_rates=(3e-4, 1e-3, 3e-3)):
     """Return the accuracy of the setting that information maximisation chooses."""
     torch.manual_seed(0)
     benchmark = digits()
