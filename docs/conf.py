@@ -77,12 +77,15 @@ html_static_path = ["_static"]
 html_css_files = ["own.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_sidebars = {"index": [], "which_tool": []}
 html_theme_options = {
     "logo": {"text": "avalanche-cetl"},
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "show_prev_next": True,
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 9,
+    "navbar_align": "left",
+    "search_as_you_type": False,
     "footer_start": ["copyright"],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],

@@ -5,7 +5,7 @@ A figure is named by a text whose parts are parted by ``>``:
 ``tables/table2 > CETL e``
     mean and standard error over seeds of the accuracy of a row
 ``tables/table2 > CETL e - baseline``
-    the difference of two rows, paired by seed
+    the difference of two rows, paired by seed; ``table2/baseline`` is a row of another table
 ``demo/table.md > CETL e``
     a row of a table in Markdown: its first column of figures, or the one named after a third ``>``;
     ``continual/table.md > permuted-10 > EWC`` looks below the line ``**permuted-10**``
@@ -43,8 +43,10 @@ def figure(text: str) -> str:
 
 
 def _over_seeds(folder: Path, rows: str, what: str) -> str:
-    names = rows.split(" - ")
-    found = [_by_seed(folder, name.strip(), what) for name in names]
+    found = []
+    for name in rows.split(" - "):
+        other, _, row = name.strip().rpartition("/")
+        found.append(_by_seed(folder.parent / other if other else folder, row, what))
     if len(found) == 1:
         values, signed = list(found[0].values()), False
     else:
