@@ -6,6 +6,7 @@ Nothing is read from a network: no inventories of other projects, no fonts, no f
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,10 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 warnings.filterwarnings("ignore", message="no QP solver found")
 
 import tutorials  # noqa: E402 - in _ext
+from sphinx.ext import autosummary  # noqa: E402
+
+# No sentence ends there.
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "eqs.")
 
 project = "avalanche-cetl"
 author = "The avalanche-cetl authors"
@@ -48,6 +53,7 @@ autosummary_imported_members = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 add_module_names = False
@@ -95,6 +101,13 @@ html_theme_options = {
 def setup(app):
     """Let links of included files lead to the pages that show their targets."""
     app.connect("include-read", _relink)
+    app.connect("autodoc-process-signature", _readable)
+
+
+def _readable(app, what, name, obj, options, signature, returned):
+    """Show functions that are defaults by name: Sphinx cannot read how Python prints them."""
+    shown = None if signature is None else re.sub(r"<function (\w+)[^>]*>", r"\1", signature)
+    return shown, returned
 
 
 def _relink(app, path, docname, content):

@@ -1,6 +1,7 @@
 """The documentation: its code runs, its figures have a file, its pages and links are there."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import avalanche_cetl
 
 DOCS = Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are in the repository")
@@ -138,6 +141,14 @@ def test_the_picture_of_a_round_is_drawn_by_its_script(tmp_path):
 
 
 # ------------------------------------------------------------------ pages and links
+
+
+def test_every_public_name_is_in_a_family_of_the_reference():
+    families = re.findall(
+        r"^   (avalanche_cetl\.\w+)$", (DOCS / "reference/index.rst").read_text(), re.M
+    )
+    listed = {name for family in families for name in importlib.import_module(family).__all__}
+    assert set(avalanche_cetl.__all__) <= listed
 
 
 def tutorials():

@@ -29,7 +29,7 @@ import avalanche_cetl as ac
 # Pieces of two photographs that come with scikit-learn: a Chinese temple and a flower.
 
 
-def example_folder(root, pieces=30, side=96):
+def example_folder(root, pieces=24, side=96):
     """Write pieces of photographs into class folders, and return their folder."""
     draw = torch.Generator().manual_seed(0)
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):

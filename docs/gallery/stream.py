@@ -6,7 +6,7 @@ A network learns one task after another, and old images are gone. ``GFIPlugin`` 
 tasks need. It stands where Avalanche's ``EWCPlugin`` stands, in any strategy.
 
 The tasks: digits whose 64 pixels are shuffled, each time in another way. So the tasks have the same
-classes and no pixel in common.
+classes, and every pixel in another place.
 """
 
 import matplotlib.pyplot as plt
