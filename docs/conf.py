@@ -17,8 +17,9 @@ sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("CETL_CACHE", str(HERE / "_build" / "features"))
 warnings.filterwarnings("ignore", category=DeprecationWarning)
-# Optional solvers that a dependency of Avalanche looks for, and does without.
-warnings.filterwarnings("ignore", message="no QP solver found")
+# What Avalanche warns of where nothing is wrong, and would stand in the output of tutorials.
+for message in ("no QP solver found", "No loggers specified", "Plugin .* incompatible callbacks"):
+    warnings.filterwarnings("ignore", message=message)
 
 import tutorials  # noqa: E402 - in _ext
 from sphinx.ext import autosummary  # noqa: E402
@@ -112,3 +113,4 @@ def _readable(app, what, name, obj, options, signature, returned):
 
 def _relink(app, path, docname, content):
     content[0] = content[0].replace("](CONTRIBUTING.md)", "](contributing.md)")
+    content[0] = content[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")

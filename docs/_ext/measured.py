@@ -43,6 +43,7 @@ class ResultTable(SphinxDirective):
         # Links and pictures are written as seen from the root of the repository.
         text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
         text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"`\1`", text)
+        text = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
         return self.parse_text_to_nodes(text)
 
 
