@@ -59,6 +59,8 @@ class LossPlugin(CETLPlugin):
     name = ""
     #: Whether the loss reads T2's logits; those of hidden layers do not.
     reads_logits = True
+    #: Whether it takes part; those of a preset do where they fit the experience.
+    enabled = True
     #: Values of ``rows`` that it takes; all but ``"labelled"`` are rows of stage 2.
     allowed_rows: tuple[str, ...] = ROWS
 
@@ -77,7 +79,7 @@ class LossPlugin(CETLPlugin):
     @property
     def active(self) -> bool:
         """Whether the loss is computed at all: not with a weight of 0."""
-        return bool(self.weight)
+        return self.enabled and bool(self.weight)
 
     @property
     def teaches_without_labels(self) -> bool:

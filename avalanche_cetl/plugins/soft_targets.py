@@ -74,7 +74,7 @@ class SoftTargets(DistillationPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Fit the probe."""
-        if self.head != PROBE or not self.weight:
+        if self.head != PROBE or not self.active:
             return
         training = training_of(strategy)
         if not training.has_stages:

@@ -105,8 +105,8 @@ class ViewConsistency(UnlabelledPlugin):
 
     @property
     def active(self) -> bool:
-        """Whether the losses are computed: always, so that they are recorded."""
-        return True
+        """Whether the losses are computed: with any weight, so that they are recorded."""
+        return self.enabled
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check the network."""

@@ -41,7 +41,7 @@ class Options:
     dwa_lambda = Option[float]()
     gfi = Option[GFISettings]()
     alternate = Option[str]()
-    stage_epochs = Option[tuple[int, ...]]()
+    stage_epochs = Option[tuple[int, ...] | str]()
     lr_factors = Option[tuple[float, ...]]()
     warmup_epochs = Option[int]()
     input_noise = Option[float]()

@@ -20,6 +20,9 @@ from avalanche_cetl.training.variants import Variant, parse_variant
 LOSSES = ("L_rs", "L_c", "L_rt")
 #: Stages in the order of ``stage_epochs`` and ``lr_factors``.
 _NUMBERED = (Stage.SOURCE, Stage.COUPLED, Stage.CLASSIFY)
+#: ``stage_epochs`` by which stage 3 makes about as many steps as stage 2.
+BALANCED = "balanced"
+_ONE_EACH = (1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Recipe:
     :ivar alternate: ``"epoch"``: each stage passes over all its data in turn; ``"iteration"``: the
         stages take turns at every mini-batch (shorter sets start again).
     :ivar stage_epochs: passes over their data that stages 1, 2 and 3 make in a round, each >= 1;
-        with ``alternate="epoch"`` only. The paper does not say.
+        with ``alternate="epoch"`` only. ``"balanced"``, the default: stages 1 and 2 make one, and
+        stage 3 as many as come nearest to the steps of stage 2, at least one: with few labels T2
+        would otherwise learn to draw far more often than to classify. The paper does not say.
     :ivar lr_factors: factors, finite and > 0, on the learning rates of stages 1 and 2; stage 3 has
         the optimizer's own. The weight of a stage's only loss means nothing to Adam; this does.
     :ivar warmup_epochs: epochs of stage 1 before the first round of the first experience, >= 0;
@@ -45,8 +50,8 @@ class Recipe:
         T1(S(x)) stays that of the clean image. The paper has none.
     :ivar fixed_goal: in stage 2 the goal T1(S(x)) comes from T1 as it was when the stage began, so
         that the two sides of L_rt do not move together; with ``alternate="epoch"`` and separate
-        stages only. The paper takes the goal from T1 as it changes, which can run away: with many
-        or large steps and no DWA1 nothing holds T1(S(x)).
+        stages only, and the default there. The paper takes the goal from T1 as it changes, which
+        can run away: with many or large steps and no DWA1 nothing holds T1(S(x)).
     :ivar augment: random views of a mini-batch of images ``(N, C, H, W)``, of the same shape;
         applied to T2's input in stages 2 and 3, while stage 1 and the goal T1(S(x)) read the clean
         images, so that features stored once serve every view. None: no views.
@@ -59,7 +64,7 @@ class Recipe:
     dwa_lambda: float
     gfi: GFISettings
     alternate: str
-    stage_epochs: tuple[int, ...]
+    stage_epochs: tuple[int, ...] | str
     lr_factors: tuple[float, ...]
     warmup_epochs: int
     input_noise: float
@@ -74,7 +79,6 @@ class Recipe:
         variant: str | Variant,
         loss_weights: Sequence[float],
         alternate: str,
-        stage_epochs: Sequence[int],
         augment: Callable[[Tensor], Tensor] | None,
         **given: Any,
     ) -> Recipe:
@@ -85,11 +89,14 @@ class Recipe:
         fixable = alternate == "epoch" and not parsed.merged
         chosen = preset.fill(given, needs_warmup=parsed.needs_warmup, fixable=fixable)
         chosen["lr_factors"] = tuple(chosen["lr_factors"])
+        if alternate == "iteration" and given["stage_epochs"] is None:
+            chosen["stage_epochs"] = _ONE_EACH
+        if not isinstance(chosen["stage_epochs"], str):
+            chosen["stage_epochs"] = tuple(chosen["stage_epochs"])
         return cls(
             variant=parsed,
             loss_weights=dict(zip(LOSSES, map(float, loss_weights), strict=True)),
             alternate=alternate,
-            stage_epochs=tuple(stage_epochs),
             augment=augment,
             **chosen,
         )
@@ -126,9 +133,16 @@ class Recipe:
             raise ValueError(
                 f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'."
             )
-        if len(epochs) != 3 or not all(isinstance(n, int) and n >= 1 for n in epochs):
-            raise ValueError(f"stage_epochs={epochs!r}: three whole numbers >= 1, one a stage.")
-        if alternate == "iteration" and epochs != (1, 1, 1):
+        if epochs != BALANCED and (
+            isinstance(epochs, str)
+            or len(epochs) != 3
+            or not all(isinstance(n, int) and n >= 1 for n in epochs)
+        ):
+            raise ValueError(
+                f"stage_epochs={epochs!r}: {BALANCED!r}, or three whole numbers >= 1, one for each "
+                "stage."
+            )
+        if alternate == "iteration" and epochs != _ONE_EACH:
             raise ValueError(
                 "stage_epochs goes with alternate='epoch'; with 'iteration' stages share steps."
             )
@@ -146,8 +160,13 @@ class Recipe:
                 f"{self.variant.name!r}, which trains T1 on L_rs in the warm-up alone."
             )
 
-    def passes(self, kind: Stage) -> int:
-        """Return how often a stage of that kind passes over its data in a round."""
+    def passes(self, kind: Stage, ratio: float = 1.0) -> int:
+        """Return how often a stage of that kind passes over its data in a round.
+
+        :param ratio: mini-batches of target rows for one of labelled rows.
+        """
+        if isinstance(self.stage_epochs, str):
+            return max(1, round(ratio)) if kind is Stage.CLASSIFY else 1
         return self.stage_epochs[_NUMBERED.index(kind)] if kind in _NUMBERED else 1
 
     def lr_factor(self, kind: Stage) -> float:

@@ -34,7 +34,7 @@ class Round:
             self._by_iterations(self._stages())
             return
         for stage in self._stages():
-            self.run_stage(stage, recipe.passes(stage.kind))
+            self.run_stage(stage, recipe.passes(stage.kind, self._ratio()))
             self._measure(stage.measures)
 
     def warm_up(self, passes: int) -> None:
@@ -74,6 +74,11 @@ class Round:
                 with self._running(stage):
                     take_step(host, stage, rows[stage.reads], **self.kwargs)
         self._measure(tuple(name for stage in stages for name in stage.measures))
+
+    def _ratio(self) -> float:
+        """Return how many mini-batches of target rows there are for one of labelled rows."""
+        host = self.host
+        return len(host.data.loader) / max(1, len(host.dataloader))
 
     def _stages(self) -> list[TrainingStage]:
         """Return the variant's stages that run: some fall away without S."""

@@ -54,12 +54,13 @@ class CETLStrategy(Options, SupervisedTemplate):
         stages 1 and 2 get their own of the same class and settings, so moments do not mix,
         and a scheduler on this one moves all.
     :param criterion: L_c, ``(logits, labels) -> scalar``; unlabelled rows never reach it.
-    :param variant: ``"gfi"``, ``"f" "u" "e" "fi" "joint" "two_step"`` (Table 2), or a
-        :class:`Variant` of your own.
+    :param variant: ``"gfi"``, the default, ``"f" "u" "e" "fi" "joint" "two_step"`` (Table 2),
+        ``"direct"``, in which T1 has no part, or a :class:`Variant` of your own.
     :param preset: ``"paper"``: the algorithm as printed; ``"best"``: what measured best, which
-        adds plugins (:mod:`avalanche_cetl.training.presets`). It gives those of ``dwa_lambda``,
-        ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise`` and ``fixed_goal`` that are
-        None.
+        adds plugins (:mod:`avalanche_cetl.training.presets`). It gives those of ``variant``,
+        ``dwa_lambda``,
+        ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise``, ``fixed_goal`` and
+        ``stage_epochs`` that are None.
     :param train_mb_size: mini-batch size in all stages; with several processes (an initialised
         group of torch.distributed) that of all together.
     :param train_epochs: number of rounds; ``eval_every`` counts rounds too.
@@ -89,13 +90,13 @@ class CETLStrategy(Options, SupervisedTemplate):
         model: CoupledModel,
         optimizer: Optimizer,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
-        variant: str | Variant = "gfi",
+        variant: str | Variant | None = None,
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
         preset: str | None = None,
         dwa_lambda: float | None = None,
         gfi: GFISettings | None = None,
         alternate: str = "epoch",
-        stage_epochs: Sequence[int] = (1, 1, 1),
+        stage_epochs: Sequence[int] | str | None = None,
         lr_factors: Sequence[float] | None = None,
         warmup_epochs: int | None = None,
         input_noise: float | None = None,
@@ -114,13 +115,13 @@ class CETLStrategy(Options, SupervisedTemplate):
         eval_every: int = -1,
         peval_mode: str = "epoch",
     ):
-        chosen = parse_preset(preset)
+        chosen = parse_preset(preset, variant)
         checks.check_networks(model, optimizer)
         self.recipe = Recipe.of(
-            chosen, variant=variant, loss_weights=loss_weights, dwa_lambda=dwa_lambda, gfi=gfi,
-            alternate=alternate, stage_epochs=stage_epochs, lr_factors=lr_factors,
-            warmup_epochs=warmup_epochs, input_noise=input_noise, fixed_goal=fixed_goal,
-            augment=augment,
+            chosen, variant=variant or chosen.variant, loss_weights=loss_weights,
+            dwa_lambda=dwa_lambda, gfi=gfi, alternate=alternate, stage_epochs=stage_epochs,
+            lr_factors=lr_factors, warmup_epochs=warmup_epochs, input_noise=input_noise,
+            fixed_goal=fixed_goal, augment=augment,
         )  # fmt: skip
         self.recipe.check_warmup(model)
         self.engine = Engine(precision, channels_last, accumulate, compile)
@@ -251,7 +252,9 @@ class CETLStrategy(Options, SupervisedTemplate):
         """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
         super().train_dataset_adaptation(**kwargs)
         taught = teach_without_labels(self.plugins)
-        self.data = Experience(self.adapted_dataset, self.model, self.experience, self.clock, taught)
+        self.data = Experience(
+            self.adapted_dataset, self.model, self.experience, self.clock, taught
+        )
         self.adapted_dataset = self.data.rows.labelled
 
     def model_adaptation(self, model: Any = None) -> Any:

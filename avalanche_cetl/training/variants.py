@@ -8,6 +8,7 @@ from typing import Literal
 from avalanche_cetl.training.stages.base import TrainingStage
 from avalanche_cetl.training.stages.classify import ClassifyStage
 from avalanche_cetl.training.stages.coupled import CoupledStage
+from avalanche_cetl.training.stages.direct import DirectStage
 from avalanche_cetl.training.stages.merged import MergedStage
 from avalanche_cetl.training.stages.source import SourceStage
 
@@ -77,6 +78,8 @@ VARIANTS = {
             (MergedStage((_CLASSIFY, _TARGET_ALONE), trains=("target",)),),
             mixture=("L_c", "L_rt"),
         ),
+        # not of the paper: T2 on L_c and on what plugins teach on target rows; T1 has no part
+        Variant("direct", (MergedStage((_CLASSIFY, DirectStage()), trains=("target",)),)),
     )
 }
 

@@ -286,7 +286,5 @@ STREAMS = {
     "cifar-task": Stream(
         _photographs, ("residual",), classes=2, heads=True, epochs=3, only=_MAIN, more=_FEW
     ),
-    "cifar-domain": Stream(
-        _photographs, ("residual",), classes=2, epochs=3, only=_MAIN, more=_FEW
-    ),
+    "cifar-domain": Stream(_photographs, ("residual",), classes=2, epochs=3, only=_MAIN, more=_FEW),
 }

@@ -22,6 +22,10 @@ from avalanche_cetl.training import parse_preset
 from benchmarks.methods.job import Job, Method, TransferJob
 from benchmarks.methods.plain import cosine
 
+#: The printed schedule, where a row says nothing else: a goal that moves, one pass for each stage.
+PRINTED: dict[str, Any] = {
+    "fixed_goal": False, "stage_epochs": (1, 1, 1), "lr_factors": (1.0, 1.0)
+}  # fmt: skip
 #: Makes soft targets of a job's strength for ``rows`` of a batch.
 Softened = Callable[[TransferJob, str], SoftTargets]
 #: Strengths of DWA, its lambda, that rows choose from; the middle one where they do not.
@@ -44,6 +48,7 @@ def coupled(
     chosen: dict[str, Any] = {
         "gfi": GFISettings(samples=b.gfi_samples, seed=job.seed),
         "warmup_epochs": b.warmup_epochs,
+        **({} if "preset" in settings else PRINTED),
         **settings,
     }
     CETLStrategy(
@@ -62,7 +67,7 @@ def coupled(
 
 def gfi_of(preset: str, job: Job) -> GFISettings:
     """Return a preset's settings of GFI, with the job's samples and seed."""
-    return replace(parse_preset(preset).gfi, samples=job.budget.gfi_samples, seed=job.seed)
+    return replace(parse_preset(preset, "gfi").gfi, samples=job.budget.gfi_samples, seed=job.seed)
 
 
 # ------------------------------------------------------------------ as printed, and near it

@@ -64,7 +64,7 @@ class Place:
         row = self.the_row
         found = {k: v for k, v in asdict(self.budget).items() if k not in row.unread}
         if row.preset is not None:
-            found["preset"] = parse_preset(row.preset).describe()
+            found["preset"] = parse_preset(row.preset, "gfi").describe()
         if row.strengths and strength is not None:
             found["strength"] = strength
         return found | self.the_table.more_settings(self)

@@ -25,6 +25,7 @@ from avalanche_cetl.plugins.adaptation import (
 )
 from avalanche_cetl.plugins.unlabelled import parse_prior, ramp
 from avalanche_cetl.plugins.views import balance_loss
+from avalanche_cetl.training.choice import Rule
 from avalanche_cetl.training.presets import Preset
 
 NEW = [InformationMaximization, MinimumClassConfusion]
@@ -331,7 +332,7 @@ def test_values_out_of_range_are_refused(make, settings, message):
 
 @pytest.mark.parametrize("make", [*NEW, ViewConsistency])
 def test_a_preset_with_a_prior_is_described_in_plain_words(make):
-    (found,) = Preset(plugins=(lambda: make(prior=[1, 3]),)).describe()["plugins"]
+    (found,) = Preset(plugins=(Rule(lambda: make(prior=[1, 3])),)).describe()["plugins"]
     assert json.loads(json.dumps(found)) == found
     assert found["class"] == make.__name__ and found["weight"] > 0
 

@@ -39,19 +39,20 @@ def test_the_preset_of_the_paper_is_the_algorithm_and_nothing_else():
     s = _strategy("paper")
     assert not s.gfi.normalize and s.gfi.threshold == 0.5 and s.gfi.probability == 0.9
     assert not s.fixed_goal and s.warmup_epochs == 0 and s.input_noise == 0
+    assert s.stage_epochs == (1, 1, 1) and s.variant.name == "gfi"
     assert s.lr_factors == (1.0, 1.0) and s.dwa_lambda == 1e-2
     assert not _plugins(s, (DecoderHints, SoftTargets, ViewConsistency))
 
 
-def test_the_best_preset_has_its_plugins_and_what_is_given_stays():
-    s = _strategy("best")
+def test_the_best_preset_with_a_decoder_has_its_plugins_and_what_is_given_stays():
+    s = _strategy("best", variant="gfi")
     assert s.fixed_goal and s.warmup_epochs == 10 and s.gfi.normalize
     assert len(_plugins(s, DecoderHints)) == 1
     assert [p.rows for p in _plugins(s, ViewConsistency)] == ["unlabelled"]
     mine = ViewConsistency(3.0)
     s = _strategy(
         "best", warmup_epochs=0, dwa_lambda=0.0, fixed_goal=False, gfi=GFISettings(samples=7),
-        lr_factors=(1.0, 0.5), input_noise=0.0, plugins=[mine],
+        lr_factors=(1.0, 0.5), input_noise=0.0, plugins=[mine], variant="gfi",
     )  # fmt: skip
     assert (s.warmup_epochs, s.dwa_lambda, s.fixed_goal, s.input_noise) == (0, 0.0, False, 0.0)
     assert s.gfi.samples == 7 and s.lr_factors == (1.0, 0.5)
@@ -59,18 +60,18 @@ def test_the_best_preset_has_its_plugins_and_what_is_given_stays():
 
 
 def test_the_best_preset_has_soft_targets_of_a_probe_where_target_rows_have_labels(digits):
-    s = _strategy("best", train_epochs=1, warmup_epochs=1)
+    s = _strategy("best", variant="gfi", train_epochs=1, warmup_epochs=1)
     (plugin,) = _plugins(s, SoftTargets)
     assert plugin.head == "probe" and plugin.rows == "target"
     data = with_mixed_images(transfer_benchmark(digits(30), digits(30, seed=1)), 2)
     s.train(data.train_stream)
     assert s.round_losses["L_soft"] > 0 and s.round_losses["L_view"] >= 0
     mine = SoftTargets(4.0, 1.0)
-    assert _plugins(_strategy("best", plugins=[mine]), SoftTargets) == [mine]
+    assert _plugins(_strategy("best", variant="gfi", plugins=[mine]), SoftTargets) == [mine]
 
 
 def test_a_preset_describes_its_values_and_plugins():
-    found = parse_preset("best").describe()
+    found = parse_preset("best", "gfi").describe()
     json.dumps(found)
     assert found["fixed_goal"] and found["dwa_lambda"] == 0.03
     assert [one["class"] for one in found["plugins"]] == [
@@ -101,7 +102,6 @@ PLUGINS = [
 @pytest.mark.parametrize(
     ("preset", "dwa_lambda", "gfi", "warmup_epochs", "fixed_goal", "plugins"),
     [
-        (None, 1e-3, GFI, None, False, []),
         ("paper", 1e-2, GFI | {"normalize": False}, None, False, []),
         ("best", 0.03, GFI, 10, True, PLUGINS),
     ],
@@ -109,7 +109,7 @@ PLUGINS = [
 def test_result_files_find_a_preset_under_the_settings_that_they_name(
     preset, dwa_lambda, gfi, warmup_epochs, fixed_goal, plugins
 ):
-    assert parse_preset(preset).describe() == {
+    assert parse_preset(preset, "gfi").describe() == {
         "dwa_lambda": dwa_lambda,
         "gfi": gfi,
         "warmup_epochs": warmup_epochs,
@@ -126,7 +126,7 @@ def test_a_preset_in_another_basis_says_so():
 
 
 def test_strategies_do_not_share_the_plugins_of_a_preset():
-    first, second = (_plugins(_strategy("best"), ViewConsistency)[0] for _ in range(2))
+    first, second = (_plugins(_strategy("best"), SoftTargets)[0] for _ in range(2))
     assert first is not second
 
 

@@ -34,12 +34,14 @@ def test_arguments_out_of_range_are_refused_with_what_is_allowed(arguments, erro
 
 def recipe(preset=None, **arguments):
     """A recipe of a strategy's keywords, those that are not given at their defaults."""
-    unset = ("dwa_lambda", "gfi", "lr_factors", "warmup_epochs", "input_noise", "fixed_goal")
+    unset = (
+        "dwa_lambda", "gfi", "lr_factors", "warmup_epochs", "input_noise", "fixed_goal",
+        "stage_epochs",
+    )  # fmt: skip
     given = {
         "variant": "gfi",
         "loss_weights": (1.0, 1.0, 1.0),
         "alternate": "epoch",
-        "stage_epochs": (1, 1, 1),
         "augment": None,
         **dict.fromkeys(unset),
         **arguments,
@@ -66,9 +68,19 @@ def test_numbers_by_stage_are_those_of_the_stages_of_algorithm_1():
     assert [made.lr_factor(kind) for kind in kinds] == [0.5, 0.25, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(("ratio", "passes"), [(0.2, 1), (1.0, 1), (2.4, 2), (8.0, 8)])
+def test_balanced_stages_let_stage_3_make_as_many_steps_as_stage_2(ratio, passes):
+    made = recipe()
+    assert made.stage_epochs == "balanced"
+    assert made.passes(Stage.CLASSIFY, ratio) == passes
+    assert made.passes(Stage.COUPLED, ratio) == made.passes(Stage.SOURCE, ratio) == 1
+    assert recipe("paper").passes(Stage.CLASSIFY, ratio) == 1
+    assert recipe(alternate="iteration").stage_epochs == (1, 1, 1)
+
+
 def test_a_preset_fills_what_is_not_given_and_nothing_else():
-    made = recipe("best", dwa_lambda=0.0)
-    assert made.dwa_lambda == 0.0 and made.fixed_goal and made.warmup_epochs == 10
+    made = recipe("paper", dwa_lambda=0.0)
+    assert made.dwa_lambda == 0.0 and not made.fixed_goal and made.stage_epochs == (1, 1, 1)
     assert recipe().warmup_epochs == 0 and recipe(variant="f").warmup_epochs == 10
 
 

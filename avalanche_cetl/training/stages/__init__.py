@@ -3,6 +3,7 @@
 from avalanche_cetl.training.stages.base import Callbacks, Payment, TrainingStage
 from avalanche_cetl.training.stages.classify import ClassifyStage, LabelledRows
 from avalanche_cetl.training.stages.coupled import CoupledStage
+from avalanche_cetl.training.stages.direct import DirectStage
 from avalanche_cetl.training.stages.merged import MergedStage
 from avalanche_cetl.training.stages.source import SourceStage
 
@@ -10,6 +11,7 @@ __all__ = [
     "Callbacks",
     "ClassifyStage",
     "CoupledStage",
+    "DirectStage",
     "LabelledRows",
     "MergedStage",
     "Payment",

@@ -1,0 +1,38 @@
+"""T2's logits of target rows, for what plugins teach: no decoder takes part."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from avalanche_cetl.plugins.contract import CoupledStep, Stage
+from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.training.networks import Networks
+from avalanche_cetl.training.stages.base import TrainingStage
+
+
+class DirectStage(TrainingStage):
+    """T2 reads target rows, with or without label; plugins with ``rows="target"`` add losses.
+
+    It has no loss of its own, and T1 does not run: goal and reconstruction are the image.
+    """
+
+    kind = Stage.COUPLED
+    trains = ("target",)
+
+    def losses(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Run T2 on a view of the images."""
+        seen = networks.noisy(networks.view(batch.images))
+        with networks.lone_sample(batch):
+            _, logits = networks.encode(seen, batch.tasks)
+        batch.coupled = CoupledStep(
+            images=batch.images,
+            features=batch.features,
+            goal=batch.images,
+            reconstruction=batch.images,
+            logits=logits.float(),
+            goal_hidden=[],
+            hidden=[],
+            labels=batch.labels,
+            tasks=batch.tasks,
+        )
+        return {}

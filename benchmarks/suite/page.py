@@ -1,0 +1,103 @@
+"""The page of the suite, from the result files alone."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from benchmarks import markdown
+from benchmarks.records import cell, error, shown_mean
+from benchmarks.suite.rows import ROWS
+from benchmarks.suite.runs import FOLDER, S_ITSELF, TEST, kept_runs
+from benchmarks.suite.tasks import TASKS
+
+ALONE, SOFT, DEFAULTS, BEST = "T2 alone", "soft targets", "CETL, defaults", "CETL, preset best"
+RIVALS = tuple(name for name in ROWS if name.endswith("SKADA"))
+
+
+def tested(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of a task that count, by row, in the order of their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(kept_runs(name).runs, key=lambda run: run["seed"]):
+        if run["part"] == TEST:
+            found.setdefault(run["row"], []).append(run)
+    return found
+
+
+def accuracies(runs: list[dict[str, Any]]) -> list[float]:
+    """Return the accuracies of a row's runs."""
+    return [run["accuracy"] for run in runs]
+
+
+def difference(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the mean paired difference in accuracy of two rows, and its standard error."""
+    pairs = [a - b for a, b in zip(accuracies(first), accuracies(second), strict=True)]
+    return statistics.mean(pairs), error(pairs)
+
+
+def table(development: bool) -> str:
+    """Write one half of the suite in Markdown."""
+    names = [name for name, task in TASKS.items() if task.development is development]
+    found = {name: tested(name) for name in names}
+    lines = []
+    columns = {}
+    for name in names:
+        runs = found[name]
+        cells = [cell(accuracies(runs.get(row, []))) for row in (*ROWS, S_ITSELF)]
+        means = [shown_mean(accuracies(runs.get(row, []))) for row in (*ROWS, S_ITSELF)]
+        columns[name] = markdown.bold_best(cells, means)
+    for number, row in enumerate((*ROWS, S_ITSELF)):
+        spent = [
+            run["seconds"] / statistics.mean(r["seconds"] for r in found[name][SOFT])
+            for name in names
+            for run in found[name].get(row, [])
+            if "seconds" in run and SOFT in found[name]
+        ]
+        cost = f"{statistics.mean(spent):.1f}" if spent else ""
+        lines.append([row, *(columns[name][number] for name in names), cost])
+    header = ["test accuracy %", *names, "seconds, times soft targets"]
+    return markdown.table(header, lines)
+
+
+def verdict() -> str:
+    """Write which of the bars hold, task by task."""
+    lines = []
+    for name, task in TASKS.items():
+        runs = tested(name)
+        if BEST not in runs:
+            continue
+        cells = [name, "development" if task.development else "read once"]
+        cells.append(_over(runs, DEFAULTS, [ALONE]))
+        cells.append(_over(runs, BEST, [row for row in ROWS if ROWS[row].single]))
+        cells.append(_over(runs, BEST, RIVALS))
+        lines.append(cells)
+    header = [
+        "paired difference ± standard error",
+        "",
+        "defaults over T2 alone",
+        "preset best over the best single ingredient",
+        "preset best over the best rival",
+    ]
+    return markdown.table(header, lines)
+
+
+def _over(runs: dict[str, Any], row: str, others: Any) -> str:
+    """Write the difference of a row from the best of others."""
+    there = [one for one in others if one in runs]
+    if row not in runs or not there:
+        return ""
+    best = max(there, key=lambda one: statistics.mean(accuracies(runs[one])))
+    mean, spread = difference(runs[row], runs[best])
+    told = "" if len(there) == 1 else f" ({best})"
+    return f"{mean:+.1f} ± {spread:.1f}{told}"
+
+
+def render() -> None:
+    """Write ``table.md``."""
+    parts = [
+        "Means over three seeds with standard errors; written by `python -m benchmarks.suite`.",
+        "**Development tasks**", table(True), "**Tasks read once**", table(False),
+        "**What holds**", verdict(),
+    ]  # fmt: skip
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "table.md").write_text("\n\n".join(parts) + "\n")

@@ -1,0 +1,150 @@
+"""The rows of the suite: how each trains T2 on a task.
+
+Every row has as many steps on the labels as T2 alone: in each of them a mini-batch of labelled
+rows, where there are any. Rows of single ingredients take one step of the labels and the ingredient
+on target rows (variant ``"direct"``). CETL's stages are steps of their own, so that its rows have
+more of them, but, but for the printed schedule, as many on the labels.
+
+Strengths of single ingredients were chosen on the development tasks, one for all tasks; rivals
+choose theirs on every task, by information maximisation on the target's training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from avalanche_cetl import (
+    CETLStrategy,
+    CoupledModel,
+    DecoderHints,
+    FitNetsHints,
+    InformationMaximization,
+    MinimumClassConfusion,
+    SoftTargets,
+    ViewConsistency,
+)
+from benchmarks.methods import skada
+from benchmarks.methods.plain import cosine
+from benchmarks.suite.tasks import BATCH, LEARNING_RATE, Data, Task, new_network
+from benchmarks.where import HERE
+
+#: Takes a task, its data, a seed and a strength; returns the trained network.
+Train = Callable[[Task, Data, int, float], nn.Module]
+
+
+def cetl(
+    task: Task, data: Data, seed: int, plugins: Sequence[Any] = (), **settings: Any
+) -> nn.Module:
+    """Train T2 by CETLStrategy."""
+    network = new_network(data, seed)
+    model = CoupledModel.build(data.source, network, data.shape)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+    CETLStrategy(
+        model=model,
+        optimizer=optimizer,
+        augment=task.augment,
+        train_mb_size=BATCH,
+        train_epochs=task.rounds,
+        evaluator=None,
+        plugins=[cosine(optimizer, task.rounds), *plugins],
+        **settings,
+    ).train(data.benchmark().train_stream)
+    return network
+
+
+def beside_labels(plugins: Callable[[Task], list[Any]]) -> Train:
+    """Return one step of the labels and of plugins on target rows, without a decoder."""
+    return lambda task, data, seed, _: cetl(task, data, seed, plugins(task), variant="direct")
+
+
+def _soft(task: Task) -> list[Any]:
+    if task.kind == "few":
+        return [SoftTargets(2.0, 10.0, rows="target", head="probe")]
+    return [SoftTargets(2.0, 1.0, rows="target")]
+
+
+def _views(task: Task) -> list[Any]:
+    return [ViewConsistency(10.0, threshold=0.968, rampup_rounds=4, rows="unlabelled")]
+
+
+def _information(task: Task) -> list[Any]:
+    return [InformationMaximization(1.0, rampup_rounds=4)]
+
+
+def _confusion(task: Task) -> list[Any]:
+    return [MinimumClassConfusion(1.0, rampup_rounds=4)]
+
+
+def _features(task: Task) -> list[Any]:
+    return [FitNetsHints("hidden", weight=1.0, rows="target")]
+
+
+def _hints(task: Task, data: Data, seed: int, _: float) -> nn.Module:
+    return cetl(task, data, seed, [DecoderHints(1.0)], variant="joint")
+
+
+def _labels(task: Task, data: Data, seed: int, _: float) -> nn.Module:
+    return cetl(task, data, seed, variant="direct")
+
+
+def with_settings(**settings: Any) -> Train:
+    """Return CETL with arguments of the strategy."""
+    return lambda task, data, seed, _: cetl(task, data, seed, **settings)
+
+
+def rival(name: str) -> Train:
+    """Return a deep method of SKADA's; the strength is its loss's weight."""
+    method = skada.deep(name)
+
+    def train(task: Task, data: Data, seed: int, strength: float) -> nn.Module:
+        budget = SimpleNamespace(epochs=task.rounds, batch=BATCH, learning_rate=LEARNING_RATE)
+        pair = SimpleNamespace(source=data.other, target=data.train[0])
+        network = new_network(data, seed)
+        job = SimpleNamespace(
+            budget=budget, pair=pair, strength=strength, where=HERE, augment=task.augment,
+            classes=10, network=lambda: network,
+        )  # fmt: skip
+        return method(job)  # type: ignore[arg-type]
+
+    return train
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row.
+
+    :ivar kinds: of the tasks that it runs on.
+    :ivar strengths: to choose from; one: there is no choice.
+    :ivar single: whether it is a single ingredient, which the preset is measured by.
+    """
+
+    train: Train
+    kinds: tuple[str, ...] = ("few", "adaptation", "free")
+    strengths: tuple[float, ...] = (0.0,)
+    single: bool = False
+
+
+_WITH_LABELS = ("few", "adaptation")
+_RIVAL = {"kinds": ("adaptation",), "strengths": (0.1, 0.3, 1.0)}
+ROWS = {
+    "T2 alone": Row(_labels, _WITH_LABELS),
+    "soft targets": Row(beside_labels(_soft), single=True),
+    "feature distillation": Row(beside_labels(_features), ("few",), single=True),
+    "hints, joint": Row(_hints, ("few",), single=True),
+    "views": Row(beside_labels(_views), single=True, kinds=("adaptation",)),
+    "information maximisation": Row(
+        beside_labels(_information), ("adaptation", "free"), single=True
+    ),
+    "minimum class confusion": Row(beside_labels(_confusion), ("adaptation", "free"), single=True),
+    "MCC, SKADA": Row(rival("MCC"), **_RIVAL),  # type: ignore[arg-type]
+    "DANN, SKADA": Row(rival("DANN"), **_RIVAL),  # type: ignore[arg-type]
+    "CETL, preset paper": Row(with_settings(preset="paper"), _WITH_LABELS),
+    "CETL, defaults": Row(with_settings(), _WITH_LABELS),
+    "CETL, preset best": Row(with_settings(preset="best")),
+}

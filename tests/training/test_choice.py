@@ -1,0 +1,113 @@
+"""What ``preset="best"`` makes of an experience."""
+
+import logging
+
+import pytest
+import torch
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    InformationMaximization,
+    ModuleEncoder,
+    adaptation_benchmark,
+    transfer_benchmark,
+)
+from avalanche_cetl.training.choice import Choice, Situation
+
+SHAPE = (1, 8, 8)
+
+
+def images(count=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, *SHAPE, generator=generator), torch.arange(count) % 3
+
+
+def trained(data, source=True, **settings):
+    torch.manual_seed(0)
+    network = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE) if source else None
+    model = CoupledModel.build(network, CICNN(3, SHAPE, width=0.05), SHAPE)
+    s = CETLStrategy(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), preset="best",
+        train_mb_size=16, evaluator=None, **settings,
+    )  # fmt: skip
+    s.train(data.train_stream)
+    return s
+
+
+def test_few_labels_are_helped_by_a_probe_on_s():
+    data = transfer_benchmark(images(), images(seed=1), labels_per_class=3)
+    s = trained(data)
+    assert s.round_losses["L_soft"] > 0 and "L_im" not in s.round_losses
+
+
+def test_without_target_labels_the_predictions_become_sure_and_even():
+    s = trained(adaptation_benchmark(images(), images(seed=2), images(seed=1)))
+    assert "L_im" in s.round_losses and "L_soft" not in s.round_losses
+    assert s.round_losses["L_c"] > 0
+
+
+def test_without_any_label_s_itself_teaches_too():
+    s = trained(adaptation_benchmark(None, images(seed=2), images(seed=1)))
+    assert "L_im" in s.round_losses and s.round_losses["L_soft"] > 0
+    assert "L_c" not in s.round_losses
+
+
+def test_without_s_the_labels_teach_alone():
+    s = trained(transfer_benchmark(images(), images(seed=1)), source=False)
+    assert set(s.round_losses) == {"L_c"}
+
+
+def test_t1_has_no_part_and_stays_as_it_is():
+    torch.manual_seed(0)
+    s = trained(transfer_benchmark(images(), images(seed=1)), train_epochs=0)
+    before = [p.clone() for p in s.model.decoder.parameters()]
+    s = trained(transfer_benchmark(images(), images(seed=1)), train_epochs=2)
+    after = list(s.model.decoder.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_plugin_that_was_given_takes_the_place_of_the_presets():
+    mine = InformationMaximization(0.5, prior=[1, 2, 3])
+    data = adaptation_benchmark(images(), images(seed=2), images(seed=1))
+    s = trained(data, plugins=[mine])
+    assert [p for p in s.plugins if isinstance(p, InformationMaximization)] == [mine]
+
+
+def test_each_experience_is_looked_at_and_the_choice_is_logged(caplog):
+    first = adaptation_benchmark(images(), images(seed=2), images(seed=1))
+    second = transfer_benchmark(images(), images(seed=1), labels_per_class=2)
+    s = trained(first)
+    with caplog.at_level(logging.INFO, logger="avalanche_cetl"):
+        s.train(second.train_stream)
+    (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
+    (line,) = [r.message for r in caplog.records if "experience" in r.message]
+    assert line == choice.told
+    assert "6 labelled target rows, 24 without label" in line and "SoftTargets" in line
+    assert "InformationMaximization" not in line
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda: transfer_benchmark(images(), images()), (30, 0, 0)),
+        (lambda: transfer_benchmark(images(), images(), labels_per_class=2), (6, 24, 0)),
+        (lambda: adaptation_benchmark(images(12), images(), images()), (0, 30, 12)),
+        (
+            lambda: adaptation_benchmark(images(12), images(), images(), labels_per_class=1),
+            (3, 27, 12),
+        ),
+        (lambda: adaptation_benchmark(None, images(), images()), (0, 30, 0)),
+    ],
+)
+def test_a_situation_counts_rows_by_label_and_domain(make, found):
+    seen = []
+
+    class Look(Choice):
+        def before_training_exp(self, strategy, *args, **kwargs):
+            seen.append(Situation.of(strategy))
+
+    trained(make(), plugins=[Look([])], train_epochs=1)
+    assert (seen[0].labelled, seen[0].unlabelled, seen[0].others) == found
+    assert seen[0].has_source

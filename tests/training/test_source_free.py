@@ -1,0 +1,105 @@
+"""Adaptation without source data: no row has a label, and plugins alone teach classes."""
+
+import pytest
+import torch
+
+from avalanche_cetl import (
+    CICNN,
+    CETLStrategy,
+    CoupledModel,
+    InformationMaximization,
+    ModuleEncoder,
+    SoftTargets,
+    adaptation_benchmark,
+)
+from avalanche_cetl.plugins import CETLPlugin, Stage
+
+SHAPE = (1, 8, 8)
+
+
+def benchmark(count=48):
+    torch.manual_seed(1)
+    labels = torch.arange(count) % 3
+    images = torch.rand(count, *SHAPE) * 0.3
+    for row, label in enumerate(labels.tolist()):
+        images[row, :, :, 2 * label : 2 * label + 3] += 0.7
+    return adaptation_benchmark(None, (images, labels), (images, labels)), images, labels
+
+
+def strategy(plugins, rounds=1, **settings):
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(3, SHAPE, width=0.1), input_shape=SHAPE)
+    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.1), SHAPE)
+    settings = {"warmup_epochs": 1, "train_mb_size": 16, **settings}
+    return CETLStrategy(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 3e-3), plugins=plugins,
+        train_epochs=rounds, evaluator=None, **settings,
+    )  # fmt: skip
+
+
+def soft(weight=1.0):
+    return SoftTargets(2.0, weight, rows="target")
+
+
+def test_the_training_stream_has_target_rows_without_labels_alone():
+    made, images, _ = benchmark()
+    data = made.train_stream[0].dataset
+    assert len(data) == len(images)
+    assert {int(label) for label in data.targets} == {-1}
+    assert {int(domain) for domain in data.domain_labels} == {0}
+    assert set(made.streams) == {"train", "test"}
+
+
+@pytest.mark.parametrize("variant", ["gfi", "e", "f", "u", "joint", "two_step", "direct"])
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+def test_every_variant_trains_and_classifies_nothing(variant, alternate):
+    made, _, _ = benchmark()
+    s = strategy([soft()], variant=variant, alternate=alternate)
+    before = next(iter(s.model.target.parameters())).clone()
+    s.train(made.train_stream)
+    assert s.round_losses["L_soft"] > 0 and "L_c" not in s.round_losses
+    assert not torch.equal(before, next(iter(s.model.target.parameters())))
+
+
+@pytest.mark.parametrize("variant", ["e", "joint", "direct"])
+def test_t2_learns_the_classes_of_s(variant):
+    made, images, labels = benchmark(96)
+    torch.manual_seed(0)
+    network = CICNN(3, SHAPE, width=0.1)
+    teacher = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(60):
+        teacher.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        teacher.step()
+    s = strategy([soft(3.0)], rounds=15, variant=variant)
+    s.model.source = ModuleEncoder(network, input_shape=SHAPE)
+    s.train(made.train_stream)
+    target = s.model.target.eval()
+    right = (network.eval()(images).argmax(1) == labels).float().mean()
+    found = (target(images).argmax(1) == labels).float().mean()
+    assert right > 0.95 and found > 0.8
+
+
+def test_a_merged_step_reads_the_clean_target_rows_and_shows_t2s_logits():
+    made, images, _ = benchmark()
+    seen = []
+
+    class Watch(CETLPlugin):
+        def after_forward(self, strategy, *args, **kwargs):
+            assert strategy.stage is Stage.MERGED
+            seen.append((strategy.mb_x.clone(), strategy.mb_output.detach().clone()))
+            assert torch.equal(strategy.mb_output, strategy.coupled.logits)
+
+    s = strategy([soft(), Watch()], variant="joint", augment=lambda x: x.flip(3))
+    s.train(made.train_stream)
+    assert len(seen) == 3 and all(output.shape == (16, 3) for _, output in seen)
+    assert torch.isin(seen[0][0], images).all()
+
+
+def test_without_a_plugin_that_teaches_it_says_what_to_do():
+    made, _, _ = benchmark()
+    with pytest.raises(ValueError, match="InformationMaximization"):
+        strategy([]).train(made.train_stream)
+    with pytest.raises(ValueError, match="labelled row"):
+        strategy([SoftTargets(2.0, 1.0, rows="labelled")]).train(made.train_stream)
+    strategy([InformationMaximization(1.0)]).train(made.train_stream)
