@@ -63,6 +63,7 @@ def each(name, options=None, *values):
         *each("soft_targets", {"teacher_epochs": 3, "rounds": 3}, 0.3),
         *each("hints", {"teacher_epochs": 2, "rounds": 2}, 0.2),
         *each("unsupervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.2),
+        *each("source_free", {"source_epochs": 2, "rounds": 2}, 0.3),
         *each("stream", {"tasks": 2, "epochs": 2}, 0.2),
         *each("semi_supervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.2),
         *each("continual_transfer", {"rounds": 1}, 0.15),
@@ -136,7 +137,7 @@ def test_scripts_of_the_gallery_are_short_and_all_are_tested():
     assert names == {
         "transfer", "few_labels", "soft_targets", "hints", "unsupervised_adaptation",
         "semi_supervised_adaptation", "continual_transfer", "own_folders", "timm_networks",
-        "mixed_images", "stream",
+        "mixed_images", "stream", "source_free",
     }  # fmt: skip
     for name in names:
         text = (GALLERY / f"{name}.py").read_text()

@@ -207,6 +207,7 @@ class Comparison:
             dwa_lambda=s.dwa_lambda,
             gfi=s.gfi,
             alternate="iteration",
+            lr_factors=(1.0, 1.0),  # T1 has a rate of its own
             warmup_epochs=0,
             train_mb_size=s.batch,
             train_epochs=0,

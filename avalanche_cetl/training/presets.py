@@ -57,7 +57,7 @@ class Preset:
     input_noise: float = 0.0
     fixed_goal: bool = True
     stage_epochs: tuple[int, int, int] | str = "balanced"
-    lr_factors: tuple[float, float] = (1.0, 1.0)
+    lr_factors: tuple[float, float] = (1.0, 0.1)
     plugins: tuple[Rule, ...] = ()
 
     def fill(self, given: dict[str, Any], *, needs_warmup: bool, fixable: bool) -> dict[str, Any]:
@@ -133,6 +133,7 @@ PAPER = Preset(
     gfi=GFISettings(normalize=False),
     fixed_goal=False,
     stage_epochs=(1, 1, 1),
+    lr_factors=(1.0, 1.0),
 )
 
 #: What measured best (``benchmarks/suite``).
@@ -151,6 +152,7 @@ BEST_COUPLED = Preset(
     dwa_lambda=0.03,
     warmup_epochs=10,
     stage_epochs=(1, 1, 1),
+    lr_factors=(1.0, 1.0),
     plugins=(
         Rule(lambda: DecoderHints(1.0)),
         Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe")),

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-ORDER = ("few_labels", "soft_targets", "unsupervised_adaptation", "own_folders", "stream")
+ORDER = (
+    "few_labels",
+    "soft_targets",
+    "unsupervised_adaptation",
+    "source_free",
+    "own_folders",
+    "stream",
+)
 _SCRIPTS = Path(__file__).parents[1] / "gallery"
 
 

@@ -21,6 +21,10 @@ def coupled(seed=1, source=True, target=None):
     return CoupledModel.build(encoder, target, SHAPE)
 
 
+#: The printed schedule, in which one mini-batch is one step of every stage.
+PRINTED = {"fixed_goal": False, "stage_epochs": (1, 1, 1), "lr_factors": (1.0, 1.0)}
+
+
 def strategy(model=None, lr=1e-2, optimizer=None, **arguments):
     model = coupled() if model is None else model
     optimizer = torch.optim.Adam(model.parameters(), lr) if optimizer is None else optimizer
@@ -31,6 +35,7 @@ def strategy(model=None, lr=1e-2, optimizer=None, **arguments):
         "warmup_epochs": 1,
         "gfi": GFISettings(samples=8),
         "evaluator": None,
+        **PRINTED,
         **arguments,
     }
     return CETLStrategy(model=model, optimizer=optimizer, **settings)
