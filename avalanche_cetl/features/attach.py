@@ -70,7 +70,8 @@ def with_source_features(
     :param batch_size: images of one forward pass of S.
     :param num_workers: processes that load images.
     :param device: where S runs meanwhile; default: where it is.
-    :param progress: show a bar with images per second, where there is a terminal.
+    :param progress: show a bar with images per second; where there is no terminal, a line on
+        standard error every half minute.
     :return: a new benchmark; the given one is unchanged.
     :raises ValueError: for arguments out of range, unknown streams, precomputed features whose
         rows do not match, images of several shapes, or features that are not finite.

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from avalanche_cetl.common.files import file_digest, write_atomically
 from avalanche_cetl.common.processes import Processes
@@ -24,6 +23,7 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features import shards
 from avalanche_cetl.features.extraction import Extraction, encoded, loaded
+from avalanche_cetl.features.progress import progress_bar
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, shard_count
 from avalanche_cetl.features.views import SeededView
 
@@ -163,8 +163,7 @@ class Entry:
         home = next((t.device for t in encoder.state_dict().values()), torch.device("cpu"))
         device = torch.device(extraction.device) if extraction.device is not None else home
         total = sum(map(len, shards.batches(numbers, self.rows, extraction.batch_size)))
-        quiet = None if extraction.progress and self.processes.rank == 0 else True
-        bar = tqdm(total=total, unit="img", desc="source features", disable=quiet)
+        bar = progress_bar(total, extraction.progress and self.processes.rank == 0)
         encoder.to(device)
         try:
             for number, batches in loaded(view, numbers, extraction):

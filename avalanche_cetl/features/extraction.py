@@ -26,7 +26,7 @@ class Extraction:
     :ivar batch_size: images of one forward pass.
     :ivar num_workers: processes that load images.
     :ivar device: where the encoder runs; None for where it is.
-    :ivar progress: show a progress bar, where there is a terminal.
+    :ivar progress: show a progress bar; where there is no terminal, a line every half minute.
     :raises ValueError: for values out of range.
     """
 
