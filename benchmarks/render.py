@@ -45,7 +45,7 @@ def tried() -> str:
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    README: BLOCKS,
+    README: {"headline": BLOCKS["headline"]},
     TABLES_PAGE: {
         **{name: partial(table, name) for name in TABLES},
         "tried": tried,

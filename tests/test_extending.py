@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avalanche_cetl import load_checkpoint, save_checkpoint
+from avalanche_cetl import load_checkpoint, save_checkpoint, with_source_features
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the page is in the repository")
@@ -61,12 +61,14 @@ def test_a_loss_of_ones_own_reaches_the_records_and_the_step(capsys):
     assert "L_margin" not in plain.records.names
 
 
-def test_an_encoder_of_ones_own_is_a_source_network():
+def test_an_encoder_of_ones_own_is_a_source_network(tmp_path):
     found = run("encoder")
     image = torch.rand(2, 1, 8, 8)
     assert found["model"].reconstruct_source(image).shape == image.shape
     other = found["Downscaled"](2)
     assert found["model"].source.fingerprint() != other.fingerprint()
+    stored = with_source_features(found["benchmark"], other, tmp_path)
+    assert stored.train_stream[0].dataset[0][2].shape == (other.dim,)
 
 
 def test_a_closed_form_of_ones_own_gives_the_fisher_information_of_a_loop(capsys):

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
-README = Path(__file__).parents[1] / "README.md"
 VERSION_0_1 = Path(__file__).parent / "version_0_1"
 pytestmark = pytest.mark.skipif(not GALLERY.is_dir(), reason="the gallery is in the repository")
 
@@ -116,10 +115,6 @@ def test_the_script_for_timm_networks_runs(path, digits, capsys):
     assert 0 <= main_of(path)(sets, **small) <= 1
 
 
-@pytest.mark.skipif(
-    (VERSION_0_1 / "readme.py").read_text() in README.read_text(),
-    reason="the script of the README is still that of version 0.1",
-)
 def test_the_readmes_script_of_version_0_1_runs(capsys):
     exec(compile((VERSION_0_1 / "readme.py").read_text(), "readme.py", "exec"), {})
     assert "Top1_Acc_Stream/eval_phase/test_stream" in capsys.readouterr().out

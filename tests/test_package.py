@@ -1,6 +1,10 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+from avalanche.training.supervised import Naive
+
 import avalanche_cetl
 
 README = Path(__file__).parents[1] / "README.md"
@@ -57,23 +61,44 @@ def test_lower_layers_do_not_import_avalanche(partners):
     partners.succeed()
 
 
-def test_the_readmes_script_runs_as_it_stands(capsys):
-    script = re.search(r"<!-- script -->\n```python\n(.*?)```", README.read_text(), re.S)[1]
-    assert len([line for line in script.splitlines() if line.strip()]) <= 20
-    exec(compile(script, "README.md", "exec"), {})
-    assert "Top1_Acc_Stream/eval_phase/test_stream" in capsys.readouterr().out
-
-
-def test_the_readmes_own_encoder_runs_as_it_stands(tmp_path, digits):
-    script = re.search(r"<!-- encoder -->\n```python\n(.*?)```", README.read_text(), re.S)[1]
+def script_of(name):
+    """The script of a block of the README, which is short."""
+    script = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README.read_text(), re.S)[1]
     assert len([line for line in script.splitlines() if line.strip()]) < 30
+    return script
+
+
+def test_the_readme_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 900
+
+
+def test_the_files_that_the_readme_links_are_there():
+    links = [one.split("#")[0] for one in re.findall(r"\]\(([^)\s]+)\)", README.read_text())]
+    local = [link for link in links if not re.match(r"https?:", link)]
+    if not (README.parent / "docs").is_dir():
+        pytest.skip("the pages are in the repository")
+    assert local and not [link for link in local if not (README.parent / link).exists()]
+
+
+def test_the_readmes_script_runs_as_it_stands_and_the_source_network_helps(capsys):
     names = {}
-    exec(compile(script, "README.md", "exec"), names)
-    encoder = names["Downscaled"](6)
-    benchmark = avalanche_cetl.transfer_benchmark(digits(20), digits(8))
-    stored = avalanche_cetl.with_source_features(benchmark, encoder, tmp_path)
-    assert stored.train_stream[0].dataset[0][2].shape == (encoder.dim,)
-    assert encoder.fingerprint() != names["Downscaled"](7).fingerprint()
+    exec(compile(script_of("script"), "README.md", "exec"), names)
+    shown = re.findall(r": (\d+\.\d) %", capsys.readouterr().out)
+    trained_source, alone, helped = map(float, shown)
+    assert trained_source > 85 and alone + 2 < helped
+
+
+def test_the_readmes_script_for_continual_learning_runs(capsys, digits):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    names = {"Naive": Naive, "model": network, "optimizer": optimizer}
+    exec(compile(script_of("continual script"), "README.md", "exec"), names)
+    tasks = [digits(20), digits(20, seed=1)]
+    for experience in avalanche_cetl.transfer_benchmark(tasks, tasks).train_stream:
+        names["strategy"].train(experience)
+    assert names["plugins"][0].bases
 
 
 def test_examples_in_docstrings_run():

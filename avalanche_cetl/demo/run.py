@@ -36,9 +36,10 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run both blocks of the demo, and write results and pictures into a folder.
 
-    It writes ``results.json`` (returned as well; its fields are described in the README),
-    ``curves.png`` (Fig. 2's curves of CETL gfi with few labels), ``reconstructions.png``
-    (held-out target images, T1(S(x)) and T1(T2(x))) and ``report.html`` with all of it.
+    It writes ``results.json`` (returned as well; its fields are described in
+    ``docs/results/demo.md``), ``curves.png`` (Fig. 2's curves of CETL gfi with few labels),
+    ``reconstructions.png`` (held-out target images, T1(S(x)) and T1(T2(x))) and ``report.html``
+    with all of it.
 
     :param out: the folder; made when missing.
     :param seed: of labels kept, initial weights, mini-batches and the gate, >= 0.

@@ -150,9 +150,11 @@ def table(name: str) -> str:
     from benchmarks.tables.__main__ import TABLES
 
     if name in TABLES:
-        return TABLES[name].render("cpu")
-    if name == "tried":
-        return render.tried()
-    if name in blocks.BLOCKS:
-        return blocks.BLOCKS[name]()
-    raise LookupError(f"no table is called {name!r}")
+        text = TABLES[name].render("cpu")
+    elif name == "tried":
+        text = render.tried()
+    elif name in blocks.BLOCKS:
+        text = blocks.BLOCKS[name]()
+    else:
+        raise LookupError(f"no table is called {name!r}")
+    return text.replace("\n%", " %")  # a line that begins with it is a comment in MyST

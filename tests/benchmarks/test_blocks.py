@@ -1,4 +1,4 @@
-"""The README's blocks, from result files made here."""
+"""Blocks of the README and of the documentation, from result files made here."""
 
 import pytest
 
@@ -18,3 +18,22 @@ def test_the_least_cost_of_a_network_is_bold_ours_or_not(monkeypatch):
 @pytest.mark.parametrize("name", blocks.BLOCKS)
 def test_every_block_is_made_from_the_kept_results(name):
     assert blocks.BLOCKS[name]()
+
+
+def test_the_headline_leaves_out_rows_whose_runs_are_not_all_there(monkeypatch):
+    def runs(count, name="accuracy"):
+        return [{name: 80.0 + number} for number in range(count)]
+
+    suite = {task: {"T2 alone": runs(3)} for task, _ in blocks.HAVE.values()}
+    suite["digits-mini"]["CETL, preset best"] = runs(2)
+    suite["MN-US, no source data"] = {"S itself": runs(1), "CETL, preset best": runs(3)}
+    monkeypatch.setattr("benchmarks.suite.page.tested", suite.get)
+    names = ("EWC, online", "GFIPlugin, Kronecker, in the loss")
+    streams = {"permuted-10": {name: runs(5, "average_accuracy") for name in names}}
+    streams["permuted-20"] = streams["permuted-10"] | {names[0]: [{"failed": "as shipped"}] * 5}
+    monkeypatch.setattr(blocks.continual, "tested", lambda: streams)
+    rows = [line.split(" | ")[:3] for line in blocks.headline().splitlines() if line[:1] == "|"]
+    assert rows[2:] == [
+        ["| S and images, no label at all (digits)", "80.0 (S itself)", "81.0 ± 0.6"],
+        ["| 10 tasks, one after the other", "82.0 ± 0.7 (EWC, online)", "82.0 ± 0.7"],
+    ]
