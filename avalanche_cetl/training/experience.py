@@ -15,6 +15,7 @@ from avalanche_cetl.common.rows import FEATURES_INDEX, split_rows
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.plugins.contract import teach_without_labels
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.checks import check_classes, check_experience, check_finite_images
 from avalanche_cetl.training.engine.parallel import DataParallel
@@ -42,6 +43,12 @@ class Experience:
         check_experience(model, self.rows, self.number, taught)
         self.model, self._clock = model, clock
         self.loader: Any = []
+
+    @classmethod
+    def of(cls, host: Any) -> Experience:
+        """Return that of a strategy whose data set has just been adapted."""
+        taught = teach_without_labels(host.plugins)
+        return cls(host.adapted_dataset, host.model, host.experience, host.clock, taught)
 
     def check_classes(self) -> None:
         """Raise ValueError when a label has no output of T2, as it is adapted now."""

@@ -18,12 +18,7 @@ from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import (
-    CETLPlugin,
-    CoupledStep,
-    names_of,
-    teach_without_labels,
-)
+from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, names_of
 from avalanche_cetl.training import checks
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.engine.engine import Engine
@@ -251,10 +246,7 @@ class CETLStrategy(Options, SupervisedTemplate):
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
         super().train_dataset_adaptation(**kwargs)
-        taught = teach_without_labels(self.plugins)
-        self.data = Experience(
-            self.adapted_dataset, self.model, self.experience, self.clock, taught
-        )
+        self.data = Experience.of(self)
         self.adapted_dataset = self.data.rows.labelled
 
     def model_adaptation(self, model: Any = None) -> Any:

@@ -107,7 +107,8 @@ def test_consistency_makes_views_of_target_images_agree(digits):
     x = torch.stack([row[0] for row in data.test_stream[0].dataset])
     gaps = []
     for weight in (0.0, 30.0):
-        s = _strategy([ViewConsistency(weight, threshold=0.0, balance=0.0)], train_epochs=8)
+        views = ViewConsistency(weight, threshold=0.0, balance=0.0)
+        s = _strategy([views], train_epochs=8, lr_factors=(1.0, 1.0))
         s.train(data.train_stream)
         s.model.eval()
         with torch.no_grad():
