@@ -8,20 +8,24 @@ from typing import Any
 from benchmarks import markdown
 from benchmarks.records import cell, error, shown_mean
 from benchmarks.suite.rows import ROWS
-from benchmarks.suite.runs import FOLDER, S_ITSELF, TEST, kept_runs
+from benchmarks.suite.runs import FOLDER, S_ITSELF, SEEDS, TEST, kept_runs
 from benchmarks.suite.tasks import TASKS
 
 ALONE, SOFT, DEFAULTS, BEST = "T2 alone", "soft targets", "CETL, defaults", "CETL, preset best"
 RIVALS = tuple(name for name in ROWS if name.endswith("SKADA"))
+_ALL = (*ROWS, S_ITSELF)
 
 
 def tested(name: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of a task that count, by row, in the order of their seeds."""
+    """Return the runs of a task that count, by row, in the order of their seeds.
+
+    Rows that lack a seed are left out.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(kept_runs(name).runs, key=lambda run: run["seed"]):
         if run["part"] == TEST:
             found.setdefault(run["row"], []).append(run)
-    return found
+    return {row: runs for row, runs in found.items() if row == S_ITSELF or len(runs) == len(SEEDS)}
 
 
 def accuracies(runs: list[dict[str, Any]]) -> list[float]:
@@ -43,10 +47,14 @@ def table(development: bool) -> str:
     columns = {}
     for name in names:
         runs = found[name]
-        cells = [cell(accuracies(runs.get(row, []))) for row in (*ROWS, S_ITSELF)]
-        means = [shown_mean(accuracies(runs.get(row, []))) for row in (*ROWS, S_ITSELF)]
+        cells = [cell(accuracies(runs.get(row, []))) for row in _ALL]
+        cells = [
+            text or "not run" if _fits(name, row) else ""
+            for row, text in zip(_ALL, cells, strict=True)
+        ]
+        means = [shown_mean(accuracies(runs.get(row, []))) for row in _ALL]
         columns[name] = markdown.bold_best(cells, means)
-    for number, row in enumerate((*ROWS, S_ITSELF)):
+    for number, row in enumerate(_ALL):
         spent = [
             run["seconds"] / statistics.mean(r["seconds"] for r in found[name][SOFT])
             for name in names
@@ -57,6 +65,12 @@ def table(development: bool) -> str:
         lines.append([row, *(columns[name][number] for name in names), cost])
     header = ["test accuracy %", *names, "seconds, times soft targets"]
     return markdown.table(header, lines)
+
+
+def _fits(name: str, row: str) -> bool:
+    """Return whether a row is of a task."""
+    task = TASKS[name]
+    return task.same_classes if row == S_ITSELF else task.kind in ROWS[row].kinds
 
 
 def verdict() -> str:

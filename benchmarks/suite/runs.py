@@ -55,7 +55,11 @@ def run_task(name: str, root: str, rows: tuple[str, ...] = (), part: str = TEST)
         return found
 
     seeds = (CHOOSING,) if part == VALIDATION else SEEDS
-    for row in rows or ROWS:
+    for row in rows or (*ROWS, S_ITSELF):
+        if row == S_ITSELF:
+            if task.same_classes:
+                find(S_ITSELF, 0.0, 0, part)
+            continue
         if task.kind not in ROWS[row].kinds:
             continue
         strengths = ROWS[row].strengths
@@ -65,8 +69,6 @@ def run_task(name: str, root: str, rows: tuple[str, ...] = (), part: str = TEST)
             best = max(strengths, key=lambda s: tried[s])
         for seed in seeds:
             find(row, best, seed, part)
-    if task.same_classes and not rows:
-        find(S_ITSELF, 0.0, 0, part)
 
 
 def _run(name: str, row: str, data: Data, seed: int, strength: float, part: str) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""The suite's rows on a tiny task, and its page from result files made here."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from avalanche_cetl import CICNN, ModuleEncoder
+from benchmarks.suite import page, runs
+from benchmarks.suite.rows import ROWS
+from benchmarks.suite.tasks import TASKS, Data
+
+SHAPE = (1, 8, 8)
+
+
+def images(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, *SHAPE, generator=generator), torch.arange(count) % 10
+
+
+def data(kind):
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(10, SHAPE, width=0.05), input_shape=SHAPE)
+    x, y = images(40)
+    y = torch.where(torch.arange(40) < 20, y, -1) if kind == "few" else torch.full_like(y, -1)
+    other = images(40, 2) if kind == "adaptation" else None
+    return Data((x, y), images(10, 3), images(20, 4), source, other)
+
+
+@pytest.mark.parametrize("kind", ["few", "adaptation", "free"])
+def test_every_row_trains_the_same_network_on_its_kinds_of_tasks(kind):
+    name = next(name for name, task in TASKS.items() if task.kind == kind)
+    task = dataclasses.replace(TASKS[name], rounds=1)
+    given = data(kind)
+    sizes = set()
+    for row in ROWS.values():
+        if kind in row.kinds:
+            network = row.train(task, given, 0, row.strengths[0])
+            assert all(torch.isfinite(p).all() for p in network.parameters())
+            sizes.add(sum(p.numel() for p in network.parameters()))
+    assert len(sizes) == 1
+
+
+def test_both_halves_have_tasks_of_every_kind():
+    for development in (True, False):
+        kinds = {task.kind for task in TASKS.values() if task.development is development}
+        assert kinds == {"few", "adaptation", "free"}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    kept = runs.kept_runs("digits-mini")
+    figures = {"T2 alone": 70, "soft targets": 80, "MCC, SKADA": 84, page.BEST: 85}
+    for row, accuracy in figures.items():
+        for seed in runs.SEEDS:
+            kept.add(
+                {
+                    "row": row,
+                    "strength": 0.0,
+                    "seed": seed,
+                    "part": runs.TEST,
+                    "accuracy": accuracy + seed,
+                    "seconds": accuracy,
+                }
+            )
+    kept.add({"row": page.DEFAULTS, "strength": 0.0, "seed": 0, "part": runs.TEST, "accuracy": 1})
+    return tmp_path
+
+
+def test_the_page_shows_means_and_which_bars_hold(written):
+    page.render()
+    text = (written / "table.md").read_text()
+    assert "| 71.0 ± 0.6 |" in text and "**86.0 ± 0.6**" in text
+    assert "| +5.0 ± 0.0 |" in text and "| +1.0 ± 0.0 |" in text
+
+
+def test_a_row_that_lacks_a_seed_is_not_shown(written):
+    assert page.DEFAULTS not in page.tested("digits-mini")
+    (line,) = [
+        one for one in page.table(True).splitlines() if one.startswith(f"| {page.DEFAULTS} ")
+    ]
+    assert line.count("not run") == 6 - 1  # not of the task without any label
+
+
+def test_rivals_choose_by_a_score_without_labels_and_every_run_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    given = data("adaptation")
+    monkeypatch.setitem(
+        runs.TASKS, "digits-mini",
+        dataclasses.replace(TASKS["digits-mini"], make=lambda root, seed: given, rounds=1),
+    )  # fmt: skip
+    runs.run_task("digits-mini", ".", ("MCC, SKADA", runs.S_ITSELF))
+    made = runs.kept_runs("digits-mini").runs
+    chosen = {run["strength"] for run in made if run["part"] == runs.TEST} - {0.0}
+    scores = {run["strength"]: run["score"] for run in made if run["part"] == runs.VALIDATION}
+    assert len(scores) == 3 and chosen == {max(scores, key=scores.get)}
+    runs.run_task("digits-mini", ".", ("MCC, SKADA", runs.S_ITSELF))
+    assert len(runs.kept_runs("digits-mini").runs) == len(made)
