@@ -91,6 +91,16 @@ class SoftTargets(DistillationPlugin):
         if len(wanted) > 1 and set(self._classes.tolist()) == wanted:
             self.classifier = linear_probe(features, labels)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights of a head that was given, for checkpoints; a probe is fitted again."""
+        given = isinstance(self.head, nn.Module)
+        return {"head": dict(self.head.state_dict()) if given else None}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them."""
+        if isinstance(self.head, nn.Module) and state["head"] is not None:
+            self.head.load_state_dict(state["head"])
+
     def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
         """Return the loss of a mini-batch; None without a probe."""
         if self.head == PROBE:

@@ -84,3 +84,11 @@ class Choice(CETLPlugin):
         chosen = ", ".join(names) if names else "the labels alone"
         self.told = f"experience {strategy.data.number} has {situation}: {chosen}"
         logger.info(self.told)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the latest line, for checkpoints; the plugins are kept as the strategy's own."""
+        return {"told": self.told}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it."""
+        self.told = state["told"]

@@ -7,11 +7,14 @@ import torch
 
 from avalanche_cetl import (
     CICNN,
+    CETLPlugin,
     CETLStrategy,
+    CheckpointPlugin,
     CoupledModel,
     InformationMaximization,
     ModuleEncoder,
     adaptation_benchmark,
+    load_checkpoint,
     transfer_benchmark,
 )
 from avalanche_cetl.training.choice import Choice, Situation
@@ -24,14 +27,18 @@ def images(count=30, seed=0):
     return torch.rand(count, *SHAPE, generator=generator), torch.arange(count) % 3
 
 
-def trained(data, source=True, **settings):
+def strategy(source=True, **settings):
     torch.manual_seed(0)
     network = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE) if source else None
     model = CoupledModel.build(network, CICNN(3, SHAPE, width=0.05), SHAPE)
-    s = CETLStrategy(
+    return CETLStrategy(
         model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), preset="best",
         train_mb_size=16, evaluator=None, **settings,
     )  # fmt: skip
+
+
+def trained(data, source=True, **settings):
+    s = strategy(source, **settings)
     s.train(data.train_stream)
     return s
 
@@ -111,3 +118,35 @@ def test_a_situation_counts_rows_by_label_and_domain(make, found):
     trained(make(), plugins=[Look([])], train_epochs=1)
     assert (seen[0].labelled, seen[0].unlabelled, seen[0].others) == found
     assert seen[0].has_source
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: transfer_benchmark(images(), images(seed=1), labels_per_class=3),
+        lambda: adaptation_benchmark(None, images(seed=2), images(seed=1)),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(make, tmp_path):
+    class Stop(CETLPlugin):
+        armed = False
+
+        def after_round(self, strategy, *args, **kwargs):
+            if self.armed and strategy.clock.train_exp_epochs == 2:
+                raise KeyboardInterrupt
+
+    def prepared(armed):
+        stop = Stop()
+        stop.armed = armed
+        plugins = [CheckpointPlugin(tmp_path, every=1), stop]
+        return strategy(train_epochs=3, plugins=plugins)
+
+    data = make()
+    whole = trained(data, train_epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(True).train(data.train_stream)
+    resumed = prepared(False)
+    load_checkpoint(resumed, tmp_path)
+    resumed.train(data.train_stream)
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
