@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,13 +25,15 @@ from avalanche_cetl import (
     FitNetsHints,
     InformationMaximization,
     MinimumClassConfusion,
+    ModuleEncoder,
     SoftTargets,
     ViewConsistency,
 )
+from benchmarks.data.digits import Pair
 from benchmarks.methods import skada
+from benchmarks.methods.job import AdaptationBudget, AdaptationJob
 from benchmarks.methods.plain import cosine
-from benchmarks.suite.tasks import BATCH, LEARNING_RATE, Data, Task, new_network
-from benchmarks.where import HERE
+from benchmarks.suite.tasks import BATCH, LEARNING_RATE, WIDTH, Data, Task, new_network
 
 #: Takes a task, its data, a seed and a strength; returns the trained network.
 Train = Callable[[Task, Data, int, float], nn.Module]
@@ -103,14 +104,16 @@ def rival(name: str) -> Train:
     method = skada.deep(name)
 
     def train(task: Task, data: Data, seed: int, strength: float) -> nn.Module:
-        budget = SimpleNamespace(epochs=task.rounds, batch=BATCH, learning_rate=LEARNING_RATE)
-        pair = SimpleNamespace(source=data.other, target=data.train[0])
-        network = new_network(data, seed)
-        job = SimpleNamespace(
-            budget=budget, pair=pair, strength=strength, where=HERE, augment=task.augment,
-            classes=10, network=lambda: network,
-        )  # fmt: skip
-        return method(job)  # type: ignore[arg-type]
+        budget = AdaptationBudget(
+            epochs=task.rounds, counts=None, width=WIDTH, batch=BATCH, learning_rate=LEARNING_RATE
+        )
+        assert data.other is not None and isinstance(data.source, ModuleEncoder)
+        source, pair = data.source, Pair(data.other, None, data.train[0], data.test)
+        return method(
+            AdaptationJob(
+                budget=budget, seed=seed, strength=strength, pair=pair, make_source=lambda: source
+            )
+        )
 
     return train
 

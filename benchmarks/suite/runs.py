@@ -47,7 +47,7 @@ def run_task(name: str, root: str, rows: tuple[str, ...] = (), part: str = TEST)
         if found is not None:
             return found
         if seed not in data:
-            data[seed] = task.images(root, seed)
+            data[seed] = task.make(root, seed)
         found = {"row": row, "strength": strength, "seed": seed, "part": part}
         found |= _run(name, row, data[seed], seed, strength, part)
         print(name, *found.values(), sep=" | ", flush=True)

@@ -77,14 +77,6 @@ class Data:
         """Return the shape of an image, ``(C, H, W)``."""
         return tuple(self.train[0].shape[1:])
 
-    @property
-    def labelled(self) -> Set:
-        """Return all rows with a label; none without source data."""
-        if self.other is not None:
-            return self.other
-        known = self.train[1] >= 0
-        return self.train[0][known], self.train[1][known]
-
     def benchmark(self) -> Any:
         """Make the Avalanche benchmark; its test stream holds two images, which nothing reads."""
         few = (self.test[0][:2], self.test[1][:2])
@@ -112,10 +104,6 @@ class Task:
     rounds: int
     augment: Callable[[Tensor], Tensor]
     same_classes: bool = True
-
-    def images(self, root: str, seed: int) -> Data:
-        """Return the data of a seed."""
-        return self.make(root, seed)
 
 
 def new_network(data: Data, seed: int) -> CICNN:
