@@ -48,6 +48,9 @@ class SoftTargets(DistillationPlugin):
         images that have a label. It has these classes alone: T2's logits of others are left
         out. Without S, or where a class of the experience has no labelled target image (domain
         adaptation), it would know too little, and the plugin adds nothing.
+    :param anneal: whether the weight falls in a straight line over the rounds of an experience, to
+        0 in the last (teacher annealing: Clark et al. 2019, arXiv 1907.04829). T2 then starts from
+        what S knows, and may end where S is wrong and its other losses are right.
     :ivar classifier: the classifier of features that is in use; None: S's own, or no probe.
     :raises ValueError: for values out of range; in training when S has no logits, or not as
         many classes as T2.
@@ -63,12 +66,13 @@ class SoftTargets(DistillationPlugin):
         rows: str = "labelled",
         source: Encoder | None = None,
         head: nn.Module | str | None = None,
+        anneal: bool = False,
     ):
         super().__init__(weight, rows, source)
         check_positive("temperature", temperature)
         if isinstance(head, str) and head != PROBE:
             raise ValueError(f"head={head!r} is not known. Allowed: a module, {PROBE!r}, None.")
-        self.temperature, self.head = float(temperature), head
+        self.temperature, self.head, self.anneal = float(temperature), head, bool(anneal)
         self.classifier: nn.Module | None = None if isinstance(head, str) else head
         self._classes = torch.zeros(0, dtype=torch.long)
 
@@ -100,6 +104,13 @@ class SoftTargets(DistillationPlugin):
         """Take them."""
         if isinstance(self.head, nn.Module) and state["head"] is not None:
             self.head.load_state_dict(state["head"])
+
+    def strength(self, strategy: Any) -> float:
+        """Return the factor on the weight; with ``anneal`` it falls from 1 to 0."""
+        last = int(strategy.train_epochs) - 1
+        if not self.anneal or last < 1:
+            return 1.0
+        return max(0.0, 1 - strategy.clock.train_exp_epochs / last)
 
     def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
         """Return the loss of a mini-batch; None without a probe."""

@@ -21,33 +21,54 @@ class Situation:
     :ivar unlabelled: target rows without one.
     :ivar others: labelled rows of another domain.
     :ivar has_source: whether there is an S.
+    :ivar per_class: target rows with a label for each class that has any, a mean; 0 without.
+    :ivar source_accuracy: the share of the other domain's labelled rows, of 512 at most, whose
+        class S itself names; None where target rows have labels, or there are no others or no S.
     """
 
     labelled: int
     unlabelled: int
     others: int
     has_source: bool
+    per_class: float = 0.0
+    source_accuracy: float | None = None
 
     @classmethod
     def of(cls, host: Any) -> Situation:
         """Return that of a strategy's experience in training."""
         rows = host.data.rows
-        labelled = sum(int(label) >= 0 for label in rows.target.targets)
+        known = [int(label) for label in rows.target.targets if int(label) >= 0]
+        others = len(rows.labelled) - len(known)
+        has_source = host.source is not None
+        accuracy = None
+        if others and not known and has_source:
+            accuracy = host.data.source_accuracy(max(64, host.train_mb_size), host.device)
         return cls(
-            labelled=labelled,
-            unlabelled=len(rows.target) - labelled,
-            others=len(rows.labelled) - labelled,
-            has_source=host.source is not None,
+            labelled=len(known),
+            unlabelled=len(rows.target) - len(known),
+            others=others,
+            has_source=has_source,
+            per_class=len(known) / max(1, len(set(known))),
+            source_accuracy=accuracy,
         )
 
+    @property
+    def same_classes(self) -> bool:
+        """Whether S's classes are T2's: S names at least half of the other domain's rows right."""
+        return self.source_accuracy is not None and self.source_accuracy >= 0.5
+
     def __str__(self) -> str:
-        shown = [
-            f"{self.labelled} labelled target rows",
-            f"{self.unlabelled} without label",
-            f"{self.others} labelled rows of another domain",
-            "a source network" if self.has_source else "no source network",
-        ]
-        return ", ".join(shown)
+        source = "a source network" if self.has_source else "no source network"
+        if self.source_accuracy is not None:
+            source += f" that names {self.source_accuracy:.0%} of those right"
+        return ", ".join(
+            [
+                f"{self.labelled} labelled target rows",
+                f"{self.unlabelled} without label",
+                f"{self.others} labelled rows of another domain",
+                source,
+            ]
+        )
 
 
 class Rule(NamedTuple):
@@ -55,10 +76,12 @@ class Rule(NamedTuple):
 
     :ivar make: makes the plugin, a new one for each strategy.
     :ivar fits: of the situation; it may also fit where it adds nothing.
+    :ivar weight: of the situation, the plugin's weight; None: as it was made.
     """
 
     make: Callable[[], LossPlugin]
     fits: Callable[[Situation], bool] = lambda _: True
+    weight: Callable[[Situation], float] | None = None
 
 
 class Choice(CETLPlugin):
@@ -66,11 +89,11 @@ class Choice(CETLPlugin):
 
     The line goes to Python's logging, level INFO, under the name of this module.
 
-    :param plugins: each with what it fits.
+    :param plugins: each with its rule.
     :ivar told: the line of the latest experience.
     """
 
-    def __init__(self, plugins: Sequence[tuple[LossPlugin, Callable[[Situation], bool]]]):
+    def __init__(self, plugins: Sequence[tuple[LossPlugin, Rule]]):
         super().__init__()
         self.plugins = list(plugins)
         self.told = ""
@@ -78,10 +101,15 @@ class Choice(CETLPlugin):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Look at the experience and choose."""
         situation = Situation.of(strategy)
-        for plugin, fits in self.plugins:
-            plugin.enabled = fits(situation)
-        names = [type(plugin).__name__ for plugin, _ in self.plugins if plugin.enabled]
-        chosen = ", ".join(names) if names else "the labels alone"
+        shown = []
+        for plugin, rule in self.plugins:
+            plugin.enabled = rule.fits(situation)
+            if not plugin.enabled:
+                continue
+            if rule.weight is not None:
+                plugin.weight = rule.weight(situation)
+            shown.append(f"{type(plugin).__name__} (weight {plugin.weight:g})")
+        chosen = ", ".join(shown) if shown else "the labels alone"
         self.told = f"experience {strategy.data.number} has {situation}: {chosen}"
         logger.info(self.told)
 

@@ -67,14 +67,18 @@ class Experience:
 
     def sample(self, indices: Sequence[int], device: torch.device) -> Sample:
         """Return target rows, without training augmentation."""
-        dataset = self.rows.target.eval()
-        rows = [dataset[i] for i in indices]
+        return self._read(self.rows.target, indices, device)
+
+    def _read(self, dataset: Any, indices: Sequence[int], device: torch.device) -> Sample:
+        """Return rows of a data set, without training augmentation."""
+        clean = dataset.eval()
+        rows = [clean[i] for i in indices]
         images = torch.stack([torch.as_tensor(row[0]) for row in rows]).to(device)
         labels = torch.tensor([int(row[1]) for row in rows], device=device)
         features = None
         if self.has_features:
             features = torch.stack([row[FEATURES_INDEX] for row in rows]).to(device)
-        known = getattr(self.rows.target, "targets_task_labels", None)
+        known = getattr(dataset, "targets_task_labels", None)
         tasks = [0 if known is None else int(known[i]) for i in indices]
         check_finite_images(images, self._clock)
         return Sample(images, labels, torch.tensor(tasks, device=device), features)
@@ -116,6 +120,28 @@ class Experience:
             features.append(rows.float().cpu())
             labels.append(found.labels.cpu())
         return torch.cat(features), torch.cat(labels)
+
+    @torch.no_grad()
+    def source_accuracy(self, size: int, device: torch.device, most: int = 512) -> float:
+        """Return the share of labelled rows, of either domain, whose class S itself names.
+
+        0 where S has no classifier, or not as many classes as T2.
+
+        :param size: rows that S reads at once.
+        :param most: rows that are read, evenly spaced.
+        """
+        source: Any = self.model.source
+        dataset = self.rows.labelled
+        _, classes = self.model.target.measure(self.model.input_shape)
+        if source is None or source.num_classes != classes:
+            return 0.0
+        indices = range(0, len(dataset), -(-len(dataset) // most))
+        right = 0
+        for start in range(0, len(indices), size):
+            found = self._read(dataset, indices[start : start + size], device)
+            logits = source.cheapest_logits(found.images, found.features)
+            right += int((logits.argmax(1) == found.labels).sum())
+        return right / max(1, len(indices))
 
 
 @contextmanager

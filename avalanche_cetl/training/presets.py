@@ -7,9 +7,12 @@ none).
 (variant ``"direct"``), in one step from the labels and from plugins on the target rows. It looks at
 the experience (:class:`~avalanche_cetl.training.choice.Choice`, which logs a line):
 
-- target rows with labels: ``SoftTargets`` of a probe on S;
-- no target label, but labelled rows of another domain: ``InformationMaximization``;
-- no label at all: that, and ``SoftTargets`` of S itself, whose classes have to be T2's.
+- target rows with labels: ``SoftTargets`` of a probe on S, with a weight of 10 up to 10 labels per
+  class, and of 100 / n for n > 10 of them: the more labels there are, the less a probe adds;
+- no target label, but labelled rows of another domain: ``InformationMaximization``; and
+  ``SoftTargets`` of S itself, with a weight of 0.3 that falls to 0, where S names at least half of
+  those rows right, so that its classes are T2's;
+- no label at all: the same two; S's classes have to be T2's.
 
 Information maximisation wants classes that are about equally frequent; for others give
 ``InformationMaximization(1.0, prior=...)``: a plugin that was given takes the place of one that
@@ -83,8 +86,9 @@ class Preset:
     def describe(self) -> dict[str, Any]:
         """Return its values by name, its plugins by class and settings: for records of runs.
 
-        ``variant`` and ``stage_epochs`` are left out where they are as they were before presets
-        had them: result files of earlier versions name the same settings without them.
+        ``variant``, ``stage_epochs`` and a plugin's ``anneal`` are left out where they are as they
+        were before they were there: result files of earlier versions name the same settings
+        without them.
         """
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, earlier in (("variant", "gfi"), ("stage_epochs", (1, 1, 1))):
@@ -94,7 +98,11 @@ class Preset:
         made = [rule.make() for rule in self.plugins]
         own["plugins"] = [
             {"class": type(plugin).__name__}
-            | {k: v for k, v in vars(plugin).items() if isinstance(v, int | float | str)}
+            | {
+                k: v
+                for k, v in vars(plugin).items()
+                if isinstance(v, int | float | str) and (k, v) != ("anneal", False)
+            }
             for plugin in made
         ]
         return own
@@ -105,9 +113,9 @@ class Preset:
         A plugin that was given takes the place of the preset's that records the same losses.
         """
         given = names_of(plugins)
-        made = [(rule.make(), rule.fits) for rule in self.plugins]
+        made = [(rule.make(), rule) for rule in self.plugins]
         own = [
-            (one, fits) for one, fits in made if one.fits(model) and not set(one.names) & set(given)
+            (one, rule) for one, rule in made if one.fits(model) and not set(one.names) & set(given)
         ]
         choice = [Choice(own)] if own else []
         return [*choice, *(one for one, _ in own), *plugins]
@@ -121,8 +129,13 @@ def _no_target_label(given: Situation) -> bool:
     return given.labelled == 0
 
 
-def _no_label(given: Situation) -> bool:
-    return given.labelled == given.others == 0
+def _source_teaches(given: Situation) -> bool:
+    return given.labelled == 0 and (given.others == 0 or given.same_classes)
+
+
+def _probe_weight(given: Situation) -> float:
+    """Return 10 up to 10 labels per class, then in proportion less."""
+    return min(10.0, 100.0 / max(1.0, given.per_class))
 
 
 #: As the paper prints it: raw GFI, the goal T1(S(x)) from T1 as it changes, one pass for each
@@ -140,8 +153,8 @@ PAPER = Preset(
 BEST = Preset(
     variant="direct",
     plugins=(
-        Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe"), _labelled),
-        Rule(lambda: SoftTargets(2.0, 0.3, rows="target"), _no_label),
+        Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe"), _labelled, _probe_weight),
+        Rule(lambda: SoftTargets(2.0, 0.3, rows="target", anneal=True), _source_teaches),
         Rule(lambda: InformationMaximization(1.0, rampup_rounds=4), _no_target_label),
     ),
 )

@@ -77,6 +77,34 @@ def test_soft_targets_teach_without_labels(teacher, few, digits):
     assert accuracy(SoftTargets(rows="target")) > accuracy()
 
 
+@pytest.mark.parametrize(
+    ("anneal", "rounds", "wanted"),
+    [(True, 3, [1, 0.5, 0]), (True, 1, [1]), (False, 3, [1, 1, 1])],
+)
+def test_an_annealed_weight_falls_to_zero_over_the_rounds(teacher, few, anneal, rounds, wanted):
+    found = []
+
+    class Look(CETLPlugin):
+        def before_training_epoch(self, strategy, *args, **kwargs):
+            found.append(plugin.strength(strategy))
+
+    plugin = SoftTargets(anneal=anneal)
+    trained(coupled(teacher), few, Look(), plugin, train_epochs=rounds)
+    assert found == wanted
+
+
+def test_the_last_round_of_an_annealed_loss_is_trained_without_it(teacher, few):
+    class Stop(CETLPlugin):
+        def after_round(self, strategy, *args, **kwargs):
+            plain.weight = 0.0
+
+    annealed, plain = SoftTargets(anneal=True), SoftTargets()
+    first = trained(coupled(teacher), few, annealed)
+    second = trained(coupled(teacher), few, plain, Stop())
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_head_classifies_the_features_of_a_source_with_other_classes(few):
     torch.manual_seed(0)
     source = ModuleEncoder(

@@ -13,6 +13,7 @@ from avalanche_cetl import (
     CoupledModel,
     InformationMaximization,
     ModuleEncoder,
+    SoftTargets,
     adaptation_benchmark,
     load_checkpoint,
     transfer_benchmark,
@@ -27,10 +28,10 @@ def images(count=30, seed=0):
     return torch.rand(count, *SHAPE, generator=generator), torch.arange(count) % 3
 
 
-def strategy(source=True, **settings):
+def strategy(source=True, model=None, **settings):
     torch.manual_seed(0)
     network = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE) if source else None
-    model = CoupledModel.build(network, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = model or CoupledModel.build(network, CICNN(3, SHAPE, width=0.05), SHAPE)
     return CETLStrategy(
         model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), preset="best",
         train_mb_size=16, evaluator=None, **settings,
@@ -49,10 +50,57 @@ def test_few_labels_are_helped_by_a_probe_on_s():
     assert s.round_losses["L_soft"] > 0 and "L_im" not in s.round_losses
 
 
+def soft_targets(s):
+    """Return the preset's SoftTargets that take part."""
+    return [p for p in s.plugins if isinstance(p, SoftTargets) and p.enabled]
+
+
+@pytest.mark.parametrize(("labels", "weight"), [(3, 10.0), (10, 10.0), (25, 4.0)])
+def test_a_probe_counts_less_the_more_labels_there_are(labels, weight):
+    data = transfer_benchmark(images(90), images(seed=1), labels_per_class=labels)
+    (plugin,) = soft_targets(trained(data))
+    assert plugin.head == "probe" and plugin.weight == pytest.approx(weight)
+
+
 def test_without_target_labels_the_predictions_become_sure_and_even():
     s = trained(adaptation_benchmark(images(), images(seed=2), images(seed=1)))
     assert "L_im" in s.round_losses and "L_soft" not in s.round_losses
     assert s.round_losses["L_c"] > 0
+
+
+class Names(ModuleEncoder):
+    """An S that names a row's class by its first pixel, moved by so many classes."""
+
+    def __init__(self, moved):
+        super().__init__(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
+        self.moved = moved
+
+    def cheapest_logits(self, x, features=None):
+        classes = (x[:, 0, 0, 0] + self.moved).long() % 3
+        return 9 * torch.nn.functional.one_hot(classes, 3).float()
+
+
+@pytest.mark.parametrize(("moved", "right"), [(0, 1.0), (1, 0.0)])
+def test_s_teaches_beside_another_domain_where_its_classes_are_t2s(moved, right):
+    x, y = images(1200)
+    x[:, 0, 0, 0] = y.float()
+    model = CoupledModel.build(Names(moved), CICNN(3, SHAPE, width=0.05), SHAPE)
+    s = strategy(model=model)
+    s.train(adaptation_benchmark((x, y), images(seed=2), images(seed=1)).train_stream)
+    (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
+    assert f"names {right:.0%} of those right" in choice.told
+    assert len(soft_targets(s)) == int(right) and "L_im" in s.round_losses
+
+
+def test_an_s_without_t2s_classes_is_not_asked_for_them():
+    model = CoupledModel.build(
+        ModuleEncoder(CICNN(4, SHAPE, width=0.05), input_shape=SHAPE),
+        CICNN(3, SHAPE, width=0.05),
+        SHAPE,
+    )
+    s = strategy(model=model)
+    s.train(adaptation_benchmark(images(), images(seed=2), images(seed=1)).train_stream)
+    assert not soft_targets(s) and "L_im" in s.round_losses
 
 
 def test_without_any_label_s_itself_teaches_too():
