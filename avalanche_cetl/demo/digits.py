@@ -81,10 +81,24 @@ def _split(images: Tensor, labels: Tensor, share: float = TEST_SHARE) -> tuple[S
     return Split(images[train], labels[train]), Split(images[test], labels[test])
 
 
-def with_validation(digits: Digits) -> Digits:
-    """Return the pair with a validation part of the target's training rows as its test set.
+def validation_digits() -> Digits:
+    """Return both sets with validation parts of the training rows in place of the test rows.
 
-    Settings are chosen on it: the target's test rows are not in it.
+    Settings are chosen on them.
     """
-    train, validation = _split(digits.target_train.images, digits.target_train.labels)
-    return Digits(digits.source_train, digits.source_test, train, validation)
+    digits = load_digits_pair()
+    parts = (_split(one.images, one.labels) for one in (digits.source_train, digits.target_train))
+    return Digits(*(split for pair in parts for split in pair))
+
+
+def jitter(images: Tensor) -> Tensor:
+    """Turn, shift and scale every image on its own, ``(N, C, H, W)``; empty space is black."""
+    count = len(images)
+    angle = (2 * torch.rand(count) - 1) * (15 * torch.pi / 180)
+    scale = 1 / (0.8 + 0.4 * torch.rand(count))
+    shift = 2 * 0.1 * (2 * torch.rand(count, 2) - 1)  # of a side that is 2 wide
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
+    matrix = torch.stack(rows, 1).to(images)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,28 @@ import torch
 from tqdm import tqdm
 
 from avalanche_cetl.demo.digits import Digits, load_digits_pair
-from avalanche_cetl.demo.methods import Comparison
-from avalanche_cetl.demo.report import write_report
-from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Result, Settings
+from avalanche_cetl.demo.methods import (
+    ALONE,
+    BEST,
+    DEFAULTS,
+    SOFT,
+    SOURCE_FREE,
+    SOURCE_ONLY,
+    Comparison,
+)
+from avalanche_cetl.demo.pictures import draw_bars, draw_stream
+from avalanche_cetl.demo.report import table_lines, write_report
+from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Settings
+from avalanche_cetl.demo.stream import PermutedDigits
 from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
 
-CETL_VARIANTS = ("e", "fi", "gfi")
-SCHEMA = 1
+CETL_ROWS: dict[str, dict[str, Any]] = {
+    "CETL e": {"variant": "e"},
+    "CETL fi": {"variant": "fi"},
+    DEFAULTS: {},
+    BEST: {"preset": "best"},
+}
+SCHEMA = 2
 
 
 def run_demo(
@@ -34,12 +50,13 @@ def run_demo(
     digits: Digits | None = None,
     show: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """Run both blocks of the demo, and write results and pictures into a folder.
+    """Run the three blocks of the demo, and write results and pictures into a folder.
 
     It writes ``results.json`` (returned as well; its fields are described in
-    ``docs/results/demo.md``), ``curves.png`` (Fig. 2's curves of CETL gfi with few labels),
-    ``reconstructions.png`` (held-out target images, T1(S(x)) and T1(T2(x))) and ``report.html``
-    with all of it.
+    ``docs/results/demo.md``), ``report.html`` with all of it, and the pictures that it shows:
+    ``few_labels.png``, ``no_target_label.png`` and ``stream.png`` (accuracies of the blocks),
+    ``reconstructions.png`` (test images, T1(S(x)) and T1(T2(x))) and ``curves.png`` (Fig. 2's
+    curves), both of CETL's defaults with few labels.
 
     :param out: the folder; made when missing.
     :param seed: of labels kept, initial weights, mini-batches and the gate, >= 0.
@@ -58,38 +75,48 @@ def run_demo(
         tqdm(desc="loading digits", unit="epoch", dynamic_ncols=True) as bar,
     ):
         warnings.filterwarnings("ignore", module="avalanche")  # would break into the bar
-        comparison = Comparison(digits or load_digits_pair(), seed, settings, bar.update)
-        bar.total = comparison.total_ticks()
-        few = list(_rows(bar, few_label_jobs(comparison)))
-        unsupervised = list(_rows(bar, unsupervised_jobs(comparison)))
+        pair = digits or load_digits_pair()
+        comparison = Comparison(pair, seed, settings, bar.update)
+        stream = PermutedDigits(pair, seed, settings, bar.update)
+        bar.total = comparison.total_ticks() + stream.total_ticks()
+        blocks = {
+            "few_labels": _rows(bar, few_label_jobs(comparison)),
+            "no_target_label": _rows(bar, no_label_jobs(comparison)),
+            "stream": _rows(bar, [(name, partial(stream.run, name)) for name in stream.plugins]),
+        }
         bar.set_description("drawing")
     results = {
         "schema": SCHEMA,
         "seed": seed,
         "quick": quick,
-        "settings": asdict(settings) | {"gfi": settings.gfi.describe()},
+        "settings": asdict(settings),
         "data": _data(comparison),
-        "few_labels": [row.as_dict() for row in few],
-        "unsupervised": [row.as_dict() for row in unsupervised],
+        **blocks,
         "seconds": time.perf_counter() - start,
         "versions": {
             name: version(name) for name in ("avalanche-cetl", "avalanche-lib", "torch", "timm")
         }
         | {"python": platform.python_version()},
     }
-    model = comparison.models["CETL gfi"]
-    images = comparison.digits.target_test.images[:10]
-    plot_reconstructions(
-        model, images, folder / "reconstructions.png", "held-out optdigits, CETL gfi, few labels"
-    )
-    plot_curves(few[-1].history, folder / "curves.png")
+    _draw(results, comparison, folder)
     with open(folder / "results.json", "w", encoding="utf-8") as file:
         json.dump(_without_nan(results), file, indent=1)
     write_report(results, folder)
     for line in table_lines(results):
         show(line)
-    show(f"\nwritten to {folder}: results.json, curves.png, reconstructions.png, report.html")
+    show(f"\nwritten to {folder}: report.html, results.json and the report's pictures")
     return results
+
+
+def _draw(results: dict[str, Any], comparison: Comparison, folder: Path) -> None:
+    """Draw the report's pictures."""
+    for block in ("few_labels", "no_target_label"):
+        draw_bars(results[block], folder / f"{block}.png")
+    draw_stream(results["stream"], folder / "stream.png")
+    images = comparison.digits.target_test.images[:10]
+    plot_reconstructions(comparison.models[DEFAULTS], images, folder / "reconstructions.png")
+    history = next(row for row in results["few_labels"] if row["method"] == DEFAULTS)["history"]
+    plot_curves(history, folder / "curves.png")
 
 
 @contextmanager
@@ -103,7 +130,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-Job = tuple[str, Callable[[], Result]]
+Job = tuple[str, Callable[[], Any]]
 
 
 def few_label_jobs(comparison: Comparison) -> list[Job]:
@@ -111,29 +138,32 @@ def few_label_jobs(comparison: Comparison) -> list[Job]:
     jobs: list[Job] = [
         ("S", comparison.train_source),
         ("linear probe", comparison.linear_probe),
-        ("target alone", comparison.target_alone),
+        (ALONE, comparison.target_alone),
+        (SOFT, comparison.soft_targets),
     ]
+    for name, settings in CETL_ROWS.items():
+        jobs.append((name, partial(comparison.cetl, name, **settings)))
     for name in ("Naive", "EWC", "LwF"):
-        jobs.append((name, lambda name=name: comparison.fine_tuning(name)))  # type: ignore[misc]
-    for variant in CETL_VARIANTS:
-        jobs.append((f"CETL {variant}", lambda v=variant: comparison.cetl(v)))  # type: ignore[misc]
+        jobs.append((name, partial(comparison.fine_tuning, name)))
     return jobs
 
 
-def unsupervised_jobs(comparison: Comparison) -> list[Job]:
+def no_label_jobs(comparison: Comparison) -> list[Job]:
     """Return the methods of the second block; S has to be trained before them."""
-    jobs: list[Job] = [("source only", comparison.source_only)]
-    for variant in CETL_VARIANTS:
-        jobs.append(
-            (f"CETL {variant}, unsupervised", lambda v=variant: comparison.cetl_unsupervised(v))  # type: ignore[misc]
-        )
-    return jobs
+    return [
+        ("S", comparison.source_itself),
+        (SOURCE_ONLY, comparison.source_only),
+        (BEST, comparison.adaptation),
+        (SOURCE_FREE, comparison.without_source_data),
+    ]
 
 
-def _rows(bar: tqdm, jobs: Sequence[Job]) -> Iterator[Result]:
+def _rows(bar: tqdm, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    rows = []
     for name, job in jobs:
         bar.set_description(name)
-        yield job()
+        rows.append(job().as_dict())
+    return rows
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
@@ -160,25 +190,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and value != value:
         return None
     return value
-
-
-def table_lines(results: dict[str, Any]) -> list[str]:
-    """Return the two tables as lines of text."""
-    data = results["data"]
-    head = f"{'':30}{'target acc.':>12}{'source acc.':>12}{'trainable':>12}{'seconds':>9}"
-    lines = []
-    few = f"{data['labels_per_class']} labels a class, {data['target_train']} target images"
-    for title, block in ((few, "few_labels"), ("no target label", "unsupervised")):
-        lines += ["", title, head]
-        for row in results[block]:
-            lines.append(
-                f"{row['method']:30}{row['target_accuracy']:11.2f}%{row['source_accuracy']:11.2f}%"
-                f"{row['trainable']:12,}{row['seconds']:9.1f}"
-            )
-    best = results["few_labels"][-1]
-    lines += [
-        "",
-        "CETL gfi, few labels, held-out target images, error over pixel variance: "
-        f"T1(S(x)) {best['source_error']:.2f}, T1(T2(x)) {best['target_error']:.2f}",
-    ]
-    return lines

@@ -27,7 +27,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
     :param path: where the PNG goes.
     :return: the path.
     """
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = ("-", "--", "-.")
     for panel, prefix in ((left, "L_"), (right, "DWA")):
@@ -49,8 +49,10 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
                 label=label,
             )
         panel.set_xlabel("round")
-        if names:
-            panel.legend(frameon=False)
+        if names:  # above the panel, where no curve is
+            panel.legend(
+                frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small"
+            )
         panel.spines[["top", "right"]].set_visible(False)
     left.set_yscale("log")
     left.set_ylabel("loss, mean over a round")

@@ -21,16 +21,19 @@ class Situation:
     :ivar unlabelled: target rows without one.
     :ivar others: labelled rows of another domain.
     :ivar has_source: whether there is an S.
-    :ivar per_class: target rows with a label for each class that has any, a mean; 0 without.
-    :ivar source_accuracy: the share of the other domain's labelled rows, of 512 at most, whose
-        class S itself names; None where target rows have labels, or there are no others or no S.
+    :ivar classes: of the labelled rows of either domain.
+    :ivar known: of these, classes with a labelled target row.
+    :ivar source_accuracy: how well S itself names the other domain's labelled rows, of 512 at
+        most: the mean over classes of the share that it names right. None where S has no classifier
+        of as many classes as T2, and where target rows have labels or there are no others.
     """
 
     labelled: int
     unlabelled: int
     others: int
     has_source: bool
-    per_class: float = 0.0
+    classes: int = 0
+    known: int = 0
     source_accuracy: float | None = None
 
     @classmethod
@@ -48,19 +51,22 @@ class Situation:
             unlabelled=len(rows.target) - len(known),
             others=others,
             has_source=has_source,
-            per_class=len(known) / max(1, len(set(known))),
+            classes=len({int(label) for label in rows.labelled.targets}),
+            known=len(set(known)),
             source_accuracy=accuracy,
         )
 
     @property
     def same_classes(self) -> bool:
-        """Whether S's classes are T2's: S names at least half of the other domain's rows right."""
-        return self.source_accuracy is not None and self.source_accuracy >= 0.5
+        """Whether S's classes are T2's: it is nearer to naming all of them right than to chance."""
+        if self.source_accuracy is None or self.classes < 2:
+            return False
+        return self.source_accuracy >= (1 + 1 / self.classes) / 2
 
     def __str__(self) -> str:
         source = "a source network" if self.has_source else "no source network"
         if self.source_accuracy is not None:
-            source += f" that names {self.source_accuracy:.0%} of those right"
+            source += f" that names {self.source_accuracy:.0%} of them right"
         return ", ".join(
             [
                 f"{self.labelled} labelled target rows",
@@ -112,6 +118,11 @@ class Choice(CETLPlugin):
         chosen = ", ".join(shown) if shown else "the labels alone"
         self.told = f"experience {strategy.data.number} has {situation}: {chosen}"
         logger.info(self.told)
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let all take part again: the next experience is checked before the choice is made."""
+        for plugin, _ in self.plugins:
+            plugin.enabled = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the latest line, for checkpoints; the plugins are kept as the strategy's own."""

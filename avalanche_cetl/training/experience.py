@@ -122,26 +122,30 @@ class Experience:
         return torch.cat(features), torch.cat(labels)
 
     @torch.no_grad()
-    def source_accuracy(self, size: int, device: torch.device, most: int = 512) -> float:
-        """Return the share of labelled rows, of either domain, whose class S itself names.
+    def source_accuracy(self, size: int, device: torch.device, most: int = 512) -> float | None:
+        """Return how well S itself names the classes of labelled rows, of either domain.
 
-        0 where S has no classifier, or not as many classes as T2.
+        The mean over classes of the share that S names right, in [0, 1]. None where S gives no
+        logits, or not as many as T2.
 
         :param size: rows that S reads at once.
-        :param most: rows that are read, evenly spaced.
+        :param most: rows that are read, drawn at random, the same each time.
         """
         source: Any = self.model.source
         dataset = self.rows.labelled
         _, classes = self.model.target.measure(self.model.input_shape)
-        if source is None or source.num_classes != classes:
-            return 0.0
-        indices = range(0, len(dataset), -(-len(dataset) // most))
-        right = 0
+        if source is None or source.num_classes != classes or not len(dataset):
+            return None
+        drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+        indices = drawn[:most].tolist()
+        right, seen = torch.zeros(classes), torch.zeros(classes)
         for start in range(0, len(indices), size):
             found = self._read(dataset, indices[start : start + size], device)
-            logits = source.cheapest_logits(found.images, found.features)
-            right += int((logits.argmax(1) == found.labels).sum())
-        return right / max(1, len(indices))
+            named = source.cheapest_logits(found.images, found.features).argmax(1)
+            labels = found.labels.cpu()
+            seen += torch.bincount(labels, minlength=classes)
+            right += torch.bincount(labels[(named == found.labels).cpu()], minlength=classes)
+        return float((right[seen > 0] / seen[seen > 0]).mean())
 
 
 @contextmanager

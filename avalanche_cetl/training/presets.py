@@ -7,11 +7,11 @@ none).
 (variant ``"direct"``), in one step from the labels and from plugins on the target rows. It looks at
 the experience (:class:`~avalanche_cetl.training.choice.Choice`, which logs a line):
 
-- target rows with labels: ``SoftTargets`` of a probe on S, with a weight of 10 up to 10 labels per
-  class, and of 100 / n for n > 10 of them: the more labels there are, the less a probe adds;
+- target rows with labels, of every class: ``SoftTargets`` of a probe on S, with a weight of 10 up
+  to 10 labels per class, and the less the more labels there are (:class:`ProbeWeight`);
 - no target label, but labelled rows of another domain: ``InformationMaximization``; and
-  ``SoftTargets`` of S itself, with a weight of 0.3 that falls to 0, where S names at least half of
-  those rows right, so that its classes are T2's;
+  ``SoftTargets`` of S itself, with a weight of 0.3 that falls to 0, where S names most of those
+  rows right, so that its classes are T2's;
 - no label at all: the same two; S's classes have to be T2's.
 
 Information maximisation wants classes that are about equally frequent; for others give
@@ -95,16 +95,16 @@ class Preset:
             if own[name] == earlier:
                 del own[name]
         own["gfi"] = self.gfi.describe()
-        made = [rule.make() for rule in self.plugins]
-        own["plugins"] = [
-            {"class": type(plugin).__name__}
-            | {
-                k: v
-                for k, v in vars(plugin).items()
-                if isinstance(v, int | float | str) and (k, v) != ("anneal", False)
+        own["plugins"] = []
+        for rule in self.plugins:
+            plugin = rule.make()
+            found = {
+                name: value
+                for name, value in vars(plugin).items()
+                if isinstance(value, int | float | str) and (name, value) != ("anneal", False)
             }
-            for plugin in made
-        ]
+            weight = {} if rule.weight is None else {"weight": repr(rule.weight)}
+            own["plugins"].append({"class": type(plugin).__name__} | found | weight)
         return own
 
     def plugins_beside(self, plugins: Sequence[BasePlugin], model: Any) -> list[BasePlugin]:
@@ -122,7 +122,8 @@ class Preset:
 
 
 def _labelled(given: Situation) -> bool:
-    return given.labelled > 0 and given.has_source
+    """Return whether a probe can be fitted: every class has a target row with a label."""
+    return given.has_source and given.known > 1 and given.known == given.classes
 
 
 def _no_target_label(given: Situation) -> bool:
@@ -133,9 +134,25 @@ def _source_teaches(given: Situation) -> bool:
     return given.labelled == 0 and (given.others == 0 or given.same_classes)
 
 
-def _probe_weight(given: Situation) -> float:
-    """Return 10 up to 10 labels per class, then in proportion less."""
-    return min(10.0, 100.0 / max(1.0, given.per_class))
+@dataclass(frozen=True)
+class ProbeWeight:
+    """The weight of a probe's soft targets, a mean over all target rows.
+
+    A label speaks for its row with weight 1. Beside it the probe has ``full`` up to ``labels``
+    labels per class, and then less in proportion. The mean over all rows gives rows without a label
+    as much. It is never more than ``full``.
+    """
+
+    full: float = 10.0
+    labels: int = 10
+
+    def __call__(self, given: Situation) -> float:
+        """Return the weight."""
+        if not given.labelled:
+            return self.full
+        per_class = given.labelled / max(1, given.known)
+        rows = (given.labelled + given.unlabelled) / given.labelled
+        return self.full * min(1.0, rows * self.labels / per_class)
 
 
 #: As the paper prints it: raw GFI, the goal T1(S(x)) from T1 as it changes, one pass for each
@@ -153,7 +170,7 @@ PAPER = Preset(
 BEST = Preset(
     variant="direct",
     plugins=(
-        Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe"), _labelled, _probe_weight),
+        Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe"), _labelled, ProbeWeight()),
         Rule(lambda: SoftTargets(2.0, 0.3, rows="target", anneal=True), _source_teaches),
         Rule(lambda: InformationMaximization(1.0, rampup_rounds=4), _no_target_label),
     ),

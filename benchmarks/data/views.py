@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avalanche_cetl.demo import jitter
+
 
 def views(x: Tensor) -> Tensor:
     """Flip half of the images ``(N, C, H, W)``, and shift each by up to 4 pixels."""
@@ -17,19 +19,6 @@ def views(x: Tensor) -> Tensor:
     x = x.gather(2, rows.expand(-1, channels, -1, width + 8))
     columns = (right + torch.arange(width, device=x.device)).view(count, 1, 1, width)
     return x.gather(3, columns.expand(-1, channels, height, -1))
-
-
-def jitter(images: Tensor) -> Tensor:
-    """Turn, shift and scale every image on its own, ``(N, C, H, W)``; empty space is black."""
-    count = len(images)
-    angle = (2 * torch.rand(count) - 1) * (15 * torch.pi / 180)
-    scale = 1 / (0.8 + 0.4 * torch.rand(count))
-    shift = 2 * 0.1 * (2 * torch.rand(count, 2) - 1)  # of a side that is 2 wide
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
-    matrix = torch.stack(rows, 1).to(images)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
 
 
 class JitterOne:

@@ -93,6 +93,11 @@ def preset(variant: str, name: str) -> Method:
     return train
 
 
+def as_it_comes(name: str | None) -> Method:
+    """Return CETL with the defaults, or with a preset and its own variant, and nothing else set."""
+    return lambda job: coupled(job, preset=name, gfi=None, warmup_epochs=None)
+
+
 # ------------------------------------------------------------------ hints
 
 

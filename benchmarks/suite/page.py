@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.records import cell, error, shown_mean
+from benchmarks.records import cell, error, read, shown_mean
 from benchmarks.suite.rows import ROWS
 from benchmarks.suite.runs import FOLDER, S_ITSELF, SEEDS, TEST, kept_runs
 from benchmarks.suite.tasks import TASKS
@@ -80,7 +80,7 @@ def verdict() -> str:
         runs = tested(name)
         if BEST not in runs:
             continue
-        cells = [name, "development" if task.development else "read once"]
+        cells = [name, "development" if task.development else "kept back"]
         cells.append(_over(runs, DEFAULTS, [ALONE]))
         cells.append(_over(runs, BEST, [row for row in ROWS if ROWS[row].single]))
         cells.append(_over(runs, BEST, RIVALS))
@@ -106,12 +106,25 @@ def _over(runs: dict[str, Any], row: str, others: Any) -> str:
     return f"{mean:+.1f} ± {spread:.1f}{told}"
 
 
+def before() -> str:
+    """Write what the preset had before its last change, beside what it has now."""
+    old = read(FOLDER / "before" / "preset.json")["runs"]
+    lines = []
+    for name, task in TASKS.items():
+        values = [run["accuracy"] for run in old if run["task"] == name]
+        if values:
+            kind = "development" if task.development else "kept back"
+            lines.append([name, kind, cell(values), cell(accuracies(tested(name).get(BEST, [])))])
+    return markdown.table(["test accuracy %", "", "preset best, before", "now"], lines)
+
+
 def render() -> None:
     """Write ``table.md``."""
     parts = [
         "Means over three seeds with standard errors; written by `python -m benchmarks.suite`.",
-        "**Development tasks**", table(True), "**Tasks read once**", table(False),
+        "**Development tasks**", table(True), "**Tasks kept back**", table(False),
         "**What holds**", verdict(),
+        "**The preset before its last change**", before(),
     ]  # fmt: skip
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "table.md").write_text("\n\n".join(parts) + "\n")

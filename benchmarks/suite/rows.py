@@ -147,6 +147,7 @@ ROWS = {
     "minimum class confusion": Row(beside_labels(_confusion), ("adaptation", "free"), single=True),
     "MCC, SKADA": Row(rival("MCC"), **_RIVAL),  # type: ignore[arg-type]
     "DANN, SKADA": Row(rival("DANN"), **_RIVAL),  # type: ignore[arg-type]
+    "CDAN, SKADA": Row(rival("CDAN"), **_RIVAL),  # type: ignore[arg-type]
     "CETL, preset paper": Row(with_settings(preset="paper"), _WITH_LABELS),
     "CETL, defaults": Row(with_settings(), _WITH_LABELS),
     "CETL, preset best": Row(with_settings(preset="best")),

@@ -3,7 +3,9 @@
 Fixed before anything was run:
 
 - Half of the tasks are for development: settings, defaults and the preset are chosen on their
-  *validation* images. The others are read once, when all is chosen, with every row at once.
+  *validation* images. The others are kept back: nothing is chosen by their images. Most of them
+  were read twice: their accuracies were known when the preset was changed once more (by validation
+  images of development tasks, ``trials.py``). MNIST to MNIST-M and distillation were read once.
 - Test images are read after the last epoch alone, and nothing is chosen by them.
 - T2 is a CI-CNN of width 0.25; Adam with a learning rate of 2e-3 that falls to zero by a cosine,
   mini-batches of 32, the same views of training images for every row.
@@ -19,7 +21,7 @@ data S and the target's images are all there is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,23 @@ def pair(first: str, second: str, source_free: bool = False) -> Callable[[str, i
         return Data(_hidden(chosen, 0, 0), held, test, source, None if source_free else other)
 
     return make
+
+
+def few_of_pair(first: str, second: str, per_class: int) -> Callable[[str, int], Data]:
+    """Return what makes a pair's second domain with so many labels per class, and no other."""
+    hidden = pair(first, second, source_free=True)
+
+    def make(root: str, seed: int) -> Data:
+        found = hidden(root, seed)
+        chosen = draw(split_off(_labelled(second, root)[0], HELD_BACK // 10)[1], DOMAIN // 10)
+        return replace(found, train=_hidden(chosen, per_class, seed))
+
+    return make
+
+
+def digits_without_source(root: str, seed: int) -> Data:
+    """Make optdigits without a label, and an S, without its images."""
+    return replace(_to_optdigits(root, seed), other=None)
 
 
 # ------------------------------------------------------------------ photographs

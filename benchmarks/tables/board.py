@@ -63,7 +63,9 @@ class Place:
         """Return what its result depends on; the strength, if one is given and the row has any."""
         row = self.the_row
         found = {k: v for k, v in asdict(self.budget).items() if k not in row.unread}
-        if row.preset is not None:
+        if row.as_it_comes:
+            found["preset"] = parse_preset(row.preset).describe()
+        elif row.preset is not None:
             found["preset"] = parse_preset(row.preset, "gfi").describe()
         if row.strengths and strength is not None:
             found["strength"] = strength

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.methods import cetl
 from benchmarks.methods.job import Method
 from benchmarks.methods.sources import Source
 
@@ -26,6 +27,7 @@ class Row:
     :ivar changes: values of the budget that differ from the table's, by name.
     :ivar unread: values of the budget that its result does not depend on.
     :ivar preset: of the strategy.
+    :ivar as_it_comes: whether it has no variant but the preset's, or the defaults'.
     :ivar reads_features: whether the network reads S's features in place of images.
     :ivar mixed: unlabelled mixed images that it reads for every training image; its rounds have
         two passes over the labels, and are half as many.
@@ -42,9 +44,25 @@ class Row:
     changes: tuple[tuple[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
     preset: str | None = None
+    as_it_comes: bool = False
     reads_features: bool = False
     mixed: int = 0
     source: Source | None = None
+
+
+def as_it_comes(unread: tuple[str, ...]) -> tuple[Row, Row]:
+    """Return the rows of CETL as a user gets it: the defaults, and ``preset="best"``.
+
+    :param unread: values of the budget that neither reads.
+    """
+    defaults = Row(
+        "defaults", "CETL, defaults", cetl.as_it_comes(None), unread=unread, as_it_comes=True
+    )
+    best = Row(
+        "best", "CETL, preset best", cetl.as_it_comes("best"), unread=unread, preset="best",
+        as_it_comes=True,
+    )  # fmt: skip
+    return defaults, best
 
 
 def by_id(*rows: Row) -> dict[str, Row]:

@@ -17,7 +17,7 @@ from benchmarks.methods.job import TransferBudget
 from benchmarks.records import accuracies, cell, paired, shown_mean
 from benchmarks.tables import table2
 from benchmarks.tables.photographs import Photographs
-from benchmarks.tables.rows import Row, by_id
+from benchmarks.tables.rows import Row, as_it_comes, by_id
 from benchmarks.tables.table2 import SOFT, WEIGHTS
 
 
@@ -49,6 +49,7 @@ BUDGETS = {
 ROWS = by_id(
     Row("features", "feature distillation", distillation.feature_distillation_on_all, WEIGHTS),
     Row("soft_targets", "soft targets", distillation.soft_targets_on_all(of_probe), SOFT),
+    *as_it_comes(("warmup_epochs", "gfi_samples")),
     Row("hints", "CETL gfi, hints", cetl.hints_on_unlabelled("gfi"), PENALTIES[1:2]),
     *(
         Row(

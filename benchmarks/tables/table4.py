@@ -18,7 +18,7 @@ from benchmarks.methods.sources import WithTeacher, teacher
 from benchmarks.records import accuracies, cell, shown_mean
 from benchmarks.tables import table2
 from benchmarks.tables.photographs import Photographs
-from benchmarks.tables.rows import Row, by_id
+from benchmarks.tables.rows import Row, as_it_comes, by_id
 from benchmarks.tables.table2 import MIXED, SOFT, WEIGHTS
 
 HUNDRED = "CIFAR-100"
@@ -68,6 +68,7 @@ OF_CIFAR10 = (
     Row("cetl_e", "CETL e", cetl.printed("e")),
     Row("cetl_fi", "CETL fi", cetl.printed("fi")),
     Row("cetl_gfi", "CETL gfi", cetl.printed("gfi")),
+    *as_it_comes(("warmup_epochs", "gfi_samples")),
     Row(
         "hints_soft",
         "CETL gfi, hints, soft targets",

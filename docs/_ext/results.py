@@ -6,7 +6,7 @@ A figure is named by a text whose parts are parted by ``>``:
     mean and standard error over seeds of the accuracy of a row
 ``tables/table2 > CETL e - baseline``
     the difference of two rows, paired by seed; ``table2/baseline`` is a row of another table
-``demo/table.md > CETL e``
+``demo/table.md > T2 alone``
     a row of a table in Markdown: its first column of figures, or the one named after a third ``>``;
     ``continual/table.md > permuted-10 > EWC`` looks below the line ``**permuted-10**``
 ``speed/epoch.json > results > plugins > EWCPlugin > median``

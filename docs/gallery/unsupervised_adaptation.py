@@ -119,5 +119,5 @@ if __name__ == "__main__":
 # 120 networks for each direction how well this score and others follow accuracy. Soft neighbourhood
 # density is best for networks that have hardly learnt: do not choose by it alone.
 #
-# ``preset="best"`` gets further than this page, with more rounds and more plugins: :doc:`Table 5
-# </results/paper>`.
+# ``preset="best"`` gets further than this page, in one step without a decoder: see
+# :doc:`what a user gets </results/suite>`.

@@ -7,22 +7,30 @@ from benchmarks import demo_seeds
 
 def test_the_best_accuracy_of_a_block_is_bold(monkeypatch, tmp_path):
     monkeypatch.setattr(demo_seeds, "FOLDER", tmp_path)
-    names = {"few_labels": "target network alone", "unsupervised": "source only"}
+    names = {"few_labels": "T2 alone", "no_target_label": "T2, source only"}
     for seed in (0, 1):
         document = {"seed": seed}
         for block, baseline in names.items():
             document[block] = [
                 {"method": method, "target_accuracy": target + seed, "source_accuracy": source,
-                 "seconds": 1.0, "source_error": 0.1, "target_error": 0.2}
-                for method, target, source in ((baseline, 50.0, 20.0), ("CETL gfi", 60.0, 10.0))
+                 "seconds": 1.0, "source_error": 0.1, "target_error": 0.2, "note": ""}
+                for method, target, source in (
+                    (baseline, 50.0, 20.0), ("CETL, defaults (gfi)", 60.0, 10.0)
+                )
             ]  # fmt: skip
+        document["stream"] = [
+            {"method": method, "averages": [9.0, last + seed], "first": [9.0, 5.0], "seconds": 2.0}
+            for method, last in (("EWC", 70.0), ("GFIPlugin", 69.0))
+        ]
         (tmp_path / f"seed-{seed}.json").write_text(json.dumps(document))
     lines = demo_seeds.table().splitlines()
-    assert lines[0] == "Means over seeds 0, 1, with standard errors."
-    assert lines[4] == (
-        "| target network alone | 50.50 ± 0.50 | +0.00 ± 0.00 | **20.00 ± 0.00** | 1.0 |"
+    assert lines[0].startswith("Means over seeds 0, 1, with standard errors. Higher is better")
+    assert lines[4] == ("| T2 alone | 50.50 ± 0.50 | +0.00 ± 0.00 | **20.00 ± 0.00** | 1.0 |  |")
+    assert lines[5] == (
+        "| CETL, defaults (gfi) | **60.50 ± 0.50** | +10.00 ± 0.00 | 10.00 ± 0.00 | 1.0 |  |"
     )
-    assert lines[5] == "| CETL gfi | **60.50 ± 0.50** | +10.00 ± 0.00 | 10.00 ± 0.00 | 1.0 |"
+    assert "| EWC | **70.50 ± 0.50** | +0.00 ± 0.00 | **5.00 ± 0.00** | 2.0 |  |" in lines
+    assert "| GFIPlugin | 69.50 ± 0.50 | -1.00 ± 0.00 | **5.00 ± 0.00** | 2.0 |  |" in lines
     assert lines[-1].endswith("T1(S(x)) 0.100 ± 0.000, T1(T2(x)) 0.200 ± 0.000.")
 
 

@@ -5,7 +5,7 @@ import pytest
 from benchmarks import render
 
 
-@pytest.mark.parametrize("page", render.PAGES, ids=["README", "tables"])
+@pytest.mark.parametrize("page", render.PAGES, ids=["README", "tables", "tried"])
 def test_a_page_says_what_the_result_files_say(page, monkeypatch):
     """No figure is typed by hand: made anew, the page is the same."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **kwargs: None)

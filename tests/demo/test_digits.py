@@ -1,6 +1,6 @@
 import torch
 
-from avalanche_cetl.demo.digits import SHAPE, load_digits_pair, with_validation
+from avalanche_cetl.demo.digits import SHAPE, jitter, load_digits_pair, validation_digits
 
 
 def test_the_pair_is_real_stratified_and_of_one_shape(pair):
@@ -15,11 +15,22 @@ def test_the_pair_is_real_stratified_and_of_one_shape(pair):
 def test_the_split_is_fixed_and_validation_comes_from_training_rows(pair):
     again = load_digits_pair()
     assert torch.equal(pair.target_test.images, again.target_test.images)
-    tuning = with_validation(pair)
-    assert len(tuning.target_train) + len(tuning.target_test) == len(pair.target_train)
+    tuning = validation_digits()
 
     def keys(split):
         return {image.numpy().tobytes() for image in split.images}
 
-    held_out = keys(pair.target_test) - keys(pair.target_train)
-    assert not held_out & (keys(tuning.target_train) | keys(tuning.target_test))
+    for name in ("source", "target"):
+        train, test = (getattr(pair, f"{name}_{part}") for part in ("train", "test"))
+        parts = [getattr(tuning, f"{name}_{part}") for part in ("train", "test")]
+        assert sum(map(len, parts)) == len(train)
+        held_out = keys(test) - keys(train)
+        assert not held_out & (keys(parts[0]) | keys(parts[1]))
+
+
+def test_every_image_is_turned_on_its_own(pair):
+    torch.manual_seed(0)
+    one = pair.target_train.images[:1]
+    found = jitter(one.expand(8, -1, -1, -1))
+    assert found.shape == (8, *SHAPE) and len({x.numpy().tobytes() for x in found}) == 8
+    assert (found - one).abs().mean() < 0.25

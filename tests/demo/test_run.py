@@ -1,12 +1,21 @@
 import json
+from html import escape
 
 import pytest
 
-from avalanche_cetl import GFISettings
 from avalanche_cetl.__main__ import main
 from avalanche_cetl.demo.digits import Digits, Split
-from avalanche_cetl.demo.run import run_demo
-from avalanche_cetl.demo.settings import Settings
+from avalanche_cetl.demo.methods import (
+    ALONE,
+    BEST,
+    DEFAULTS,
+    SOURCE_FREE,
+    SOURCE_ONLY,
+    Comparison,
+)
+from avalanche_cetl.demo.report import sentences
+from avalanche_cetl.demo.run import few_label_jobs, no_label_jobs, run_demo
+from avalanche_cetl.demo.settings import Settings, StreamSettings
 
 
 def test_the_demo_writes_everything_it_promises(pair, tmp_path):
@@ -22,31 +31,77 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
     settings = Settings(
         width=0.1,
         source_epochs=1,
-        warmup_epochs=1,
         rounds=2,
         adaptation_rounds=1,
-        gfi=GFISettings(samples=8),
+        stream=StreamSettings(experiences=2, epochs=1, hidden=16),
     )
     lines = []
     results = run_demo(tmp_path / "out", 3, settings=settings, digits=small, show=lines.append)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert written["seed"] == 3 and written["schema"] == 1
-    assert written["settings"]["gfi"] == settings.gfi.describe()
+    assert written["seed"] == 3 and written["schema"] == 2
+    assert written["settings"]["stream"]["experiences"] == 2
     methods = [row["method"] for row in written["few_labels"]]
-    assert methods[1:3] == ["linear probe on S", "target network alone"]
-    assert methods[-3:] == ["CETL e", "CETL fi", "CETL gfi"]
-    assert len(methods) == 9 and len(written["unsupervised"]) == 4
-    for row in written["few_labels"] + written["unsupervised"]:
+    assert methods[:4] == ["S itself", "linear probe on S", "T2 alone", "T2, soft targets"]
+    assert methods[-3:] == ["Naive", "EWC", "LwF"] and len(methods) == 11
+    assert all("tunes S" in row["note"] for row in written["few_labels"][-3:])
+    assert len(written["no_target_label"]) == 4
+    for row in written["few_labels"] + written["no_target_label"]:
         assert 0 <= row["target_accuracy"] <= 100 and row["trainable"] > 0
-    gfi = written["few_labels"][-1]
-    assert {"L_rs", "L_rt", "L_c", "DWA1"} <= gfi["history"].keys()
-    assert gfi["source_error"] > 0 and gfi["target_error"] > 0
+    (defaults,) = [row for row in written["few_labels"] if row["method"] == DEFAULTS]
+    assert {"L_rs", "L_rt", "L_c", "DWA1"} <= defaults["history"].keys()
+    assert defaults["source_error"] > 0 and defaults["target_error"] > 0
+    for row in written["stream"]:
+        assert len(row["averages"]) == len(row["first"]) == 2
+        assert row["averages"][0] == row["first"][0]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "http" not in page
-    assert all(row["method"] in page for row in results["few_labels"])
+    assert page.count("data:image/png;base64,") == 5 and "http" not in page
+    assert page.count("igher is better") == 3 and page.count("<table>") == 3
+    for block in ("few_labels", "no_target_label", "stream"):
+        assert all(escape(row["method"]) in page for row in results[block])
+        assert escape(sentences(results)[block]) in page
+        assert (tmp_path / "out" / f"{block}.png").read_bytes()[:4] == b"\x89PNG"
     for picture in ("curves.png", "reconstructions.png"):
         assert (tmp_path / "out" / picture).read_bytes()[:4] == b"\x89PNG"
-    assert any("CETL gfi" in line for line in lines)
+    assert any("GFIPlugin, Kronecker" in line for line in lines)
+
+
+def test_rows_have_as_many_steps_and_the_bar_ends_where_it_says(pair):
+    def few(split, count):
+        return Split(split.images[:count], split.labels[:count])
+
+    small = Digits(
+        few(pair.source_train, 200), few(pair.source_test, 100), few(pair.target_train, 300),
+        few(pair.target_test, 100),
+    )  # fmt: skip
+    settings = Settings(width=0.1, source_width=0.1, source_epochs=1, rounds=1, adaptation_rounds=2)
+    ticks = []
+    comparison = Comparison(small, 0, settings, lambda: ticks.append(1))
+    for _, job in [*few_label_jobs(comparison), *no_label_jobs(comparison)]:
+        job()
+    assert len(ticks) == comparison.total_ticks()
+    # 300 target images make 10 mini-batches a round, 200 source images 7 a pass
+    assert comparison.source_epochs == 2 * 10 // 7
+
+
+def row(method, target, **more):
+    return {"method": method, "target_accuracy": target, **more}
+
+
+def test_a_loss_is_called_a_loss():
+    results = {
+        "data": {"labels_per_class": 10},
+        "few_labels": [row(ALONE, 90.0), row(BEST, 88.75)],
+        "no_target_label": [row(SOURCE_ONLY, 70.0), row(BEST, 80.5), row(SOURCE_FREE, 60.0)],
+        "stream": [
+            {"method": name, "averages": [90.0, last]}
+            for name, last in (("Naive", 50.0), ("EWC", 60.0), ("GFIPlugin, Kronecker", 55.0))
+        ],
+    }
+    told = sentences(results)
+    assert "88.8 % of the test images, 1.2 points below the same network" in told["few_labels"]
+    assert "80.5 %, 10.5 points above" in told["no_target_label"]
+    assert "it is 60.0 %" in told["no_target_label"]
+    assert "After 2 experiences" in told["stream"] and "5.0 points below EWC" in told["stream"]
 
 
 def test_command_lines_out_of_range_are_refused(capsys):

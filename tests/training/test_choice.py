@@ -51,15 +51,37 @@ def test_few_labels_are_helped_by_a_probe_on_s():
 
 
 def soft_targets(s):
-    """Return the preset's SoftTargets that take part."""
-    return [p for p in s.plugins if isinstance(p, SoftTargets) and p.enabled]
+    """Return the preset's SoftTargets of a probe, where it took part."""
+    found = [p for p in s.plugins if isinstance(p, SoftTargets) and p.head == "probe"]
+    return found if "L_soft" in s.round_losses else []
 
 
-@pytest.mark.parametrize(("labels", "weight"), [(3, 10.0), (10, 10.0), (25, 4.0)])
-def test_a_probe_counts_less_the_more_labels_there_are(labels, weight):
-    data = transfer_benchmark(images(90), images(seed=1), labels_per_class=labels)
+@pytest.mark.parametrize(
+    ("images_", "labels", "weight"),
+    [(90, 3, 10.0), (90, 10, 10.0), (90, 25, 10 * 10 / 25 * 30 / 25), (90, 30, 10 / 3)],
+)
+def test_a_probe_counts_less_the_more_labels_there_are(images_, labels, weight):
+    data = transfer_benchmark(images(images_), images(seed=1), labels_per_class=labels)
     (plugin,) = soft_targets(trained(data))
     assert plugin.head == "probe" and plugin.weight == pytest.approx(weight)
+
+
+def test_each_experience_has_a_weight_of_its_own():
+    counts = (3, 30, 3)
+    s, found = strategy(), []
+    for count in counts:
+        s.train(transfer_benchmark(images(90), images(), labels_per_class=count).train_stream)
+        found.append(next(p for p in s.plugins if isinstance(p, SoftTargets)).weight)
+    assert found == pytest.approx([10.0, 10 / 3, 10.0])
+
+
+def test_where_a_class_has_no_target_label_no_probe_is_promised():
+    x, y = images()
+    y = torch.where((y == 2) | (torch.arange(30) > 20), -1, y)
+    s = strategy()
+    s.train(adaptation_benchmark(images(12), (x, y), images(), labels_per_class=2).train_stream)
+    (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
+    assert choice.told.endswith("the labels alone") and set(s.round_losses) == {"L_c"}
 
 
 def test_without_target_labels_the_predictions_become_sure_and_even():
@@ -69,27 +91,42 @@ def test_without_target_labels_the_predictions_become_sure_and_even():
 
 
 class Names(ModuleEncoder):
-    """An S that names a row's class by its first pixel, moved by so many classes."""
+    """An S that names a row's class by its first pixel, for a share of the classes."""
 
-    def __init__(self, moved):
-        super().__init__(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
-        self.moved = moved
+    def __init__(self, known, classes=3):
+        super().__init__(CICNN(classes, SHAPE, width=0.05), input_shape=SHAPE)
+        self.known, self.classes = known, classes
 
     def cheapest_logits(self, x, features=None):
-        classes = (x[:, 0, 0, 0] + self.moved).long() % 3
-        return 9 * torch.nn.functional.one_hot(classes, 3).float()
+        label = x[:, 0, 0, 0].long()
+        named = torch.where(label < self.known, label, 0)
+        return 9 * torch.nn.functional.one_hot(named, self.classes).float()
 
 
-@pytest.mark.parametrize(("moved", "right"), [(0, 1.0), (1, 0.0)])
-def test_s_teaches_beside_another_domain_where_its_classes_are_t2s(moved, right):
-    x, y = images(1200)
+@pytest.mark.parametrize(
+    ("known", "right", "teaches"), [(3, "100%", True), (2, "67%", True), (1, "33%", False)]
+)
+def test_s_teaches_beside_another_domain_where_its_classes_are_t2s(known, right, teaches):
+    x, y = images(1200)  # labels in turn: a sample at even distances would miss classes
     x[:, 0, 0, 0] = y.float()
-    model = CoupledModel.build(Names(moved), CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = CoupledModel.build(Names(known), CICNN(3, SHAPE, width=0.05), SHAPE)
     s = strategy(model=model)
     s.train(adaptation_benchmark((x, y), images(seed=2), images(seed=1)).train_stream)
     (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
-    assert f"names {right:.0%} of those right" in choice.told
-    assert len(soft_targets(s)) == int(right) and "L_im" in s.round_losses
+    assert f"names {right} of them right" in choice.told
+    assert ("SoftTargets" in choice.told) is teaches
+    assert ("L_soft" in s.round_losses) is teaches and "L_im" in s.round_losses
+
+
+def test_an_s_that_names_one_frequent_class_does_not_teach():
+    x, y = images(400)
+    y = torch.where(torch.arange(400) % 10 == 0, 1, 0)  # nine in ten are of class 0
+    x[:, 0, 0, 0] = y.float()
+    model = CoupledModel.build(Names(1, 2), CICNN(2, SHAPE, width=0.05), SHAPE)
+    s = strategy(model=model)
+    s.train(adaptation_benchmark((x, y), (x, y), (x[:20], y[:20])).train_stream)
+    (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
+    assert "names 50% of them right" in choice.told and "SoftTargets" not in choice.told
 
 
 def test_an_s_without_t2s_classes_is_not_asked_for_them():
@@ -100,7 +137,9 @@ def test_an_s_without_t2s_classes_is_not_asked_for_them():
     )
     s = strategy(model=model)
     s.train(adaptation_benchmark(images(), images(seed=2), images(seed=1)).train_stream)
-    assert not soft_targets(s) and "L_im" in s.round_losses
+    (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
+    assert "right" not in choice.told and "SoftTargets" not in choice.told
+    assert "L_soft" not in s.round_losses and "L_im" in s.round_losses
 
 
 def test_without_any_label_s_itself_teaches_too():
@@ -173,6 +212,7 @@ def test_a_situation_counts_rows_by_label_and_domain(make, found):
     [
         lambda: transfer_benchmark(images(), images(seed=1), labels_per_class=3),
         lambda: adaptation_benchmark(None, images(seed=2), images(seed=1)),
+        lambda: adaptation_benchmark(images(), images(seed=2), images(seed=1)),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(make, tmp_path):

@@ -1,6 +1,7 @@
 """The suite's rows on a tiny task, and its page from result files made here."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -65,6 +66,9 @@ def written(tmp_path, monkeypatch):
                     "seconds": accuracy,
                 }
             )
+    (tmp_path / "before").mkdir()
+    old = [{"task": "digits-mini", "seed": seed, "accuracy": 60.0 + seed} for seed in runs.SEEDS]
+    (tmp_path / "before" / "preset.json").write_text(json.dumps({"runs": old}))
     kept.add({"row": page.DEFAULTS, "strength": 0.0, "seed": 0, "part": runs.TEST, "accuracy": 1})
     return tmp_path
 
@@ -73,6 +77,7 @@ def test_the_page_shows_means_and_which_bars_hold(written):
     page.render()
     text = (written / "table.md").read_text()
     assert "| 71.0 ± 0.6 |" in text and "**86.0 ± 0.6**" in text
+    assert "| digits-mini | development | 61.0 ± 0.6 | 86.0 ± 0.6 |" in text
     assert "| +5.0 ± 0.0 |" in text and "| +1.0 ± 0.0 |" in text
 
 

@@ -1,0 +1,180 @@
+"""What was tried for the preset and the defaults: ``python -m benchmarks.suite.trials``.
+
+All of it on validation images of development tasks, and of four tasks that exist for this alone.
+No test image is read. ``benchmarks/results/suite/trials.json`` has every run, ``trials.md`` means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from avalanche_cetl import (
+    DecoderHints,
+    FitNetsHints,
+    InformationMaximization,
+    SoftTargets,
+)
+from avalanche_cetl.training import ClassifyStage, CoupledStage, SourceStage, Variant
+from benchmarks import markdown
+from benchmarks.data.views import jitter, views
+from benchmarks.methods.plain import accuracy
+from benchmarks.records import cell
+from benchmarks.suite.rows import cetl
+from benchmarks.suite.runs import FOLDER, PACKAGES, Runs
+from benchmarks.suite.tasks import (
+    BATCH,
+    LEARNING_RATE,
+    WIDTH,
+    Task,
+    digits_without_source,
+    few_of_pair,
+    photographs,
+)
+from benchmarks.suite.tasks import TASKS as SUITE
+
+SEEDS = (100, 101, 102)
+TASKS = {name: task for name, task in SUITE.items() if task.development} | {
+    "USPS, 10 labels": Task(few_of_pair("MN", "US", 10), "few", True, 8, jitter),
+    "USPS, 50 labels": Task(few_of_pair("MN", "US", 50), "few", True, 8, jitter),
+    "CIFAR-10, 100 labels": Task(photographs(100), "few", True, 12, views, False),
+    "digits-mini, no source data": Task(digits_without_source, "free", True, 8, jitter),
+}
+
+
+_DIRECT, _JOINT = {"variant": "direct"}, {"variant": "joint"}
+
+
+class Trial(NamedTuple):
+    """Plugins, and arguments of CETLStrategy."""
+
+    plugins: Callable[[], list[Any]] = list
+    settings: dict[str, Any] = _DIRECT
+
+
+def _probe(weight: float, features: bool = False, anneal: bool = False) -> Callable[[], list[Any]]:
+    def plugins() -> list[Any]:
+        soft = SoftTargets(2.0, weight, rows="target", head="probe", anneal=anneal)
+        return [soft, *([FitNetsHints("hidden", weight=1.0, rows="target")] if features else [])]
+
+    return plugins
+
+
+def _information(weight: float, anneal: bool = False) -> Callable[[], list[Any]]:
+    return lambda: [
+        InformationMaximization(1.0, rampup_rounds=4),
+        SoftTargets(2.0, weight, rows="target", anneal=anneal),
+    ]
+
+
+class _Moving:
+    """Networks whose goal goes through the same random view as the image that T2 sees."""
+
+    def __init__(self, networks: Any):
+        self._networks = networks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._networks, name)
+
+    def goal(self, batch: Any) -> Any:
+        goal, hidden = self._networks.goal(batch)
+        both = self._networks.view(torch.cat([batch.images, goal], 1))
+        self._seen, moved = both.split(batch.images.shape[1], 1)
+        return moved, hidden
+
+    def view(self, _: Any) -> Any:
+        return self._seen
+
+
+class MovedGoal(CoupledStage):
+    """Stage 2 with a goal that is turned and shifted as T2's view is."""
+
+    def losses(self, networks: Any, batch: Any) -> dict[str, Any]:
+        """Return L_rt."""
+        return super().losses(_Moving(networks), batch)  # type: ignore[arg-type]
+
+
+_MOVED = Variant("e-moved", (SourceStage(), MovedGoal(), ClassifyStage()))
+ROWS = {
+    "alone": Trial(),
+    **{f"probe, weight {w:g}": Trial(_probe(w)) for w in (0.5, 1, 2, 3, 5, 10)},
+    **{f"probe, weight {w:g} falling": Trial(_probe(w, anneal=True)) for w in (3, 10)},
+    **{f"probe, weight {w:g}, and features": Trial(_probe(w, features=True)) for w in (3, 10)},
+    "features": Trial(lambda: [FitNetsHints("hidden", weight=1.0, rows="target")]),
+    "hints, joint": Trial(lambda: [DecoderHints(1.0)], _JOINT),
+    "hints, joint, and probe, weight 10": Trial(
+        lambda: [DecoderHints(1.0), *_probe(10.0)()], _JOINT
+    ),
+    "S": Trial(lambda: [SoftTargets(2.0, 1.0, rows="target")]),
+    "information maximisation": Trial(lambda: [InformationMaximization(1.0, rampup_rounds=4)]),
+    **{
+        f"information maximisation and S, weight {w:g}": Trial(_information(w))
+        for w in (0.1, 0.3, 1)
+    },
+    **{
+        f"information maximisation and S, weight {w:g} falling": Trial(_information(w, anneal=True))
+        for w in (0.3, 1, 3)
+    },
+    "defaults": Trial(settings={}),
+    "e": Trial(settings={"variant": "e"}),
+    "e, goal moved with the view": Trial(settings={"variant": _MOVED}),
+    "defaults, stage 2 at 0.03 of the rate": Trial(settings={"lr_factors": (1.0, 0.03)}),
+}
+
+
+def kept_trials() -> Runs:
+    """Return the trials that are there."""
+    settings = {"width": WIDTH, "batch": BATCH, "adam_lr": LEARNING_RATE, "part": "validation"}
+    return Runs(FOLDER / "trials.json", ("task", "row", "seed"), settings, PACKAGES)
+
+
+def table() -> str:
+    """Write the means and standard errors over seeds, a row for each trial, in Markdown."""
+    runs = kept_trials().runs
+    names = [name for name in TASKS if any(run["task"] == name for run in runs)]
+    lines = []
+    for row in ROWS:
+        found = [[r["accuracy"] for r in runs if (r["task"], r["row"]) == (n, row)] for n in names]
+        if any(found):
+            lines.append([row, *(cell(values) for values in found)])
+    header = ["validation accuracy %", *names]
+    said = (
+        "Means with standard errors over seeds 100 to 102, or the first of them (a figure without "
+        "an error is one seed); written by `python -m benchmarks.suite.trials`.\n\n"
+    )
+    return said + markdown.table(header, lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is not there yet, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"))
+    parser.add_argument("--tasks", default="", help="names, separated by ;")
+    parser.add_argument("--rows", default="", help="names, separated by ;")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    kept = kept_trials()
+    for name in filter(None, given.tasks.split(";")):
+        for seed in SEEDS:
+            rows = [r for r in given.rows.split(";") if r and not kept.find(name, r, seed)]
+            data = TASKS[name].make(given.data_root, seed) if rows else None
+            for row in rows:
+                torch.manual_seed(seed)
+                start = time.perf_counter()
+                trial = ROWS[row]
+                network = cetl(TASKS[name], data, seed, trial.plugins(), **trial.settings)  # type: ignore[arg-type]
+                found = {"task": name, "row": row, "seed": seed}
+                found["accuracy"] = round(accuracy(network, *data.validation), 2)  # type: ignore[union-attr]
+                found["seconds"] = round(time.perf_counter() - start, 1)
+                print(*found.values(), sep=" | ", flush=True)
+                kept.add(found)
+    (FOLDER / "trials.md").write_text(table())
+
+
+if __name__ == "__main__":
+    main()
