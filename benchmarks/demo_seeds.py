@@ -57,18 +57,21 @@ def choose() -> dict[str, float]:
     """Choose strengths on validation images, and write all that was tried to a file."""
     import torch
 
+    from avalanche_cetl.demo import validation_digits
     from benchmarks.continual.methods import Method
     from benchmarks.continual.runs import strength_of
 
     torch.set_num_threads(1)
     kept = Runs(FOLDER / "strengths.json", ("method", "strength", "seed"), {}, PACKAGES)
+    digits = validation_digits()
     comparisons: dict[int, Any] = {}
 
     def find(name: str, strength: float, seed: int, _part: int) -> dict[str, Any]:
         row = kept.find(name, strength, seed)
         if row is None:
             row = {"method": name, "strength": strength, "seed": seed}
-            row["average_accuracy"] = round(_validated(name, strength, seed, comparisons), 3)
+            found = _validated(digits, name, strength, seed, comparisons)
+            row["average_accuracy"] = round(found, 3)
             print(*row.values(), flush=True)
             kept.add(row)
         return row
@@ -79,12 +82,13 @@ def choose() -> dict[str, float]:
     }
 
 
-def _validated(name: str, strength: float, seed: int, comparisons: dict[int, Any]) -> float:
+def _validated(
+    digits: Any, name: str, strength: float, seed: int, comparisons: dict[int, Any]
+) -> float:
     """Return a method's accuracy on validation images."""
-    from avalanche_cetl.demo import Comparison, PermutedDigits, Settings, validation_digits
+    from avalanche_cetl.demo import Comparison, PermutedDigits, Settings
 
     settings, field = Settings(), STRENGTHS[name][0]
-    digits = validation_digits()
     if name.startswith("stream: "):
         stream = replace(settings.stream, **{field: strength})
         rows = PermutedDigits(digits, seed, replace(settings, stream=stream))
@@ -162,12 +166,13 @@ def _block(
     lines, means = [], []
     for method, rows in methods.items():
         values = [list(column) for column in zip(*map(of, rows), strict=True)]
+        gain = [a - b for a, b in zip(values[0], reference, strict=True)]
         means.append([shown_mean(column, 2) for column in values])
         lines.append(
             [
                 method,
                 mean_and_error(values[0], 2),
-                mean_and_error(_paired(values[0], reference), 2, sign=True),
+                mean_and_error(gain, 2, sign=True),
                 mean_and_error(values[1], 2),
                 f"{statistics.mean(row['seconds'] for row in rows):.1f}",
                 rows[0].get("note", ""),
@@ -177,10 +182,6 @@ def _block(
         markdown.bold_column(lines, column, best)
     title, first, second = heads
     return markdown.table([title, first, f"against {baseline}", second, "seconds", ""], lines)
-
-
-def _paired(values: list[float], others: list[float]) -> list[float]:
-    return [a - b for a, b in zip(values, others, strict=True)]
 
 
 def main() -> None:

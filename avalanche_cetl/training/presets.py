@@ -147,10 +147,8 @@ class ProbeWeight:
     labels: int = 10
 
     def __call__(self, given: Situation) -> float:
-        """Return the weight."""
-        if not given.labelled:
-            return self.full
-        per_class = given.labelled / max(1, given.known)
+        """Return the weight, of a situation with labelled target rows."""
+        per_class = given.labelled / given.known
         rows = (given.labelled + given.unlabelled) / given.labelled
         return self.full * min(1.0, rows * self.labels / per_class)
 

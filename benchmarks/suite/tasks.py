@@ -225,10 +225,12 @@ def _labelled(name: str, root: str) -> tuple[Set, Set]:
     )
 
 
-def pair(first: str, second: str, source_free: bool = False) -> Callable[[str, int], Data]:
-    """Return what makes a pair of domains, labelled and unlabelled."""
+def pair(
+    first: str, second: str, source_free: bool = False, per_class: int = 0
+) -> Callable[[str, int], Data]:
+    """Return what makes a pair of domains, the second with so many labels per class."""
 
-    def make(root: str, _seed: int) -> Data:
+    def make(root: str, seed: int) -> Data:
         other = draw(_labelled(first, root)[0], DOMAIN // 10)
         if second == "MM":  # two pixels of black around, grey to colour
             other = (F.pad(other[0], (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), other[1])
@@ -236,19 +238,9 @@ def pair(first: str, second: str, source_free: bool = False) -> Callable[[str, i
         held, rest = split_off(train, HELD_BACK // 10)
         chosen = draw(rest, DOMAIN // 10)
         source = _on_digits(f"{first}-{second}", other)
-        return Data(_hidden(chosen, 0, 0), held, test, source, None if source_free else other)
-
-    return make
-
-
-def few_of_pair(first: str, second: str, per_class: int) -> Callable[[str, int], Data]:
-    """Return what makes a pair's second domain with so many labels per class, and no other."""
-    hidden = pair(first, second, source_free=True)
-
-    def make(root: str, seed: int) -> Data:
-        found = hidden(root, seed)
-        chosen = draw(split_off(_labelled(second, root)[0], HELD_BACK // 10)[1], DOMAIN // 10)
-        return replace(found, train=_hidden(chosen, per_class, seed))
+        return Data(
+            _hidden(chosen, per_class, seed), held, test, source, None if source_free else other
+        )
 
     return make
 

@@ -14,12 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from avalanche_cetl import (
-    DecoderHints,
-    FitNetsHints,
-    InformationMaximization,
-    SoftTargets,
-)
+from avalanche_cetl import DecoderHints, FitNetsHints, InformationMaximization, SoftTargets
 from avalanche_cetl.training import ClassifyStage, CoupledStage, SourceStage, Variant
 from benchmarks import markdown
 from benchmarks.data.views import jitter, views
@@ -33,15 +28,15 @@ from benchmarks.suite.tasks import (
     WIDTH,
     Task,
     digits_without_source,
-    few_of_pair,
+    pair,
     photographs,
 )
 from benchmarks.suite.tasks import TASKS as SUITE
 
 SEEDS = (100, 101, 102)
 TASKS = {name: task for name, task in SUITE.items() if task.development} | {
-    "USPS, 10 labels": Task(few_of_pair("MN", "US", 10), "few", True, 8, jitter),
-    "USPS, 50 labels": Task(few_of_pair("MN", "US", 50), "few", True, 8, jitter),
+    "USPS, 10 labels": Task(pair("MN", "US", True, 10), "few", True, 8, jitter),
+    "USPS, 50 labels": Task(pair("MN", "US", True, 50), "few", True, 8, jitter),
     "CIFAR-10, 100 labels": Task(photographs(100), "few", True, 12, views, False),
     "digits-mini, no source data": Task(digits_without_source, "free", True, 8, jitter),
 }
