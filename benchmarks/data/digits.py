@@ -3,24 +3,30 @@
 Fixed before any target test label was read: 2,000 MNIST and 1,800 USPS training images (ADDA's
 numbers), each class by its share, drawn by a seed; whole test sets; 28 x 28 grey pixels in [0, 1];
 training images turned by up to 15 degrees, shifted by up to 0.1 of their side and scaled by 0.8 to
-1.2, each on its own. Other pairs have all their images, in ``paper_benchmark``'s shapes.
+1.2, each on its own. MNIST to MNIST-M: 2,000 training images of either, all 4,000 test images of
+MNIST-M, 32 x 32 in colour. Other pairs have all their images, in ``paper_benchmark``'s shapes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from avalanche_cetl import adaptation_benchmark, paper_benchmark
-from benchmarks.data.draws import Set, shared_rows
+from benchmarks.data.draws import Set, drawn_rows, shared_rows
 
 DIRECTIONS = ("MN-US", "US-MN")
 COUNTS = {"MN": 2000, "US": 1800}
 #: What else the paper's Table 5 has, and MNIST to optdigits, 8 x 8 pixels, out of packages.
 SMALL, OTHERS = "digits-mini", ("SV-MN", "MN-SV", "ST-CI", "CI-ST")
+#: MNIST to MNIST-M, which the paper does not have; its two domains have as many images.
+COLOUR = "MN-MM"
 #: Those whose images are photographs.
 PHOTOGRAPHS = ("ST-CI", "CI-ST")
 
@@ -61,12 +67,15 @@ class Pair:
 def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: int) -> Pair:
     """Read both domains.
 
-    :param direction: a name of ``paper_benchmark``, source first.
-    :param root: folder with the data sets as torchvision keeps them.
-    :param counts: training images of MNIST and USPS, where they are the pair; None: all.
+    :param direction: a name of ``paper_benchmark``, source first, or ``"MN-MM"``.
+    :param root: folder with the data sets as torchvision keeps them, and ``mnist_m.npz``.
+    :param counts: training images of MNIST and USPS, where they are the pair; of MNIST-M as many
+        as of MNIST; None: all.
     :param seed: of the draw.
     :raises FileNotFoundError: when a data set is not there.
     """
+    if direction == COLOUR:
+        return _to_colour(root, counts, seed)
     whole = paper_benchmark(direction, root)
     source, target = whole.source_stream[0].dataset.eval(), whole.train_stream[0].dataset.eval()
     wanted: list[list[int] | None] = [None, None]
@@ -87,6 +96,34 @@ def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: in
         _rows(target, wanted[1])[0],
         _rows(whole.test_stream[0].dataset, None),
     )
+
+
+def mnist_m(root: str) -> tuple[Set, Set]:
+    """Return the training and test images of MNIST-M, 32 x 32 in colour.
+
+    :raises FileNotFoundError: when ``mnist_m.npz`` is not in the folder.
+    """
+    with np.load(Path(root) / "mnist_m.npz") as file:
+        found = {key: torch.as_tensor(file[key]) for key in file.files}
+    sets = []
+    for part in ("train", "test"):
+        x = found[f"x_{part}"].permute(0, 3, 1, 2).float() / 255
+        sets.append((x.contiguous(), found[f"y_{part}"].long()))
+    return sets[0], sets[1]
+
+
+def in_colour(images: Set) -> Set:
+    """Return MNIST's images in the shape of MNIST-M: two pixels of black around, three channels."""
+    return F.pad(images[0], (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), images[1]
+
+
+def _to_colour(root: str, counts: dict[str, int] | None, seed: int) -> Pair:
+    train, test = mnist_m(root)
+    grey = read_pair(DIRECTIONS[0], root, counts, seed)
+    assert grey.source_test is not None, "MNIST has test images"
+    if counts is not None:
+        train = (train[0][drawn_rows(train[1], counts["MN"] // 10, seed)], train[1])
+    return Pair(in_colour(grey.source), in_colour(grey.source_test), train[0], test)
 
 
 def _drawn(targets: Any, count: int, seed: int) -> list[int] | None:

@@ -26,7 +26,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -44,6 +43,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.features import default_cache_dir
+from benchmarks.data.digits import in_colour, mnist_m
 from benchmarks.data.draws import Set, draw, drawn_rows, split_off
 from benchmarks.data.sets import features_of, read_data
 from benchmarks.data.views import jitter, views
@@ -209,13 +209,7 @@ def _to_optdigits(_root: str, seed: int) -> Data:
 def _labelled(name: str, root: str) -> tuple[Set, Set]:
     """Return training and test images of MNIST or USPS, 28 x 28 grey, or of MNIST-M."""
     if name == "MM":
-        with np.load(Path(root) / "mnist_m.npz") as file:
-            found = {key: torch.as_tensor(file[key]) for key in file.files}
-        sets = []
-        for part in ("train", "test"):
-            x = found[f"x_{part}"].permute(0, 3, 1, 2).float() / 255
-            sets.append((x.contiguous(), found[f"y_{part}"].long()))
-        return sets[0], sets[1]
+        return mnist_m(root)
     direction = {"MN": "MN-US", "US": "US-MN"}
     first = paper_benchmark(direction[name], root)
     other = paper_benchmark(direction["US" if name == "MN" else "MN"], root)
@@ -232,8 +226,8 @@ def pair(
 
     def make(root: str, seed: int) -> Data:
         other = draw(_labelled(first, root)[0], DOMAIN // 10)
-        if second == "MM":  # two pixels of black around, grey to colour
-            other = (F.pad(other[0], (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous(), other[1])
+        if second == "MM":
+            other = in_colour(other)
         train, test = _labelled(second, root)
         held, rest = split_off(train, HELD_BACK // 10)
         chosen = draw(rest, DOMAIN // 10)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.data.digits import COUNTS, DIRECTIONS, OTHERS, SMALL
+from benchmarks.data.digits import COLOUR, COUNTS, DIRECTIONS, OTHERS, SMALL
 from benchmarks.methods import adda, association, cetl, plain, skada, weighted_mmd
 from benchmarks.methods.job import AdaptationBudget, Method
 from benchmarks.records import accuracies, cell, paired, shown_mean
@@ -35,8 +35,8 @@ PAPER = {  # Table 5 as printed: MN-US, US-MN, SV-MN, MN-SV, ST-CI, CI-ST; None:
 }
 PAIRS = {
     "smoke": DIRECTIONS,
-    "cpu": (*DIRECTIONS, SMALL),
-    "full": (*DIRECTIONS, SMALL, *OTHERS),
+    "cpu": (*DIRECTIONS, SMALL, COLOUR),
+    "full": (*DIRECTIONS, SMALL, COLOUR, *OTHERS),
 }
 BUDGETS = {
     "smoke": AdaptationBudget(
@@ -130,7 +130,7 @@ class Table5(Adaptation):
         return f"{self._digits(scale)}\n\n{self._others(scale)}"
 
     def _digits(self, scale: str) -> str:
-        directions = (*DIRECTIONS, SMALL)
+        directions = (*DIRECTIONS, SMALL, COLOUR)
         found = self.results(scale)
         own = self._columns(found, directions)
         lines = []
@@ -140,10 +140,10 @@ class Table5(Adaptation):
                 last, one = (found.get(self.title(r, direction), {}) for r in (ROWS[BEST], row))
                 leads.append(cell(paired(last, one) if row.id != BEST else [], sign=True))
             paper = [f"{value:.2f}" for value in PAPER.get(row.id, ())[:2]] or ["", ""]
-            *pairs, small = (own[direction][number] for direction in directions)
-            lines.append([row.title, *pairs, *paper, *leads, small])
+            *pairs, small, colour = (own[direction][number] for direction in directions)
+            lines.append([row.title, *pairs, *paper, *leads, small, colour])
         header = ["target accuracy %", *DIRECTIONS, *(f"paper, {d}" for d in DIRECTIONS)]
-        header += ["last row over it, paired, MN-US", "US-MN", SMALL]
+        header += ["last row over it, paired, MN-US", "US-MN", SMALL, COLOUR]
         return markdown.table(header, lines)
 
     def _others(self, scale: str) -> str:
