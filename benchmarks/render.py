@@ -23,13 +23,16 @@ TABLES_PAGE = Path(__file__).parent / "README.md"
 TRIED_PAGE = Path(__file__).parent / "TRIED.md"
 
 
-def table(name: str) -> str:
-    """Write one of the paper's tables or its figure, at the scales that were run."""
+def table(name: str, tuning: bool = False) -> str:
+    """Write one of the paper's tables or its figure, at the scales that were run.
+
+    :param tuning: the rows that only served to choose settings, in place of the others.
+    """
     shown = []
     for scale in SCALES:
         if not TABLES[name].results(scale):
             continue
-        made = TABLES[name].render(scale)
+        made = TABLES[name].part(tuning).render(scale)
         if TABLES[name] is fig2.TABLE:
             made += f"\n\n![Fig. 2]({fig2.picture(scale).relative_to(TABLES_PAGE.parent)})"
         shown.append(f"Scale `{scale}`:\n\n{made}")
@@ -45,10 +48,12 @@ def tried() -> str:
     return markdown.table(["data and measure", "method", "settings", "value"], rows)
 
 
+#: Tables with rows that only served to choose settings.
+TUNED = [name for name, table in TABLES.items() if table.part(tuning=True).rows]
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"headline": BLOCKS["headline"]},
     TABLES_PAGE: {name: partial(table, name) for name in TABLES},
-    TRIED_PAGE: {"tried": tried},
+    TRIED_PAGE: {"tried": tried} | {name: partial(table, name, True) for name in TUNED},
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from avalanche.core import BasePlugin
 
 from avalanche_cetl import DecoderHints, FitNetsHints, InformationMaximization, SoftTargets
 from avalanche_cetl.training import ClassifyStage, CoupledStage, SourceStage, Variant
@@ -94,6 +95,15 @@ class MovedGoal(CoupledStage):
         return super().losses(_Moving(networks), batch)  # type: ignore[arg-type]
 
 
+class LabelsLast(BasePlugin):  # type: ignore[misc]
+    """From the middle of the rounds on stage 3 alone."""
+
+    def before_training_epoch(self, strategy: Any, **_: Any) -> None:
+        """Take the coupling out."""
+        if 2 * strategy.clock.train_exp_epochs >= strategy.train_epochs:
+            strategy.variant = Variant("labels", (ClassifyStage(),))
+
+
 _MOVED = Variant("e-moved", (SourceStage(), MovedGoal(), ClassifyStage()))
 ROWS = {
     "alone": Trial(),
@@ -119,6 +129,7 @@ ROWS = {
     "e": Trial(settings={"variant": "e"}),
     "e, goal moved with the view": Trial(settings={"variant": _MOVED}),
     "defaults, stage 2 at 0.03 of the rate": Trial(settings={"lr_factors": (1.0, 0.03)}),
+    "defaults, coupling in the first half of the rounds": Trial(lambda: [LabelsLast()], {}),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -129,6 +130,12 @@ class Table(ABC):
     def title(self, row: Row, data: str) -> str:
         """Return the name of a row's results on a data set."""
         return f"{data} {row.title}" if self.columns else row.title
+
+    def part(self, tuning: bool) -> Table:
+        """Return the table of the rows that count, or of those that only served to choose."""
+        found = copy(self)
+        found.rows = {id: row for id, row in self.rows.items() if row.tuning == tuning}
+        return found
 
     def find(self, name: str) -> Row:
         """Return the row of an id or a title.

@@ -32,6 +32,7 @@ class Row:
     :ivar mixed: unlabelled mixed images that it reads for every training image; its rounds have
         two passes over the labels, and are half as many.
     :ivar source: makes S; None: the table's.
+    :ivar tuning: whether it only served to choose settings; ``benchmarks/TRIED.md`` shows it.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Row:
     reads_features: bool = False
     mixed: int = 0
     source: Source | None = None
+    tuning: bool = False
 
 
 def as_it_comes(unread: tuple[str, ...]) -> tuple[Row, Row]:

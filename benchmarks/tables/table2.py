@@ -73,14 +73,14 @@ ROWS = by_id(
     Row("cetl_fi", "CETL fi", cetl.penalised("fi"), PENALTIES, tuned_as="cetl_gfi"),
     Row("cetl_gfi", "CETL gfi", cetl.penalised("gfi"), PENALTIES),
     Row("preset_paper", "CETL gfi, preset paper", cetl.preset("gfi", "paper"), preset="paper"),
-    Row("preset_best", "CETL gfi, preset best", cetl.preset("gfi", "best"), preset="best"),
     *as_it_comes(("warmup_epochs", "gfi_samples")),
-    Row("hints", "CETL gfi, hints", cetl.hints, (0.03, 0.1, 0.3)),
+    Row("hints", "CETL gfi, hints", cetl.hints, (0.03, 0.1, 0.3), tuning=True),
     Row(
         "hints_soft",
         "CETL gfi, hints, soft targets",
         cetl.hints_and_soft_targets(of_probe),
         WEIGHTS,
+        tuning=True,
     ),
     *(
         Row(

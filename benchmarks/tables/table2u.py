@@ -50,7 +50,7 @@ ROWS = by_id(
     Row("features", "feature distillation", distillation.feature_distillation_on_all, WEIGHTS),
     Row("soft_targets", "soft targets", distillation.soft_targets_on_all(of_probe), SOFT),
     *as_it_comes(("warmup_epochs", "gfi_samples")),
-    Row("hints", "CETL gfi, hints", cetl.hints_on_unlabelled("gfi"), PENALTIES[1:2]),
+    Row("hints", "CETL gfi, hints", cetl.hints_on_unlabelled("gfi"), PENALTIES[1:2], tuning=True),
     *(
         Row(
             f"hints_soft_{variant}",

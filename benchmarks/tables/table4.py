@@ -69,12 +69,6 @@ OF_CIFAR10 = (
     Row("cetl_fi", "CETL fi", cetl.printed("fi")),
     Row("cetl_gfi", "CETL gfi", cetl.printed("gfi")),
     *as_it_comes(("warmup_epochs", "gfi_samples")),
-    Row(
-        "hints_soft",
-        "CETL gfi, hints, soft targets",
-        cetl.hints_and_soft_targets(of_teacher),
-        WEIGHTS,
-    ),
     *(
         Row(
             f"best_mixed_{variant}",

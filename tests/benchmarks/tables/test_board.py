@@ -54,7 +54,7 @@ def test_a_row_is_found_by_id_and_by_title():
 
 
 def test_places_are_those_of_the_scale():
-    assert len(table5.TABLE.places("cpu", "nowhere", ["MCC", "sa"])) == 2 * 3
+    assert len(table5.TABLE.places("cpu", "nowhere", ["MCC", "sa"])) == 2 * 4
     rows = {place.row for place in table3.TABLE.places("smoke", "nowhere")}
     assert rows == {"lite0", "five_classes", "digits"}
 

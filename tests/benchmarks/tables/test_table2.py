@@ -7,7 +7,7 @@ from benchmarks.tables.table2 import ROWS, TABLE
 def test_a_row_is_trained_once_and_the_table_comes_from_the_files(
     photographs, small_source, monkeypatch
 ):
-    rows = ["baseline", "probe", "soft_targets", "cetl_fi", "preset_best"]
+    rows = ["baseline", "probe", "soft_targets", "cetl_fi", "best"]
     board.run(TABLE, "smoke", "nowhere", 1, rows)
     text = TABLE.render("smoke")
     assert all(f"| {row.title} |" in text for row in ROWS.values())
