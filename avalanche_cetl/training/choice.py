@@ -26,6 +26,7 @@ class Situation:
     :ivar source_accuracy: how well S itself names the other domain's labelled rows, of 512 at
         most: the mean over classes of the share that it names right. None where S has no classifier
         of as many classes as T2, and where target rows have labels or there are no others.
+    :ivar source_classifies: whether S has a classifier of as many classes as T2.
     """
 
     labelled: int
@@ -35,6 +36,7 @@ class Situation:
     classes: int = 0
     known: int = 0
     source_accuracy: float | None = None
+    source_classifies: bool = False
 
     @classmethod
     def of(cls, host: Any) -> Situation:
@@ -54,6 +56,7 @@ class Situation:
             classes=len({int(label) for label in rows.labelled.targets}),
             known=len(set(known)),
             source_accuracy=accuracy,
+            source_classifies=host.data.source_classifies,
         )
 
     @property
@@ -81,7 +84,8 @@ class Rule(NamedTuple):
     """When a plugin of a preset takes part.
 
     :ivar make: makes the plugin, a new one for each strategy.
-    :ivar fits: of the situation; it may also fit where it adds nothing.
+    :ivar fits: of the situation; it may also fit where it adds nothing, and raise ValueError where
+        nothing can be learnt without the plugin.
     :ivar weight: of the situation, the plugin's weight; None: as it was made.
     """
 

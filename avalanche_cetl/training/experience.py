@@ -121,6 +121,13 @@ class Experience:
             labels.append(found.labels.cpu())
         return torch.cat(features), torch.cat(labels)
 
+    @property
+    def source_classifies(self) -> bool:
+        """Whether there is an S with a classifier of as many classes as T2."""
+        source: Any = self.model.source
+        _, classes = self.model.target.measure(self.model.input_shape)
+        return source is not None and bool(source.num_classes == classes)
+
     @torch.no_grad()
     def source_accuracy(self, size: int, device: torch.device, most: int = 512) -> float | None:
         """Return how well S itself names the classes of labelled rows, of either domain.
@@ -133,9 +140,9 @@ class Experience:
         """
         source: Any = self.model.source
         dataset = self.rows.labelled
-        _, classes = self.model.target.measure(self.model.input_shape)
-        if source is None or source.num_classes != classes or not len(dataset):
+        if not self.source_classifies or not len(dataset):
             return None
+        _, classes = self.model.target.measure(self.model.input_shape)
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
         indices = drawn[:most].tolist()
         right, seen = torch.zeros(classes), torch.zeros(classes)

@@ -131,7 +131,16 @@ def _no_target_label(given: Situation) -> bool:
 
 
 def _source_teaches(given: Situation) -> bool:
-    return given.labelled == 0 and (given.others == 0 or given.same_classes)
+    if given.labelled or given.others:
+        return given.labelled == 0 and given.same_classes
+    if not given.source_classifies:
+        raise ValueError(
+            'no row has a label, so preset="best" has T2 learn from S\'s own classifier, and S has '
+            "none of as many classes as T2: give some labels, labelled rows of another domain, or "
+            "SoftTargets(rows=\"target\", head=...) with a classifier of S's features for T2's "
+            "classes."
+        )
+    return True
 
 
 @dataclass(frozen=True)

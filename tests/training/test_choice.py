@@ -148,6 +148,26 @@ def test_without_any_label_s_itself_teaches_too():
     assert "L_c" not in s.round_losses
 
 
+@pytest.mark.parametrize("classes", [None, 4])
+def test_without_any_label_and_without_t2s_classes_nothing_can_be_learnt(classes):
+    data = adaptation_benchmark(None, images(seed=2), images(seed=1))
+    source = None
+    if classes is not None:
+        source = ModuleEncoder(CICNN(classes, SHAPE, width=0.05), input_shape=SHAPE)
+    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    with pytest.raises(ValueError, match=r"no row has a label, so preset=\"best\" has T2 learn"):
+        strategy(model=model).train(data.train_stream)
+
+
+def test_a_head_for_s_stands_in_for_its_classes():
+    source = ModuleEncoder(CICNN(4, SHAPE, width=0.05), input_shape=SHAPE)
+    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    given = SoftTargets(rows="target", head=torch.nn.Linear(source.dim, 3))
+    s = strategy(model=model, plugins=[given])
+    s.train(adaptation_benchmark(None, images(seed=2), images(seed=1)).train_stream)
+    assert s.round_losses["L_soft"] > 0
+
+
 def test_without_s_the_labels_teach_alone():
     s = trained(transfer_benchmark(images(), images(seed=1)), source=False)
     assert set(s.round_losses) == {"L_c"}
