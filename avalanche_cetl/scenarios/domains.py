@@ -131,7 +131,11 @@ def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
 
 
 def check_known(
-    sets: Sequence[LabelledImages], known: Sequence[LabelledImages], what: str, all_labelled: bool
+    sets: Sequence[LabelledImages],
+    known: Sequence[LabelledImages],
+    what: str,
+    all_labelled: bool,
+    where: str = "the rows to train on",
 ) -> None:
     """Check that the labels of some sets all occur in other sets.
 
@@ -139,14 +143,15 @@ def check_known(
     :param known: in which they have to occur.
     :param what: names the first in errors.
     :param all_labelled: check as well that every row has a label.
+    :param where: names the other sets in errors.
     :raises ValueError: when a label does not occur, or a row has none.
     """
     allowed = {label for data in known for label in data.targets} | {UNLABELLED}
     found = {label for data in sets for label in data.targets}
     if not found <= allowed:
         raise ValueError(
-            f"{what} has the labels {sorted(found - allowed)}, which no row to train on has; those "
-            f"have {sorted(allowed - {UNLABELLED})}."
+            f"{what} has the labels {sorted(found - allowed)}, which do not occur in {where}: there "
+            f"are {sorted(allowed - {UNLABELLED})}."
         )
     if all_labelled and UNLABELLED in found:
         raise ValueError(f"{what} has rows without a label (-1); there every row needs one.")

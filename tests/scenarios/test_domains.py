@@ -200,3 +200,13 @@ def test_source_classes_are_their_own_in_transfer(digits):
 def test_labels_that_are_never_trained_on_are_refused(digits, make):
     with pytest.raises(ValueError, match=r"has the labels \[3\]"):
         make(digits)
+
+
+@pytest.mark.parametrize(("source", "where"), [
+    (True, "the source training data"), (False, "the target test data"),
+])  # fmt: skip
+def test_an_unknown_label_says_where_it_is_missing(digits, source, where):
+    other = digits(12)
+    shifted = other[0], other[1] + 1
+    with pytest.raises(ValueError, match=rf"do not occur in {where}: there are \[0, 1, 2\]"):
+        adaptation_benchmark(other if source else None, shifted, other)
