@@ -150,8 +150,8 @@ def check_known(
     found = {label for data in sets for label in data.targets}
     if not found <= allowed:
         raise ValueError(
-            f"{what} has the labels {sorted(found - allowed)}, which do not occur in {where}: there "
-            f"are {sorted(allowed - {UNLABELLED})}."
+            f"{what} has the labels {sorted(found - allowed)}, which do not occur in {where}: "
+            f"there are {sorted(allowed - {UNLABELLED})}."
         )
     if all_labelled and UNLABELLED in found:
         raise ValueError(f"{what} has rows without a label (-1); there every row needs one.")
