@@ -63,7 +63,7 @@ def machine(device: str) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _as_read(settings: dict[str, Any]) -> Any:
+def settings_as_read(settings: dict[str, Any]) -> Any:
     """Return settings as a file holds them: no tuples, names only."""
     return json.loads(json.dumps(settings))
 
@@ -96,17 +96,23 @@ class Run:
 
 
 def run_once(
-    run: Run, settings: dict[str, Any], job: Callable[[], Any], where: Where = HERE
+    run: Run,
+    settings: dict[str, Any],
+    job: Callable[[], Any],
+    where: Where = HERE,
+    *,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Run a job whose result is not there yet, and keep it with all that made it.
 
     :param settings: everything that the result depends on besides the code.
     :param job: returns a dict of figures.
+    :param again: whether a result that is there gives way to this one.
     :return: the file's content.
     :raises ValueError: when there is a result of other settings.
     """
-    settings = _as_read(settings)
-    if run.path.exists():
+    settings = settings_as_read(settings)
+    if run.path.exists() and not again:
         found = read(run.path)
         _check(run.path, found, settings)
         return found
@@ -152,7 +158,7 @@ class Runs:
         self, path: Path, keys: Sequence[str], settings: dict[str, Any], packages: Sequence[str]
     ):
         self.path, self.keys, self.versions = path, keys, versions(packages)
-        settings = _as_read(settings)
+        settings = settings_as_read(settings)
         if path.exists():
             self.document = read(path)
             _check(path, self.document, settings)

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from benchmarks.suite.page import render
-from benchmarks.suite.runs import TEST, VALIDATION, run_task
+from benchmarks.suite.runs import TEST, VALIDATION, run_task, try_strengths
 from benchmarks.suite.tasks import TASKS
 
 
@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.render:
         if given.data_root is None:
             parser.error("--data-root, or CETL_DATA, names the folder of the data sets.")
+        rows = tuple(one for one in given.rows.split(";") if one)
+        try_strengths(given.data_root, rows)
         for name in given.tasks.split(";"):
-            rows = tuple(one for one in given.rows.split(";") if one)
             run_task(name, given.data_root, rows, given.part)
     render()
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import markdown
 from benchmarks.records import cell, error, read, shown_mean
 from benchmarks.suite.rows import ROWS
-from benchmarks.suite.runs import FOLDER, S_ITSELF, SEEDS, TEST, kept_runs
+from benchmarks.suite.runs import FOLDER, S_ITSELF, SEEDS, TEST, chosen, kept_runs
 from benchmarks.suite.tasks import TASKS
 
 ALONE, SOFT, DEFAULTS, BEST = "T2 alone", "soft targets", "CETL, defaults", "CETL, preset best"
@@ -19,11 +19,14 @@ _ALL = (*ROWS, S_ITSELF)
 def tested(name: str) -> dict[str, list[dict[str, Any]]]:
     """Return the runs of a task that count, by row, in the order of their seeds.
 
-    Rows that lack a seed are left out.
+    Rows that lack a seed are left out, and runs with a strength that is not the chosen one:
+    earlier ones chose by another score.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(kept_runs(name).runs, key=lambda run: run["seed"]):
-        if run["part"] == TEST:
+    kept = kept_runs(name).runs
+    for run in sorted(kept, key=lambda run: run["seed"]):
+        counts = run["row"] == S_ITSELF or run["strength"] == chosen(run["row"])
+        if run["part"] == TEST and counts:
             found.setdefault(run["row"], []).append(run)
     return {row: runs for row, runs in found.items() if row == S_ITSELF or len(runs) == len(SEEDS)}
 

@@ -1,8 +1,9 @@
-"""The runs of the suite: strengths of rivals without labels, then every seed, each once."""
+"""The runs of the suite: strengths of rivals on development tasks, then all seeds, each once."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,42 +34,82 @@ def kept_runs(name: str) -> Runs:
     return Runs(FOLDER / f"{safe}.json", KEYS, settings, PACKAGES)
 
 
-def run_task(name: str, root: str, rows: tuple[str, ...] = (), part: str = TEST) -> None:
-    """Run the rows of a task that are not there yet.
+class Runner:
+    """Runs what is not there yet of a task.
+
+    :param root: folder of the data sets.
+    """
+
+    def __init__(self, name: str, root: str):
+        self.name, self.task, self.root, self.kept = name, TASKS[name], root, kept_runs(name)
+        self._data: dict[int, Data] = {}
+
+    def find(self, row: str, strength: float, seed: int, part: str) -> dict[str, Any]:
+        """Return a run, made once."""
+        found = self.kept.find(row, strength, seed, part)
+        if found is not None:
+            return found
+        if seed not in self._data:
+            self._data[seed] = self.task.make(self.root, seed)
+        found = {"row": row, "strength": strength, "seed": seed, "part": part}
+        found |= _run(self.name, row, self._data[seed], seed, strength, part)
+        print(self.name, *found.values(), sep=" | ", flush=True)
+        self.kept.add(found)
+        return found
+
+
+def run_task(name: str, root: str, rows: Sequence[str] = (), part: str = TEST) -> None:
+    """Run the rows of a task that are not there yet, their strengths being chosen.
 
     :param rows: names; none: all.
     :param part: ``"validation"``: one run with the choosing seed, measured on validation images.
     """
-    task, kept = TASKS[name], kept_runs(name)
-    data: dict[int, Data] = {}
-
-    def find(row: str, strength: float, seed: int, part: str) -> dict[str, Any]:
-        found = kept.find(row, strength, seed, part)
-        if found is not None:
-            return found
-        if seed not in data:
-            data[seed] = task.make(root, seed)
-        found = {"row": row, "strength": strength, "seed": seed, "part": part}
-        found |= _run(name, row, data[seed], seed, strength, part)
-        print(name, *found.values(), sep=" | ", flush=True)
-        kept.add(found)
-        return found
-
-    seeds = (CHOOSING,) if part == VALIDATION else SEEDS
+    runner = Runner(name, root)
     for row in rows or (*ROWS, S_ITSELF):
         if row == S_ITSELF:
-            if task.same_classes:
-                find(S_ITSELF, 0.0, 0, part)
-            continue
-        if task.kind not in ROWS[row].kinds:
-            continue
-        strengths = ROWS[row].strengths
-        best = strengths[0]
-        if len(strengths) > 1:
-            tried = {s: find(row, s, CHOOSING, VALIDATION)["score"] for s in strengths}
-            best = max(strengths, key=lambda s: tried[s])
-        for seed in seeds:
-            find(row, best, seed, part)
+            if runner.task.same_classes:
+                runner.find(S_ITSELF, 0.0, 0, part)
+        elif runner.task.kind in ROWS[row].kinds:
+            for seed in (CHOOSING,) if part == VALIDATION else SEEDS:
+                runner.find(row, chosen(row), seed, part)
+
+
+def choosing_tasks(row: str) -> list[str]:
+    """Return the tasks that a row's strength is chosen on; none where there is no choice."""
+    if len(ROWS[row].strengths) == 1:
+        return []
+    kinds = ROWS[row].kinds
+    return [name for name, task in TASKS.items() if task.development and task.kind in kinds]
+
+
+def try_strengths(root: str, rows: Sequence[str] = ()) -> None:
+    """Run every strength of rows that have several, on development tasks.
+
+    :param rows: names; none: all.
+    """
+    for name in TASKS:
+        runner = Runner(name, root)
+        for row in (row for row in rows or ROWS if row != S_ITSELF):
+            if name in choosing_tasks(row):
+                for strength in ROWS[row].strengths:
+                    runner.find(row, strength, CHOOSING, VALIDATION)
+
+
+def chosen(row: str) -> float:
+    """Return a row's strength: of its grid the best on the development tasks.
+
+    By the mean over tasks of the validation accuracy with the choosing seed.
+    """
+    strengths = ROWS[row].strengths
+    found = dict.fromkeys(strengths, 0.0)
+    for name in choosing_tasks(row):
+        kept = kept_runs(name)
+        for strength in strengths:
+            run = kept.find(row, strength, CHOOSING, VALIDATION)
+            if run is None:
+                raise ValueError(f"{row} has no run on {name} with strength {strength:g}.")
+            found[strength] += run["accuracy"]
+    return max(strengths, key=lambda strength: found[strength])
 
 
 def _run(name: str, row: str, data: Data, seed: int, strength: float, part: str) -> dict[str, Any]:
@@ -83,6 +124,6 @@ def _run(name: str, row: str, data: Data, seed: int, strength: float, part: str)
     network = ROWS[row].train(TASKS[name], data, seed, strength)
     seconds = round(time.perf_counter() - start, 1)
     found: dict[str, Any] = {"accuracy": round(accuracy(network, *measured), 2), "seconds": seconds}
-    if part == VALIDATION:  # what rivals choose by; it reads no label
+    if part == VALIDATION:  # information maximisation, which reads no label, for comparison
         found["score"] = round(float(information_maximization(logits(network, data.train[0]))), 4)
     return found

@@ -68,6 +68,10 @@ def _information(weight: float, anneal: bool = False) -> Callable[[], list[Any]]
     ]
 
 
+def _information_alone(weight: float) -> Callable[[], list[Any]]:
+    return lambda: [InformationMaximization(weight, rampup_rounds=4)]
+
+
 class _Moving:
     """Networks whose goal goes through the same random view as the image that T2 sees."""
 
@@ -107,7 +111,7 @@ class LabelsLast(BasePlugin):  # type: ignore[misc]
 _MOVED = Variant("e-moved", (SourceStage(), MovedGoal(), ClassifyStage()))
 ROWS = {
     "alone": Trial(),
-    **{f"probe, weight {w:g}": Trial(_probe(w)) for w in (0.5, 1, 2, 3, 5, 10)},
+    **{f"probe, weight {w:g}": Trial(_probe(w)) for w in (0.5, 1, 2, 3, 5, 10, 30)},
     **{f"probe, weight {w:g} falling": Trial(_probe(w, anneal=True)) for w in (3, 10)},
     **{f"probe, weight {w:g}, and features": Trial(_probe(w, features=True)) for w in (3, 10)},
     "features": Trial(lambda: [FitNetsHints("hidden", weight=1.0, rows="target")]),
@@ -117,6 +121,7 @@ ROWS = {
     ),
     "S": Trial(lambda: [SoftTargets(2.0, 1.0, rows="target")]),
     "information maximisation": Trial(lambda: [InformationMaximization(1.0, rampup_rounds=4)]),
+    **{f"information maximisation, weight {w:g}": Trial(_information_alone(w)) for w in (0.3, 3)},
     **{
         f"information maximisation and S, weight {w:g}": Trial(_information(w))
         for w in (0.1, 0.3, 1)

@@ -19,7 +19,7 @@ from urllib.error import URLError
 from avalanche_cetl.training import parse_preset
 from benchmarks.jobs import run_all
 from benchmarks.methods.job import Job, in_half_the_rounds
-from benchmarks.records import Run, read, results, run_once
+from benchmarks.records import Run, read, results, run_once, settings_as_read
 from benchmarks.tables.rows import Row
 from benchmarks.where import HERE, Where
 
@@ -169,21 +169,49 @@ class Table(ABC):
 
 
 def tune(place: Place) -> str:
-    """Choose a row's strength, with a seed of its own."""
+    """Choose a row's strength, with a seed of its own.
+
+    Where the row has more strengths than were tried, the others alone are run.
+    """
     table, row = place.the_table, place.the_row
+    settings = place.settings() | {"strengths": row.strengths}
+    before = fewer_strengths(tuning_of(place), settings)
+    known = {} if before is None else before["figures"]["scores"]
 
     def scores() -> dict[str, Any]:
         found = {}
         for strength in row.strengths:
+            if str(strength) in known:
+                found[strength] = known[str(strength)]
+                continue
             job = table.job(place, TUNING_SEED, strength)
             score = table.score(place, job, row.method(job))
             found[strength] = score if math.isfinite(score) else -math.inf
         best = max(found, key=lambda strength: found[strength])
-        return {"chosen": best, "scores": {str(k): v for k, v in found.items()}}
+        figures = {"chosen": best, "scores": {str(k): v for k, v in found.items()}}
+        if before is None:
+            return figures
+        kept = {name: before[name] for name in ("seconds", "versions", "machine")}
+        return figures | {"before": kept | {"strengths": list(known)}}
 
-    settings = place.settings() | {"strengths": row.strengths}
-    figures = run_once(tuning_of(place), settings, scores, place.where)["figures"]
+    made = run_once(tuning_of(place), settings, scores, place.where, again=before is not None)
+    figures = made["figures"]
     return f"{place.title}: strength {figures['chosen']}, of {figures['scores']}"
+
+
+def fewer_strengths(run: Run, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a choice that was made among fewer strengths, all else being the same.
+
+    :param settings: as they are now, with ``"strengths"``.
+    """
+    if not run.path.exists():
+        return None
+    found: dict[str, Any] = read(run.path)
+    tried = found["settings"].get("strengths", [])
+    same = settings_as_read(found["settings"] | {"strengths": settings["strengths"]}) == (
+        settings_as_read(settings)
+    )
+    return found if same and set(tried) < set(settings["strengths"]) else None
 
 
 def tuning_of(place: Place) -> Run:

@@ -81,7 +81,7 @@ ROWS = by_id(
     _rival("dann", "DANN", skada.deep("DANN"), 0.1, 0.3, 1.0),
     _rival("dan", "DAN", skada.deep("DAN"), 0.1, 1.0, 10.0),
     _rival("deep_coral", "DeepCORAL", skada.deep("DeepCoral"), 0.1, 1.0, 10.0),
-    _rival("cdan", "CDAN", skada.deep("CDAN"), 0.1, 0.3, 1.0),
+    _rival("cdan", "CDAN", skada.deep("CDAN"), 0.01, 0.03, 0.1, 0.3, 1.0),
     _rival("mcc", "MCC", skada.deep("MCC"), 0.1, 0.3, 1.0),
     _rival("adda", "ADDA", adda.train, 0.03, 0.1, 0.3),
     _rival("wda", "WDA", weighted_mmd.train, 0.1, 1.0, 10.0),

@@ -48,6 +48,16 @@ def test_both_halves_have_tasks_of_every_kind():
         assert kinds == {"few", "adaptation", "free"}
 
 
+def _score(row, best):
+    """Say that a strength of a rival was the best on the development tasks."""
+    for name in runs.choosing_tasks(row):
+        for strength in ROWS[row].strengths:
+            runs.kept_runs(name).add(
+                {"row": row, "strength": strength, "seed": runs.CHOOSING, "part": runs.VALIDATION,
+                 "accuracy": 60.0 if strength == best else 50.0, "seconds": 1.0}
+            )  # fmt: skip
+
+
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FOLDER", tmp_path)
@@ -59,7 +69,7 @@ def written(tmp_path, monkeypatch):
             kept.add(
                 {
                     "row": row,
-                    "strength": 0.0,
+                    "strength": ROWS[row].strengths[0],
                     "seed": seed,
                     "part": runs.TEST,
                     "accuracy": accuracy + seed,
@@ -74,6 +84,7 @@ def written(tmp_path, monkeypatch):
 
 
 def test_the_page_shows_means_and_which_bars_hold(written):
+    _score("MCC, SKADA", 0.1)
     page.render()
     text = (written / "table.md").read_text()
     assert "| 71.0 ± 0.6 |" in text and "**86.0 ± 0.6**" in text
@@ -82,6 +93,7 @@ def test_the_page_shows_means_and_which_bars_hold(written):
 
 
 def test_a_row_that_lacks_a_seed_is_not_shown(written):
+    _score("MCC, SKADA", 0.1)
     assert page.DEFAULTS not in page.tested("digits-mini")
     (line,) = [
         one for one in page.table(True).splitlines() if one.startswith(f"| {page.DEFAULTS} ")
@@ -89,17 +101,42 @@ def test_a_row_that_lacks_a_seed_is_not_shown(written):
     assert line.count("not run") == 6 - 1  # not of the task without any label
 
 
-def test_rivals_choose_by_a_score_without_labels_and_every_run_is_made_once(tmp_path, monkeypatch):
+def test_runs_with_a_strength_that_is_not_chosen_do_not_count(written):
+    row = "MCC, SKADA"
+    with pytest.raises(ValueError, match="no run on digits-mini with strength"):
+        page.tested("digits-mini")
+    _score(row, 3.0)
+    assert runs.chosen(row) == 3.0
+    kept = runs.kept_runs("digits-mini")
+    assert row not in page.tested("digits-mini")
+    for seed in runs.SEEDS:
+        kept.add(
+            {"row": row, "strength": 3.0, "seed": seed, "part": runs.TEST, "accuracy": 60.0,
+             "seconds": 1.0}
+        )  # fmt: skip
+    assert page.accuracies(page.tested("digits-mini")[row]) == [60.0] * 3
+
+
+def test_a_rivals_strength_is_the_best_of_the_mean_over_development_tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FOLDER", tmp_path)
     given = data("adaptation")
+    names = [name for name, task in TASKS.items() if task.kind == "adaptation"]
+    for name in names:
+        task = dataclasses.replace(TASKS[name], make=lambda root, seed: given, rounds=1)
+        monkeypatch.setitem(runs.TASKS, name, task)
+    row = "MCC, SKADA"
     monkeypatch.setitem(
-        runs.TASKS, "digits-mini",
-        dataclasses.replace(TASKS["digits-mini"], make=lambda root, seed: given, rounds=1),
-    )  # fmt: skip
-    runs.run_task("digits-mini", ".", ("MCC, SKADA", runs.S_ITSELF))
-    made = runs.kept_runs("digits-mini").runs
-    chosen = {run["strength"] for run in made if run["part"] == runs.TEST} - {0.0}
-    scores = {run["strength"]: run["score"] for run in made if run["part"] == runs.VALIDATION}
-    assert len(scores) == 3 and chosen == {max(scores, key=scores.get)}
-    runs.run_task("digits-mini", ".", ("MCC, SKADA", runs.S_ITSELF))
-    assert len(runs.kept_runs("digits-mini").runs) == len(made)
+        runs.ROWS, row, dataclasses.replace(ROWS[row], strengths=ROWS[row].strengths[:2])
+    )
+    runs.try_strengths(".", (row, runs.S_ITSELF))
+    developed = [name for name in names if TASKS[name].development]
+    assert runs.choosing_tasks(row) == developed and runs.choosing_tasks("T2 alone") == []
+    for name in names:
+        tried = {(run["strength"], run["part"]) for run in runs.kept_runs(name).runs}
+        wanted = {(s, runs.VALIDATION) for s in ROWS[row].strengths} if name in developed else set()
+        assert tried == wanted
+    runs.run_task(names[-1], ".", (row, runs.S_ITSELF))
+    made = runs.kept_runs(names[-1]).runs
+    assert {run["strength"] for run in made} == {0.0, runs.chosen(row)}
+    runs.run_task(names[-1], ".", (row, runs.S_ITSELF))
+    assert len(runs.kept_runs(names[-1]).runs) == len(made) == 4

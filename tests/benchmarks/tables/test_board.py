@@ -86,6 +86,34 @@ def test_a_score_that_is_no_number_is_not_chosen(monkeypatch, photographs, small
     assert "strength 0.001, of" in board.tune(_place(table2, "probe"))
 
 
+def test_more_strengths_than_were_tried_go_on_with_what_is_missing(
+    monkeypatch, photographs, small_source, results
+):
+    def scores(*values):
+        left = iter(values)
+        monkeypatch.setattr(table2.TABLE, "score", lambda *args: next(left))
+
+    def grown(*strengths):
+        row = replace(table2.ROWS["probe"], strengths=strengths)
+        monkeypatch.setattr(table2.TABLE, "rows", table2.ROWS | {"probe": row})
+
+    place = _place(table2, "probe")
+    grown(0.1, 1.0)
+    scores(1.0, 2.0)
+    assert "strength 1.0, of" in board.tune(place)
+    first = records.read(board.tuning_of(place).path)
+    grown(0.1, 1.0, 10.0)
+    scores(3.0)
+    assert "strength 10.0, of {'0.1': 1.0, '1.0': 2.0, '10.0': 3.0}" in board.tune(place)
+    found = records.read(board.tuning_of(place).path)
+    before = found["figures"]["before"]
+    assert before["strengths"] == ["0.1", "1.0"] and before["seconds"] == first["seconds"]
+    assert found["settings"] == first["settings"] | {"strengths": [0.1, 1.0, 10.0]}
+    grown(0.1, 3.0)
+    with pytest.raises(ValueError, match="other settings"):
+        board.tune(place)
+
+
 def test_what_is_not_there_leaves_a_row_not_run(photographs, small_source, monkeypatch, capsys):
     table, there = table3.TABLE, photographs.encoder_of
     names = ("stl10_no_source", "vgg16", "lite0")
