@@ -137,13 +137,16 @@ def _rows(dataset: Any, rows: list[int] | None) -> Set:
     return torch.stack([row[0] for row in found]), torch.tensor([int(row[1]) for row in found])
 
 
-def as_benchmark(pair: Pair, train_transform: Any = None) -> Any:
-    """Make the Avalanche benchmark: no target label is in its training stream."""
+def as_benchmark(pair: Pair, train_transform: Any = None, source_free: bool = False) -> Any:
+    """Make the Avalanche benchmark: no target label is in its training stream.
+
+    :param source_free: no image of the source either.
+    """
     hidden = torch.full((len(pair.target),), -1)
     return adaptation_benchmark(
-        pair.source,
+        None if source_free else pair.source,
         (pair.target, hidden),
         pair.target_test,
-        source_test=pair.source_test,
+        source_test=None if source_free else pair.source_test,
         train_transform=train_transform,
     )

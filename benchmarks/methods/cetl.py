@@ -19,7 +19,7 @@ from avalanche_cetl import (
     ViewConsistency,
 )
 from avalanche_cetl.training import parse_preset
-from benchmarks.methods.job import Job, Method, TransferJob
+from benchmarks.methods.job import AdaptationJob, Job, Method, TransferJob
 from benchmarks.methods.plain import cosine
 
 #: The printed schedule, where a row says nothing else: a goal that moves, one pass for each stage.
@@ -33,11 +33,16 @@ PENALTIES = (1e-3, 1e-2, 1e-1)
 
 
 def coupled(
-    job: Job, plugins: Sequence[Any] = (), with_source: bool = True, **settings: Any
+    job: Job,
+    plugins: Sequence[Any] = (),
+    with_source: bool = True,
+    benchmark: Any = None,
+    **settings: Any,
 ) -> nn.Module:
     """Train T2 by CETL.
 
     :param with_source: without S, T2's code is decoded back to the image itself.
+    :param benchmark: what it trains on; None: the job's.
     :param settings: of the strategy, where they differ from the paper's and the budget's.
     """
     b = job.budget
@@ -51,6 +56,7 @@ def coupled(
         **({} if "preset" in settings else PRINTED),
         **settings,
     }
+    stream = (benchmark or job.benchmark()).train_stream
     CETLStrategy(
         model=model,
         optimizer=optimizer,
@@ -61,7 +67,7 @@ def coupled(
         plugins=[cosine(optimizer, b.epochs), *plugins],
         **job.where.switches(),
         **chosen,
-    ).train(job.benchmark().train_stream, pin_memory=False)  # the images lie on the device
+    ).train(stream, pin_memory=False)  # the images lie on the device
     return network
 
 
@@ -96,6 +102,12 @@ def preset(variant: str, name: str) -> Method:
 def as_it_comes(name: str | None) -> Method:
     """Return CETL with the defaults, or with a preset and its own variant, and nothing else set."""
     return lambda job: coupled(job, preset=name, gfi=None, warmup_epochs=None)
+
+
+def source_free(job: AdaptationJob) -> nn.Module:
+    """Train with ``preset="best"`` on S and the target's images, without images of the source."""
+    free = job.source_free_benchmark()
+    return coupled(job, benchmark=free, preset="best", gfi=None, warmup_epochs=None)
 
 
 # ------------------------------------------------------------------ hints

@@ -233,6 +233,10 @@ class AdaptationJob(Job):
         """Make the pair an Avalanche benchmark."""
         return as_benchmark(self.pair)
 
+    def source_free_benchmark(self) -> Any:
+        """Make an Avalanche benchmark of the target's images alone."""
+        return as_benchmark(self.pair, source_free=True)
+
     def labelled_stream(self) -> Any:
         """Make the stream of source images."""
         return self.benchmark().source_stream

@@ -142,6 +142,11 @@ def source_of(job: AdaptationJob) -> ModuleEncoder:
     return ModuleEncoder(trained, input_shape=job.shape)
 
 
+def the_source(job: AdaptationJob) -> nn.Module:
+    """Return S itself."""
+    return job.source.module.to(job.where.device)
+
+
 # ------------------------------------------------------------------ what came out
 
 

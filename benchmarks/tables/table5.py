@@ -89,6 +89,20 @@ ROWS = by_id(
     Row("drcn", "DRCN", cetl.adapted("e", with_source=False), FACTORS, unread=NO_SOURCE),
     *(Row(f"cetl_{v}", f"CETL {v}", cetl.adapted(v), FACTORS, tuned_as="cetl_e") for v in VARIANTS),
     *as_it_comes((*OF_THE_PRESET, "gfi_samples")),
+    Row(
+        "source_itself",
+        "S itself",
+        plain.the_source,
+        unread=("epochs", "width", *OF_THE_PRESET, "gfi_samples"),
+    ),
+    Row(
+        "source_free",
+        "CETL, preset best, no source images",
+        cetl.source_free,
+        unread=(*OF_THE_PRESET, "gfi_samples"),
+        preset="best",
+        as_it_comes=True,
+    ),
     *(
         Row(
             f"hints_{v}",

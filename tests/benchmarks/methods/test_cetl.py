@@ -44,3 +44,10 @@ def test_a_preset_has_its_own_warm_up_and_the_budget_s_samples(adaptation_job, s
     cetl.preset("fi", "best")(job)
     assert settings["warmup_epochs"] is None and settings["preset"] == "best"
     assert settings["gfi"].samples == job.budget.gfi_samples
+
+
+def test_without_source_images_no_label_is_in_the_training_stream(adaptation_job):
+    job, _ = adaptation_job()
+    (experience,) = job.source_free_benchmark().train_stream
+    assert {int(label) for label in experience.dataset.targets} == {-1}
+    assert len(experience.dataset) == len(job.pair.target)
