@@ -21,7 +21,7 @@ records the same losses.
 ``"best"`` with a variant of your choice keeps the decoder: a fixed goal, a warm-up of 10 epochs,
 lambda 0.03, ``DecoderHints``, where target rows have labels ``SoftTargets`` of a probe on S, and
 for unlabelled rows ``ViewConsistency``. It does best with
-:func:`~avalanche_cetl.scenarios.mixed.with_mixed_images`, and takes several times as long.
+:func:`~avalanche_cetl.scenarios.mixed.with_mixed_images`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """MNIST and USPS as a pair of domains, and the paper's other pairs, by one protocol.
 
-Fixed before any target test label was read: 2,000 MNIST and 1,800 USPS training images (ADDA's
-numbers), each class by its share, drawn by a seed; whole test sets; 28 x 28 grey pixels in [0, 1];
-training images turned by up to 15 degrees, shifted by up to 0.1 of their side and scaled by 0.8 to
-1.2, each on its own. MNIST to MNIST-M: 2,000 training images of either, all 4,000 test images of
-MNIST-M, 32 x 32 in colour. Other pairs have all their images, in ``paper_benchmark``'s shapes.
+Fixed before any target test label of theirs was read: 2,000 MNIST and 1,800 USPS training images
+(ADDA's numbers), each class by its share, drawn by a seed; whole test sets; 28 x 28 grey pixels in
+[0, 1]; training images turned by up to 15 degrees, shifted by up to 0.1 of their side and scaled by
+0.8 to 1.2, each on its own.
+
+MNIST to MNIST-M came later: 2,000 training images of MNIST, 200 of each class of MNIST-M, and all
+test images of ``mnist_m.npz``, 32 x 32 in colour. Other pairs have all their images, in
+``paper_benchmark``'s shapes.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ DIRECTIONS = ("MN-US", "US-MN")
 COUNTS = {"MN": 2000, "US": 1800}
 #: What else the paper's Table 5 has, and MNIST to optdigits, 8 x 8 pixels, out of packages.
 SMALL, OTHERS = "digits-mini", ("SV-MN", "MN-SV", "ST-CI", "CI-ST")
-#: MNIST to MNIST-M, which the paper does not have; its two domains have as many images.
+#: MNIST to MNIST-M, which the paper does not have.
 COLOUR = "MN-MM"
 #: Those whose images are photographs.
 PHOTOGRAPHS = ("ST-CI", "CI-ST")
@@ -70,7 +73,7 @@ def read_pair(direction: str, root: str, counts: dict[str, int] | None, seed: in
     :param direction: a name of ``paper_benchmark``, source first, or ``"MN-MM"``.
     :param root: folder with the data sets as torchvision keeps them, and ``mnist_m.npz``.
     :param counts: training images of MNIST and USPS, where they are the pair; of MNIST-M as many
-        as of MNIST; None: all.
+        as of MNIST, the same number of each class; None: all.
     :param seed: of the draw.
     :raises FileNotFoundError: when a data set is not there.
     """

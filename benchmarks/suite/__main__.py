@@ -6,7 +6,8 @@ import argparse
 import os
 
 from benchmarks.suite.page import render
-from benchmarks.suite.runs import TEST, VALIDATION, run_task, try_strengths
+from benchmarks.suite.rows import ROWS
+from benchmarks.suite.runs import TEST, VALIDATION, run_task, takes, try_strengths
 from benchmarks.suite.tasks import TASKS
 
 
@@ -23,8 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
         if given.data_root is None:
             parser.error("--data-root, or CETL_DATA, names the folder of the data sets.")
         rows = tuple(one for one in given.rows.split(";") if one)
-        try_strengths(given.data_root, rows)
-        for name in given.tasks.split(";"):
+        names = given.tasks.split(";")
+        kinds = {TASKS[name].kind for name in names}
+        try_strengths(given.data_root, [r for r in rows or ROWS if takes(r, kinds)])
+        for name in names:
             run_task(name, given.data_root, rows, given.part)
     render()
 

@@ -19,14 +19,15 @@ _ALL = (*ROWS, S_ITSELF)
 def tested(name: str) -> dict[str, list[dict[str, Any]]]:
     """Return the runs of a task that count, by row, in the order of their seeds.
 
-    Rows that lack a seed are left out, and runs with a strength that is not the chosen one:
-    earlier ones chose by another score.
+    Rows that lack a seed are left out, and runs with a strength that is not the chosen one. Some
+    are there from when the strengths of rivals were chosen in another way.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     kept = kept_runs(name).runs
     for run in sorted(kept, key=lambda run: run["seed"]):
-        counts = run["row"] == S_ITSELF or run["strength"] == chosen(run["row"])
-        if run["part"] == TEST and counts:
+        if run["part"] != TEST:
+            continue
+        if run["row"] == S_ITSELF or run["strength"] == chosen(run["row"]):
             found.setdefault(run["row"], []).append(run)
     return {row: runs for row, runs in found.items() if row == S_ITSELF or len(runs) == len(SEEDS)}
 

@@ -82,14 +82,16 @@ def choosing_tasks(row: str) -> list[str]:
     return [name for name, task in TASKS.items() if task.development and task.kind in kinds]
 
 
-def try_strengths(root: str, rows: Sequence[str] = ()) -> None:
-    """Run every strength of rows that have several, on development tasks.
+def takes(row: str, kinds: set[str]) -> bool:
+    """Return whether a row runs on tasks of some kinds; S itself is no row that trains."""
+    return row != S_ITSELF and bool(kinds & set(ROWS[row].kinds))
 
-    :param rows: names; none: all.
-    """
+
+def try_strengths(root: str, rows: Sequence[str]) -> None:
+    """Run every strength of rows that have several, on development tasks."""
     for name in TASKS:
         runner = Runner(name, root)
-        for row in (row for row in rows or ROWS if row != S_ITSELF):
+        for row in rows:
             if name in choosing_tasks(row):
                 for strength in ROWS[row].strengths:
                     runner.find(row, strength, CHOOSING, VALIDATION)

@@ -40,7 +40,9 @@ def main() -> None:
             except ValueError as problem:
                 parser.error(str(problem))
     if not args.render and args.data_root is None:
-        parser.error("give --data-root DIR (with MNIST, USPS, CIFAR-10), or set CETL_DATA.")
+        parser.error(
+            "give --data-root DIR (with MNIST, USPS, CIFAR-10, mnist_m.npz), or set CETL_DATA."
+        )
     seeds = args.seeds if args.seeds is not None else 1 if args.scale == "smoke" else 5
     for name in args.tables:
         table = TABLES[name]

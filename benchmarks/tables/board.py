@@ -192,7 +192,8 @@ def tune(place: Place) -> str:
         if before is None:
             return figures
         kept = {name: before[name] for name in ("seconds", "versions", "machine")}
-        return figures | {"before": kept | {"strengths": list(known)}}
+        earlier = before["figures"].get("before", [])
+        return figures | {"before": [*earlier, kept | {"strengths": list(known)}]}
 
     made = run_once(tuning_of(place), settings, scores, place.where, again=before is not None)
     figures = made["figures"]

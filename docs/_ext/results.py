@@ -150,7 +150,7 @@ def table(name: str) -> str:
     from benchmarks.tables.__main__ import TABLES
 
     if name in TABLES:
-        text = TABLES[name].render("cpu")
+        text = TABLES[name].part(tuning=False).render("cpu")
     elif name == "tried":
         text = render.tried()
     elif name in blocks.BLOCKS:

@@ -128,7 +128,9 @@ def test_a_rivals_strength_is_the_best_of_the_mean_over_development_tasks(tmp_pa
     monkeypatch.setitem(
         runs.ROWS, row, dataclasses.replace(ROWS[row], strengths=ROWS[row].strengths[:2])
     )
-    runs.try_strengths(".", (row, runs.S_ITSELF))
+    runs.try_strengths(
+        ".", [one for one in (row, runs.S_ITSELF) if runs.takes(one, {"adaptation"})]
+    )
     developed = [name for name in names if TASKS[name].development]
     assert runs.choosing_tasks(row) == developed and runs.choosing_tasks("T2 alone") == []
     for name in names:

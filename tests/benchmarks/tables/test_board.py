@@ -106,7 +106,7 @@ def test_more_strengths_than_were_tried_go_on_with_what_is_missing(
     scores(3.0)
     assert "strength 10.0, of {'0.1': 1.0, '1.0': 2.0, '10.0': 3.0}" in board.tune(place)
     found = records.read(board.tuning_of(place).path)
-    before = found["figures"]["before"]
+    (before,) = found["figures"]["before"]
     assert before["strengths"] == ["0.1", "1.0"] and before["seconds"] == first["seconds"]
     assert found["settings"] == first["settings"] | {"strengths": [0.1, 1.0, 10.0]}
     grown(0.1, 3.0)
