@@ -50,7 +50,9 @@ ROWS = by_id(
     Row("probe", "linear probe on S", fine_tuning.probe, (1e-4, 1e-3, 1e-2), reads_features=True),
     Row("fine_tuning", "fine-tuning S", fine_tuning.fine_tuned, scales=("smoke", "full")),
     Row("features", "feature distillation", distillation.feature_distillation, WEIGHTS),
-    Row("soft_targets", "soft targets", distillation.soft_targets(of_probe), (*WEIGHTS, 10.0)),
+    Row(
+        "soft_targets", "soft targets", distillation.soft_targets(of_probe), (*WEIGHTS, 10.0, 30.0)
+    ),
     Row(
         "features_mixed",
         "feature distillation, mixed images",
