@@ -201,9 +201,9 @@ def adaptation_benchmark(
     check_names([*sources.values(), *trains, *tests], "the data")
     if source is not None:
         check_labels([source], "the source training data")
-    check_known(list(sources.values()), known, "the source data", True, where)
-    check_known(trains, known, "the target training data", False, where)
-    check_known(tests, known, "the target test data", True, where)
+    check_known(list(sources.values()), known, "the source data", all_labelled=True, where=where)
+    check_known(trains, known, "the target training data", all_labelled=False, where=where)
+    check_known(tests, known, "the target test data", all_labelled=True, where=where)
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
         keep = choose_labelled(target.targets, labels_per_class, None, seed)

@@ -142,7 +142,7 @@ class Experience:
         dataset = self.rows.labelled
         if not self.source_classifies or not len(dataset):
             return None
-        _, classes = self.model.target.measure(self.model.input_shape)
+        classes = source.num_classes
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
         indices = drawn[:most].tolist()
         right, seen = torch.zeros(classes), torch.zeros(classes)

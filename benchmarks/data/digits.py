@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl import adaptation_benchmark, paper_benchmark
-from benchmarks.data.draws import Set, drawn_rows, shared_rows
+from benchmarks.data.draws import Set, draw, shared_rows
 
 DIRECTIONS = ("MN-US", "US-MN")
 COUNTS = {"MN": 2000, "US": 1800}
@@ -125,7 +125,7 @@ def _to_colour(root: str, counts: dict[str, int] | None, seed: int) -> Pair:
     grey = read_pair(DIRECTIONS[0], root, counts, seed)
     assert grey.source_test is not None, "MNIST has test images"
     if counts is not None:
-        train = (train[0][drawn_rows(train[1], counts["MN"] // 10, seed)], train[1])
+        train = draw(train, counts["MN"] // 10, seed)
     return Pair(in_colour(grey.source), in_colour(grey.source_test), train[0], test)
 
 

@@ -23,11 +23,10 @@ def tested(name: str) -> dict[str, list[dict[str, Any]]]:
     are there from when the strengths of rivals were chosen in another way.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    kept = kept_runs(name).runs
-    for run in sorted(kept, key=lambda run: run["seed"]):
-        if run["part"] != TEST:
-            continue
-        if run["row"] == S_ITSELF or run["strength"] == chosen(run["row"]):
+    tests = [run for run in kept_runs(name).runs if run["part"] == TEST]
+    strengths = {row: chosen(row) for row in {run["row"] for run in tests} - {S_ITSELF}}
+    for run in sorted(tests, key=lambda run: run["seed"]):
+        if run["row"] == S_ITSELF or run["strength"] == strengths[run["row"]]:
             found.setdefault(run["row"], []).append(run)
     return {row: runs for row, runs in found.items() if row == S_ITSELF or len(runs) == len(SEEDS)}
 

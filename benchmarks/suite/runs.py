@@ -69,9 +69,10 @@ def run_task(name: str, root: str, rows: Sequence[str] = (), part: str = TEST) -
         if row == S_ITSELF:
             if runner.task.same_classes:
                 runner.find(S_ITSELF, 0.0, 0, part)
-        elif runner.task.kind in ROWS[row].kinds:
+        elif takes(row, {runner.task.kind}):
+            strength = chosen(row)
             for seed in (CHOOSING,) if part == VALIDATION else SEEDS:
-                runner.find(row, chosen(row), seed, part)
+                runner.find(row, strength, seed, part)
 
 
 def choosing_tasks(row: str) -> list[str]:

@@ -5,7 +5,8 @@ Fixed before anything was run:
 - Half of the tasks are for development: settings, defaults and the preset are chosen on their
   *validation* images. The others are kept back: nothing is chosen by their images. Most of them
   were read twice: their accuracies were known when the preset was changed once more (by validation
-  images of development tasks, ``trials.py``). MNIST to MNIST-M and distillation were read once.
+  images of development tasks, ``trials.py``). With the preset MNIST to MNIST-M and distillation
+  were read once; rivals were read again with other strengths (``rows.py``).
 - Test images are read after the last epoch alone, and nothing is chosen by them.
 - T2 is a CI-CNN of width 0.25; Adam with a learning rate of 2e-3 that falls to zero by a cosine,
   mini-batches of 32, the same views of training images for every row.

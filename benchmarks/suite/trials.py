@@ -120,7 +120,7 @@ ROWS = {
         lambda: [DecoderHints(1.0), *_probe(10.0)()], _JOINT
     ),
     "S": Trial(lambda: [SoftTargets(2.0, 1.0, rows="target")]),
-    "information maximisation": Trial(lambda: [InformationMaximization(1.0, rampup_rounds=4)]),
+    "information maximisation": Trial(_information_alone(1.0)),
     **{f"information maximisation, weight {w:g}": Trial(_information_alone(w)) for w in (0.3, 3)},
     **{
         f"information maximisation and S, weight {w:g}": Trial(_information(w))

@@ -209,10 +209,9 @@ def fewer_strengths(run: Run, settings: dict[str, Any]) -> dict[str, Any] | None
         return None
     found: dict[str, Any] = read(run.path)
     tried = found["settings"].get("strengths", [])
-    same = settings_as_read(found["settings"] | {"strengths": settings["strengths"]}) == (
-        settings_as_read(settings)
-    )
-    return found if same and set(tried) < set(settings["strengths"]) else None
+    wanted = settings_as_read(settings)
+    same = found["settings"] | {"strengths": wanted["strengths"]} == wanted
+    return found if same and set(tried) < set(wanted["strengths"]) else None
 
 
 def tuning_of(place: Place) -> Run:
