@@ -1,4 +1,7 @@
-"""Run the suite: ``python -m benchmarks.suite --data-root DIR``."""
+"""Run the suite: ``python -m benchmarks.suite --data-root DIR``.
+
+One process at a time: two would write the same files of the development tasks.
+"""
 
 from __future__ import annotations
 

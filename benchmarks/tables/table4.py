@@ -52,12 +52,13 @@ BUDGETS = {
     "cpu": _budget("cpu", 100),
     "full": _budget("full", 100, per_class=4500, validation_per_class=500),
 }
+LOW = (0.03, 0.1, *WEIGHTS)
 OF_CIFAR10 = (
     Row("teacher", "teacher", distillation.the_teacher),
     Row("student", "student", plain.labels_alone),
-    Row("soft_targets", "soft targets", distillation.soft_targets(of_teacher), WEIGHTS),
-    Row("fitnets", "FitNets", distillation.fitnets, WEIGHTS),
-    Row("fsp", "FSP", fsp.train, WEIGHTS),
+    Row("soft_targets", "soft targets", distillation.soft_targets(of_teacher), LOW),
+    Row("fitnets", "FitNets", distillation.fitnets, (0.1, *WEIGHTS, 10.0)),
+    Row("fsp", "FSP", fsp.train, LOW),
     Row(
         "soft_targets_mixed",
         "soft targets, mixed images",
@@ -74,7 +75,7 @@ OF_CIFAR10 = (
             f"best_mixed_{variant}",
             f"CETL {variant}, preset best, mixed images",
             cetl.best_on_mixed(variant, of_teacher),
-            (3.0, 10.0, 30.0),
+            (*SOFT, 30.0),
             tuned_as="best_mixed_gfi",
             mixed=MIXED,
             preset="best",

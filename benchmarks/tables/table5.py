@@ -73,7 +73,8 @@ def _rival(id: str, title: str, method: Method, *strengths: float) -> Row:
     return Row(id, title, method, strengths or (0.0,), unread=NO_DECODER)
 
 
-FACTORS, HINTS, VIEWS = (0.1, 0.3, 1.0), (0.3, 1.0, 3.0), (3.0, 10.0, 30.0)
+FACTORS, HINTS, VIEWS = (0.03, 0.1, 0.3, 1.0), (0.3, 1.0, 3.0), (3.0, 10.0, 30.0)
+LOW = (0.001, 0.003, 0.01, 0.03)
 VARIANTS = ("e", "fi", "gfi")
 #: The row whose lead over every other is shown.
 BEST = "best"
@@ -81,14 +82,20 @@ ROWS = by_id(
     _rival("source_only", "source only", plain.labels_alone),
     _rival("sa", "SA", skada.subspace_alignment),
     _rival("dann", "DANN", skada.deep("DANN"), 0.03, 0.1, 0.3, 1.0),
-    _rival("dan", "DAN", skada.deep("DAN"), 0.1, 1.0, 10.0),
-    _rival("deep_coral", "DeepCORAL", skada.deep("DeepCoral"), 0.1, 1.0, 10.0),
+    _rival("dan", "DAN", skada.deep("DAN"), 0.03, 0.1, 1.0, 10.0),
+    _rival("deep_coral", "DeepCORAL", skada.deep("DeepCoral"), *LOW, 0.1, 1.0, 10.0),
     _rival("cdan", "CDAN", skada.deep("CDAN"), 0.01, 0.03, 0.1, 0.3, 1.0),
     _rival("mcc", "MCC", skada.deep("MCC"), 0.1, 0.3, 1.0),
-    _rival("adda", "ADDA", adda.train, 0.03, 0.1, 0.3),
-    _rival("wda", "WDA", weighted_mmd.train, 0.1, 1.0, 10.0),
-    _rival("association", "Association", association.train, 0.1, 0.3, 1.0),
-    Row("drcn", "DRCN", cetl.adapted("e", with_source=False), FACTORS, unread=NO_SOURCE),
+    _rival("adda", "ADDA", adda.train, 0.03, 0.1, 0.3, 1.0),
+    _rival("wda", "WDA", weighted_mmd.train, 0.03, 0.1, 1.0, 10.0),
+    _rival("association", "Association", association.train, 0.1, 0.3, 1.0, 3.0),
+    Row(
+        "drcn",
+        "DRCN",
+        cetl.adapted("e", with_source=False),
+        (*LOW[1:], 0.1, 0.3, 1.0, 3.0),
+        unread=NO_SOURCE,
+    ),
     *(Row(f"cetl_{v}", f"CETL {v}", cetl.adapted(v), FACTORS, tuned_as="cetl_e") for v in VARIANTS),
     *as_it_comes((*OF_THE_PRESET, "gfi_samples")),
     Row(
