@@ -41,7 +41,7 @@ BUDGETS = {
     "full": TransferBudget(per_class=1000, epochs=100, width=1.0, warmup_epochs=30),
 }
 WEIGHTS = (0.3, 1.0, 3.0)
-SOFT = (*WEIGHTS, 10.0)
+MORE_WEIGHTS = (*WEIGHTS, 10.0)
 MIXED = 4  # images to every labelled one
 ROWS = by_id(
     Row("baseline", "baseline", plain.labels_alone),
@@ -50,19 +50,19 @@ ROWS = by_id(
     Row("probe", "linear probe on S", fine_tuning.probe, (1e-4, 1e-3, 1e-2), reads_features=True),
     Row("fine_tuning", "fine-tuning S", fine_tuning.fine_tuned, scales=("smoke", "full")),
     Row("features", "feature distillation", distillation.feature_distillation, (0.1, *WEIGHTS)),
-    Row("soft_targets", "soft targets", distillation.soft_targets(of_probe), (*SOFT, 30.0)),
+    Row("soft_targets", "soft targets", distillation.soft_targets(of_probe), (*MORE_WEIGHTS, 30.0)),
     Row(
         "features_mixed",
         "feature distillation, mixed images",
         distillation.feature_distillation_on_all,
-        SOFT,
+        MORE_WEIGHTS,
         mixed=MIXED,
     ),
     Row(
         "soft_targets_mixed",
         "soft targets, mixed images",
         distillation.soft_targets_on_all(of_probe),
-        SOFT,
+        MORE_WEIGHTS,
         mixed=MIXED,
     ),
     Row("cetl_f", "CETL f", cetl.penalised("f")),
