@@ -31,6 +31,16 @@ class Allocation:
         self.importance: dict[str, Importance] = {}
         self._generator = torch.Generator().manual_seed(settings.seed)
 
+    def configure(
+        self, kind: Literal["fisher", "gfi"] | None, settings: GFISettings, strength: float
+    ) -> None:
+        """Take other options; what was measured stays, unless it was of another kind."""
+        if kind != self.kind:
+            self.importance = {}
+        if settings.seed != self.settings.seed:
+            self._generator.manual_seed(settings.seed)
+        self.kind, self.settings, self.strength = kind, settings, strength
+
     def penalty(self, name: str, model: CoupledModel) -> Tensor | None:
         """Return DWA with the latest importance of that name; None before there is one."""
         if name not in self.importance:

@@ -68,6 +68,15 @@ class Networks:
         """Return the context in which a mini-batch of one row passes BatchNorm."""
         return lone_sample(self.model, len(batch))
 
+    def configure(self, inputs: Inputs) -> None:
+        """Take another recipe; the noise begins anew where its seed is another one."""
+        if inputs.gfi.seed != self.inputs.gfi.seed:
+            self._noise.manual_seed(inputs.gfi.seed + 1)
+        begins = inputs.fixed_goal and not self.inputs.fixed_goal
+        self.inputs = inputs
+        if begins:  # maybe in the middle of stage 2
+            self.fix_goal()
+
     def fix_goal(self) -> None:
         """Keep T1 as it is now as the one that gives the goal, where the recipe wants that."""
         if self.inputs.fixed_goal and self.has_source:

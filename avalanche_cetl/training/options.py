@@ -1,24 +1,86 @@
-"""The fields of the recipe as attributes of the strategy."""
+"""A strategy's options: as they were given, as they are in force, and as attributes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
+from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 
 from avalanche_cetl.allocation import GFISettings
+from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.presets import Preset, parse_preset
+from avalanche_cetl.training.recipe import Recipe
 from avalanche_cetl.training.variants import Variant
 
 T = TypeVar("T")
 
+#: Options that say what is learnt, and those that say how it is computed.
+LEARNT = tuple(field.name for field in fields(Recipe))
+COMPUTED = ("precision", "channels_last", "accumulate", "compile")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of a strategy: the one place where they are.
+
+    What was not given follows from what was, so another value of one option may change others:
+    with ``alternate="iteration"`` there is no fixed goal, unless it is asked for.
+
+    :ivar preset: name of the preset that gives what was not given.
+    :ivar given: the keywords of the strategy as they were given, of :data:`LEARNT` and
+        :data:`COMPUTED`.
+    :raises TypeError: for an option of a wrong type.
+    :raises ValueError: for values out of range, or that do not go together.
+    """
+
+    preset: str | None
+    given: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.engine().check_accumulation(self.recipe.shares_steps)
+
+    @cached_property
+    def values(self) -> Preset:
+        """Return the preset that was chosen."""
+        return parse_preset(self.preset, self.given["variant"])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Return what is learnt."""
+        given = {name: self.given[name] for name in LEARNT}
+        given["variant"] = given["variant"] or self.values.variant
+        return Recipe.of(self.values, **given)
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """Return the options of the engine."""
+        return {name: self.given[name] for name in COMPUTED}
+
+    def engine(self) -> Engine:
+        """Return a new engine."""
+        return Engine(**self.engine_options)
+
+    def changed(self, options: Mapping[str, Any]) -> Config:
+        """Return the options with some of them given anew.
+
+        :raises TypeError: for a name that is no option.
+        """
+        unknown = sorted(options.keys() - self.given.keys())
+        if unknown:
+            raise TypeError(
+                f"{unknown[0]}= is no option that can change. Those that can: "
+                f"{', '.join(self.given)}."
+            )
+        return Config(self.preset, {**self.given, **options})
+
 
 class Option(Generic[T]):
-    """A field of ``strategy.recipe`` under its own name.
-
-    Setting it gives the strategy another recipe, with the same checks as at construction.
-    """
+    """A field of ``strategy.recipe`` under its own name; assigning it calls ``configure``."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -30,11 +92,55 @@ class Option(Generic[T]):
         return value
 
     def __set__(self, strategy: Any, value: T) -> None:
-        strategy.use(replace(strategy.recipe, **{self.name: value}))
+        strategy.configure(**{self.name: value})
+
+
+class Computed(Option[T]):
+    """An option of the engine under its own name."""
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> T:
+        if strategy is None:
+            return self  # type: ignore[return-value]
+        value: T = strategy.config.given[self.name]
+        return value
+
+
+class Fixed:
+    """What is given when a strategy is made, and cannot be assigned later."""
+
+    def __init__(self, read: Callable[[Any], Any]):
+        self.read = read
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        return self if strategy is None else self.read(strategy)
+
+    def __set__(self, strategy: Any, value: Any) -> None:
+        raise AttributeError(
+            f"{self.name} cannot be assigned: other things were made by it. Give {self.name}= when "
+            "you make the strategy; single options change by configure(...)."
+        )
+
+
+class EvalEvery:
+    """Rounds between two evaluations, which Avalanche keeps in a plugin of its own."""
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> int:
+        return self if strategy is None else vars(strategy)["eval_every"]  # type: ignore[return-value]
+
+    def __set__(self, strategy: Any, value: int) -> None:
+        vars(strategy)["eval_every"] = value
+        for plugin in strategy.plugins:
+            if isinstance(plugin, PeriodicEval):
+                plugin.eval_every, plugin.do_initial = value, value > -1
 
 
 class Options:
-    """All fields of :class:`~avalanche_cetl.training.recipe.Recipe`, read and set by name."""
+    """All options as attributes: each is in force when it is assigned, or the assignment fails."""
+
+    config: Config
 
     variant = Option[Variant]()
     loss_weights = Option[dict[str, float]]()
@@ -47,3 +153,29 @@ class Options:
     input_noise = Option[float]()
     fixed_goal = Option[bool]()
     augment = Option[Callable[[Tensor], Tensor] | None]()
+    precision = Computed[str]()
+    channels_last = Computed[bool]()
+    accumulate = Computed[int]()
+    compile = Computed[bool | str]()
+    eval_every = EvalEvery()
+    recipe = Fixed(lambda strategy: strategy.config.recipe)
+    preset = Fixed(lambda strategy: strategy.config.preset)
+
+
+def check_change(old: Config, new: Config, model: CoupledModel, training: bool) -> None:
+    """Raise ValueError where options cannot change from one set to the other.
+
+    :param training: whether an experience is in training.
+    """
+    new.recipe.check_warmup(model)
+    if new.values.plugins != old.values.plugins:
+        raise ValueError(
+            f"variant={new.given['variant']!r}: with preset={new.preset!r} the variant decides "
+            "which plugins the strategy has. Give variant= when you make the strategy."
+        )
+    fixed = [name for name in ("variant", *COMPUTED) if new.given[name] != old.given[name]]
+    if training and fixed:
+        raise ValueError(
+            f"{fixed[0]} cannot change while an experience is in training: change it between two "
+            "calls of train()."
+        )

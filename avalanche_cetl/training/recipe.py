@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +79,17 @@ class Recipe:
         preset: Preset,
         *,
         variant: str | Variant,
-        loss_weights: Sequence[float],
+        loss_weights: Sequence[float] | Mapping[str, float],
         alternate: str,
         augment: Callable[[Tensor], Tensor] | None,
         **given: Any,
     ) -> Recipe:
         """Return the recipe of a strategy's keywords; a preset fills those that are None."""
         parsed = parse_variant(variant)
+        if isinstance(loss_weights, Mapping):  # as the recipe shows them
+            if set(loss_weights) != set(LOSSES):
+                raise ValueError(f"loss_weights={loss_weights!r}: a weight of each of {LOSSES}.")
+            loss_weights = [loss_weights[name] for name in LOSSES]
         if len(loss_weights) != 3:
             raise ValueError(f"loss_weights={loss_weights!r}: three weights, of L_rs, L_c, L_rt.")
         fixable = alternate == "epoch" and not parsed.merged

@@ -21,17 +21,14 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, names_of
 from avalanche_cetl.training import checks
 from avalanche_cetl.training.batch import Batch
-from avalanche_cetl.training.engine.engine import Engine
 from avalanche_cetl.training.experience import Experience, listed_classes
 from avalanche_cetl.training.networks import Networks
-from avalanche_cetl.training.options import Options
-from avalanche_cetl.training.presets import parse_preset
-from avalanche_cetl.training.recipe import Recipe
+from avalanche_cetl.training.options import Config, Options, check_change
 from avalanche_cetl.training.records import Records
 from avalanche_cetl.training.resume import Resume
 from avalanche_cetl.training.rounds import Round
 from avalanche_cetl.training.stages import LabelledRows
-from avalanche_cetl.training.stages.optimizers import cover, stage_optimizers
+from avalanche_cetl.training.stages.optimizers import StageOptimizers, cover
 from avalanche_cetl.training.variants import Variant
 
 
@@ -61,8 +58,8 @@ class CETLStrategy(Options, SupervisedTemplate):
     :param train_epochs: number of rounds; ``eval_every`` counts rounds too.
     :param device: where to train; ``eval_mb_size``, ``plugins``, ``evaluator`` and ``peval_mode``
         are as in every Avalanche strategy.
-    :ivar recipe: the options that decide what is learnt. Each can also be read, and set before
-        ``train()``, by its own name.
+    :ivar recipe: the options that decide what is learnt. Each can also be read, and set, by its
+        own name; :meth:`configure` sets several.
     :ivar coupled: what stage 2 (or the merged step) computed on its latest mini-batch of
         target images, a :class:`CoupledStep`; None in the other stages.
     :ivar resume: where it stands, and where a loaded checkpoint lets it go on.
@@ -110,41 +107,63 @@ class CETLStrategy(Options, SupervisedTemplate):
         eval_every: int = -1,
         peval_mode: str = "epoch",
     ):
-        chosen = parse_preset(preset, variant)
         checks.check_networks(model, optimizer)
-        self.recipe = Recipe.of(
-            chosen, variant=variant or chosen.variant, loss_weights=loss_weights,
-            dwa_lambda=dwa_lambda, gfi=gfi, alternate=alternate, stage_epochs=stage_epochs,
-            lr_factors=lr_factors, warmup_epochs=warmup_epochs, input_noise=input_noise,
-            fixed_goal=fixed_goal, augment=augment,
-        )  # fmt: skip
-        self.recipe.check_warmup(model)
-        self.engine = Engine(precision, channels_last, accumulate, compile)
-        self.engine.check_accumulation(self.recipe.shares_steps)
+        config = Config(preset, dict(
+            variant=variant, loss_weights=loss_weights, dwa_lambda=dwa_lambda, gfi=gfi,
+            alternate=alternate, stage_epochs=stage_epochs, lr_factors=lr_factors,
+            warmup_epochs=warmup_epochs, input_noise=input_noise, fixed_goal=fixed_goal,
+            augment=augment, precision=precision, channels_last=channels_last,
+            accumulate=accumulate, compile=compile,
+        ))  # fmt: skip
+        config.recipe.check_warmup(model)
         super().__init__(
             model=model, optimizer=optimizer, criterion=LabelledRows.of(criterion),
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size,
-            device=device, plugins=chosen.plugins_beside(plugins or (), model),
+            device=device, plugins=config.values.plugins_beside(plugins or (), model),
             evaluator=evaluator, eval_every=eval_every, peval_mode=peval_mode,
         )  # fmt: skip
-        self._make_parts()
+        self._make_parts(config)
 
-    def _make_parts(self) -> None:
-        recipe, variant = self.recipe, self.recipe.variant
+    def _make_parts(self, config: Config) -> None:
+        self.config, self.engine, recipe = config, config.engine(), config.recipe
         self.networks = Networks(self.model, recipe, self.engine.passes, self._criterion)
-        self.allocation = Allocation(variant.importance, recipe.gfi, recipe.dwa_lambda)
-        self.optimizers = stage_optimizers(self.optimizer, recipe)
-        self.records = Records([*variant.recorded, *names_of(self.plugins)])
+        self.allocation = Allocation(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
+        self.optimizers = StageOptimizers()
+        self.records = Records(names_of(self.plugins))
         self.resume = Resume()
         self.data: Experience | None = None
-        self.running = variant.stages[-1]
         self.batch: Batch | None = None
         self.coupled: CoupledStep | None = None
+        self._follow_variant()
 
-    def use(self, recipe: Recipe) -> None:
-        """Take another recipe; what was measured and learnt stays."""
-        self.recipe = self.networks.inputs = recipe
-        self.allocation.strength = recipe.dwa_lambda
+    def _follow_variant(self) -> None:
+        self.running = self.recipe.variant.stages[-1]
+        self.optimizers.follow(self.recipe.variant)
+        self.records.announce(self.recipe.variant.recorded)
+
+    def configure(self, **options: Any) -> None:
+        """Change options, as if they had been given when the strategy was made.
+
+        Assigning an option does the same. What was measured and learnt stays. Within ``train()``
+        a change counts from the next step, ``alternate`` and ``stage_epochs`` from the next round.
+
+        :param options: any of ``variant`` to ``compile`` (see the class), by name. What was not
+            given follows anew: other values may change with it.
+        :raises TypeError: for other names.
+        :raises ValueError: as at construction; for ``variant`` and ``precision`` to ``compile``
+            while an experience is in training; for ``variant`` where the preset's plugins depend
+            on it.
+        """
+        before, config = self.config, self.config.changed(options)
+        check_change(before, config, self.model, self.data is not None)
+        self.config, recipe = config, config.recipe
+        self.networks.configure(recipe)
+        self.allocation.configure(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
+        if config.engine_options != before.engine_options:
+            self.engine = config.engine()
+            self.networks.passes = self.engine.passes
+        if recipe.variant != before.recipe.variant:
+            self._follow_variant()
 
     def settings(self) -> dict[str, Any]:
         """Return what has to be as it was for a checkpoint to go on, by name."""
@@ -224,6 +243,7 @@ class CETLStrategy(Options, SupervisedTemplate):
     def training_epoch(self, **kwargs: Any) -> None:
         """Run one round: the stages of the variant."""
         self.records.begin()
+        self.networks.criterion = self._criterion  # a plugin may have put another one there
         Round(self, **kwargs).run()
 
     def _after_training_epoch(self, **kwargs: Any) -> None:

@@ -1,32 +1,259 @@
+import inspect
+
 import pytest
-from coupled_runs import strategy
+import torch
+from coupled_runs import coupled, snapshot
+from torch import nn
 
-from avalanche_cetl.training import Recipe
-from avalanche_cetl.training.options import Options
-
-
-def test_options_that_are_set_later_are_used_and_checked(transfer):
-    one = strategy(variant="e", warmup_epochs=3)
-    one.warmup_epochs, one.train_epochs = 0, 2
-    one.train(transfer.train_stream)
-    assert one.recipe.warmup_epochs == 0 and one.clock.train_exp_epochs == 2
-    with pytest.raises(ValueError, match="input_noise=2"):
-        one.input_noise = 2
-    one.dwa_lambda = 0.5
-    assert one.allocation.strength == 0.5
+from avalanche_cetl import (
+    CETLPlugin,
+    CETLStrategy,
+    GFISettings,
+    Quantile,
+    transfer_benchmark,
+)
+from avalanche_cetl.training import VARIANTS, Recipe, Variant
+from avalanche_cetl.training.options import COMPUTED, LEARNT, Options
 
 
-def test_options_are_the_fields_of_the_recipe():
-    one = strategy(variant="e", loss_weights=(1, 2, 3), lr_factors=(0.5, 1.0))
+def make(plugins=(), **arguments):
+    model = coupled()
+    settings = {"train_mb_size": 8, "train_epochs": 1, "eval_mb_size": 32, "evaluator": None}
+    return CETLStrategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        plugins=list(plugins),
+        **(settings | {"gfi": GFISettings(samples=8), "dwa_lambda": 1.0} | arguments),
+    )
+
+
+@pytest.fixture
+def transfer(digits):
+    """Few rows: what is in force shows in a step or two."""
+    return transfer_benchmark(digits(24), digits(3), labels_per_class=5)
+
+
+def trained(strategy, stream):
+    torch.manual_seed(7)
+    strategy.train(stream)
+    return snapshot(strategy.model)
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def flipped(x):
+    return x.flip(3)
+
+
+#: Every option of CETLStrategy that can change: by name, values other than what make() has, and
+#: options that go with it.
+OPTIONS = {
+    "variant": ["fi", "e", "u", "f", "joint", "direct", VARIANTS["two_step"]],
+    "loss_weights": [(1.0, 2.0, 0.5), [1, 1, 3]],
+    "dwa_lambda": [0.0, 30.0],
+    "gfi": [
+        GFISettings(samples=12, seed=3, threshold=Quantile(0.3)),
+        GFISettings(samples=8, basis="kronecker", rank=4),
+        GFISettings(samples=8, normalize=False),
+    ],
+    "alternate": ["iteration"],
+    "stage_epochs": [(1, 2, 1), [2, 1, 1]],
+    "lr_factors": [(1.0, 1.0), [0.5, 2.0]],
+    "warmup_epochs": [2],
+    "input_noise": [0.4],
+    "fixed_goal": [False],
+    "augment": [flipped],
+    "precision": ["bfloat16"],
+    "channels_last": [True],
+    "accumulate": [2],
+    "train_mb_size": [16],
+    "train_epochs": [2],
+    "eval_every": [1],
+}
+#: Refused when they are assigned, with the remedy.
+FIXED = {"preset": "paper", "recipe": None}
+#: Objects that are the strategy's own business, or Avalanche's; the last test looks at some.
+OTHERS = {
+    "model", "optimizer", "criterion", "plugins", "evaluator", "device", "eval_mb_size",
+    "peval_mode", "ewc_lambda",
+}  # fmt: skip
+
+
+def test_every_argument_of_the_strategy_is_in_the_tables():
+    assert set(inspect.signature(CETLStrategy.__init__).parameters) - {"self"} == (
+        set(OPTIONS) | {"compile"} | (set(FIXED) - {"recipe"}) | OTHERS
+    )
+
+
+def test_options_are_the_fields_of_the_recipe_and_the_arguments_of_the_engine():
+    one = make(variant="e", loss_weights=(1, 2, 3), lr_factors=(0.5, 1.0))
     names = [name for name in vars(Options) if not name.startswith("_")]
-    assert set(names) == set(Recipe.__dataclass_fields__)
-    assert all(getattr(one, name) is getattr(one.recipe, name) for name in names)
+    assert set(names) == {*LEARNT, *COMPUTED, *FIXED, "eval_every"}
+    assert set(LEARNT) == set(Recipe.__dataclass_fields__)
+    assert all(getattr(one, name) is getattr(one.recipe, name) for name in LEARNT)
+    assert all(getattr(one, name) == one.config.given[name] for name in COMPUTED)
+
+
+@pytest.fixture(scope="module")
+def unchanged():
+    found = {}
+
+    def weights(stream, variant="gfi"):
+        if variant not in found:
+            found[variant] = trained(make(variant=variant), stream)
+        return found[variant]
+
+    return weights
+
+
+#: Options that need not move a weight in a round of this network.
+QUIET = {"channels_last", "eval_every"}
+#: Options that a variant without measurements, which is quicker, does not show.
+MEASURED = {"variant", "gfi", "dwa_lambda"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param(name, value, id=f"{name}-{number}")
+        for name, values in OPTIONS.items()
+        for number, value in enumerate(values)
+    ],
+)
+def test_an_option_that_is_assigned_is_as_much_in_force_as_one_that_is_given(
+    transfer, unchanged, name, value
+):
+    variant = "gfi" if name in MEASURED else "e"
+    given, assigned = make(**{"variant": variant, name: value}), make(variant=variant)
+    setattr(assigned, name, value)
+    assert given.settings() == assigned.settings()
+    before = unchanged(transfer.train_stream, variant)
+    first, second = (trained(one, transfer.train_stream) for one in (given, assigned))
+    assert same(first, second)
+    assert given.round_losses == assigned.round_losses
+    assert name in QUIET or not same(first, before)
+
+
+def test_passes_are_compiled_where_that_is_assigned():
+    one = make()
+    one.compile = "eager"  # what it does in training is tested with the engine
+    assert one.networks.passes is one.engine.passes and one.engine.passes.compiled == "eager"
+
+
+def test_several_options_change_at_once_and_what_was_not_given_follows(transfer):
+    given, assigned = make(variant="e", alternate="iteration"), make()
+    assigned.configure(variant="e", alternate="iteration")
+    assert not assigned.fixed_goal and assigned.stage_epochs == (1, 1, 1)
+    first, second = (trained(one, transfer.train_stream) for one in (given, assigned))
+    assert same(first, second)
+
+
+def test_an_option_can_be_set_to_what_it_shows():
+    one = make()
+    before = one.recipe
+    for name in (*LEARNT, *COMPUTED):
+        setattr(one, name, getattr(one, name))
+    assert one.recipe == before
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_cannot_change_says_so_when_it_is_assigned(name):
+    one = make()
+    with pytest.raises(AttributeError, match=f"{name}= when you make the strategy"):
+        setattr(one, name, FIXED[name])
 
 
 def test_setting_an_option_checks_the_value_as_the_constructor_does():
-    one = strategy(variant="e")
-    before = one.recipe
-    for name, value in (("lr_factors", (1.0, 0.0)), ("stage_epochs", (0, 1, 1)), ("gfi", None)):
+    one = make(variant="e")
+    before = one.config
+    wrong = {
+        "lr_factors": (1.0, 0.0), "stage_epochs": (0, 1, 1), "gfi": None, "input_noise": 2,
+        "precision": "float8", "accumulate": 0, "variant": "z", "loss_weights": {"L_rs": 1.0},
+        "alternate": "sometimes",
+    }  # fmt: skip
+    wrong["gfi"] = {"samples": 8}
+    for name, value in wrong.items():
         with pytest.raises((ValueError, TypeError), match=name):
             setattr(one, name, value)
-        assert one.recipe is before
+        assert one.config is before
+    with pytest.raises(ValueError, match="accumulate=2 goes with"):
+        one.configure(alternate="iteration", accumulate=2)
+    with pytest.raises(TypeError, match="lambda= is no option that can change"):
+        one.configure(**{"lambda": 1.0})
+
+
+def test_the_variant_stays_where_a_preset_has_chosen_plugins_for_it():
+    one = make(preset="best", dwa_lambda=None, gfi=None)
+    with pytest.raises(ValueError, match="Give variant= when you make the strategy"):
+        one.variant = "gfi"
+    assert one.variant.name == "direct"
+
+
+class Change(CETLPlugin):
+    """Sets an option after the first round."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def after_round(self, strategy, *args, **kwargs):
+        if strategy.clock.train_exp_epochs == 1:
+            strategy.configure(**self.options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr_factors": (0.0001, 0.0001)}, {"dwa_lambda": 1e4}, {"input_noise": 0.9},
+     {"fixed_goal": False}, {"alternate": "iteration"}, {"gfi": GFISettings(samples=4, seed=9)}],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_an_option_that_changes_between_two_rounds_counts_from_the_next(transfer, options):
+    variant = "gfi" if set(options) & MEASURED else "e"
+    changed, kept = (
+        make(plugins, variant=variant, train_epochs=2) for plugins in ([Change(**options)], [])
+    )
+    first, second = (trained(one, transfer.train_stream) for one in (changed, kept))
+    assert not same(first, second)
+
+
+@pytest.mark.parametrize("options", [{"variant": "e"}, {"precision": "bfloat16"}])
+def test_what_decides_how_steps_are_made_does_not_change_within_an_experience(transfer, options):
+    one = make([Change(**options)], variant="f")
+    with pytest.raises(ValueError, match=f"{next(iter(options))} cannot change while"):
+        one.train(transfer.train_stream)
+
+
+def test_a_variant_changes_between_two_calls(transfer):
+    one = make(variant="e")
+    one.train(transfer.train_stream)
+    one.variant = "fi"
+    one.train(transfer.train_stream)
+    assert {"GFI1", "GFI2", "GFI3"} <= one.importance.keys()
+    assert "DWA1" in one.round_losses
+    one.variant = Variant("last", VARIANTS["gfi"].stages[2:])
+    assert not one.importance and one.optimizers.keys() == {"stage 1"}
+    one.train(transfer.train_stream)
+    assert one.round_losses.keys() == {"L_c"}
+
+
+def test_an_optimizer_that_is_assigned_moves_all_stages(transfer):
+    one = make()
+    one.optimizer = torch.optim.SGD(one.model.parameters(), 0.0)
+    before = snapshot(one.model)
+    assert same(trained(one, transfer.train_stream), before)
+
+
+def test_a_criterion_that_a_plugin_puts_in_its_place_is_the_one_that_trains(transfer):
+    class Silent(nn.Module):
+        def forward(self, outputs, labels):
+            return outputs.sum() * 0
+
+    class Replace(CETLPlugin):
+        def before_training(self, strategy, *args, **kwargs):
+            strategy._criterion = Silent()
+
+    one = make([Replace()], variant="e")
+    one.train(transfer.train_stream)
+    assert one.round_losses["L_c"] == 0

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.recipe import Recipe
 from avalanche_cetl.training.stages.base import TrainingStage
-from avalanche_cetl.training.variants import WARMUP
+from avalanche_cetl.training.variants import WARMUP, Variant
 
 
 class StageOptimizer:
@@ -21,58 +20,64 @@ class StageOptimizer:
     Learning rate and all other settings are read from the user's optimiser at every step,
     group by group, so a scheduler on it moves this one too.
 
-    :param template: the user's optimiser.
     :param stage: whose parameters it steps.
-    :param factor: on its learning rates.
     """
 
-    def __init__(self, template: Optimizer, stage: TrainingStage, factor: float = 1.0):
-        self.template, self.stage, self.factor = template, stage, factor
+    def __init__(self, stage: TrainingStage):
+        self.stage = stage
         self.optimizer: Optimizer | None = None
 
-    def prepare(self, model: CoupledModel) -> None:
+    def prepare(self, template: Optimizer, model: CoupledModel) -> None:
         """Cover what the stage trains of a network; what is covered already keeps its moments.
 
+        :param template: the user's optimiser, as it is now.
         :raises ValueError: when the user's optimiser does not cover it.
         """
         wanted = {id(p) for p in self.stage.parameters(model) if p.requires_grad}
         groups = []
-        for group in self.template.param_groups:
+        for group in template.param_groups:
             chosen = [p for p in group["params"] if id(p) in wanted]
             groups.append({**_settings(group), "params": chosen})
         covered = {id(p) for group in groups for p in group["params"]}
         if covered != wanted:
             raise ValueError("the optimizer does not cover all parameters of this stage.")
-        state: dict[Tensor, Any] = self.optimizer.state if self.optimizer is not None else {}
-        kind = type(self.template)
+        kind = type(template)
+        # Moments of another class of optimiser mean something else.
+        state: dict[Tensor, Any] = self.optimizer.state if type(self.optimizer) is kind else {}
         accepted = inspect.signature(kind.__init__).parameters
-        defaults = {k: v for k, v in self.template.defaults.items() if k in accepted}
+        defaults = {k: v for k, v in template.defaults.items() if k in accepted}
         self.optimizer = kind(groups, **defaults)
         for param, moments in state.items():
             if id(param) in wanted:
                 self.optimizer.state[param] = moments
 
-    def step(self) -> None:
-        """Step with the template's current settings."""
+    def step(self, template: Optimizer, factor: float = 1.0) -> None:
+        """Step with the template's current settings.
+
+        :param template: the user's optimiser.
+        :param factor: on its learning rates.
+        """
         assert self.optimizer is not None, "prepare() comes first"
-        for own, group in zip(self.optimizer.param_groups, self.template.param_groups, strict=True):
+        for own, group in zip(self.optimizer.param_groups, template.param_groups, strict=True):
             own.update(_settings(group))
-            if self.factor != 1.0:
-                own["lr"] = own["lr"] * self.factor
+            if factor != 1.0:
+                own["lr"] = own["lr"] * factor
         self.optimizer.step()
+
+
+class StageOptimizers(dict[str, StageOptimizer]):
+    """The optimisers of the warm-up and of the stages that have one of their own, by label."""
+
+    def follow(self, variant: Variant) -> None:
+        """Have those of a variant's stages; stages that it shares with the last keep theirs."""
+        stages = [stage for stage in (WARMUP, *variant.stages) if stage.own_optimizer]
+        kept = {label: own for label, own in self.items() if own.stage in stages}
+        self.clear()
+        self.update({stage.label: kept.get(stage.label, StageOptimizer(stage)) for stage in stages})
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
-
-
-def stage_optimizers(template: Optimizer, recipe: Recipe) -> dict[str, StageOptimizer]:
-    """Return the optimisers of the warm-up and of the stages that have one of their own."""
-    return {
-        stage.label: StageOptimizer(template, stage, recipe.lr_factor(stage.kind))
-        for stage in (WARMUP, *recipe.variant.stages)
-        if stage.own_optimizer
-    }
 
 
 def cover(host: Any, reset_state: bool, **kwargs: Any) -> None:
@@ -91,4 +96,4 @@ def cover(host: Any, reset_state: bool, **kwargs: Any) -> None:
         verbose=kwargs.get("verbose_optimizer", False),
     )
     for own in host.optimizers.values():
-        own.prepare(host.model)
+        own.prepare(host.optimizer, host.model)

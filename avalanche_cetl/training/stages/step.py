@@ -56,7 +56,7 @@ def take_step(
     elif part.last:
         own = host.optimizers[stage.label]
         if learns:
-            own.step()
+            own.step(host.optimizer, host.recipe.lr_factor(stage.kind))
         if stage.callbacks is Callbacks.PENALTIES:
             trigger_plugins(host, "hold_weights", optimizer=own.optimizer)
         trigger_plugins(host, "after_step", **kwargs)

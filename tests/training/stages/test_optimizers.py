@@ -87,15 +87,15 @@ def test_factors_scale_the_learning_rates_of_their_stages(transfer):
 def test_settings_of_the_template_are_read_at_every_step_and_moments_are_kept():
     model = coupled()
     template = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)
-    own = StageOptimizer(template, SourceStage(), factor=0.5)
-    own.prepare(model)
+    own = StageOptimizer(SourceStage())
+    own.prepare(template, model)
     (parameter, *_) = SourceStage().parameters(model)
     before = parameter.detach().clone()
     for rate in (1.0, 0.1):
         template.param_groups[0]["lr"] = rate
         parameter.grad = torch.ones_like(parameter)
-        own.step()
-        own.prepare(model)
+        own.step(template, factor=0.5)
+        own.prepare(template, model)
     # Steps of 0.5 * 1 and 0.05 * 1.5: the momentum of the first step is in the second.
     torch.testing.assert_close(parameter.detach(), before - 0.5 - 0.075)
     assert not template.state
