@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,16 @@ from avalanche_cetl.checkpoints.networks import (
 from avalanche_cetl.checkpoints.optimizers import optimizer_state, set_optimizer_state
 from avalanche_cetl.checkpoints.putting import Putter
 from avalanche_cetl.checkpoints.random import random_states, set_random_states
+from avalanche_cetl.checkpoints.settings import (
+    differences,
+    packed,
+    settings_of,
+    settings_of_0_2,
+    strategy_settings,
+    strategy_settings_of_0_2,
+    unpacked,
+    without_settings,
+)
 from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
 from avalanche_cetl.checkpoints.taking import Taker
 from avalanche_cetl.common.processes import Processes
@@ -83,16 +93,24 @@ def _listeners_state(
         if name not in ignore:
             check_kind(plugin)
             state = taker.take(plugin, name)
-        plugins.append({"type": type(plugin).__qualname__, "state": state})
-    own = None
+        plugins.append({"type": type(plugin).__qualname__, **_with_settings(plugin, state)})
+    own: dict[str, Any] = {"state": None}
     if not isinstance(strategy, CETLStrategy) and type(strategy).__name__ not in ignore:
         name = type(strategy).__name__
-        own = taker.take_object(strategy, name, own_attributes(strategy))
+        attributes = own_attributes(strategy)
+        own = _with_settings(strategy, taker.take_object(strategy, name, attributes))
     return {
         "plugins": plugins,
-        "own": own,
+        "own": own["state"],
+        "own_settings": own.get("settings"),
         "evaluator": evaluator_state(strategy.evaluator, taker),
     }
+
+
+def _with_settings(thing: Any, state: Any) -> dict[str, Any]:
+    """The state of a plugin or a strategy, and apart from it the settings."""
+    settings = settings_of(thing)
+    return {"state": without_settings(state, settings), "settings": packed(settings)}
 
 
 def restore(
@@ -107,7 +125,7 @@ def restore(
         :func:`~avalanche_cetl.checkpoints.load_checkpoint`.
     :raises CheckpointError: when it was made with another network, optimiser or other plugins.
     """
-    _check(strategy, state)
+    _check(strategy, state, ignore)
     pristine = strategy.model
     if differing(pristine, state["model"]):
         pristine = copy.deepcopy(strategy.model)
@@ -123,9 +141,9 @@ def restore(
     putter = Putter(pristine, experiences)
     for plugin, kept in zip(_plugins(strategy), state["plugins"], strict=True):
         if type(plugin).__name__ not in ignore:
-            putter.put(plugin, kept["state"], type(plugin).__name__)
+            putter.put(plugin, _state_alone(plugin, kept["state"]), type(plugin).__name__)
     if type(strategy).__name__ not in ignore:
-        putter.put(strategy, state.get("own"), type(strategy).__name__)
+        putter.put(strategy, _state_alone(strategy, state.get("own")), type(strategy).__name__)
     for plugin, kept in zip(_keepers(strategy), state["keepers"], strict=False):
         plugin.load_checkpoint_state(kept)
     set_evaluator_state(strategy.evaluator, state["evaluator"], putter)
@@ -135,6 +153,11 @@ def restore(
     rank = _company(strategy).rank
     if rank < len(state["random"]):  # a process that the saved run did not have draws its own
         set_random_states(state["random"][rank])
+
+
+def _state_alone(thing: Any, state: Any) -> Any:
+    """The state of a plugin or a strategy; version 0.2 kept settings among it."""
+    return without_settings(state, settings_of(thing))
 
 
 def _company(strategy: SupervisedTemplate) -> Processes:
@@ -168,7 +191,7 @@ def _keepers(strategy: SupervisedTemplate) -> list[Any]:
 # ------------------------------------------------------------------ checks
 
 
-def _check(strategy: SupervisedTemplate, state: dict[str, Any]) -> None:
+def _check(strategy: SupervisedTemplate, state: dict[str, Any], ignore: Sequence[str]) -> None:
     kind = type(strategy).__qualname__
     if state["strategy"] != kind:
         raise CheckpointError(
@@ -186,17 +209,36 @@ def _check(strategy: SupervisedTemplate, state: dict[str, Any]) -> None:
             raise CheckpointError(
                 "the source network is not the one of the checkpoint: its fingerprint differs."
             )
-        settings = strategy.settings()
-        other = [name for name in settings if cetl["settings"].get(name) != settings[name]]
-        if other:
-            raise CheckpointError(
-                "the strategy has other settings than the checkpoint: "
-                + "; ".join(
-                    f"{name}={settings[name]!r} for {cetl['settings'].get(name)!r}"
-                    for name in other
-                )
-                + ". Make it with the same ones; learning rates and train_epochs may differ."
-            )
+    other = list(_other_settings(strategy, state, ignore))
+    if other:
+        raise CheckpointError(
+            f"the strategy has other settings than the checkpoint: {'; '.join(other)}. Make it "
+            "with the same ones; learning rates and train_epochs may differ."
+        )
+
+
+def _other_settings(
+    strategy: SupervisedTemplate, state: dict[str, Any], ignore: Sequence[str]
+) -> Iterator[str]:
+    """What differs between the settings of a run and those of a checkpoint, by name."""
+    pairs: list[tuple[Any, Any, Any]] = []
+    if isinstance(strategy, CETLStrategy):
+        kept, mine = state["cetl"]["settings"], strategy_settings(strategy)
+        whole = "gfi" not in kept
+        its = unpacked(kept) if whole else strategy_settings_of_0_2(kept, mine)
+        yield from differences(mine, its, type(strategy).__name__)
+    elif state.get("own") is not None:
+        pairs.append((strategy, state["own"], state.get("own_settings")))
+    pairs += [
+        (plugin, kept["state"], kept.get("settings"))
+        for plugin, kept in zip(_plugins(strategy), state["plugins"], strict=True)
+    ]
+    for thing, kept, settings in pairs:
+        name = type(thing).__name__
+        if name not in ignore:
+            mine = settings_of(thing)
+            its = settings_of_0_2(kept, mine) if settings is None else unpacked(settings)
+            yield from (f"{name}.{one}" for one in differences(mine, its, name))
 
 
 def _check_tensors(model: nn.Module, saved: Any) -> None:
@@ -242,7 +284,7 @@ def _source_fingerprint(model: Any) -> str | None:
 
 def _cetl_state(strategy: CETLStrategy, names: dict[int, str]) -> dict[str, Any]:
     return {
-        "settings": strategy.settings(),
+        "settings": packed(strategy_settings(strategy)),
         "source": _source_fingerprint(strategy.model),
         "stages": {
             label: optimizer_state(own.optimizer, names)

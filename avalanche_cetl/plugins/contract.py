@@ -149,8 +149,11 @@ class CETLPlugin(SupervisedPlugin):
 
     :cvar names: of the losses that it records, by which they reach loggers; a preset's plugin
         gives way to one with the same names.
+    :ivar varying: names of those arguments of the constructor that training changes: a checkpoint
+        restores them, and refuses others that differ.
     """
 
+    varying: tuple[str, ...] = ()
     reads_decoder_hidden: bool = False
     names: tuple[str, ...] = ()
 

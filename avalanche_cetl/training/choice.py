@@ -106,6 +106,8 @@ class Choice(CETLPlugin):
     def __init__(self, plugins: Sequence[tuple[LossPlugin, Rule]]):
         super().__init__()
         self.plugins = list(plugins)
+        for plugin, rule in plugins:
+            plugin.varying = ("weight",) if rule.weight is not None else ()
         self.told = ""
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
