@@ -126,7 +126,7 @@ class Importance:
         return wrong + [name for name in layers if name not in self.values]
 
 
-def measure(
+def measure_importance(
     model: CoupledModel,
     pair: Pair,
     sample: Sample,

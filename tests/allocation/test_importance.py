@@ -16,7 +16,7 @@ from avalanche_cetl import (
     ModuleEncoder,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure
+from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.checkpoints.plain import equal, is_plain
@@ -35,7 +35,7 @@ def sample(count=5):
 
 def measured(model, name, settings=KRONECKER, kind="fisher"):
     generator = torch.Generator().manual_seed(0)
-    return measure(model, PAIRS[name], sample(), settings, kind, generator)
+    return measure_importance(model, PAIRS[name], sample(), settings, kind, generator)
 
 
 def reconstruction(model, name, x):
