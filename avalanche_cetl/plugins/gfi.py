@@ -1,11 +1,16 @@
 """GFIPlugin: Generalized Fisher Information where EWCPlugin stands.
 
 How it pays: by default in a proximal step after the optimiser's (:class:`Pull`), once an iteration,
-at the learning rate of each weight's parameter group. The weights stay finite at every strength,
+at the step size of each weight's parameter group: the learning rate, and what momentum makes of it
+(:func:`~avalanche_cetl.allocation.proximal.step_sizes`). The weights stay finite at every strength,
 where the penalty in the loss diverges as soon as learning rate times ``dwa_lambda`` times
-importance is more than 2. With SGD the two agree to first order in the learning rate; with adaptive
-optimisers the pull is not divided by their moments, so that the best strength is another one than
-in the loss. Parameters that the optimiser does not hold stay; those without a gradient in a step
+importance is more than 2. With SGD, with or without momentum, both forms come to rest at the same
+weights; on the way they agree to first order in the learning rate, but for some 1 / (1 - momentum)
+mini-batches after the momentum was empty or the gradient has changed, in which the pull is ahead.
+Adaptive optimisers (Adam and its kin, RMSprop, Adagrad) divide gradients by their size, a penalty's
+in the loss too, but not the pull: there the best strength is another one than in the loss. A pull
+is always towards the old weights; a penalty in the loss is not where an optimiser maximises, which
+is refused. Parameters that the optimiser does not hold stay; those without a gradient in a step
 are pulled, as they are by a penalty in the loss. A step that a gradient scaler skips is still
 followed by its pull.
 
@@ -76,8 +81,8 @@ class GFIPlugin(SupervisedPlugin):
     :param keep_importance_data: keep past importances and anchors where training reads them no
         longer: in ``"online"`` mode, and in the Kronecker basis.
     :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
-        rates in the optimiser's groups; ``"loss"``: the sum above, added to the loss as printed,
-        with a check that it is finite.
+        rates in the optimiser's groups, and counts their momentum; ``"loss"``: the sum above, added
+        to the loss as printed, with a check that it is finite.
     :param basis: in which importance is measured and held: ``"diagonal"``, weight by weight, or
         ``"kronecker"``, in the eigenbasis of each layer's Kronecker factors. There weights that
         act together are held together, and much less is forgotten.
@@ -109,9 +114,9 @@ class GFIPlugin(SupervisedPlugin):
         basis, and in ``"online"`` mode, all are one, under the number of the last.
     :ivar shared: per old experience, by parameter the share in [0, 1] of weights with RF >= u.
     :raises ValueError: for arguments out of range; before an experience trains, when the
-        likelihood cannot read the network's output or the labels, or when a parameter group has
-        no learning rate; and :class:`NonFiniteLossError` when a penalty in the loss or a
-        measured importance is not finite.
+        likelihood cannot read the network's output or the labels, when a parameter group has no
+        learning rate, or maximises with a penalty in the loss; and :class:`NonFiniteLossError` when
+        a penalty in the loss or a measured importance is not finite.
     """
 
     supports_distributed = True
@@ -249,7 +254,7 @@ class GFIPlugin(SupervisedPlugin):
         self.hold_weights(strategy, strategy.optimizer)
 
     def hold_weights(self, strategy: Any, optimizer: Optimizer) -> None:
-        """Take the proximal step at an optimiser's learning rates, where the penalty has one."""
+        """Take the proximal step at an optimiser's step sizes, where the penalty has one."""
         if self.penalty != "proximal":
             return
         params = dict(bare(strategy.model).named_parameters())
@@ -327,6 +332,11 @@ class GFIPlugin(SupervisedPlugin):
         """Raise ValueError before training when the experience could not be measured after it."""
         if self.penalty == "proximal":
             check_learning_rates(strategy.optimizer.param_groups, "give GFIPlugin penalty='loss'")
+        elif any(group.get("maximize") for group in strategy.optimizer.param_groups):
+            raise ValueError(
+                "the optimizer has maximize=True, so a penalty in the loss would drive weights "
+                "away from where they are to stay; give GFIPlugin penalty='proximal'."
+            )
         model = bare(strategy.model)
         last = len(strategy.experience.dataset) - 1
         images, labels, tasks, _ = self._sample(strategy, [0, min(1, last)])
