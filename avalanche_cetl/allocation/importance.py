@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
-from avalanche_cetl.allocation.parameters import grown
+from avalanche_cetl.allocation.parameters import check_held, grown, named_parameters, unwrapped
 from avalanche_cetl.allocation.readout import Readout, by_head
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
@@ -88,7 +88,8 @@ class Importance:
 
     def penalty(self, model: CoupledModel, lam: float) -> Tensor:
         """DWA (eq. 11) at the model's current weights; those that have come since are free."""
-        params = dict(model.named_parameters())
+        params = named_parameters(model)
+        check_held(self.anchors.keys(), params, "CETLStrategy")
         self.grow(params)
         return dwa_penalty(params, self.anchors, self.values, lam, self.basis)
 
@@ -145,33 +146,38 @@ def measure_importance(
     :param generator: CPU generator of drawn targets and of the gate.
     :param processes: that share the rows out; all have the same sample and generator.
     """
-    params = model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
-    params = {name: p for name, p in params.items() if p.requires_grad}
-    heads: tuple[int, ...] = ()
-    if model.target.heads_by_task:
-        heads = tuple(sample.tasks.unique().tolist())
-    # Without a gate RF decides nothing; weight by weight its shares are still recorded.
-    gated = kind == "gfi" and (settings.gates or settings.basis == "diagonal")
-    outputs = (pair.keep, pair.partner) if gated else (pair.keep,)
-    images, features = sample.images, sample.features
-    with torch.no_grad(), evaluation_mode(model):
-        if features is None:
-            features = images.flatten(1) if model.source is None else model.source_features(images)
-        goals = _goals(model, features, sample, settings.fisher, generator)
-    measurement = Measurement(
-        TargetTasks(model, outputs, heads),
-        (features, images),
-        params,
-        settings,
-        processes or Processes(None),
-    )
-    tasks = [coupled_task(name, heads, goals[name], sample.tasks) for name in outputs]
-    measurement.choose_basis(tasks[0])
-    relative = None
-    if gated:
-        fisher, relative = measurement.relative(*tasks)
-    else:
-        fisher = measurement.fisher(tasks[0])
+    with unwrapped(model):
+        params = (
+            model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
+        )
+        params = {name: p for name, p in params.items() if p.requires_grad}
+        heads: tuple[int, ...] = ()
+        if model.target.heads_by_task:
+            heads = tuple(sample.tasks.unique().tolist())
+        # Without a gate RF decides nothing; weight by weight its shares are still recorded.
+        gated = kind == "gfi" and (settings.gates or settings.basis == "diagonal")
+        outputs = (pair.keep, pair.partner) if gated else (pair.keep,)
+        images, features = sample.images, sample.features
+        with torch.no_grad(), evaluation_mode(model):
+            if features is None:
+                features = (
+                    images.flatten(1) if model.source is None else model.source_features(images)
+                )
+            goals = _goals(model, features, sample, settings.fisher, generator)
+        measurement = Measurement(
+            TargetTasks(model, outputs, heads),
+            (features, images),
+            params,
+            settings,
+            processes or Processes(None),
+        )
+        tasks = [coupled_task(name, heads, goals[name], sample.tasks) for name in outputs]
+        measurement.choose_basis(tasks[0])
+        relative = None
+        if gated:
+            fisher, relative = measurement.relative(*tasks)
+        else:
+            fisher = measurement.fisher(tasks[0])
     basis = measurement.basis
     values, shared = gate(fisher, relative, settings, generator, basis)
     layers = {} if basis is None else dict(basis)

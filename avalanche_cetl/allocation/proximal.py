@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -71,6 +71,11 @@ class Pull:
             for name in importance
         }
         return pull
+
+    @property
+    def names(self) -> Set[str]:
+        """Return the names of the parameters that are held."""
+        return self.importance.keys() | self.basis.folded
 
     @torch.no_grad()
     def add(self, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:

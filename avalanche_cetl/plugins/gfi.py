@@ -25,15 +25,18 @@ same however many experiences there were.
 
 Parameters that require no gradient when an experience ends are not measured; those measured before
 are held whenever they train. Parameters that grow between experiences (heads) keep the importance
-of their old part; new ones are free. Networks may be wrapped (``torch.compile``, DataParallel,
-DistributedDataParallel) between experiences. In networks with heads by task each image is read
-through the head of its own task; where an old experience had several, new images take its heads in
-turn.
+of their old part; new ones are free. Networks, and parts of them, may be wrapped (torch.compile,
+DataParallel, DistributedDataParallel) between experiences: parameters have their names without
+wrappers, and measurements read the layers themselves. A network that has lost a parameter that is
+held, as one that was pruned or reparametrised meanwhile has, is refused. In networks with heads by
+task each image is read through the head of its own task; where an old experience had several, new
+images take its heads in turn.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -44,7 +47,7 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.measure import Measurement, Task
 from avalanche_cetl.allocation.memory import DiagonalMemory, KroneckerMemory, Memory
-from avalanche_cetl.allocation.parameters import bare, trainable
+from avalanche_cetl.allocation.parameters import check_held, named_parameters, trainable, unwrapped
 from avalanche_cetl.allocation.proximal import check_learning_rates
 from avalanche_cetl.allocation.readout import Output, Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
@@ -220,22 +223,23 @@ class GFIPlugin(SupervisedPlugin):
         heads = self.memory.heads(strategy.clock.train_exp_counter) if self.settings.gates else []
         if not heads:
             return
-        model = bare(strategy.model)
         images, labels, tasks, _ = self._sample(strategy)
-        drawn = {
-            old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
-            for old in heads
-        }
+        with unwrapped(strategy.model) as model:
+            drawn = {
+                old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
+                for old in heads
+            }
         self._drawn = Sample(images, labels, tasks), drawn
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Gate the stored importances by what the old tasks and the new one share."""
-        self._check(strategy)
         now = strategy.clock.train_exp_counter
-        # Those that are frozen now may be trained later in the experience.
-        params = self._held(bare(strategy.model), now)
-        self.memory.grow(params)
-        relative = self._relative(strategy, params) if self._drawn is not None else {}
+        with unwrapped(strategy.model) as model:
+            self._check(strategy, model)
+            # Those that are frozen now may be trained later in the experience.
+            params = self._held(model, self.memory.names(now))
+            self.memory.grow(params)
+            relative = self._relative(model, params) if self._drawn is not None else {}
         self._drawn = None
         self.memory.hold(now, params, relative, self._generator)
 
@@ -244,7 +248,7 @@ class GFIPlugin(SupervisedPlugin):
         pull = self.memory.pull
         if self.penalty != "loss" or not pull.importance or self.dwa_lambda == 0:
             return
-        added = pull.penalty(dict(bare(strategy.model).named_parameters()), self.dwa_lambda)
+        added = pull.penalty(self._held(strategy.model, pull.names), self.dwa_lambda)
         if not torch.isfinite(added):
             raise self._diverged("the penalty", strategy)
         strategy.loss += added
@@ -255,54 +259,47 @@ class GFIPlugin(SupervisedPlugin):
 
     def hold_weights(self, strategy: Any, optimizer: Optimizer) -> None:
         """Take the proximal step at an optimiser's step sizes, where the penalty has one."""
-        if self.penalty != "proximal":
+        pull = self.memory.pull
+        if self.penalty != "proximal" or not pull.importance or self.dwa_lambda == 0:
             return
-        params = dict(bare(strategy.model).named_parameters())
-        self.memory.pull.step(params, optimizer, self.dwa_lambda)
+        pull.step(self._held(strategy.model, pull.names), optimizer, self.dwa_lambda)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the Fisher information of the experience that ends."""
         now = strategy.clock.train_exp_counter
-        model = bare(strategy.model)
-        params = trainable(model)
-        images, labels, tasks, _ = self._sample(strategy)
-        if self.settings.fisher == "sampled":
-            targets = self.readout.draw(model, images, tasks, self._generator)
-        else:
-            targets = self.readout.known(model, images, labels, tasks, self._generator)
-        view = self.readout.view(model, tasks)
-        measurement = self._measurement(view, images, params)
-        task = Task(*view.task(targets, tasks))
-        measurement.choose_basis(task)
-        fisher = view.restore(measurement.fisher(task))
+        with unwrapped(strategy.model) as model:
+            params = trainable(model)
+            images, labels, tasks, _ = self._sample(strategy)
+            if self.settings.fisher == "sampled":
+                targets = self.readout.draw(model, images, tasks, self._generator)
+            else:
+                targets = self.readout.known(model, images, labels, tasks, self._generator)
+            view = self.readout.view(model, tasks)
+            measurement = self._measurement(view, images, params)
+            task = Task(*view.task(targets, tasks))
+            measurement.choose_basis(task)
+            fisher = view.restore(measurement.fisher(task))
+            heads = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
         if not all(bool(value.isfinite().all()) for value in fisher.values()):
             raise self._diverged("the Fisher information", strategy)
         basis = None if measurement.basis is None else view.restore_basis(measurement.basis)
-        heads = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
         self.memory.add(now, fisher, basis, params, heads)
 
     # ------------------------------------------------------------------ pieces
 
-    def _held(self, model: nn.Module, now: int) -> Weights:
-        """The network's parameters that an old experience has an importance of.
+    def _held(self, model: nn.Module, names: Set[str]) -> Weights:
+        """Return the network's parameters of these names.
 
-        :raises ValueError: when it has none of them any more.
+        :raises ValueError: when it has one of them no more.
         """
-        named = dict(model.named_parameters())
-        stored = self.memory.names(now)
-        if stored and not stored & named.keys():
-            raise ValueError(
-                f"GFIPlugin holds {min(stored)!r} and others, but the network has none of them: "
-                f"its parameters are {min(named)!r} and others. Give it the same network, under "
-                "the same names, in every experience."
-            )
-        return {name: parameter for name, parameter in named.items() if name in stored}
+        params = named_parameters(model)
+        check_held(names, params, "GFIPlugin")
+        return {name: params[name] for name in params if name in names}
 
-    def _relative(self, strategy: Any, params: Weights) -> dict[tuple[int, ...], Weights]:
+    def _relative(self, model: nn.Module, params: Weights) -> dict[tuple[int, ...], Weights]:
         """Relative Fisher information of every old task with the new one."""
         assert self._drawn is not None
         (images, labels, tasks, _), drawn = self._drawn
-        model = bare(strategy.model)
         labels = self.readout.known(model, images, labels, tasks, self._generator)
         result: dict[tuple[int, ...], Weights] = {}
         for old, targets in drawn.items():
@@ -328,7 +325,7 @@ class GFIPlugin(SupervisedPlugin):
             rows = sorted(order[: self.settings.samples].tolist())
         return read_sample(strategy, rows)
 
-    def _check(self, strategy: Any) -> None:
+    def _check(self, strategy: Any, model: nn.Module) -> None:
         """Raise ValueError before training when the experience could not be measured after it."""
         if self.penalty == "proximal":
             check_learning_rates(strategy.optimizer.param_groups, "give GFIPlugin penalty='loss'")
@@ -337,7 +334,6 @@ class GFIPlugin(SupervisedPlugin):
                 "the optimizer has maximize=True, so a penalty in the loss would drive weights "
                 "away from where they are to stay; give GFIPlugin penalty='proximal'."
             )
-        model = bare(strategy.model)
         last = len(strategy.experience.dataset) - 1
         images, labels, tasks, _ = self._sample(strategy, [0, min(1, last)])
         self.readout.check(model, images, labels, tasks)

@@ -6,6 +6,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import Naive
 from counting import Counting, images
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from avalanche_cetl import GFIPlugin, transfer_benchmark
 
@@ -38,20 +39,132 @@ def strong(**arguments):
     return GFIPlugin(1e6, samples=16, threshold=0, probability=1, **arguments)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [lambda m: torch.compile(m, backend="eager"), nn.DataParallel],
-    ids=["compiled", "data parallel"],
-)
-def test_a_network_that_is_wrapped_between_two_experiences_is_held_all_the_same(wrap):
-    model = network()
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh())
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def whole(strategy):
+    strategy.model = compiled(strategy.model)
+
+
+def parallel(strategy):
+    strategy.model = nn.DataParallel(compiled(strategy.model))
+
+
+def part(strategy):
+    strategy.model.features = compiled(strategy.model.features)
+
+
+def layer(strategy):
+    strategy.model.features[1] = nn.DataParallel(strategy.model.features[1])
+
+
+def both(strategy):
+    strategy.model.features = nn.DataParallel(compiled(strategy.model.features))
+    strategy.model = nn.DataParallel(strategy.model)
+
+
+def in_place(strategy):
+    strategy.model.features.compile(backend="eager")
+
+
+@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+@pytest.mark.parametrize("wrap", [whole, parallel, part, layer, both, in_place])
+def test_a_network_that_is_wrapped_between_two_experiences_trains_as_without(wrap, basis, penalty):
+    found = []
+    for change in (lambda strategy: None, wrap):
+        torch.manual_seed(0)
+        model = Parts()
+        # A strength with an effect that shows, and the gate, which reads the wrapped network.
+        plugin = GFIPlugin(
+            2.0, samples=16, basis=basis, penalty=penalty, threshold=0.3, probability=0.9
+        )
+        s = naive(model, plugin)
+        first, second = stream()
+        s.train(first)
+        change(s)
+        s.train(second)
+        found.append((dict(plugin.importances[1]), [p.detach() for p in model.parameters()]))
+    assert found[0][0].keys() == found[1][0].keys()
+    for name, wanted in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], wanted, rtol=1e-3, atol=1e-5)
+    for now, wanted in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(now, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_was_wrapped_is_held_when_it_is_no_more():
+    model = Parts()
+    model.features = compiled(model.features)
     s = naive(model, strong())
     first, second = stream()
     s.train(first)
-    before = model[1].weight.clone()
-    s.model = wrap(model)
+    model.features = model.features._orig_mod
+    before = model.features[1].weight.clone()
     s.train(second)
-    assert (model[1].weight - before).norm() < 1e-3
+    assert (model.features[1].weight - before).norm() < 1e-3
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.2)
+
+
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+@pytest.mark.parametrize(
+    "rename", [pruned, parametrizations.weight_norm, parametrizations.orthogonal]
+)
+def test_a_weight_that_is_renamed_between_two_experiences_is_refused_before_training(rename, basis):
+    model = network()
+    s = naive(model, strong(basis=basis))
+    first, second = stream()
+    s.train(first)
+    rename(model[3])
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"holds '3\.weight' \(1 of 4"):
+        s.train(second)
+    assert all(map(torch.equal, before, model.parameters()))
+    if rename is pruned:  # undone, as the message says
+        prune.remove(model[3], "weight")
+        s.train(second)
+
+
+def test_a_layer_that_was_reparametrised_from_the_start_is_held():
+    model = network()
+    parametrizations.weight_norm(model[1])
+    pruned(model[3])
+    s = naive(model, strong())
+    first, second = stream()
+    s.train(first)
+    before = [p.detach().clone() for p in model.parameters()]
+    s.train(second)
+    for now, then in zip(model.parameters(), before, strict=True):
+        assert (now - then).norm() < 1e-2
+
+
+@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+def test_a_weight_that_is_renamed_during_an_experience_is_refused_at_the_next_step(penalty):
+    class Late(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter == 1 and strategy.clock.train_exp_epochs == 0:
+                pruned(strategy.model[1])
+
+    model = network()
+    plugin = GFIPlugin(0.1, samples=16, threshold=0, probability=1, penalty=penalty)
+    s = naive(model, Late(), plugin, epochs=2)
+    first, second = stream()
+    s.train(first)
+    with pytest.raises(ValueError, match=r"holds '1\.weight'"):
+        s.train(second)
 
 
 def test_a_network_with_other_names_is_refused():
