@@ -11,7 +11,14 @@ from torch import Tensor
 
 from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
-from avalanche_cetl.allocation.parameters import check_held, grown, named_parameters, unwrapped
+from avalanche_cetl.allocation.parameters import (
+    anchors_of,
+    check_held,
+    grown,
+    named_parameters,
+    unwrapped,
+    widened,
+)
 from avalanche_cetl.allocation.readout import Readout, by_head
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
@@ -51,7 +58,7 @@ class Importance:
     :ivar values: importance of every weight, >= 0, keyed as ``model.named_parameters()`` and of the
         parameter's shape; of a layer with a basis that of every direction, ``(r, s)`` or
         ``(G, r, s)``.
-    :ivar anchors: the weights theta*, of all parameters that are held.
+    :ivar anchors: the weights theta*, of all parameters that are held, in float32 at least.
     :ivar shared: per entry, the share in [0, 1] of its weights or directions with RF >= u; empty
         where no relative Fisher information was measured.
     :ivar kept: per entry, the share in [0, 1] of its weights or directions with importance > 0.
@@ -91,7 +98,8 @@ class Importance:
         params = named_parameters(model)
         check_held(self.anchors.keys(), params, "CETLStrategy")
         self.grow(params)
-        return dwa_penalty(params, self.anchors, self.values, lam, self.basis)
+        now = {name: widened(params[name]) for name in self.anchors}
+        return dwa_penalty(now, self.anchors, self.values, lam, self.basis)
 
     def grow(self, params: Mapping[str, Tensor]) -> None:
         """Bring it to the shapes of a network that may have grown: new weights have no importance.
@@ -184,7 +192,7 @@ def measure_importance(
     held = {*values, *(name for layer in layers.values() for name in layer.parameters)}
     return Importance(
         values=values,
-        anchors={name: p.detach().clone() for name, p in params.items() if name in held},
+        anchors=anchors_of({name: p for name, p in params.items() if name in held}),
         shared=shared,
         kept={name: float((value > 0).float().mean()) for name, value in values.items()},
         sizes={n: layers[n].weights if n in layers else v.numel() for n, v in values.items()},

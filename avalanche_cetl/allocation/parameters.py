@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -83,6 +84,19 @@ def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for children, name, child in taken:
             children[name] = child
+
+
+def widened(value: Tensor) -> Tensor:
+    """Return a tensor of half precision in single precision, any other as it is.
+
+    Penalties count differences from anchors, which half precision rounds away.
+    """
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def anchors_of(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the weights as they are now, at least in single precision."""
+    return {name: widened(p.detach()).clone() for name, p in params.items()}
 
 
 def check_held(names: Set[str], params: Mapping[str, Tensor], holder: str) -> None:

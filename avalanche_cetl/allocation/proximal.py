@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avalanche_cetl.allocation.parameters import widened
 from avalanche_cetl.information.generalized import dwa_penalty
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
 
@@ -100,6 +101,7 @@ class Pull:
         :param strength: lam, finite, >= 0.
         """
         held, away = {}, {}
+        params = {name: widened(params[name]) for name in self.names if name in params}
         for name, value in self.importance.items():
             if name in self.basis:
                 layer = self.basis[name]
@@ -131,8 +133,10 @@ class Pull:
                 continue
             scale = sizes.get(id(parameter), 0.0) * strength
             if scale > 0:
-                weight = _share(importance, scale)
-                parameter.lerp_(self.anchors[name], weight.to(parameter.dtype))
+                anchor, now = self.anchors[name], widened(parameter)
+                now.lerp_(anchor.to(now.dtype), _share(importance, scale).to(now.dtype))
+                if now is not parameter:  # of half precision
+                    parameter.copy_(now)
 
     def _step_of(
         self,
@@ -161,7 +165,7 @@ class Pull:
             moved = layer.restore(_share(importance, scale).mul_(away), shapes)
             for name, one in at.items():
                 if one == scale:
-                    own[name].sub_(moved[name].to(own[name].dtype))
+                    own[name].sub_(moved[name])
 
 
 def _share(importance: Tensor, scale: float) -> Tensor:

@@ -4,12 +4,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from avalanche_cetl.allocation.parameters import (
+    anchors_of,
     bare,
     check_held,
     grown,
     named_parameters,
     trainable,
     unwrapped,
+    widened,
 )
 
 
@@ -98,6 +100,24 @@ def test_frozen_parameters_are_not_trainable():
     model = nn.Linear(2, 3)
     model.bias.requires_grad_(False)
     assert list(trainable(model)) == ["weight"]
+
+
+def test_anchors_are_copies_in_single_precision_or_better():
+    kinds = {
+        torch.bfloat16: torch.float32,
+        torch.float16: torch.float32,
+        torch.float32: torch.float32,
+        torch.float64: torch.float64,
+        torch.complex64: torch.complex64,
+    }
+    params = {str(kind): nn.Parameter(torch.rand(3).to(kind)) for kind in kinds}
+    found = anchors_of(params)
+    for kind, wanted in kinds.items():
+        anchor, parameter = found[str(kind)], params[str(kind)]
+        assert anchor.dtype == wanted and torch.equal(anchor, parameter.detach().to(wanted))
+        assert not anchor.requires_grad and anchor.data_ptr() != parameter.data_ptr()
+    single = params["torch.float32"]
+    assert widened(single) is single
 
 
 def test_a_parameter_that_has_grown_keeps_its_old_part_and_is_zero_elsewhere():

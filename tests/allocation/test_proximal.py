@@ -85,6 +85,46 @@ def test_half_precision_weights_are_pulled():
     assert parameter.tolist() == [0.5, 0.5]
 
 
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_weights_of_half_precision_go_towards_anchors_between_their_values(dtype):
+    pull = Pull()
+    fine = 1 + torch.finfo(dtype).eps * torch.tensor([0.25, 0.5, 0.75])
+    for anchor in (fine, fine + 2):  # their mean is no number of half precision
+        pull.add({"w": torch.ones(3)}, {"w": anchor})
+    parameter = nn.Parameter(torch.zeros(3, dtype=dtype))
+    pull.step({"w": parameter}, torch.optim.SGD([parameter], lr=0.25), 2.0)
+    assert torch.equal(parameter, ((fine + 1) / 2).to(dtype)) and parameter.dtype == dtype
+    value = pull.penalty({"w": parameter}, 2.0)
+    now = parameter.detach().float()
+    wanted = ((now - fine).square() + (now - fine - 2).square()).sum()
+    torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=0)
+    value.backward()
+    torch.testing.assert_close(parameter.grad, (4 * (now - fine - 1)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_in_a_basis_half_precision_pays_what_single_precision_pays(dtype):
+    pull, anchors, _ = held_in_a_basis("full")
+    layer = pull.basis["w"].to(torch.float32)
+    importance = {name: value.float() for name, value in pull.importance.items()}
+    near = {name: (value + 0.01).to(dtype) for name, value in anchors.items()}
+    pull = Pull.within(
+        KroneckerBasis({"w": layer}), importance, {n: a.float() for n, a in anchors.items()}
+    )
+    wanted = pull.penalty({name: value.float() for name, value in near.items()}, 3.0)
+    torch.testing.assert_close(pull.penalty(near, 3.0), wanted, rtol=1e-6, atol=0)
+    half, single = (
+        parameters({n: v.to(kind) for n, v in near.items()}) for kind in (dtype, torch.float32)
+    )
+    for params in (half, single):
+        pull.step(params, torch.optim.SGD(params.values(), lr=0.3), 3.0)
+    for name, parameter in half.items():
+        assert torch.equal(parameter, single[name].to(dtype))
+
+
 # ------------------------------------------------------------------ momentum
 
 MOMENTA = {

@@ -177,6 +177,39 @@ def test_a_network_with_other_names_is_refused():
         s.train(second)
 
 
+class Cast(nn.Module):
+    def forward(self, x):
+        return x.bfloat16()
+
+
+@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_half_precision_networks_have_importances_and_anchors_of_single_precision(basis, penalty):
+    model = network().bfloat16()
+    model = nn.Sequential(Cast(), *model)
+    strength = 1e6 if penalty == "proximal" else 0.01
+    plugin = GFIPlugin(
+        strength, samples=16, basis=basis, penalty=penalty, threshold=0, probability=1
+    )
+    kinds = set()
+
+    class Watch(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            pull = plugin.memory.pull
+            kinds.update(t.dtype for t in (*pull.importance.values(), *pull.anchors.values()))
+
+    s = naive(model, plugin, Watch())
+    first, second = stream()
+    s.train(first)
+    before = model[2].weight.detach().clone()
+    s.train(second)
+    assert kinds == {torch.float32}
+    for kept in (plugin.importances[1], plugin.saved_params[1]):
+        assert {value.dtype for value in kept.values()} == {torch.float32}
+    assert model[2].weight.dtype == torch.bfloat16
+    assert (penalty == "loss") or (model[2].weight - before).norm() < 1e-2
+
+
 class Unfreezing(SupervisedPlugin):
     """Freezes the first layer for the first epoch of every experience but the first."""
 
