@@ -116,10 +116,11 @@ class GFIPlugin(SupervisedPlugin):
     :ivar gated: per old experience, GFI as the current experience holds it; in the Kronecker
         basis, and in ``"online"`` mode, all are one, under the number of the last.
     :ivar shared: per old experience, by parameter the share in [0, 1] of weights with RF >= u.
-    :raises ValueError: for arguments out of range; before an experience trains, when the
-        likelihood cannot read the network's output or the labels, when a parameter group has no
-        learning rate, or maximises with a penalty in the loss; and :class:`NonFiniteLossError` when
-        a penalty in the loss or a measured importance is not finite.
+    :raises ValueError: for arguments out of range; before an experience trains, when it has no
+        images, when the network has lost a parameter that is held, when the likelihood cannot read
+        the network's output or the labels, when a parameter group has no learning rate, or
+        maximises with a penalty in the loss; and :class:`NonFiniteLossError` when a penalty in the
+        loss or a measured importance is not finite.
     """
 
     supports_distributed = True
@@ -219,6 +220,11 @@ class GFIPlugin(SupervisedPlugin):
         The images are kept until the gate is drawn: another plugin may put another data set in
         the experience meanwhile, whose rows would not be those that the labels were drawn for.
         """
+        if len(strategy.experience.dataset) == 0:
+            raise ValueError(
+                f"experience {strategy.clock.train_exp_counter} of the training has no images (its "
+                "data set is empty), so there is nothing to measure or to train on; leave it out."
+            )
         self._drawn = None
         heads = self.memory.heads(strategy.clock.train_exp_counter) if self.settings.gates else []
         if not heads:

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.core import SupervisedPlugin
+from avalanche.models import MultiTaskModule
+from avalanche.models.packnet import PackNetPlugin, packnet_simple_mlp
 from avalanche.training.supervised import Naive
 from counting import Counting, images
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from vector_streams import stream as vector_stream
 
 from avalanche_cetl import GFIPlugin, transfer_benchmark
 
@@ -243,3 +247,74 @@ def test_a_plugin_of_strength_0_leaves_a_network_that_counts_its_passes_as_naive
         found.append((model.passes, model.average, model.layer.weight.detach()))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+@pytest.mark.parametrize("gate", [{}, {"threshold": 0, "probability": 1}], ids=["gate", "no gate"])
+def test_an_experience_without_images_is_refused_by_its_number(gate, empty):
+    sets = [experience.dataset for experience in vector_stream(2, disjoint=False)]
+    sets[empty] = sets[empty].subset([])
+    experiences = benchmark_from_datasets(train=sets).train_stream
+    torch.manual_seed(0)
+    s = naive(nn.Sequential(nn.Linear(6, 2)), GFIPlugin(1.0, samples=8, **gate))
+    for experience in experiences[:empty]:
+        s.train(experience)
+    with pytest.raises(ValueError, match=f"experience {empty} of the training has no images"):
+        s.train(experiences[empty])
+
+
+def packnet_run(*plugins):
+    """Train PackNet on three tasks; return its weights and masks."""
+    torch.manual_seed(0)
+    model = packnet_simple_mlp(num_classes=6, input_size=6, hidden_size=8)
+    s = naive(model, PackNetPlugin(1, 0.5), *plugins, epochs=2)
+    torch.manual_seed(1)
+    experiences = vector_stream(3, disjoint=False, by_task=True)
+    for experience in experiences:
+        s.train(experience)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_the_gate_leaves_packnet_as_it_is_alone(basis, fisher):
+    gated = GFIPlugin(0.0, samples=8, basis=basis, fisher=fisher, threshold=0.5, probability=0.9)
+    wanted, found = packnet_run(), packnet_run(gated)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert all(value.isfinite().all() for value in gated.importances[2].values())
+    # PackNet lets no gradient reach the weights of tasks that are done: nothing is left to hold.
+    assert gated.shared and not any(value.any() for value in gated.importances[2].values())
+
+
+class Masked(MultiTaskModule):
+    """A network that writes the mask of a task into its buffer before it reads it."""
+
+    def __init__(self, in_place=True):
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(6, 6), in_place
+        self.masks = [torch.tensor([1.0, 0, 1, 0, 1, 0]), torch.tensor([0, 1.0, 1, 0, 0, 1])]
+        self.register_buffer("mask", torch.ones(6))
+
+    def forward(self, x, task_labels):
+        mask = self.masks[int(task_labels[0])]
+        if self.in_place:
+            self.mask.copy_(mask)
+            mask = self.mask
+        return self.layer(x) * mask
+
+
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_heads_that_write_the_same_buffer_share_what_heads_with_their_own_do(basis):
+    found = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        plugin = GFIPlugin(
+            1.0, samples=16, basis=basis, threshold=0.3, probability=0.9, normalize=False
+        )
+        s = naive(Masked(in_place), plugin)
+        torch.manual_seed(1)
+        for experience in vector_stream(2, disjoint=False, by_task=True):
+            s.train(experience)
+        found.append((plugin.shared[0], s.model.layer.weight.detach()))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1])
