@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -98,6 +100,17 @@ def test_mathematics_and_networks_do_without_avalanche(room):
         if room_of(module) == room and source.split(".")[0] == "avalanche"
     ]
     assert not readers
+
+
+def test_no_public_name_hides_a_module_of_its_package():
+    hidden = []
+    for module in sorted(MODULES):
+        package, _, name = module.rpartition(".")
+        if package and name != "__main__":
+            importlib.import_module(module)
+            if getattr(importlib.import_module(package), name) is not sys.modules[module]:
+                hidden.append(module)
+    assert not hidden
 
 
 def private(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Dynamic Weight Allocation: how importances are measured, when, and how they are paid for."""
 
 from avalanche_cetl.allocation.allocation import Allocation
-from avalanche_cetl.allocation.importance import PAIRS, Importance, measure
+from avalanche_cetl.allocation.importance import PAIRS, Importance, measure_importance
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
 
-__all__ = ["PAIRS", "Allocation", "GFISettings", "Importance", "Sample", "measure"]
+__all__ = ["PAIRS", "Allocation", "GFISettings", "Importance", "Sample", "measure_importance"]

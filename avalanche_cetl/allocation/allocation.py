@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avalanche_cetl.allocation.importance import PAIRS, Importance, measure
+from avalanche_cetl.allocation.importance import PAIRS, Importance, measure_importance
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.processes import Processes
@@ -73,7 +73,7 @@ class Allocation:
             return
         for name in names:
             drawn = torch.randperm(rows, generator=self._generator)[: self.settings.samples]
-            self.importance[name] = measure(
+            self.importance[name] = measure_importance(
                 model,
                 PAIRS[name],
                 read(drawn.tolist()),

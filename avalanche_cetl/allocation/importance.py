@@ -11,7 +11,14 @@ from torch import Tensor
 
 from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
-from avalanche_cetl.allocation.parameters import grown
+from avalanche_cetl.allocation.parameters import (
+    anchors_of,
+    check_held,
+    grown,
+    named_parameters,
+    unwrapped,
+    widened,
+)
 from avalanche_cetl.allocation.readout import Readout, by_head
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
@@ -51,7 +58,7 @@ class Importance:
     :ivar values: importance of every weight, >= 0, keyed as ``model.named_parameters()`` and of the
         parameter's shape; of a layer with a basis that of every direction, ``(r, s)`` or
         ``(G, r, s)``.
-    :ivar anchors: the weights theta*, of all parameters that are held.
+    :ivar anchors: the weights theta*, of all parameters that are held, in float32 at least.
     :ivar shared: per entry, the share in [0, 1] of its weights or directions with RF >= u; empty
         where no relative Fisher information was measured.
     :ivar kept: per entry, the share in [0, 1] of its weights or directions with importance > 0.
@@ -88,9 +95,11 @@ class Importance:
 
     def penalty(self, model: CoupledModel, lam: float) -> Tensor:
         """DWA (eq. 11) at the model's current weights; those that have come since are free."""
-        params = dict(model.named_parameters())
+        params = named_parameters(model)
+        check_held(self.anchors.keys(), params, "CETLStrategy")
         self.grow(params)
-        return dwa_penalty(params, self.anchors, self.values, lam, self.basis)
+        now = {name: widened(params[name]) for name in self.anchors}
+        return dwa_penalty(now, self.anchors, self.values, lam, self.basis)
 
     def grow(self, params: Mapping[str, Tensor]) -> None:
         """Bring it to the shapes of a network that may have grown: new weights have no importance.
@@ -126,7 +135,7 @@ class Importance:
         return wrong + [name for name in layers if name not in self.values]
 
 
-def measure(
+def measure_importance(
     model: CoupledModel,
     pair: Pair,
     sample: Sample,
@@ -145,40 +154,45 @@ def measure(
     :param generator: CPU generator of drawn targets and of the gate.
     :param processes: that share the rows out; all have the same sample and generator.
     """
-    params = model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
-    params = {name: p for name, p in params.items() if p.requires_grad}
-    heads: tuple[int, ...] = ()
-    if model.target.heads_by_task:
-        heads = tuple(sample.tasks.unique().tolist())
-    # Without a gate RF decides nothing; weight by weight its shares are still recorded.
-    gated = kind == "gfi" and (settings.gates or settings.basis == "diagonal")
-    outputs = (pair.keep, pair.partner) if gated else (pair.keep,)
-    images, features = sample.images, sample.features
-    with torch.no_grad(), evaluation_mode(model):
-        if features is None:
-            features = images.flatten(1) if model.source is None else model.source_features(images)
-        goals = _goals(model, features, sample, settings.fisher, generator)
-    measurement = Measurement(
-        TargetTasks(model, outputs, heads),
-        (features, images),
-        params,
-        settings,
-        processes or Processes(None),
-    )
-    tasks = [coupled_task(name, heads, goals[name], sample.tasks) for name in outputs]
-    measurement.choose_basis(tasks[0])
-    relative = None
-    if gated:
-        fisher, relative = measurement.relative(*tasks)
-    else:
-        fisher = measurement.fisher(tasks[0])
+    with unwrapped(model):
+        params = (
+            model.decoder_parameters() if pair.weights == "decoder" else model.target_parameters()
+        )
+        params = {name: p for name, p in params.items() if p.requires_grad}
+        heads: tuple[int, ...] = ()
+        if model.target.heads_by_task:
+            heads = tuple(sample.tasks.unique().tolist())
+        # Without a gate RF decides nothing; weight by weight its shares are still recorded.
+        gated = kind == "gfi" and (settings.gates or settings.basis == "diagonal")
+        outputs = (pair.keep, pair.partner) if gated else (pair.keep,)
+        images, features = sample.images, sample.features
+        with torch.no_grad(), evaluation_mode(model):
+            if features is None:
+                features = (
+                    images.flatten(1) if model.source is None else model.source_features(images)
+                )
+            goals = _goals(model, features, sample, settings.fisher, generator)
+        measurement = Measurement(
+            TargetTasks(model, outputs, heads),
+            (features, images),
+            params,
+            settings,
+            processes or Processes(None),
+        )
+        tasks = [coupled_task(name, heads, goals[name], sample.tasks) for name in outputs]
+        measurement.choose_basis(tasks[0])
+        relative = None
+        if gated:
+            fisher, relative = measurement.relative(*tasks)
+        else:
+            fisher = measurement.fisher(tasks[0])
     basis = measurement.basis
     values, shared = gate(fisher, relative, settings, generator, basis)
     layers = {} if basis is None else dict(basis)
     held = {*values, *(name for layer in layers.values() for name in layer.parameters)}
     return Importance(
         values=values,
-        anchors={name: p.detach().clone() for name, p in params.items() if name in held},
+        anchors=anchors_of({name: p for name, p in params.items() if name in held}),
         shared=shared,
         kept={name: float((value > 0).float().mean()) for name, value in values.items()},
         sizes={n: layers[n].weights if n in layers else v.numel() for n, v in values.items()},

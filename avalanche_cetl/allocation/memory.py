@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import gate
-from avalanche_cetl.allocation.parameters import grown
+from avalanche_cetl.allocation.parameters import anchors_of, grown
 from avalanche_cetl.allocation.proximal import Pull
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.information.generalized import mean_importance, normalize_importance
@@ -50,7 +50,7 @@ class Memory(ABC):
         (``mode="online"``); None: one for each (``mode="separate"``).
     :param keep: keep those of past experiences, which training no longer reads.
     :ivar importances: per experience, Fisher information by parameter name.
-    :ivar saved_params: per experience, the weights that it was measured at.
+    :ivar saved_params: per experience, the weights that it was measured at, in float32 at least.
     :ivar bases: per experience, the basis of its importance; empty where it is weight by weight.
     :ivar shared: per old experience, the share in [0, 1] of weights or directions with RF >= u.
     :ivar pull: what the current experience holds.
@@ -221,7 +221,7 @@ class DiagonalMemory(Memory):
         heads: Heads,
     ) -> None:
         """Take the experience in that ends; where there is one for all, the old one fades."""
-        anchors = {name: p.detach().cpu().clone() for name, p in params.items()}
+        anchors = {name: value.cpu() for name, value in anchors_of(params).items()}
         fisher = {name: value.cpu() for name, value in fisher.items()}
         if self.decay is not None:
             anchors = self.saved_params.get(now - 1, {}) | anchors
@@ -326,7 +326,7 @@ class KroneckerMemory(Memory):
         own = normalize_importance(fisher, basis) if self.settings.normalize else fisher
         shapes = {name: p.shape for name, p in params.items()}
         self._sum.add(own, basis, shapes, 1.0 if self.decay is None else self.decay)
-        newest = {name: p.detach().clone() for name, p in params.items()}
+        newest = anchors_of(params)
         self._anchors = self._anchors | newest
         if self.decay is not None:
             fisher, basis, newest = self._sum.importance, self._sum.basis, self._anchors

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from avalanche_cetl.allocation.parameters import widened
 from avalanche_cetl.information.generalized import dwa_penalty
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
 
@@ -23,8 +26,8 @@ class Pull:
     ``I_i = sum_e I_ei``, ``theta*_i = sum_e I_ei theta*_ei / I_i``
 
     and a constant c, so a step costs the same however many experiences there were. After an
-    optimiser's step with learning rate ``eta``, the proximal operator of ``eta`` times the penalty
-    is
+    optimiser's step of size ``eta`` (:func:`step_sizes`: the learning rate, and what momentum makes
+    of it), the proximal operator of ``eta`` times the penalty is
 
     ``argmin_t  1/2 (t - theta_i)^2 + eta lam/2 I_i (t - theta*_i)^2
     = (theta_i + eta lam I_i theta*_i) / (1 + eta lam I_i)``.
@@ -70,6 +73,11 @@ class Pull:
         }
         return pull
 
+    @property
+    def names(self) -> Set[str]:
+        """Return the names of the parameters that are held."""
+        return self.importance.keys() | self.basis.folded
+
     @torch.no_grad()
     def add(self, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:
         """Take one more experience in: its importances, and the weights they were measured at."""
@@ -93,6 +101,7 @@ class Pull:
         :param strength: lam, finite, >= 0.
         """
         held, away = {}, {}
+        params = {name: widened(params[name]) for name in self.names if name in params}
         for name, value in self.importance.items():
             if name in self.basis:
                 layer = self.basis[name]
@@ -104,7 +113,7 @@ class Pull:
 
     @torch.no_grad()
     def step(self, params: Mapping[str, Tensor], optimizer: Optimizer, strength: float) -> None:
-        """Take the proximal step at the optimiser's learning rates as they are now.
+        """Take the proximal step at the optimiser's step sizes as they are now.
 
         Parameters that the optimiser does not hold, or that are frozen, stay.
 
@@ -114,25 +123,27 @@ class Pull:
         """
         if not self.importance or strength == 0:
             return
-        rates = learning_rates(optimizer)
+        sizes = step_sizes(optimizer)
         for name, importance in self.importance.items():
             if name in self.basis:
-                self._step_of(self.basis[name], importance, params, rates, strength)
+                self._step_of(self.basis[name], importance, params, sizes, strength)
                 continue
             parameter = params.get(name)
             if parameter is None or not parameter.requires_grad:
                 continue
-            scale = rates.get(id(parameter), 0.0) * strength
+            scale = sizes.get(id(parameter), 0.0) * strength
             if scale > 0:
-                weight = _share(importance, scale)
-                parameter.lerp_(self.anchors[name], weight.to(parameter.dtype))
+                anchor, now = self.anchors[name], widened(parameter)
+                now.lerp_(anchor.to(now.dtype), _share(importance, scale).to(now.dtype))
+                if now is not parameter:  # of half precision
+                    parameter.copy_(now)
 
     def _step_of(
         self,
         layer: LayerBasis,
         importance: Tensor,
         params: Mapping[str, Tensor],
-        rates: Mapping[int, float],
+        sizes: Mapping[int, float],
         strength: float,
     ) -> None:
         """Take the step of a layer with a basis."""
@@ -140,7 +151,7 @@ class Pull:
             return
         own = {name: params[name] for name in layer.parameters}
         scales = {
-            name: rates.get(id(parameter), 0.0) * strength
+            name: sizes.get(id(parameter), 0.0) * strength
             for name, parameter in own.items()
             if parameter.requires_grad
         }
@@ -154,7 +165,7 @@ class Pull:
             moved = layer.restore(_share(importance, scale).mul_(away), shapes)
             for name, one in at.items():
                 if one == scale:
-                    own[name].sub_(moved[name].to(own[name].dtype))
+                    own[name].sub_(moved[name])
 
 
 def _share(importance: Tensor, scale: float) -> Tensor:
@@ -163,14 +174,31 @@ def _share(importance: Tensor, scale: float) -> Tensor:
     return torch.div(importance, weight, out=weight)
 
 
-def learning_rates(optimizer: Optimizer) -> dict[int, float]:
-    """Return the learning rate of every parameter in an optimiser, by ``id(parameter)``."""
+def step_sizes(optimizer: Optimizer) -> dict[int, float]:
+    """Return how far a lasting gradient of 1 moves each parameter in a step, by ``id(parameter)``.
+
+    That is the learning rate where an optimiser has no momentum, or takes a running mean of
+    gradients (Adam and its kin, Muon). SGD's buffer is a sum, ``b <- m b + (1 - d) g``: a gradient
+    that lasts moves by ``lr (1 - d) / (1 - m)`` a step, with Nesterov's momentum too, and so does a
+    gradient in the loss. RMSprop's is the same sum, of gradients that were divided by their size.
+    What an optimiser divides gradients by does not count. Sums are recognised by the settings
+    ``dampening`` (of SGD) and ``centered`` (of RMSprop), which optimisers of the same form outside
+    of torch have too. With ``m >= 1`` the sum grows without end: infinity.
+    """
     return {
-        id(parameter): rate
+        id(parameter): size
         for group in optimizer.param_groups
-        for rate in (float(group["lr"]),)
+        for size in (float(group["lr"]) * _summed(group),)
         for parameter in group["params"]
     }
+
+
+def _summed(group: Mapping[str, Any]) -> float:
+    """Return what a parameter group's momentum makes of a lasting gradient of 1."""
+    if not ("dampening" in group or "centered" in group) or not group.get("momentum"):
+        return 1.0
+    damped, rest = 1 - group.get("dampening", 0), 1 - group["momentum"]
+    return damped / rest if rest > 0 else math.inf
 
 
 def check_learning_rates(groups: Iterable[Mapping[str, object]], remedy: str) -> None:

@@ -218,14 +218,30 @@ def by_head(
 
 
 class _Heads(nn.Module):
-    """A network with heads by task; gives the outputs of several, for every image."""
+    """A network with heads by task; gives the outputs of several, for every image.
+
+    A pass may write buffers that the one before it needs for its gradients, as the masks of
+    Avalanche's PackNet: every pass but the first writes into copies. The measurement, which runs
+    in evaluation mode, puts the buffers themselves back.
+    """
 
     def __init__(self, model: nn.Module, tasks: list[int]):
         super().__init__()
         self.model, self.tasks = model, tuple(tasks)
 
     def forward(self, x: Tensor) -> tuple[Any, ...]:
-        return tuple(_through(self.model, x, task) for task in self.tasks)
+        found: list[Any] = []
+        for task in self.tasks:
+            if found:
+                self._copy_buffers()
+            found.append(_through(self.model, x, task))
+        return tuple(found)
+
+    def _copy_buffers(self) -> None:
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.clone()
 
 
 def _through(model: nn.Module, images: Tensor, task: int) -> Any:

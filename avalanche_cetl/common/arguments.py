@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -15,21 +17,34 @@ R = TypeVar("R")
 
 
 def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function refuse arguments of its Avalanche counterparts, and name its own.
+    """Let a function take arguments of its Avalanche counterparts as its own, with a warning.
+
+    None counts as not given. Both names at once are a TypeError.
 
     :param ours: by the name elsewhere, the name here.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             for name, own in ours.items():
-                if kwargs.pop(name, None) is not None:
-                    raise TypeError(f"{name}= is called {own}= here; give {own}=.")
+                value = kwargs.pop(name, None)
+                if value is None:
+                    continue
+                given = signature.bind_partial(*args).arguments | kwargs
+                if given.get(own) is not None:
+                    raise TypeError(f"{name}= is called {own}= here; give {own}= alone.")
+                warnings.warn(
+                    f"{name}= is called {own}= here, and taken as that; write {own}={value!r}.",
+                    FutureWarning,
+                    stacklevel=_levels_to_the_caller(),
+                )
+                kwargs[own] = value
             return function(*args, **kwargs)
 
         # Avalanche refuses names that are not in a strategy's signature before it is called.
-        signature = inspect.signature(function)
         named = list(signature.parameters.values())
         last = len(named) - (named[-1].kind is inspect.Parameter.VAR_KEYWORD)
         named[last:last] = [
@@ -39,6 +54,17 @@ def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+def _levels_to_the_caller() -> int:
+    """Return the ``stacklevel`` of a warning that names who calls a renamed function.
+
+    Avalanche calls the constructors of strategies in a function of its own, which is passed over.
+    """
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("avalanche."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_weight(name: str, value: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from avalanche_cetl.common.caches import caches_dropped
 from avalanche_cetl.common.inputs import map_tensors
 from avalanche_cetl.common.state import ModelState, state_kept
 
@@ -19,6 +20,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[ModelState]:
     """Run in eval mode, so that BatchNorm does not mix samples, and leave no trace.
 
     Every module's mode is restored, and so are buffers and kept values that forward passes write.
+    Caches of an earlier evaluation are not read (:mod:`~avalanche_cetl.common.caches`): they have
+    no gradient, and may be of other weights.
 
     :return: the model's state, to be put back between passes too.
     """
@@ -27,8 +30,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[ModelState]:
     for module, _ in modes:
         module.training = False
     try:
-        with state_kept(model) as state:
-            yield state
+        with caches_dropped(model) as eager:
+            for module in eager:
+                module.training = True  # its own flag: its children stay in eval mode
+            with state_kept(model) as state:
+                yield state
     finally:
         for module, mode in modes:
             module.training = mode

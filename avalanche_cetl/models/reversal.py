@@ -11,6 +11,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from avalanche_cetl.common.layout import POOLINGS, own_axis
 from avalanche_cetl.common.outputs import watched
+from avalanche_cetl.common.state import state_kept
 from avalanche_cetl.models.targets import Target
 from avalanche_cetl.models.unpool import Fit, Unpool
 
@@ -28,7 +29,8 @@ def trace_chain(target: Target, input_shape: Sequence[int]) -> list[Step] | None
         that has no reverse here.
     """
     try:
-        graph = fx.symbolic_trace(target.module)
+        with state_kept(target):  # a forward() may keep what tracing puts in the place of tensors
+            graph = fx.symbolic_trace(target.module)
         example = torch.zeros(1, *input_shape).to(next(target.parameters()))
         ShapeProp(graph).propagate(example)
     except Exception:  # whatever a foreign forward() raises under symbolic tracing

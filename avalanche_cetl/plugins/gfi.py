@@ -1,11 +1,16 @@
 """GFIPlugin: Generalized Fisher Information where EWCPlugin stands.
 
 How it pays: by default in a proximal step after the optimiser's (:class:`Pull`), once an iteration,
-at the learning rate of each weight's parameter group. The weights stay finite at every strength,
+at the step size of each weight's parameter group: the learning rate, and what momentum makes of it
+(:func:`~avalanche_cetl.allocation.proximal.step_sizes`). The weights stay finite at every strength,
 where the penalty in the loss diverges as soon as learning rate times ``dwa_lambda`` times
-importance is more than 2. With SGD the two agree to first order in the learning rate; with adaptive
-optimisers the pull is not divided by their moments, so that the best strength is another one than
-in the loss. Parameters that the optimiser does not hold stay; those without a gradient in a step
+importance is more than 2. With SGD, with or without momentum, both forms come to rest at the same
+weights; on the way they agree to first order in the learning rate, but for some 1 / (1 - momentum)
+mini-batches after the momentum was empty or the gradient has changed, in which the pull is ahead.
+Adaptive optimisers (Adam and its kin, RMSprop, Adagrad) divide gradients by their size, a penalty's
+in the loss too, but not the pull: there the best strength is another one than in the loss. A pull
+is always towards the old weights; a penalty in the loss is not where an optimiser maximises, which
+is refused. Parameters that the optimiser does not hold stay; those without a gradient in a step
 are pulled, as they are by a penalty in the loss. A step that a gradient scaler skips is still
 followed by its pull.
 
@@ -20,15 +25,18 @@ same however many experiences there were.
 
 Parameters that require no gradient when an experience ends are not measured; those measured before
 are held whenever they train. Parameters that grow between experiences (heads) keep the importance
-of their old part; new ones are free. Networks may be wrapped (``torch.compile``, DataParallel,
-DistributedDataParallel) between experiences. In networks with heads by task each image is read
-through the head of its own task; where an old experience had several, new images take its heads in
-turn.
+of their old part; new ones are free. Networks, and parts of them, may be wrapped (torch.compile,
+DataParallel, DistributedDataParallel) between experiences: parameters have their names without
+wrappers, and measurements read the layers themselves. A network that has lost a parameter that is
+held, as one that was pruned or reparametrised meanwhile has, is refused. In networks with heads by
+task each image is read through the head of its own task; where an old experience had several, new
+images take its heads in turn.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -39,7 +47,7 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.measure import Measurement, Task
 from avalanche_cetl.allocation.memory import DiagonalMemory, KroneckerMemory, Memory
-from avalanche_cetl.allocation.parameters import bare, trainable
+from avalanche_cetl.allocation.parameters import check_held, named_parameters, trainable, unwrapped
 from avalanche_cetl.allocation.proximal import check_learning_rates
 from avalanche_cetl.allocation.readout import Output, Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
@@ -76,8 +84,8 @@ class GFIPlugin(SupervisedPlugin):
     :param keep_importance_data: keep past importances and anchors where training reads them no
         longer: in ``"online"`` mode, and in the Kronecker basis.
     :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
-        rates in the optimiser's groups; ``"loss"``: the sum above, added to the loss as printed,
-        with a check that it is finite.
+        rates in the optimiser's groups, and counts their momentum; ``"loss"``: the sum above, added
+        to the loss as printed, with a check that it is finite.
     :param basis: in which importance is measured and held: ``"diagonal"``, weight by weight, or
         ``"kronecker"``, in the eigenbasis of each layer's Kronecker factors. There weights that
         act together are held together, and much less is forgotten.
@@ -108,10 +116,11 @@ class GFIPlugin(SupervisedPlugin):
     :ivar gated: per old experience, GFI as the current experience holds it; in the Kronecker
         basis, and in ``"online"`` mode, all are one, under the number of the last.
     :ivar shared: per old experience, by parameter the share in [0, 1] of weights with RF >= u.
-    :raises ValueError: for arguments out of range; before an experience trains, when the
-        likelihood cannot read the network's output or the labels, or when a parameter group has
-        no learning rate; and :class:`NonFiniteLossError` when a penalty in the loss or a
-        measured importance is not finite.
+    :raises ValueError: for arguments out of range; before an experience trains, when it has no
+        images, when the network has lost a parameter that is held, when the likelihood cannot read
+        the network's output or the labels, when a parameter group has no learning rate, or
+        maximises with a penalty in the loss; and :class:`NonFiniteLossError` when a penalty in the
+        loss or a measured importance is not finite.
     """
 
     supports_distributed = True
@@ -211,26 +220,32 @@ class GFIPlugin(SupervisedPlugin):
         The images are kept until the gate is drawn: another plugin may put another data set in
         the experience meanwhile, whose rows would not be those that the labels were drawn for.
         """
+        if len(strategy.experience.dataset) == 0:
+            raise ValueError(
+                f"experience {strategy.clock.train_exp_counter} of the training has no images (its "
+                "data set is empty), so there is nothing to measure or to train on; leave it out."
+            )
         self._drawn = None
         heads = self.memory.heads(strategy.clock.train_exp_counter) if self.settings.gates else []
         if not heads:
             return
-        model = bare(strategy.model)
         images, labels, tasks, _ = self._sample(strategy)
-        drawn = {
-            old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
-            for old in heads
-        }
+        with unwrapped(strategy.model) as model:
+            drawn = {
+                old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
+                for old in heads
+            }
         self._drawn = Sample(images, labels, tasks), drawn
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Gate the stored importances by what the old tasks and the new one share."""
-        self._check(strategy)
         now = strategy.clock.train_exp_counter
-        # Those that are frozen now may be trained later in the experience.
-        params = self._held(bare(strategy.model), now)
-        self.memory.grow(params)
-        relative = self._relative(strategy, params) if self._drawn is not None else {}
+        with unwrapped(strategy.model) as model:
+            self._check(strategy, model)
+            # Those that are frozen now may be trained later in the experience.
+            params = self._held(model, self.memory.names(now))
+            self.memory.grow(params)
+            relative = self._relative(model, params) if self._drawn is not None else {}
         self._drawn = None
         self.memory.hold(now, params, relative, self._generator)
 
@@ -239,7 +254,7 @@ class GFIPlugin(SupervisedPlugin):
         pull = self.memory.pull
         if self.penalty != "loss" or not pull.importance or self.dwa_lambda == 0:
             return
-        added = pull.penalty(dict(bare(strategy.model).named_parameters()), self.dwa_lambda)
+        added = pull.penalty(self._held(strategy.model, pull.names), self.dwa_lambda)
         if not torch.isfinite(added):
             raise self._diverged("the penalty", strategy)
         strategy.loss += added
@@ -249,55 +264,48 @@ class GFIPlugin(SupervisedPlugin):
         self.hold_weights(strategy, strategy.optimizer)
 
     def hold_weights(self, strategy: Any, optimizer: Optimizer) -> None:
-        """Take the proximal step at an optimiser's learning rates, where the penalty has one."""
-        if self.penalty != "proximal":
+        """Take the proximal step at an optimiser's step sizes, where the penalty has one."""
+        pull = self.memory.pull
+        if self.penalty != "proximal" or not pull.importance or self.dwa_lambda == 0:
             return
-        params = dict(bare(strategy.model).named_parameters())
-        self.memory.pull.step(params, optimizer, self.dwa_lambda)
+        pull.step(self._held(strategy.model, pull.names), optimizer, self.dwa_lambda)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the Fisher information of the experience that ends."""
         now = strategy.clock.train_exp_counter
-        model = bare(strategy.model)
-        params = trainable(model)
-        images, labels, tasks, _ = self._sample(strategy)
-        if self.settings.fisher == "sampled":
-            targets = self.readout.draw(model, images, tasks, self._generator)
-        else:
-            targets = self.readout.known(model, images, labels, tasks, self._generator)
-        view = self.readout.view(model, tasks)
-        measurement = self._measurement(view, images, params)
-        task = Task(*view.task(targets, tasks))
-        measurement.choose_basis(task)
-        fisher = view.restore(measurement.fisher(task))
+        with unwrapped(strategy.model) as model:
+            params = trainable(model)
+            images, labels, tasks, _ = self._sample(strategy)
+            if self.settings.fisher == "sampled":
+                targets = self.readout.draw(model, images, tasks, self._generator)
+            else:
+                targets = self.readout.known(model, images, labels, tasks, self._generator)
+            view = self.readout.view(model, tasks)
+            measurement = self._measurement(view, images, params)
+            task = Task(*view.task(targets, tasks))
+            measurement.choose_basis(task)
+            fisher = view.restore(measurement.fisher(task))
+            heads = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
         if not all(bool(value.isfinite().all()) for value in fisher.values()):
             raise self._diverged("the Fisher information", strategy)
         basis = None if measurement.basis is None else view.restore_basis(measurement.basis)
-        heads = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
         self.memory.add(now, fisher, basis, params, heads)
 
     # ------------------------------------------------------------------ pieces
 
-    def _held(self, model: nn.Module, now: int) -> Weights:
-        """The network's parameters that an old experience has an importance of.
+    def _held(self, model: nn.Module, names: Set[str]) -> Weights:
+        """Return the network's parameters of these names.
 
-        :raises ValueError: when it has none of them any more.
+        :raises ValueError: when it has one of them no more.
         """
-        named = dict(model.named_parameters())
-        stored = self.memory.names(now)
-        if stored and not stored & named.keys():
-            raise ValueError(
-                f"GFIPlugin holds {min(stored)!r} and others, but the network has none of them: "
-                f"its parameters are {min(named)!r} and others. Give it the same network, under "
-                "the same names, in every experience."
-            )
-        return {name: parameter for name, parameter in named.items() if name in stored}
+        params = named_parameters(model)
+        check_held(names, params, "GFIPlugin")
+        return {name: params[name] for name in params if name in names}
 
-    def _relative(self, strategy: Any, params: Weights) -> dict[tuple[int, ...], Weights]:
+    def _relative(self, model: nn.Module, params: Weights) -> dict[tuple[int, ...], Weights]:
         """Relative Fisher information of every old task with the new one."""
         assert self._drawn is not None
         (images, labels, tasks, _), drawn = self._drawn
-        model = bare(strategy.model)
         labels = self.readout.known(model, images, labels, tasks, self._generator)
         result: dict[tuple[int, ...], Weights] = {}
         for old, targets in drawn.items():
@@ -323,11 +331,15 @@ class GFIPlugin(SupervisedPlugin):
             rows = sorted(order[: self.settings.samples].tolist())
         return read_sample(strategy, rows)
 
-    def _check(self, strategy: Any) -> None:
+    def _check(self, strategy: Any, model: nn.Module) -> None:
         """Raise ValueError before training when the experience could not be measured after it."""
         if self.penalty == "proximal":
             check_learning_rates(strategy.optimizer.param_groups, "give GFIPlugin penalty='loss'")
-        model = bare(strategy.model)
+        elif any(group.get("maximize") for group in strategy.optimizer.param_groups):
+            raise ValueError(
+                "the optimizer has maximize=True, so a penalty in the loss would drive weights "
+                "away from where they are to stay; give GFIPlugin penalty='proximal'."
+            )
         last = len(strategy.experience.dataset) - 1
         images, labels, tasks, _ = self._sample(strategy, [0, min(1, last)])
         self.readout.check(model, images, labels, tasks)

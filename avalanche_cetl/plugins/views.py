@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.common.caches import copied, renew_caches
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.contract import Stage, training_of
 from avalanche_cetl.plugins.losses import LossRows
@@ -116,7 +116,7 @@ class ViewConsistency(UnlabelledPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Start from T2 as it is: an experience may bring new classes."""
-        self._slow = copy.deepcopy(strategy.model.target).eval().requires_grad_(False)
+        self._slow = copied(strategy.model.target).eval().requires_grad_(False)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let the slow T2 go."""
@@ -134,6 +134,7 @@ class ViewConsistency(UnlabelledPlugin):
     def losses(self, strategy: Any, batch: LossRows) -> dict[str, tuple[float, Tensor]]:
         """Return consistency and balance of a mini-batch of stage 2, with their weights."""
         slow: Any = self._slow
+        renew_caches(slow)  # its weights have changed since its last pass
         with torch.no_grad():
             _, goal = slow.encode(batch.images, batch.tasks)
         view = consistency_loss(batch.logits, goal, self.threshold, self.counted(batch))

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from avalanche_cetl.allocation.readout import Output
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.plugins.gfi import GFIPlugin
 
 #: Settings of CETL's rounds, which a plugin that measures once an experience has not.
@@ -25,17 +26,17 @@ _OF_ROUNDS = ("normalize_samples", "refresh_every")
 class GFI(SupervisedTemplate):
     """Generalized Fisher Information as a strategy: :class:`GFIPlugin` with Naive training.
 
-    :param dwa_lambda: see :class:`GFIPlugin`, as ``mode``, ``decay_factor``,
-        ``keep_importance_data``, ``penalty``, ``basis``, ``rank``, ``likelihood`` and ``output``.
-    :param gfi: further keyword arguments of :class:`GFIPlugin`, or :class:`GFISettings`.
+    :param dwa_lambda: see :class:`GFIPlugin`, as all arguments from ``mode`` to ``seed``; what is
+        None is as it is there by default.
+    :param gfi: the same as a dict by name, or as :class:`GFISettings`, which has all of its fields.
     :param criterion: ``(outputs, labels) -> scalar``; default: cross entropy, for a categorical
         likelihood only.
 
     The other arguments are those of every Avalanche strategy.
 
     :raises TypeError: when ``gfi`` is neither.
-    :raises ValueError: as in :class:`GFIPlugin`, for settings that it does not have, and for
-        another likelihood without a criterion.
+    :raises ValueError: as in :class:`GFIPlugin`, for settings that it does not have, for those that
+        are given twice, and for another likelihood without a criterion.
     """
 
     @renamed(ewc_lambda="dwa_lambda")
@@ -46,12 +47,21 @@ class GFI(SupervisedTemplate):
         optimizer: Optimizer,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         dwa_lambda: float,
-        mode: str = "separate",
+        mode: str | None = None,
         decay_factor: float | None = None,
-        keep_importance_data: bool = False,
-        penalty: str = "proximal",
-        likelihood: str = "categorical",
+        keep_importance_data: bool | None = None,
+        penalty: str | None = None,
+        basis: str | None = None,
+        rank: int | None = None,
+        threshold: float | Quantile | None = None,
+        probability: float | None = None,
+        estimator: str | None = None,
+        fisher: str | None = None,
+        likelihood: str | None = None,
         output: Output | None = None,
+        samples: int | None = None,
+        normalize: bool | None = None,
+        seed: int | None = None,
         gfi: dict[str, Any] | GFISettings | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
@@ -62,10 +72,26 @@ class GFI(SupervisedTemplate):
         eval_every: int = -1,
         **base_kwargs: Any,
     ):
-        own = {"penalty": penalty, "likelihood": likelihood, "output": output}
-        plugin = GFIPlugin(
-            dwa_lambda, mode, decay_factor, keep_importance_data, **(own | _arguments(gfi))
-        )
+        given = {
+            "dwa_lambda": dwa_lambda,
+            "mode": mode,
+            "decay_factor": decay_factor,
+            "keep_importance_data": keep_importance_data,
+            "penalty": penalty,
+            "basis": basis,
+            "rank": rank,
+            "threshold": threshold,
+            "probability": probability,
+            "estimator": estimator,
+            "fisher": fisher,
+            "likelihood": likelihood,
+            "output": output,
+            "samples": samples,
+            "normalize": normalize,
+            "seed": seed,
+        }
+        own = {name: value for name, value in given.items() if value is not None}
+        plugin = GFIPlugin(**_joined(own, gfi))
         if criterion is None and plugin.readout.likelihood != "categorical":
             raise ValueError(
                 f"likelihood={plugin.readout.likelihood!r} needs criterion=, the loss that trains: "
@@ -84,6 +110,18 @@ class GFI(SupervisedTemplate):
             eval_every=eval_every,
             **base_kwargs,
         )
+
+
+def _joined(own: dict[str, Any], gfi: dict[str, Any] | GFISettings | None) -> dict[str, Any]:
+    """Return keyword arguments of the plugin: those given by themselves, and those of ``gfi``."""
+    further = _arguments(gfi)
+    twice = [name for name in own if name in further]
+    if twice:
+        raise ValueError(
+            f"{twice[0]}={own[twice[0]]!r} is given and gfi={gfi!r} has {twice[0]} too: give each "
+            f"setting once, without gfi= all as keywords ({', '.join(twice)} here)."
+        )
+    return own | further
 
 
 def _arguments(gfi: dict[str, Any] | GFISettings | None) -> dict[str, Any]:

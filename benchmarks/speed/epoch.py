@@ -20,7 +20,7 @@ from avalanche_cetl import (
     GFISettings,
     ModuleEncoder,
 )
-from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure
+from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure_importance
 from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)
@@ -160,7 +160,9 @@ def _by_hand(args: argparse.Namespace, x: Tensor, y: Tensor, importance: Any) ->
         rows = torch.randperm(len(x), generator=generator)[: settings.samples]
         labels = y[rows].to(args.device)
         sample = Sample(x[rows].to(args.device), labels, torch.zeros_like(labels))
-        measured[name] = measure(model, PAIRS[name], sample, settings, importance, generator)
+        measured[name] = measure_importance(
+            model, PAIRS[name], sample, settings, importance, generator
+        )
 
     def run() -> None:
         losses = (reconstruction, coupling, classification)

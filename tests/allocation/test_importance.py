@@ -16,7 +16,7 @@ from avalanche_cetl import (
     ModuleEncoder,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure
+from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.checkpoints.plain import equal, is_plain
@@ -35,7 +35,7 @@ def sample(count=5):
 
 def measured(model, name, settings=KRONECKER, kind="fisher"):
     generator = torch.Generator().manual_seed(0)
-    return measure(model, PAIRS[name], sample(), settings, kind, generator)
+    return measure_importance(model, PAIRS[name], sample(), settings, kind, generator)
 
 
 def reconstruction(model, name, x):
@@ -239,6 +239,36 @@ def test_importances_of_other_networks_do_not_fit():
     assert narrow.misfits(params) == [name]
     without = replace(found, values={n: v for n, v in found.values.items() if n != name})
     assert without.misfits(params) == [name]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_a_target_of_which_a_part_is_wrapped_has_the_same_importance_and_penalty(wrap):
+    model, found = coupled().double(), []
+    for settings in (KRONECKER, GFISettings()):
+        found.append(measured(model, "GFI3", settings))
+    target = model.target.module
+    target.hidden = wrap(target.hidden)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1
+    penalties = [one.penalty(model, 1.0) for one in found]
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1
+    for settings, wanted in zip((KRONECKER, GFISettings()), found, strict=True):
+        again = measured(model, "GFI3", settings)
+        assert again.values.keys() == wanted.values.keys()
+        for name, value in wanted.values.items():
+            torch.testing.assert_close(again.values[name], value)
+    assert all(float(penalty) > 0 for penalty in penalties)
+
+
+def test_a_parameter_that_lost_its_name_is_not_let_go_without_a_word():
+    model = coupled().double()
+    found = measured(model, "GFI3")
+    torch.nn.utils.prune.random_unstructured(model.target.module.hidden[1], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"CETLStrategy holds 'target\.module\.hidden\.1\.weight'"):
+        found.penalty(model, 1.0)
 
 
 def test_coupling_leaves_no_trace_in_the_target():

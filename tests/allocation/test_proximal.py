@@ -5,7 +5,7 @@ import torch
 from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import nn
 
-from avalanche_cetl.allocation.proximal import Pull
+from avalanche_cetl.allocation.proximal import Pull, step_sizes
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 
@@ -83,6 +83,126 @@ def test_half_precision_weights_are_pulled():
     parameter = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     pull.step({"w": parameter}, torch.optim.SGD([parameter], lr=1.0), 1.0)
     assert parameter.tolist() == [0.5, 0.5]
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_weights_of_half_precision_go_towards_anchors_between_their_values(dtype):
+    pull = Pull()
+    fine = 1 + torch.finfo(dtype).eps * torch.tensor([0.25, 0.5, 0.75])
+    for anchor in (fine, fine + 2):  # their mean is no number of half precision
+        pull.add({"w": torch.ones(3)}, {"w": anchor})
+    parameter = nn.Parameter(torch.zeros(3, dtype=dtype))
+    pull.step({"w": parameter}, torch.optim.SGD([parameter], lr=0.25), 2.0)
+    assert torch.equal(parameter, ((fine + 1) / 2).to(dtype)) and parameter.dtype == dtype
+    value = pull.penalty({"w": parameter}, 2.0)
+    now = parameter.detach().float()
+    wanted = ((now - fine).square() + (now - fine - 2).square()).sum()
+    torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=0)
+    value.backward()
+    torch.testing.assert_close(parameter.grad, (4 * (now - fine - 1)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_in_a_basis_half_precision_pays_what_single_precision_pays(dtype):
+    pull, anchors, _ = held_in_a_basis("full")
+    layer = pull.basis["w"].to(torch.float32)
+    importance = {name: value.float() for name, value in pull.importance.items()}
+    near = {name: (value + 0.01).to(dtype) for name, value in anchors.items()}
+    pull = Pull.within(
+        KroneckerBasis({"w": layer}), importance, {n: a.float() for n, a in anchors.items()}
+    )
+    wanted = pull.penalty({name: value.float() for name, value in near.items()}, 3.0)
+    torch.testing.assert_close(pull.penalty(near, 3.0), wanted, rtol=1e-6, atol=0)
+    half, single = (
+        parameters({n: v.to(kind) for n, v in near.items()}) for kind in (dtype, torch.float32)
+    )
+    for params in (half, single):
+        pull.step(params, torch.optim.SGD(params.values(), lr=0.3), 3.0)
+    for name, parameter in half.items():
+        assert torch.equal(parameter, single[name].to(dtype))
+
+
+# ------------------------------------------------------------------ momentum
+
+MOMENTA = {
+    "none": {},
+    "momentum": {"momentum": 0.9},
+    "dampening": {"momentum": 0.9, "dampening": 0.5},
+    "nesterov": {"momentum": 0.8, "nesterov": True},
+    "nothing to sum": {"momentum": 0.0, "dampening": 0.5},
+}
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("options", MOMENTA.values(), ids=MOMENTA)
+def test_weights_come_to_rest_where_the_penalty_in_the_loss_takes_them(options, maximize):
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.02, maximize=maximize, **options)
+    pull = Pull()
+    pull.add({"w": torch.ones(1, dtype=torch.float64)}, {"w": 0 * weight.detach()})
+    for _ in range(1500):  # 1/2 (w - 1)^2 + 2/2 w^2 is least at 1/3
+        weight.grad = (1 - weight if maximize else weight - 1).detach()
+        optimizer.step()
+        pull.step({"w": weight}, optimizer, 2.0)
+    assert weight.item() == pytest.approx(1 / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("options", MOMENTA.values(), ids=MOMENTA)
+def test_a_step_size_is_how_far_an_impulse_goes_in_the_end(options):
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.3, **options)
+    for impulse in (0.0, 1.0, *[0.0] * 400):  # dampening spares the very first gradient
+        weight.grad = torch.full_like(weight, impulse)
+        optimizer.step()
+    assert step_sizes(optimizer)[id(weight)] == pytest.approx(-weight.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_rmsprops_momentum_counts_in_steps_of_its_scaled_gradient(momentum):
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.RMSprop([weight], lr=0.01, momentum=momentum, eps=1e-12)
+    pull = Pull()
+    pull.add({"w": torch.ones(1, dtype=torch.float64)}, {"w": 0 * weight.detach()})
+    for _ in range(2000):  # the gradient is 3 always, 1 when it is divided by its size
+        weight.grad = torch.full_like(weight, -3.0)
+        optimizer.step()
+        pull.step({"w": weight}, optimizer, 2.0)
+    assert weight.item() == pytest.approx(1 / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam", "Adagrad", "Muon"])
+def test_running_means_of_gradients_leave_the_learning_rate_as_it_is(kind):
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = getattr(torch.optim, kind)([weight], lr=0.25)
+    assert step_sizes(optimizer) == {id(weight): 0.25}
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 1e6, 1e30])
+@pytest.mark.parametrize("options", MOMENTA.values(), ids=MOMENTA)
+def test_with_momentum_every_strength_is_stable(options, strength):
+    curvature = torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64)
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.05, **options)
+    pull = Pull()
+    pull.add({"w": torch.ones(3, dtype=torch.float64)}, {"w": torch.full((3,), -1.0).double()})
+    for _ in range(5000):
+        weight.grad = (curvature * (weight - 2)).detach()
+        optimizer.step()
+        pull.step({"w": weight}, optimizer, strength)
+    wanted = (2 * curvature - strength) / (curvature + strength)
+    torch.testing.assert_close(weight.detach(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.0])
+def test_momentum_that_sums_without_end_holds_all_that_moves(rate):
+    weight = nn.Parameter(torch.ones(2))
+    pull = Pull()
+    pull.add({"w": torch.tensor([1.0, 0.0])}, {"w": torch.zeros(2)})
+    pull.step({"w": weight}, torch.optim.SGD([weight], lr=rate, momentum=1.0), 1.0)
+    assert weight.tolist() == ([0.0, 1.0] if rate else [1.0, 1.0])
 
 
 # ------------------------------------------------------------------ in a basis

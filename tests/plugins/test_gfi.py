@@ -215,6 +215,11 @@ def test_numbers_of_images_are_whole(samples):
         GFIPlugin(1.0, samples=samples)
 
 
-def test_the_argument_of_ewc_is_refused_with_the_name_of_ours():
-    with pytest.raises(TypeError, match="dwa_lambda="):
-        GFIPlugin(ewc_lambda=1.0)
+def test_the_argument_of_ewc_is_taken_as_ours_with_a_warning():
+    with pytest.warns(FutureWarning, match=r"dwa_lambda=2\.0") as caught:
+        assert GFIPlugin(ewc_lambda=2.0, mode="online", decay_factor=0.5).dwa_lambda == 2.0
+    assert [one.filename for one in caught] == [__file__]
+    with pytest.raises(TypeError, match="give dwa_lambda= alone"):
+        GFIPlugin(1.0, ewc_lambda=2.0)
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=">= 0"):
+        GFIPlugin(ewc_lambda=-1.0)

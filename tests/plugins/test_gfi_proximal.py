@@ -143,6 +143,31 @@ def test_an_optimiser_without_learning_rate_is_refused_before_training():
     train(run, stream(2, disjoint=False))
 
 
+def test_a_penalty_in_a_loss_that_is_maximised_is_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, maximize=True)
+    with pytest.raises(ValueError, match="penalty='proximal'"):
+        train(naive(model, GFIPlugin(1.0, penalty="loss"), optimizer=optimizer), stream(1))
+
+
+def test_momentum_holds_weights_as_it_does_in_the_loss():
+    found = {}
+    for penalty in ("proximal", "loss"):
+        for momentum in (0.0, 0.9):
+            model = network()
+            rate = 0.02 * (1 - momentum)
+            optimizer = torch.optim.SGD(model.parameters(), rate, momentum=momentum)
+            plugin = GFIPlugin(3.0, penalty=penalty, threshold=0, probability=1)
+            run = naive(model, plugin, optimizer=optimizer)
+            run.train_epochs = 40
+            train(run, stream(2, disjoint=False))
+            anchors = plugin.saved_params[0]
+            away = [(p - anchors[n]).square().sum() for n, p in model.named_parameters()]
+            found[penalty, momentum] = float(sum(away).detach().sqrt())
+    assert found["proximal", 0.9] == pytest.approx(found["loss", 0.9], rel=0.1)
+    assert found["proximal", 0.0] == pytest.approx(found["loss", 0.0], rel=0.1)
+
+
 def test_cetls_stage_2_holds_t2_as_stage_3_does(digits):
     shape = (1, 8, 8)
     torch.manual_seed(0)

@@ -150,3 +150,55 @@ def test_labelled_rows_do_not_count_among_the_unlabelled(digits):
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
     assert s.round_losses["L_view"] == 0 and s.round_losses["L_balance"] == 0
+
+
+class CachingTarget(torch.nn.Module):
+    """A classifier that keeps a value of its weights while it evaluates, and a weight's graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+        self.offsets = torch.nn.Parameter(torch.zeros(16))
+        self.features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
+        torch.nn.utils.weight_norm(self.features[1])
+        self.head = torch.nn.Linear(16, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode and self.cache:
+            self.cache = {}
+        return self
+
+    def forward(self, x):
+        offsets = self.offsets * 1
+        if not self.training:
+            offsets = self.cache.setdefault("offsets", offsets)
+        return self.head(torch.relu(self.features(x) + offsets))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_the_slow_target_answers_with_the_weights_that_it_has_now(digits):
+    torch.manual_seed(0)
+    model = CoupledModel.build(None, CachingTarget(), SHAPE)
+    answers = []
+
+    class Watch(ViewConsistency):
+        def losses(self, strategy, batch):
+            found, slow = super().losses(strategy, batch), self._slow.module
+            with torch.no_grad():
+                hidden = slow.features(batch.images) + slow.offsets
+                wanted = slow.head(torch.relu(hidden))
+                answers.append((slow(batch.images), wanted, slow.offsets.clone()))
+            return found
+
+    strategy = CETLStrategy(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), variant="e",
+        train_mb_size=16, train_epochs=2, evaluator=None, plugins=[Watch(decay=0.5)],
+    )  # fmt: skip
+    benchmark = transfer_benchmark([digits(32), digits(32, seed=1)], [digits(10)] * 2)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        strategy.eval(benchmark.test_stream)
+    assert len(answers) > 4 and sum(bool(offsets.any()) for *_, offsets in answers) > 4
+    for found, wanted, _ in answers:
+        torch.testing.assert_close(found, wanted)

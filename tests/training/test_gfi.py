@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -77,9 +78,57 @@ def test_settings_and_keyword_arguments_mean_the_same():
         ({"gfi": GFISettings(normalize_samples=True)}, ValueError, "normalize_samples"),
         ({"gfi": 256}, TypeError, "GFISettings"),
         ({"likelihood": "bernoulli"}, ValueError, "criterion="),
-        ({"ewc_lambda": 1.0}, TypeError, "dwa_lambda="),
+        ({"ewc_lambda": 1.0}, TypeError, "dwa_lambda= alone"),
+        ({"penalty": "loss", "gfi": {"penalty": "loss"}}, ValueError, "penalty='loss' is given"),
+        ({"output": 0, "gfi": {"output": 1}}, ValueError, "output=0 is given"),
+        ({"gfi": {"dwa_lambda": 2.0}}, ValueError, "dwa_lambda=0.5 is given"),
+        ({"mode": "online", "gfi": {"mode": "separate"}}, ValueError, "mode='online' is given"),
+        ({"seed": 0, "gfi": GFISettings(samples=7)}, ValueError, "seed=0 is given"),
+        ({"basis": "full"}, ValueError, "'kronecker'"),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_right_ones(arguments, kind, told):
     with pytest.raises(kind, match=told):
         strategy_of(**arguments)
+
+
+GIVEN = {
+    "basis": "kronecker", "rank": 5, "threshold": 0.25, "probability": 0.75, "estimator": "rank",
+    "fisher": "empirical", "samples": 9, "normalize": False, "seed": 3,
+}  # fmt: skip
+
+
+def test_every_argument_of_the_plugin_is_one_of_the_strategy():
+    own, ours = (inspect.signature(one.__init__).parameters for one in (GFIPlugin, GFI))
+    assert own.keys() <= ours.keys()
+    plugin = strategy_of(
+        mode="online",
+        decay_factor=0.5,
+        keep_importance_data=True,
+        penalty="loss",
+        output=0,
+        **GIVEN,
+    ).plugins[0]
+    assert plugin.settings == GFISettings(**GIVEN)
+    assert (plugin.mode, plugin.decay_factor, plugin.penalty) == ("online", 0.5, "loss")
+    assert plugin.keep_importance_data and plugin.readout.output == 0
+    assert strategy_of(gfi=GIVEN).plugins[0].settings == GFISettings(**GIVEN)
+
+
+def test_what_is_not_given_is_as_the_plugin_has_it():
+    plugin, wanted = strategy_of().plugins[0], GFIPlugin(0.5)
+    assert plugin.settings == wanted.settings
+    for name in ("dwa_lambda", "mode", "decay_factor", "keep_importance_data", "penalty"):
+        assert getattr(plugin, name) == getattr(wanted, name)
+    assert plugin.readout.likelihood == "categorical"
+    mixed = strategy_of(basis="kronecker", gfi={"samples": 7}).plugins[0]
+    assert mixed.settings == GFISettings(basis="kronecker", samples=7)
+
+
+def test_the_strength_of_ewc_is_taken_as_ours_with_a_warning():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.warns(FutureWarning, match=r"dwa_lambda=2\.0") as caught:
+        strategy = GFI(model=model, optimizer=optimizer, ewc_lambda=2.0, evaluator=None)
+    assert strategy.plugins[0].dwa_lambda == 2.0
+    assert [one.filename for one in caught if one.category is FutureWarning] == [__file__]

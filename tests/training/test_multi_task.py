@@ -19,7 +19,7 @@ from avalanche_cetl import (
     as_target,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation import PAIRS, Sample, measure
+from avalanche_cetl.allocation import PAIRS, Sample, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
@@ -122,7 +122,9 @@ def test_importances_read_each_row_through_its_own_head(digits):
     for name, wanted in sums.items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-8)
     generator = torch.Generator().manual_seed(0)
-    measured = measure(model, PAIRS["GFI3"], Sample(x, y, tasks), GFISettings(), "gfi", generator)
+    measured = measure_importance(
+        model, PAIRS["GFI3"], Sample(x, y, tasks), GFISettings(), "gfi", generator
+    )
     shared = measured.shared
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
 
@@ -136,7 +138,9 @@ def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own
 
     def measured(tasks):
         generator = torch.Generator().manual_seed(0)
-        return measure(model, PAIRS["GFI3"], Sample(x, y, tasks), settings, "gfi", generator)
+        return measure_importance(
+            model, PAIRS["GFI3"], Sample(x, y, tasks), settings, "gfi", generator
+        )
 
     found, others = measured(tasks), measured(1 - tasks)
     trunk = "target.module.trunk.1.weight"

@@ -147,3 +147,12 @@ def test_a_copied_strategy_trains_as_the_first_one_and_apart_from_it(transfer):
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert all(a is not b and torch.equal(a, b) for a, b in pairs)
     assert second.networks.model is second.model
+
+
+def test_the_strength_of_ewc_is_taken_as_the_strategys():
+    model = coupled()
+    given = {"model": model, "optimizer": torch.optim.Adam(model.parameters()), "evaluator": None}
+    with pytest.warns(FutureWarning, match="is called dwa_lambda= here"):
+        assert CETLStrategy(**given, variant="gfi", ewc_lambda=2.0).recipe.dwa_lambda == 2.0
+    with pytest.raises(TypeError, match="give dwa_lambda= alone"):
+        CETLStrategy(**given, variant="gfi", ewc_lambda=2.0, dwa_lambda=1.0)

@@ -10,7 +10,6 @@ route that holds for them.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.information.gradients.forms import registrations
 from avalanche_cetl.information.gradients.layers import form_of
@@ -235,7 +235,7 @@ def _warn_of_forms(model: nn.Module, name: str, route: Route, why: str) -> None:
 def _exactly(trial: Trial) -> _Settled | None:
     """Plan a copy of the model in float64; return None for a model that cannot be that."""
     try:
-        double = copy.deepcopy(trial.model).double()
+        double = copied(trial.model).double()
         own = dict(double.named_parameters())
         chosen = {name: own[name] for name in trial.params}
         two = [part.double() if part.is_floating_point() else part for part in trial.two]

@@ -1,0 +1,43 @@
+import inspect
+import warnings
+
+import pytest
+
+from avalanche_cetl.common.arguments import check_positive, check_weight, renamed
+
+
+@renamed(theirs="ours")
+def function(ours=None, *, other=0):
+    return ours, other
+
+
+def test_a_name_from_elsewhere_is_taken_as_ours_with_a_warning_where_it_is_called():
+    with pytest.warns(FutureWarning, match=r"theirs= is called ours= here.*ours=2\.0") as caught:
+        assert function(theirs=2.0, other=1) == (2.0, 1)
+    assert [one.filename for one in caught] == [__file__]
+    assert "theirs" in inspect.signature(function).parameters
+
+
+def test_without_it_nothing_is_said():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function(1.0) == function(ours=1.0) == function(1.0, theirs=None) == (1.0, 0)
+
+
+@pytest.mark.parametrize("arguments", [((1.0,), {}), ((), {"ours": 1.0}), ((), {"ours": 0.0})])
+def test_both_names_at_once_are_refused(arguments):
+    given, named = arguments
+    with pytest.raises(TypeError, match="give ours= alone"):
+        function(*given, **named, theirs=2.0)
+    with pytest.warns(FutureWarning):
+        assert function(ours=None, theirs=2.0) == (2.0, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_weights_and_positive_numbers_are_finite(value):
+    for check in (check_weight, check_positive):
+        with pytest.raises(ValueError, match="name="):
+            check("name", value)
+    check_weight("name", 0.0)
+    with pytest.raises(ValueError, match="> 0"):
+        check_positive("name", 0.0)
