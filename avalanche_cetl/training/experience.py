@@ -128,6 +128,18 @@ class Experience:
         _, classes = self.model.target.measure(self.model.input_shape)
         return source is not None and bool(source.num_classes == classes)
 
+    @property
+    def no_logits(self) -> str:
+        """Return why S has no classifier of as many classes as T2; empty where it has one."""
+        source: Any = self.model.source
+        if source is None:
+            return "There is no source network."
+        if source.num_classes is None:
+            return str(source.no_logits)
+        _, classes = self.model.target.measure(self.model.input_shape)
+        told = f"The source network has {source.num_classes} classes, the target network {classes}."
+        return "" if self.source_classifies else told
+
     @torch.no_grad()
     def source_accuracy(self, size: int, device: torch.device, most: int = 512) -> float | None:
         """Return how well S itself names the classes of labelled rows, of either domain.
