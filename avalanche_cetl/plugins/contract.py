@@ -59,6 +59,8 @@ class Training(Protocol):
     :ivar stage: the stage that runs; ``Stage.CLASSIFY`` in a stock strategy.
     :ivar coupled: what stage 2 computed on its latest mini-batch; None elsewhere.
     :ivar source: S of the ``CoupledModel``; None where there is none.
+    :ivar labelled_classes: of the labelled rows of the experience, in either domain; empty where
+        there is none, and in a stock strategy.
     :ivar alone: whether this process trains without others.
     :ivar round_losses: the round's mean losses and penalties so far, by name.
     """
@@ -85,6 +87,10 @@ class Training(Protocol):
     def round_losses(self) -> dict[str, float]:
         """Return the round's means."""
 
+    @property
+    def labelled_classes(self) -> tuple[int, ...]:
+        """Return the classes that labelled rows of the experience have; empty: none is known."""
+
     def announce(self, names: Sequence[str]) -> None:
         """Tell loggers the names of losses that will be recorded."""
 
@@ -110,6 +116,7 @@ class StockTraining:
     stage = Stage.CLASSIFY
     coupled = None
     alone = True
+    labelled_classes: tuple[int, ...] = ()
 
     def __init__(self, strategy: Any):
         self.strategy = strategy

@@ -129,7 +129,8 @@ class SoftTargets(DistillationPlugin):
             raise ValueError(
                 f"the source network has {teacher.shape[1]} classes and the target network "
                 f"{batch.logits.shape[1]}; give head=, a classifier of S's features with T2's "
-                "classes."
+                "classes, or a target network with S's classes (a head that grows has as many "
+                "outputs as it was made with, until labels of more classes come)."
             )
         return soft_target_loss(batch.logits, teacher, self.temperature)
 

@@ -75,7 +75,7 @@ class ViewConsistency(UnlabelledPlugin):
         The others count as zero in the consistency, and not at all in the balance, which weighs
         as much as the share of the unlabelled rows.
     :param prior: of the balance: K numbers > 0, about the share of the rows that each class has;
-        None: even.
+        None: even over the classes that labelled rows have, see :class:`UnlabelledPlugin`.
     :raises ValueError: for values out of range; in training without a ``CoupledModel``, or when T2
         has not K outputs.
     """
@@ -137,7 +137,8 @@ class ViewConsistency(UnlabelledPlugin):
         with torch.no_grad():
             _, goal = slow.encode(batch.images, batch.tasks)
         view = consistency_loss(batch.logits, goal, self.threshold, self.counted(batch))
-        balance = self.over_counted(lambda logits: balance_loss(logits, self.prior), batch)
+        prior = self.prior_of(strategy, batch.logits)
+        balance = self.over_counted(lambda logits: balance_loss(logits, prior), batch)
         return {"L_view": (self.weight, view), "L_balance": (self.balance, balance)}
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -55,7 +55,7 @@ class Situation:
             unlabelled=len(rows.target) - len(known),
             others=others,
             has_source=has_source,
-            classes=len({int(label) for label in rows.labelled.targets}),
+            classes=len(host.data.classes),
             known=len(set(known)),
             source_accuracy=accuracy,
             source_classifies=host.data.source_classifies,

@@ -161,6 +161,11 @@ class CETLStrategy(Options, SupervisedTemplate):
     alone = property(attrgetter("engine.parallel.alone"), doc="Whether no other process trains.")
 
     @property
+    def labelled_classes(self) -> tuple[int, ...]:
+        """The classes of the experience's labelled rows, in either domain; empty without any."""
+        return self._data.classes
+
+    @property
     def round_losses(self) -> dict[str, float]:
         """Mean losses and penalties of the current (or last) round, by name."""
         return self.records.result()
@@ -251,7 +256,7 @@ class CETLStrategy(Options, SupervisedTemplate):
 
     def model_adaptation(self, model: Any = None) -> Any:
         """Let heads grow, as every Avalanche strategy does."""
-        with listed_classes(self.experience):
+        with listed_classes(self.experience, self.model):
             return super().model_adaptation(model)
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
