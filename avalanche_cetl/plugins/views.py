@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import Stage, training_of
+from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.losses import LossRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
 
@@ -142,8 +142,8 @@ class ViewConsistency(UnlabelledPlugin):
         return {"L_view": (self.weight, view), "L_balance": (self.balance, balance)}
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Follow T2 after a step of stage 2."""
-        if training_of(strategy).stage is Stage.COUPLED:
+        """Follow T2 after a step of stage 2, or another that reads target rows."""
+        if "target" in training_of(strategy).reads:
             self._follow(strategy.model.target)
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -161,6 +161,11 @@ class CETLStrategy(Options, SupervisedTemplate):
     alone = property(attrgetter("engine.parallel.alone"), doc="Whether no other process trains.")
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Which rows the stage that runs reads, where plugins add losses to its steps."""
+        return self.running.plugin_rows
+
+    @property
     def labelled_classes(self) -> tuple[int, ...]:
         """The classes of the experience's labelled rows, in either domain; empty without any."""
         return self._data.classes
