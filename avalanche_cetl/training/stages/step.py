@@ -12,6 +12,7 @@ from torch import Tensor
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.checks import check_finite_loss
 from avalanche_cetl.training.engine.parts import WHOLE, Part
+from avalanche_cetl.training.shown import accuracy_of_labels
 from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
 
 
@@ -51,7 +52,7 @@ def take_step(
             _clear_others(host, stage)
             host.optimizer_step()
             host._after_update(**kwargs)
-        with host.engine.whole_batch(host, batch):
+        with host.engine.whole_batch(host, batch), accuracy_of_labels(host):
             host._after_training_iteration(**kwargs)
     elif part.last:
         own = host.optimizers[stage.label]
