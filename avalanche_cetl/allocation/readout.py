@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.common.picks import Output, check_output, pick
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import (
     check_outputs,
@@ -18,8 +19,6 @@ from avalanche_cetl.information.likelihood import (
     negative_log_likelihood,
     sample_targets,
 )
-
-Output = Callable[[Any], Tensor] | int | str
 
 #: Images that a network reads at once when targets are drawn.
 DRAWN_AT_ONCE = 256
@@ -41,19 +40,12 @@ class Readout:
 
     def __init__(self, likelihood: str = "categorical", output: Output | None = None):
         self.nll = negative_log_likelihood(likelihood)
-        wrong = isinstance(output, bool) or not isinstance(output, int | str)
-        if output is not None and wrong and not callable(output):
-            raise TypeError(
-                f"output={output!r} has to be an index or a key of the network's output, or a "
-                "callable that picks the tensor out of it."
-            )
+        check_output(output)
         self.likelihood, self.output = likelihood, output
 
     def pick(self, found: Any) -> Tensor:
         """Return the tensor out of a network's output."""
-        if self.output is None:
-            return found
-        return self.output(found) if callable(self.output) else found[self.output]
+        return pick(found, self.output)
 
     def outputs(self, model: nn.Module, images: Tensor, task: int) -> Tensor:
         """Return the tensor for some images, all of them through the head of one task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.scores import Scores
 
 
 class Encoder(nn.Module):
@@ -31,6 +33,7 @@ class Encoder(nn.Module):
     num_classes: int | None = None
     #: Whether preprocess() and encode() may write into the images they are given.
     _may_write = True
+    _scores: Scores | None = None
 
     def freeze(self) -> None:
         """Switch off gradients and training mode for good."""
@@ -61,7 +64,12 @@ class Encoder(nn.Module):
 
         :raises ValueError: when S has no classifier.
         """
-        raise ValueError(f"{type(self).__name__} has no classifier, so it gives no logits.")
+        raise ValueError(self.no_logits)
+
+    @property
+    def no_logits(self) -> str:
+        """Return why S gives no logits, where ``num_classes`` is None."""
+        return f"{type(self).__name__} has no classifier, so it gives no logits."
 
     @property
     def classifies_features(self) -> bool:
@@ -83,12 +91,20 @@ class Encoder(nn.Module):
     def cheapest_logits(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Return S's own logits ``(N, num_classes)``, from the features where that is possible.
 
+        Where :meth:`classify` and :meth:`logits` give probabilities, these are their logits; see
+        :class:`~avalanche_cetl.encoders.scores.Scores`.
+
         :param x: images ``(N, C, H, W)``.
         :param features: their features ``(N, dim)``, where they are known.
         """
         if features is not None and self.classifies_features:
-            return self.classify(features)
-        return self.logits(x)
+            return self._logits_of(self.classify, features)
+        return self._logits_of(self.logits, x)
+
+    def _logits_of(self, classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self._scores is None:
+            self._scores = Scores(type(self).__name__)
+        return self._scores.read(classifier, x)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 that differs between encoders.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.picks import Output, check_output, described, pick
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.scores import Scores
 from avalanche_cetl.encoders.scripted import LinearInput, is_linear
 
 
@@ -27,14 +31,19 @@ class ModuleEncoder(Encoder):
     :param layer: name of the layer whose output is the feature, flattened to one vector an
         image; ``""`` for the module's own output. Default: what the last linear layer reads
         (pre-logits). Inside a scripted module no layer can be named.
-    :param input_shape: shape of one input, ``(C, H, W)``; one forward pass finds ``dim``.
+    :param input_shape: shape of one input, ``(C, H, W)``; one forward pass finds ``dim``. The
+        module gets images as they are given: others than of this size (fully convolutional
+        networks read them) bring one warning. Nothing is resized without a ``transform``.
     :param transform: applied to a batch of images before the module, e.g. a resize.
-    :ivar num_classes: width of the module's output if that is ``(N, K)``, else None.
+    :param output: where the module gives a dict, a tuple or an object: the key, index or name of
+        its logits ``(N, K)``, or a callable that picks them. Default: its output is the tensor.
+    :ivar num_classes: width of the module's (picked) output if that is ``(N, K)``, else None.
     :raises ValueError: when there is no such layer, it does not run or gives no tensor, or the
-        module does not run on ``input_shape``.
-    :raises TypeError: when ``module`` is no torch module.
+        module does not run on ``input_shape`` or has no such ``output``.
+    :raises TypeError: when ``module`` is no torch module, or for another kind of ``output``.
     """
 
+    _warned = False
     _may_write = False  # neither transform nor module gets the caller's tensor
 
     def __init__(
@@ -44,13 +53,15 @@ class ModuleEncoder(Encoder):
         *,
         input_shape: Sequence[int],
         transform: Callable[[Tensor], Tensor] | None = None,
+        output: Output | None = None,
     ):
         super().__init__()
+        check_output(output)
         if not isinstance(module, nn.Module):
             raise TypeError(f"ModuleEncoder needs a torch module, got {type(module).__name__}.")
         with torch.no_grad():  # otherwise copies of scripted weights are no leaves
             self.module = copy.deepcopy(module)
-        self.transform = transform
+        self.transform, self.output = transform, output
         self.freeze()
         layers = dict(self.module.named_modules())
         linear = [name for name, m in layers.items() if is_linear(m)]
@@ -71,33 +82,40 @@ class ModuleEncoder(Encoder):
         self.layer = layer
         self._classifier = linear[-1] if linear else ""
         like = next(self.module.parameters(), torch.zeros(0))
-        images = torch.zeros(1, *input_shape, device=like.device)
+        # Noise: of a black image the features may be 0, and then many a function of the last
+        # layer's output (tanh, a scale) would pass for that output itself.
+        noise = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
+        images = noise.to(like.device)
+        self._size: tuple[int, ...] | None = None  # of the images that the module reads
         try:
-            features, output = self._run(self.preprocess(images))
+            features, found = self._run(self.preprocess(images))
         except (RuntimeError, TypeError, NotImplementedError) as problem:
             raise ValueError(
                 f"the module does not run on images of input_shape={tuple(input_shape)}: {problem}"
             ) from problem
         self.dim = features.flatten(1).shape[1]
-        flat = isinstance(output, Tensor) and output.dim() == 2
-        self.num_classes = output.shape[1] if flat else None
+        self._gives = described(found)
+        flat = isinstance(found, Tensor) and found.dim() == 2
+        self.num_classes = found.shape[1] if flat else None
+        self._outputs = Scores("the source network")
         self._ends_in_classifier = False
         if flat and layer is None and features.dim() == 2 and not features.is_quantized:
             last = layers[self._classifier]
             weight = getattr(last, "weight", None)  # a method of quantised layers
             reads = weight.shape[1] if isinstance(weight, Tensor) else self.dim
-            self._ends_in_classifier = reads == self.dim and torch.equal(last(features), output)
+            self._ends_in_classifier = reads == self.dim and torch.equal(last(features), found)
 
     def extra_repr(self) -> str:
         """Return the layer's name, for ``print(model)`` and the fingerprint."""
         # Of a named layer, the width too: a fingerprint apart from those of versions that kept
         # what the next layer made of its output, so that no stored feature is taken from them.
-        return f"layer={self.layer!r}" + (f", dim={self.dim}" if self.layer else "")
+        about = f"layer={self.layer!r}" + (f", dim={self.dim}" if self.layer else "")
+        return about if self.output is None else f"{about}, output={self.output!r}"
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over module, layer and transform (by code and attributes)."""
-        own = Fingerprint().text(super().fingerprint())
-        return own.value(self.transform).hexdigest()
+        own = Fingerprint().text(super().fingerprint()).value(self.transform)
+        return (own if self.output is None else own.value(self.output)).hexdigest()
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Apply the transform given at construction."""
@@ -109,10 +127,27 @@ class ModuleEncoder(Encoder):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Return the module's own output ``(N, num_classes)``, in float32."""
+        """Return the module's own output ``(N, num_classes)``, in float32; of probabilities log p.
+
+        See :class:`~avalanche_cetl.encoders.scores.Scores`.
+        """
         if self.num_classes is None:
             return super().logits(x)
-        return in_float32(self.module(self._read(self.preprocess(x))))
+        return self._outputs.read(self._classified, self.preprocess(x))
+
+    def _classified(self, x: Tensor) -> Tensor:
+        return in_float32(self._picked(self.module(self._read(x))))
+
+    @property
+    def no_logits(self) -> str:
+        """Return why S gives no logits: what the module gives in their place."""
+        if self.num_classes is not None:
+            return super().no_logits
+        return (
+            f"the source network gives {self._gives}, and no logits (N, K): say where they are "
+            "with ModuleEncoder(..., output=), a key, an index, an attribute's name or a callable, "
+            "or give a module with a classifier."
+        )
 
     @property
     def classifies_features(self) -> bool:
@@ -133,18 +168,46 @@ class ModuleEncoder(Encoder):
 
     def _read(self, x: Tensor) -> Tensor:
         """Return a copy of preprocessed images, in the type that the module reads."""
+        size = tuple(x.shape[1:])
+        self._size = self._size or size
+        if size != self._size and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the source network is given images of shape {size}, and was built for "
+                f"{self._size}; it reads them as they are. Resize them with ModuleEncoder(..., "
+                "transform=), or build it with the input_shape= of the images. This is said once.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         read = like_network(x, self.module)
         return own_copy(x) if read is x else read
 
+    def _picked(self, given: Any) -> Any:
+        """Return the part of the module's output that ``output`` says."""
+        try:
+            found = pick(given, self.output)
+        except (LookupError, TypeError, AttributeError) as problem:
+            raise ValueError(
+                f"output={self.output!r} does not pick a tensor out of what the module gives, "
+                f"{described(given)}: {type(problem).__name__}: {problem}"
+            ) from problem
+        if self.output is not None and not isinstance(found, Tensor):
+            raise ValueError(
+                f"output={self.output!r} picks {described(found)}, no tensor, out of what the "
+                f"module gives, {described(given)}."
+            )
+        return found
+
     @torch.no_grad()
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the layer's output as it was before later layers ran, and the module's."""
         x = self._read(x)
         if self.layer == "":
-            output = self.module(x)
+            output = self._picked(self.module(x))
             if not isinstance(output, Tensor):
                 raise ValueError(
-                    f"layer='': the module gives a {type(output).__name__}, no tensor."
+                    f"layer='': the module gives {described(output)}, no tensor; pick one with "
+                    "output=, or name a layer."
                 )
             return output, output
         reads = self.layer is None
@@ -152,7 +215,7 @@ class ModuleEncoder(Encoder):
         what = "the last linear layer" if reads else f"layer={self.layer!r}"
         scripted = isinstance(layer, torch.jit.ScriptModule)
         with LinearInput(layer) if scripted else Kept(layer, what, reads=reads) as kept:
-            output = self.module(x)
+            output = self._picked(self.module(x))
         found = kept.latest(f"{what} did not run in the module's forward pass.")
         # The product of a scripted layer reads a matrix: positions of an image row by row.
         return found.reshape(len(x), -1) if scripted else found, output

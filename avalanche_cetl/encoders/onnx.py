@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.preprocessing import Preprocessing
+from avalanche_cetl.encoders.scores import Scores
 
 _TYPES = {
     "tensor(float)": torch.float32,
@@ -32,7 +33,8 @@ class ONNXEncoder(Encoder):
     :param path: the ``.onnx`` file.
     :param output: name of the output that holds the features, flattened to one vector an
         image; default: the file's only output.
-    :param logits: name of the output that holds S's own logits ``(N, K)``, if any.
+    :param logits: name of the output that holds S's own logits ``(N, K)``, if any; or their
+        probabilities, whose logits are then taken.
     :param image_size: side in pixels to resize to, where the file leaves it free; default: the
         file's own height and width, or images as they are.
     :param mean: per channel, subtracted from images in [0, 1]; default 0.
@@ -91,6 +93,7 @@ class ONNXEncoder(Encoder):
         features = self._try(torch.zeros(2, channels, *size))
         self.dim = features.shape[1]
         self.num_classes = None
+        self._outputs = Scores(f"logits={logits!r} of {self.path.name}")
         if self.logits_output is not None:
             found = self._run(torch.zeros(2, channels, *size), self.logits_output)
             if found.dim() != 2:
@@ -115,7 +118,17 @@ class ONNXEncoder(Encoder):
         """Return the output named as logits, ``(N, num_classes)``."""
         if self.logits_output is None:
             return super().logits(x)
-        return self._run(self.preprocess(x), self.logits_output)
+        name = self.logits_output
+        return self._outputs.read(lambda images: self._run(images, name), self.preprocess(x))
+
+    @property
+    def no_logits(self) -> str:
+        """Return why S gives no logits: which outputs the file has."""
+        names = [output.name for output in self._session.get_outputs()] if self._session else []
+        return (
+            f"{self.path.name} was read without its logits: name the output that holds them with "
+            f"logits=, one of {names}."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # A session cannot be copied; a process that gets the encoder opens the file again.

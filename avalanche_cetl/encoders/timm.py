@@ -32,6 +32,7 @@ from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.pooling import check_pool, pooled
 from avalanche_cetl.encoders.preprocessing import Preprocessing
+from avalanche_cetl.encoders.scores import Scores
 from avalanche_cetl.encoders.timm_models import create
 
 
@@ -120,6 +121,7 @@ class TimmEncoder(Encoder):
         )
         self.freeze()
         self._classifies: bool | None = None  # not tried yet
+        self._outputs = Scores(f"{name!r}")
         self._hook = self._find_layer(layer)
         images = torch.zeros(1, channels, *self.size)
         with torch.no_grad():
@@ -164,7 +166,10 @@ class TimmEncoder(Encoder):
         """Return the model's own logits ``(N, num_classes)``."""
         if self.num_classes is None:
             return super().logits(x)
-        return in_float32(self.module(like_network(self.preprocess(x), self.module)))
+        return self._outputs.read(self._classified, self.preprocess(x))
+
+    def _classified(self, x: Tensor) -> Tensor:
+        return in_float32(self.module(like_network(x, self.module)))
 
     @property
     def classifies_features(self) -> bool:

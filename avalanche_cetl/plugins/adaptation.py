@@ -82,7 +82,8 @@ class InformationMaximization(UnlabelledPlugin):
         of them without a label, and the loss is multiplied by their share of the mini-batch, 0
         where there are none; ``"labelled"``: the rows of stage 3, and with any other strategy its
         mini-batches, whatever their labels are.
-    :param prior: K numbers > 0, about the share of the rows that each class has; None: even.
+    :param prior: K numbers > 0, about the share of the rows that each class has; None: even over
+        the classes that labelled rows have, see :class:`UnlabelledPlugin`.
     :raises ValueError: for values out of range; in training, when T2 has not K outputs, or for
         rows that the strategy has not.
     """
@@ -105,10 +106,10 @@ class InformationMaximization(UnlabelledPlugin):
 
     def loss(self, strategy: Any, batch: LossRows) -> Tensor:
         """Return the loss of a mini-batch."""
-        return self.over_counted(self._of, batch)
-
-    def _of(self, logits: Tensor) -> Tensor:
-        return information_maximization_loss(logits, self.prior, self.balance, self.temperature)
+        prior = self.prior_of(strategy, batch.logits)
+        return self.over_counted(
+            lambda z: information_maximization_loss(z, prior, self.balance, self.temperature), batch
+        )
 
 
 class MinimumClassConfusion(UnlabelledPlugin):
@@ -121,7 +122,8 @@ class MinimumClassConfusion(UnlabelledPlugin):
     :param temperature: > 0.
     :param rampup_rounds: see :class:`UnlabelledPlugin`.
     :param rows: see :class:`InformationMaximization`.
-    :param prior: K numbers > 0: how much each class counts; None: evenly.
+    :param prior: K numbers > 0: how much each class counts; None: evenly, of the classes that
+        labelled rows have, see :class:`UnlabelledPlugin`.
     :raises ValueError: for values out of range; in training, when T2 has not K outputs, or for
         rows that the strategy has not.
     """
@@ -142,7 +144,7 @@ class MinimumClassConfusion(UnlabelledPlugin):
 
     def loss(self, strategy: Any, batch: LossRows) -> Tensor:
         """Return the loss of a mini-batch."""
-        return self.over_counted(self._of, batch)
-
-    def _of(self, logits: Tensor) -> Tensor:
-        return minimum_class_confusion_loss(logits, self.temperature, self.prior)
+        prior = self.prior_of(strategy, batch.logits)
+        return self.over_counted(
+            lambda z: minimum_class_confusion_loss(z, self.temperature, prior), batch
+        )

@@ -57,8 +57,13 @@ class Training(Protocol):
 
     :ivar has_stages: whether a round has stages; False for the stand-in of a stock strategy.
     :ivar stage: the stage that runs; ``Stage.CLASSIFY`` in a stock strategy.
-    :ivar coupled: what stage 2 computed on its latest mini-batch; None elsewhere.
+    :ivar reads: ``"labelled"``, ``"target"`` or both: the rows that the stage reads; empty where
+        plugins add no loss to its steps (stage 1). A stock strategy reads labelled rows.
+    :ivar coupled: what stage 2, or another stage that runs T2 on target rows, computed on its
+        latest mini-batch; None elsewhere.
     :ivar source: S of the ``CoupledModel``; None where there is none.
+    :ivar labelled_classes: of the labelled rows of the experience, in either domain; empty where
+        there is none, and in a stock strategy.
     :ivar alone: whether this process trains without others.
     :ivar round_losses: the round's mean losses and penalties so far, by name.
     """
@@ -70,8 +75,12 @@ class Training(Protocol):
         """Return the stage that runs."""
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Return which rows the stage that runs reads, of those that plugins add losses for."""
+
+    @property
     def coupled(self) -> CoupledStep | None:
-        """Return what stage 2 computed."""
+        """Return what the stage computed on target rows."""
 
     @property
     def source(self) -> Any:
@@ -84,6 +93,10 @@ class Training(Protocol):
     @property
     def round_losses(self) -> dict[str, float]:
         """Return the round's means."""
+
+    @property
+    def labelled_classes(self) -> tuple[int, ...]:
+        """Return the classes that labelled rows of the experience have; empty: none is known."""
 
     def announce(self, names: Sequence[str]) -> None:
         """Tell loggers the names of losses that will be recorded."""
@@ -108,8 +121,10 @@ class StockTraining:
 
     has_stages = False
     stage = Stage.CLASSIFY
+    reads: tuple[str, ...] = ("labelled",)
     coupled = None
     alone = True
+    labelled_classes: tuple[int, ...] = ()
 
     def __init__(self, strategy: Any):
         self.strategy = strategy

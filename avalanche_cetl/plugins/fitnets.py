@@ -16,7 +16,7 @@ from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.models import CoupledModel
-from avalanche_cetl.plugins.contract import Stage, training_of
+from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.hints import hint_loss
 from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
 
@@ -81,8 +81,7 @@ class FitNetsHints(DistillationPlugin):
 
     def before_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Listen to T2's layer, in the stages that read it: what is kept holds a graph."""
-        read = Stage.COUPLED if self.rows == "target" else Stage.CLASSIFY
-        if strategy.stage in (read, Stage.MERGED) and self.weight:
+        if self.rows in strategy.reads and self.weight:
             self._listen(strategy)
 
     def after_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -123,7 +122,7 @@ class FitNetsHints(DistillationPlugin):
             )
         found = self._guided.values[-1 if self.rows == "target" else 0]
         found = self._in_order(found, "target_layer", strategy, batch.images)
-        self._guided.values.clear()
+        self._forget()
         # Under autocast maps are in half precision; the regressor's weights are not.
         dtype = batch.logits.dtype
         found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
@@ -181,6 +180,10 @@ class FitNetsHints(DistillationPlugin):
             self._axes[key] = axis
         return channels_second(output, self._axes[key])
 
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Forget passes between two steps, such as those of an evaluation."""
+        self._forget()
+
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Train the regressor along with stage 2."""
         self._step(strategy)
@@ -189,7 +192,12 @@ class FitNetsHints(DistillationPlugin):
         """Train the regressor along with stage 3, or any other strategy's step."""
         self._step(strategy)
 
+    def _forget(self) -> None:
+        if self._guided is not None:
+            self._guided.values.clear()
+
     def _step(self, strategy: Any) -> None:
+        self._forget()  # a stage may run T2 more often than the loss is asked for
         if self.regressor is None or self._optimizer is None:
             return
         if all(p.grad is None for p in self.regressor.parameters()):

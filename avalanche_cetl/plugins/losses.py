@@ -12,7 +12,7 @@ from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.rows import features_in
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
-from avalanche_cetl.plugins.contract import CETLPlugin, Stage, training_of
+from avalanche_cetl.plugins.contract import CETLPlugin, training_of
 
 ROWS = ("labelled", "target")
 
@@ -51,7 +51,8 @@ class LossPlugin(CETLPlugin):
     :param weight: of the loss, finite and >= 0; the loss is recorded without it.
     :param rows: ``"labelled"``: the rows of stage 3, part of L_c; ``"target"``: all target
         rows, with or without label, in stage 2. The merged variants read both in their one
-        step; other strategies know ``"labelled"`` only.
+        step; a stage of your own reads what it says, and T2 has to run there. Other strategies know
+        ``"labelled"`` only.
     :raises ValueError: for a weight or rows out of range.
     """
 
@@ -136,11 +137,11 @@ class LossPlugin(CETLPlugin):
         """Return the rows of the step that runs; None where it has none of this kind."""
         training = training_of(strategy)
         if self.rows != "labelled":
-            step = training.coupled
-            if training.stage not in (Stage.COUPLED, Stage.MERGED) or step is None:
+            step = training.coupled if "target" in training.reads else None
+            if step is None:
                 return None
             return LossRows(step.images, step.features, step.logits, step.labels, step.tasks)
-        if training.stage not in (Stage.CLASSIFY, Stage.MERGED):
+        if "labelled" not in training.reads or strategy.mb_output is None:
             return None
         batch = strategy.mbatch
         features = features_in(strategy.adapted_dataset, batch)

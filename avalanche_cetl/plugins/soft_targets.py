@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from avalanche_cetl.common.arguments import check_positive
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.probe import linear_probe
+from avalanche_cetl.encoders.scores import Scores
 from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
 
@@ -43,11 +44,13 @@ class SoftTargets(DistillationPlugin):
     :param rows: see :class:`DistillationPlugin`.
     :param source: see :class:`DistillationPlugin`.
     :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
-        not T2's; default: S's own logits. ``"probe"``, with :class:`CETLStrategy`: a
-        :func:`linear_probe`, fitted when an experience begins on S's features of the clean target
-        images that have a label. It has these classes alone: T2's logits of others are left
-        out. Without S, or where a class of the experience has no labelled target image (domain
-        adaptation), it would know too little, and the plugin adds nothing.
+        not T2's; default: S's own logits. Of probabilities, its or S's, the logits are taken
+        (:class:`~avalanche_cetl.encoders.scores.Scores`). ``"probe"``, with
+        :class:`CETLStrategy`: a :func:`linear_probe`, fitted when an experience begins on S's
+        features of the clean target images that have a label. It has these classes alone: T2's
+        logits of others are left out. Without S, or where a class of the experience has no
+        labelled target image (domain adaptation), it would know too little, and the plugin adds
+        nothing.
     :param anneal: whether the weight falls in a straight line over the rounds of an experience, to
         0 in the last (teacher annealing: Clark et al. 2019, arXiv 1907.04829). T2 then starts from
         what S knows, and may end where S is wrong and its other losses are right.
@@ -75,6 +78,7 @@ class SoftTargets(DistillationPlugin):
         self.temperature, self.head, self.anneal = float(temperature), head, bool(anneal)
         self.classifier: nn.Module | None = None if isinstance(head, str) else head
         self._classes = torch.zeros(0, dtype=torch.long)
+        self._scores = Scores("head=")
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Fit the probe."""
@@ -125,7 +129,8 @@ class SoftTargets(DistillationPlugin):
             raise ValueError(
                 f"the source network has {teacher.shape[1]} classes and the target network "
                 f"{batch.logits.shape[1]}; give head=, a classifier of S's features with T2's "
-                "classes."
+                "classes, or a target network with S's classes (a head that grows has as many "
+                "outputs as it was made with, until labels of more classes come)."
             )
         return soft_target_loss(batch.logits, teacher, self.temperature)
 
@@ -138,5 +143,5 @@ class SoftTargets(DistillationPlugin):
             self.classifier.to(strategy.device).eval()
             if features is None:
                 features = source(batch.images)
-            return self.classifier(features.to(batch.logits.dtype))
+            return self._scores.read(self.classifier, features.to(batch.logits.dtype))
         return source.cheapest_logits(batch.images, features)

@@ -9,7 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.losses import LossPlugin, LossRows
+
+#: Weight in the prior of a class that no row has, beside 1 of each other class.
+ABSENT = 1e-3
 
 #: About the share of the rows that each class has; None: even classes.
 Prior: TypeAlias = Sequence[float] | Tensor | None
@@ -41,6 +45,20 @@ def parse_prior(prior: Sequence[float] | Tensor) -> tuple[float, ...]:
     return tuple(shares.tolist())
 
 
+def present_prior(present: Sequence[int], classes: int) -> Prior:
+    """Return even shares of the classes that rows have, and ``ABSENT`` of that for the others.
+
+    :param present: class indices; none: nothing is known of them.
+    :param classes: K, the network's outputs.
+    :return: K numbers; None where no class is known to be absent.
+    """
+    if not present or len(present) >= classes:
+        return None
+    shares = torch.full((classes,), ABSENT)
+    shares[list(present)] = 1.0
+    return shares
+
+
 def log_prior(prior: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Return the logarithms of the prior's shares, ``(K,)``, where and as another tensor is.
 
@@ -66,7 +84,10 @@ class UnlabelledPlugin(LossPlugin):
         of them without a label; ``"labelled"``: see :class:`LossPlugin`.
     :param rampup_rounds: rounds of an experience over which the weights rise from exp(-5) to 1
         as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0.
-    :param prior: K numbers > 0, about the share of the rows that each class has; None: even.
+    :param prior: K numbers > 0, about the share of the rows that each class has. None: even over
+        the classes that labelled rows of the experience have, in either domain, and a thousandth
+        of that for T2's other outputs; even over all outputs where there is no labelled row, and in
+        strategies other than :class:`CETLStrategy`. Give ``[1.0] * K`` for even over all always.
     :ivar prior: the same, with sum 1; None.
     :raises ValueError: for values out of range.
     """
@@ -83,6 +104,12 @@ class UnlabelledPlugin(LossPlugin):
     def strength(self, strategy: Any) -> float:
         """Return the factor on the weights, which rises over the rounds of an experience."""
         return ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
+
+    def prior_of(self, strategy: Any, logits: Tensor) -> Prior:
+        """Return the prior of T2's classes in the experience; None: even."""
+        if self.prior is not None:
+            return self.prior
+        return present_prior(training_of(strategy).labelled_classes, logits.shape[1])
 
     def counted(self, batch: LossRows) -> Tensor:
         """Return which rows count, ``(N,)``, bool."""

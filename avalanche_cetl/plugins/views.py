@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.common.caches import copied, renew_caches
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import Stage, training_of
+from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.losses import LossRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
 
@@ -75,7 +75,7 @@ class ViewConsistency(UnlabelledPlugin):
         The others count as zero in the consistency, and not at all in the balance, which weighs
         as much as the share of the unlabelled rows.
     :param prior: of the balance: K numbers > 0, about the share of the rows that each class has;
-        None: even.
+        None: even over the classes that labelled rows have, see :class:`UnlabelledPlugin`.
     :raises ValueError: for values out of range; in training without a ``CoupledModel``, or when T2
         has not K outputs.
     """
@@ -138,12 +138,13 @@ class ViewConsistency(UnlabelledPlugin):
         with torch.no_grad():
             _, goal = slow.encode(batch.images, batch.tasks)
         view = consistency_loss(batch.logits, goal, self.threshold, self.counted(batch))
-        balance = self.over_counted(lambda logits: balance_loss(logits, self.prior), batch)
+        prior = self.prior_of(strategy, batch.logits)
+        balance = self.over_counted(lambda logits: balance_loss(logits, prior), batch)
         return {"L_view": (self.weight, view), "L_balance": (self.balance, balance)}
 
     def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Follow T2 after a step of stage 2."""
-        if training_of(strategy).stage is Stage.COUPLED:
+        """Follow T2 after a step of stage 2, or another that reads target rows."""
+        if "target" in training_of(strategy).reads:
             self._follow(strategy.model.target)
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ class Batch:
         its rows count as it should in the mean over processes. 0 where the mini-batch has no row
         for this process, 1 for one process.
     :ivar rows: rows of the mini-batch in all processes together.
-    :ivar coupled: what stage 2 computed on it; None before.
+    :ivar coupled: what a stage that runs T2 on target rows computed on it; None before.
     :ivar beside: the mini-batch of target rows that goes with this one of labelled rows, in a
         step that reads both.
     :ivar labelled: False in such a step where the experience has no labelled row: then these are
@@ -54,6 +54,25 @@ class Batch:
     def tasks(self) -> Tensor:
         """Return the task labels ``(N,)``."""
         return self.tensors[-1]
+
+    def without_decoder(self, logits: Tensor) -> CoupledStep:
+        """Return what a stage in which T1 does not run computed on these rows.
+
+        Goal and reconstruction are the image.
+
+        :param logits: T2's, ``(N, K)``.
+        """
+        return CoupledStep(
+            images=self.images,
+            features=self.features,
+            goal=self.images,
+            reconstruction=self.images,
+            logits=logits.float(),
+            goal_hidden=[],
+            hidden=[],
+            labels=self.labels,
+            tasks=self.tasks,
+        )
 
     def share_of(self, rows: str) -> float:
         """Return the share of the ``"target"`` or ``"labelled"`` rows of the step."""

@@ -46,6 +46,12 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int, taught: b
 
     :param taught: whether a plugin teaches T2 classes without labels.
     """
+    if not len(rows.labelled) and not len(rows.target):
+        raise ValueError(
+            f"experience {experience} has no image that training reads: no row of domain 0 "
+            "(target), and none with a label. Leave it out of the stream, or look at what took "
+            "its rows away."
+        )
     if not len(rows.labelled) and not taught:
         raise ValueError(
             f"experience {experience} has no labelled row (all labels are {UNLABELLED}), so there "

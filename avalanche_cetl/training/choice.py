@@ -27,6 +27,7 @@ class Situation:
         most: the mean over classes of the share that it names right. None where S has no classifier
         of as many classes as T2, and where target rows have labels or there are no others.
     :ivar source_classifies: whether S has a classifier of as many classes as T2.
+    :ivar no_logits: where it has not, why, for errors.
     """
 
     labelled: int
@@ -37,6 +38,7 @@ class Situation:
     known: int = 0
     source_accuracy: float | None = None
     source_classifies: bool = False
+    no_logits: str = ""
 
     @classmethod
     def of(cls, host: Any) -> Situation:
@@ -53,10 +55,11 @@ class Situation:
             unlabelled=len(rows.target) - len(known),
             others=others,
             has_source=has_source,
-            classes=len({int(label) for label in rows.labelled.targets}),
+            classes=len(host.data.classes),
             known=len(set(known)),
             source_accuracy=accuracy,
             source_classifies=host.data.source_classifies,
+            no_logits=host.data.no_logits,
         )
 
     @property

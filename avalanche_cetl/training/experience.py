@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.models.dynamic_modules import DynamicModule
 from avalanche.training.plugins.clock import Clock
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class Experience:
     :param taught: whether a plugin teaches T2 classes without labels.
     :ivar rows: those that the reconstruction stages read, and those that classification reads.
     :ivar loader: of the target rows.
+    :ivar classes: of the labelled rows, in either domain.
     :raises ValueError: when the data lacks what training needs.
     """
 
@@ -43,6 +45,7 @@ class Experience:
         check_experience(model, self.rows, self.number, taught)
         self.model, self._clock = model, clock
         self.loader: Any = []
+        self.classes = tuple(sorted({int(label) for label in self.rows.labelled.targets}))
 
     @classmethod
     def of(cls, host: Any) -> Experience:
@@ -128,6 +131,25 @@ class Experience:
         _, classes = self.model.target.measure(self.model.input_shape)
         return source is not None and bool(source.num_classes == classes)
 
+    @property
+    def no_logits(self) -> str:
+        """Return why S has no classifier of as many classes as T2; empty where it has one."""
+        source: Any = self.model.source
+        if source is None:
+            return "There is no source network."
+        if source.num_classes is None:
+            return str(source.no_logits)
+        if self.source_classifies:
+            return ""
+        _, classes = self.model.target.measure(self.model.input_shape)
+        told = f"The source network has {source.num_classes} classes, the target network {classes}."
+        if any(isinstance(module, DynamicModule) for module in self.model.target.modules()):
+            told += (
+                " Its head grows with the classes of labels, and there are none: make it with "
+                f"initial_out_features={source.num_classes}."
+            )
+        return told
+
     @torch.no_grad()
     def source_accuracy(self, size: int, device: torch.device, most: int = 512) -> float | None:
         """Return how well S itself names the classes of labelled rows, of either domain.
@@ -156,16 +178,18 @@ class Experience:
 
 
 @contextmanager
-def listed_classes(experience: Any) -> Iterator[None]:
-    """Show an experience's classes as a list: Avalanche's masked heads cannot index by a set.
+def listed_classes(experience: Any, model: CoupledModel) -> Iterator[None]:
+    """Show an experience's classes as Avalanche's heads read them, as long as the block lasts.
 
-    Benchmarks made of data sets give a set, which comes back in the end.
+    They are a list: masked heads cannot index by a set. Where no row has a label they are all
+    outputs that T2 has, because heads cannot take that there are none.
     """
     classes = getattr(experience, "classes_in_this_experience", None)
-    if not isinstance(classes, set | frozenset):
+    if classes is None or (len(classes) and not isinstance(classes, set | frozenset)):
         yield
         return
-    experience.classes_in_this_experience = sorted(classes)
+    outputs = () if len(classes) else range(model.target.measure(model.input_shape)[1])
+    experience.classes_in_this_experience = sorted(classes or outputs)
     try:
         yield
     finally:

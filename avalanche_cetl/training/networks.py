@@ -45,6 +45,7 @@ class Networks:
     :param passes: how T1's and T2's passes are computed.
     :param criterion: L_c, ``(logits, labels) -> scalar``.
     :ivar hidden: whether T1's hidden layers come along with its images.
+    :ivar latest: T2's logits in its latest pass of the step, ``(N, K)``; None before.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Networks:
     ):
         self.model, self.inputs, self.passes, self.criterion = model, inputs, passes, criterion
         self.hidden = False
+        self.latest: Tensor | None = None
         self._goal = FixedGoal()
         self._noise = torch.Generator().manual_seed(inputs.gfi.seed + 1)
 
@@ -128,11 +130,13 @@ class Networks:
 
     def encode(self, x: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """Return T2's code, as T1 reads it, and T2's logits."""
-        return self.passes.encode(self.model, x, tasks)
+        code, self.latest = self.passes.encode(self.model, x, tasks)
+        return code, self.latest
 
     def logits(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Return T2's logits."""
-        return self.passes.logits(self.model, x, tasks)
+        self.latest = self.passes.logits(self.model, x, tasks)
+        return self.latest
 
     def decode(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return T1's image of a code, with its hidden layers where they are read."""

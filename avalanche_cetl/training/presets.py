@@ -138,7 +138,7 @@ def _source_teaches(given: Situation) -> bool:
             'no row has a label, so preset="best" has T2 learn from S\'s own classifier, and S has '
             "none of as many classes as T2: give some labels, labelled rows of another domain, or "
             "SoftTargets(rows=\"target\", head=...) with a classifier of S's features for T2's "
-            "classes."
+            f"classes. {given.no_logits}"
         )
     return True
 

@@ -12,7 +12,7 @@ from avalanche.training.utils import trigger_plugins
 from avalanche_cetl.plugins.contract import Stage, reads_decoder_hidden
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.engine.parts import WHOLE, Part
-from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
 from avalanche_cetl.training.stages.step import take_step
 from avalanche_cetl.training.variants import WARMUP
 
@@ -30,12 +30,29 @@ class Round:
     def run(self) -> None:
         """Run the round; a stop that is asked for ends the stage that runs, and the others."""
         recipe = self.host.recipe
-        if recipe.alternate == "iteration" and not recipe.variant.merged:
-            self._by_iterations(self._stages())
+        if self._alternates:
+            self._by_iterations(self._with_rows())
             return
         for stage in self._stages():
             self.run_stage(stage, recipe.passes(stage.kind, self._ratio()))
             self._measure(stage.measures)
+
+    @property
+    def iterations(self) -> int:
+        """Return how many of Avalanche's training iterations the round has."""
+        host, ratio = self.host, self._ratio()
+        loaders = {"target": host.data.loader, "labelled": host.dataloader}
+        longer = max(map(len, loaders.values()))
+        count = 0
+        for stage in self._with_rows() if self._alternates else self._stages():
+            if stage.callbacks is not Callbacks.ALL:
+                continue
+            if self._alternates:
+                count += longer
+            else:
+                steps = longer if stage.beside else len(loaders[stage.reads])
+                count += host.recipe.passes(stage.kind, ratio) * steps
+        return count
 
     def warm_up(self, passes: int) -> None:
         """Prepare T1 for the first round: the statistics of S's features, and stage 1 alone."""
@@ -62,8 +79,6 @@ class Round:
 
     def _by_iterations(self, stages: list[TrainingStage]) -> None:
         host = self.host
-        if not host.data.counts[1]:
-            stages = [stage for stage in stages if stage.reads != "labelled"]
         for target, labelled in host.engine.pairs(host.data.loader, host.dataloader):
             if host._stop_training:
                 return
@@ -74,6 +89,17 @@ class Round:
                 with self._running(stage):
                     take_step(host, stage, rows[stage.reads], **self.kwargs)
         self._measure(tuple(name for stage in stages for name in stage.measures))
+
+    @property
+    def _alternates(self) -> bool:
+        """Whether stages take turns from step to step."""
+        recipe = self.host.recipe
+        return recipe.alternate == "iteration" and not recipe.variant.merged
+
+    def _with_rows(self) -> list[TrainingStage]:
+        """Return the stages that run, without those of labelled rows where there are none."""
+        labelled = self.host.data.counts[1]
+        return [stage for stage in self._stages() if labelled or stage.reads != "labelled"]
 
     def _ratio(self) -> float:
         """Return how many mini-batches of target rows there are for one of labelled rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, names_of
-from avalanche_cetl.training import checks
+from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.experience import Experience, listed_classes
 from avalanche_cetl.training.networks import Networks
@@ -50,9 +50,8 @@ class CETLStrategy(Options, SupervisedTemplate):
         ``"direct"``, in which T1 has no part, or a :class:`Variant` of your own.
     :param preset: ``"paper"``: the algorithm as printed; ``"best"``: what measured best, which
         adds plugins (:mod:`avalanche_cetl.training.presets`). It gives those of ``variant``,
-        ``dwa_lambda``,
-        ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise``, ``fixed_goal`` and
-        ``stage_epochs`` that are None.
+        ``dwa_lambda``, ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise``, ``fixed_goal``
+        and ``stage_epochs`` that are None.
     :param train_mb_size: mini-batch size in all stages; with several processes (an initialised
         group of torch.distributed) that of all together.
     :param train_epochs: number of rounds; ``eval_every`` counts rounds too.
@@ -176,6 +175,9 @@ class CETLStrategy(Options, SupervisedTemplate):
         return {n: vars(self)[n] for n in ("networks", "allocation", "records", "resume")}
 
     stage = property(attrgetter("running.kind"), doc="The :class:`Stage` that runs, or ran last.")
+    row_share = property(methodcaller("row_share_of", "target"), doc="The factor of target rows.")
+    reads = property(attrgetter("running.plugin_rows"), doc="The rows that the stage reads.")
+    labelled_classes = property(attrgetter("_data.classes"), doc="Those of labelled rows.")
     importance = property(attrgetter("allocation.importance"), doc="The latest GFI1 to GFI3.")
     source = property(attrgetter("model.source"), doc="The source network S; None without one.")
     alone = property(attrgetter("engine.parallel.alone"), doc="Whether no other process trains.")
@@ -184,11 +186,6 @@ class CETLStrategy(Options, SupervisedTemplate):
     def round_losses(self) -> dict[str, float]:
         """Mean losses and penalties of the current (or last) round, by name."""
         return self.records.result()
-
-    @property
-    def row_share(self) -> float:
-        """What a mean over the rows of a step is multiplied by; 1 for one process."""
-        return self.row_share_of("target")
 
     def row_share_of(self, rows: str) -> float:
         """Return the factor of a mean over ``"target"`` or ``"labelled"`` rows of a step."""
@@ -234,7 +231,8 @@ class CETLStrategy(Options, SupervisedTemplate):
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         done = self.resume.begin_experience(self._data.counts)
         for _ in range(done, self.train_epochs):
-            self._before_training_epoch(**kwargs)
+            with shown.iterations_shown(self, Round(self).iterations):
+                self._before_training_epoch(**kwargs)
             if self._stop_training:
                 self._stop_training = False
                 break
@@ -250,7 +248,8 @@ class CETLStrategy(Options, SupervisedTemplate):
     def _after_training_epoch(self, **kwargs: Any) -> None:
         self.records.merge(self.engine.parallel.processes)
         checks.check_finite_weights(self.model, self.clock)
-        super()._after_training_epoch(**kwargs)
+        with shown.accuracy_of_labels(self):
+            super()._after_training_epoch(**kwargs)
         self.resume.whole = True
         trigger_plugins(self, "after_round", **kwargs)
         self.resume.whole = False
@@ -272,7 +271,7 @@ class CETLStrategy(Options, SupervisedTemplate):
 
     def model_adaptation(self, model: Any = None) -> Any:
         """Let heads grow, as every Avalanche strategy does."""
-        with listed_classes(self.experience):
+        with listed_classes(self.experience, self.model):
             return super().model_adaptation(model)
 
     def make_train_dataloader(self, **kwargs: Any) -> None:

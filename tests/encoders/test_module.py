@@ -1,3 +1,6 @@
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -69,3 +72,105 @@ def test_a_transform_comes_first():
 def test_modules_and_layers_that_cannot_be_are_refused(make, error):
     with pytest.raises(error):
         make()
+
+
+class Answers(nn.Module):
+    """A network whose logits are a part of what it gives."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.net, self.form = _net(), form
+
+    def forward(self, x):
+        return self.form(self.net(x), x)
+
+
+FORMS = {
+    "dict": (lambda z, x: {"logits": z, "features": x}, "logits"),
+    "tuple": (lambda z, x: (x, z), 1),
+    "object": (lambda z, x: SimpleNamespace(logits=z), "logits"),
+    "callable": (lambda z, x: [{"a": (z, x)}], lambda found: found[0]["a"][0]),
+}
+
+
+@pytest.mark.parametrize(("form", "output"), FORMS.values(), ids=FORMS)
+def test_logits_are_picked_out_of_what_the_module_gives(form, output):
+    module, x = Answers(form).eval(), torch.rand(5, 1, 8, 8)
+    found = ModuleEncoder(module, input_shape=(1, 8, 8), output=output)
+    plain = ModuleEncoder(module.net, input_shape=(1, 8, 8))
+    assert found.num_classes == 3 and found.classifies_features
+    for encoder in (found, plain):
+        assert torch.equal(encoder.logits(x), module.net(x))
+    assert torch.equal(found(x), plain(x))
+    assert torch.equal(found.classify(found(x)), plain.classify(plain(x)))
+
+
+def test_without_output_the_features_are_there_and_the_message_names_the_type_and_its_parts():
+    encoder = ModuleEncoder(Answers(FORMS["dict"][0]), input_shape=(1, 8, 8))
+    assert encoder.num_classes is None and encoder(torch.rand(2, 1, 8, 8)).shape == (2, 6)
+    with pytest.raises(ValueError, match=r"a dict with the keys \['logits', 'features'\].*output="):
+        encoder.logits(torch.rand(2, 1, 8, 8))
+
+
+def test_maps_as_output_are_named_where_logits_are_asked_for():
+    encoder = ModuleEncoder(_net()[:2], "1", input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=r"a tensor of shape \(1, 4, 3, 3\)"):
+        encoder.cheapest_logits(torch.rand(2, 1, 8, 8))
+
+
+def test_a_dict_as_the_feature_itself_needs_output():
+    module = Answers(FORMS["dict"][0])
+    with pytest.raises(ValueError, match=r"gives a dict with the keys"):
+        ModuleEncoder(module, "", input_shape=(1, 8, 8))
+    assert ModuleEncoder(module, "", input_shape=(1, 8, 8), output="features").dim == 64
+
+
+@pytest.mark.parametrize("output", ["nope", 7, lambda found: found.nope, lambda found: found])
+def test_an_output_that_is_not_there_is_refused_with_what_is(output):
+    with pytest.raises(ValueError, match=r"a dict with the keys \['logits', 'features'\]"):
+        ModuleEncoder(Answers(FORMS["dict"][0]), input_shape=(1, 8, 8), output=output)
+
+
+def test_fingerprints_tell_outputs_apart():
+    made = [
+        ModuleEncoder(Answers(FORMS["dict"][0]), input_shape=(1, 8, 8), output=output)
+        for output in (None, "logits", "features")
+    ]
+    assert len({encoder.fingerprint() for encoder in made}) == 3
+
+
+def _convolutional():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("ask", ["__call__", "logits"])
+def test_images_of_another_size_are_read_as_they_are_with_one_warning(ask):
+    net = _convolutional()
+    encoder, x = ModuleEncoder(net, input_shape=(1, 16, 16)), torch.rand(3, 1, 8, 8)
+    read = getattr(encoder, ask)
+    with pytest.warns(RuntimeWarning, match=r"\(1, 8, 8\).*\(1, 16, 16\).*transform=") as told:
+        found = read(x), read(x)
+    assert len(told) == 1 and torch.equal(*found)
+    assert torch.equal(encoder.logits(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "transform"),
+    [((1, 8, 8), None), ((1, 16, 16), lambda x: nn.functional.interpolate(x, (16, 16)))],
+)
+def test_images_of_the_size_that_the_network_reads_bring_no_warning(shape, transform):
+    encoder = ModuleEncoder(_convolutional(), input_shape=shape, transform=transform)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(torch.rand(3, 1, 8, 8)), encoder.logits(torch.rand(3, 1, 8, 8))
+
+
+@pytest.mark.parametrize("last", [nn.Tanh(), nn.Hardtanh(-1e-3, 1e-3)])
+def test_a_function_behind_the_last_layer_is_not_left_out_of_logits(last):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6, bias=False), nn.Linear(6, 3, bias=False))
+    encoder, x = ModuleEncoder(nn.Sequential(net, last), input_shape=(1, 8, 8)), torch.rand(4, 64)
+    x = x.reshape(4, 1, 8, 8)
+    assert not encoder.classifies_features
+    assert torch.equal(encoder.cheapest_logits(x, encoder(x)), last(net(x)))

@@ -360,3 +360,76 @@ def test_a_run_with_a_prior_goes_on_from_a_checkpoint(adapted, tmp_path, make):
     assert plugin.prior == parse_prior([1, 2, 3])
     its = train(second)
     assert all(torch.equal(value, its[name]) for name, value in train(first).items())
+
+
+class Priors(CETLPlugin):
+    """Keeps the prior that each loss has in training."""
+
+    def __init__(self, *plugins):
+        super().__init__()
+        self.plugins, self.kept = plugins, []
+
+    def before_backward(self, strategy, *args, **kwargs):
+        if strategy.coupled is not None:
+            logits = strategy.coupled.logits
+            self.kept += [plugin.prior_of(strategy, logits) for plugin in self.plugins]
+
+
+ALL = [*NEW, ViewConsistency]
+
+
+@pytest.fixture
+def absent(digits):
+    """Rows of the classes 0 and 1 alone, for a T2 of three outputs; target rows have no label."""
+
+    def few(count, seed, shift=0.0):
+        x, y = digits(count, seed=seed, shift=shift)
+        return x[y < 2], y[y < 2]
+
+    return adaptation_benchmark(few(45, 1), few(48, 0, 0.1), few(30, 2))
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_the_even_prior_is_over_classes_that_labelled_rows_have(absent, make):
+    plugin = make(rows="target")
+    seen = Priors(plugin)
+    own_runs(absent, plugin, seen, variant="joint", train_epochs=1)
+    assert seen.kept
+    for prior in seen.kept:
+        torch.testing.assert_close(prior, torch.tensor([1.0, 1.0, 1e-3]))
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_a_prior_that_was_given_wins(absent, make):
+    plugin = make(rows="target", prior=[1, 1, 1])
+    seen = Priors(plugin)
+    own_runs(absent, plugin, seen, variant="joint", train_epochs=1)
+    assert set(seen.kept) == {parse_prior([1, 1, 1])}
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_the_even_prior_is_over_all_outputs_where_none_is_known_to_be_absent(digits, adapted, make):
+    unlabelled = adaptation_benchmark(None, digits(20), digits(20))
+    for data in (adapted, unlabelled):
+        plugin = make(rows="target")
+        seen = Priors(plugin, plugin)
+        own_runs(data, plugin, seen, variant="joint", train_epochs=1)
+        assert seen.kept and set(seen.kept) == {None}
+
+
+def test_classes_are_those_of_the_experience(digits, absent):
+    whole = adaptation_benchmark(digits(30, seed=1), digits(36), digits(30, seed=2))
+    plugin = InformationMaximization()
+    seen = Priors(plugin)
+    s = own_runs(absent, plugin, seen, variant="joint", train_epochs=1)
+    seen.kept.clear()
+    s.train(whole.train_stream)
+    assert seen.kept and set(seen.kept) == {None}
+
+
+@pytest.mark.parametrize("make", NEW)
+def test_an_absent_class_is_hardly_predicted(absent, make):
+    plugin = make(3.0, rows="target")
+    s = own_runs(absent, plugin, variant="joint", train_epochs=12)
+    x = torch.stack([torch.as_tensor(row[0]) for row in absent.test_stream[0].dataset])
+    assert s.model.target.eval()(x).softmax(1)[:, 2].mean() < 0.05

@@ -246,3 +246,59 @@ def test_soft_targets_without_a_source_network_are_refused(few):
     alone = CoupledModel.build(None, student(), SHAPE)
     with pytest.raises(ValueError, match="needs a source network"):
         trained(alone, few, SoftTargets())
+
+
+def soft_target_weights(teacher, benchmark, **options):
+    model = coupled(teacher)
+    trained(model, benchmark, SoftTargets(2.0, 1.0, rows="target", **options))
+    return [p.detach().clone() for p in model.target.parameters()]
+
+
+def close(first, second):
+    return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def labelled(digits):
+    return transfer_benchmark(digits(40), digits(20, seed=1), labels_per_class=4)
+
+
+@pytest.mark.parametrize(
+    ("last", "same"), [(nn.Softmax(1), nn.LogSoftmax(1)), (nn.Sigmoid(), nn.Identity())]
+)
+def test_an_s_that_gives_probabilities_teaches_as_one_that_gives_logits(labelled, last, same):
+    net = student(seed=5).eval()
+    with torch.no_grad():
+        net.head.weight *= 20  # a teacher that is sure
+    goal, found = (
+        soft_target_weights(ModuleEncoder(nn.Sequential(net, end), input_shape=SHAPE), labelled)
+        for end in (same, last)
+    )
+    plain = ModuleEncoder(nn.Sequential(net, nn.Tanh()), input_shape=SHAPE)
+    assert close(goal, found) and not close(goal, soft_target_weights(plain, labelled))
+
+
+def test_a_head_that_gives_probabilities_teaches_as_one_that_gives_logits(labelled):
+    teacher = ModuleEncoder(student(seed=5), input_shape=SHAPE)
+    torch.manual_seed(0)
+    head = nn.Linear(teacher.dim, 3)
+    goal = soft_target_weights(teacher, labelled, head=head)
+    with pytest.warns(RuntimeWarning, match="head= gives probabilities"):
+        found = soft_target_weights(teacher, labelled, head=nn.Sequential(head, nn.Softmax(1)))
+    assert close(goal, found)
+
+
+def test_an_s_that_gives_a_dict_is_refused_with_its_keys_and_taught_by_output(labelled):
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = student(seed=5)
+
+        def forward(self, x):
+            return {"logits": self.net(x), "x": x}
+
+    with pytest.raises(ValueError, match=r"a dict with the keys \['logits', 'x'\]"):
+        soft_target_weights(ModuleEncoder(Answers(), input_shape=SHAPE), labelled)
+    named = ModuleEncoder(Answers(), input_shape=SHAPE, output="logits")
+    plain = ModuleEncoder(student(seed=5), input_shape=SHAPE)
+    assert close(soft_target_weights(named, labelled), soft_target_weights(plain, labelled))

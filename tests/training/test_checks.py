@@ -1,9 +1,12 @@
 import pytest
 import torch
+from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
 from coupled_runs import coupled, strategy
 
 from avalanche_cetl import transfer_benchmark
+from avalanche_cetl.common.rows import Rows
 from avalanche_cetl.training import NonFiniteLossError
+from avalanche_cetl.training.checks import check_experience
 
 
 def test_an_experience_without_labelled_rows_is_refused(digits):
@@ -53,3 +56,20 @@ def test_a_diverging_loss_stops_training_with_stage_epoch_and_name(transfer):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e12)
     with pytest.raises(NonFiniteLossError, match=r"L_\w+ became .* in stage \d, epoch \d"):
         strategy(model, optimizer=optimizer, train_epochs=9).train(transfer.train_stream)
+
+
+@pytest.mark.parametrize("preset", [None, "best"])
+def test_an_experience_without_images_is_named(digits, preset):
+    data = transfer_benchmark(digits(20), digits(6)).train_stream[0].dataset
+    made = benchmark_from_datasets(train=[data, data.subset([])], test=[data])
+    s = strategy(preset=preset, warmup_epochs=0)
+    with pytest.raises(ValueError, match="experience 1 has no image that training reads"):
+        s.train(made.train_stream)
+    assert s.clock.train_exp_counter == 1  # the first one was trained
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_rows_that_no_stage_reads_are_no_images(taught):
+    # such as source rows without a label
+    with pytest.raises(ValueError, match="experience 3 has no image that training reads"):
+        check_experience(coupled(), Rows(target=[], labelled=[]), 3, taught)

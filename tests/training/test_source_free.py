@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from torch import nn
 
 from avalanche_cetl import (
     CICNN,
@@ -103,3 +105,59 @@ def test_without_a_plugin_that_teaches_it_says_what_to_do():
     with pytest.raises(ValueError, match="labelled row"):
         strategy([SoftTargets(2.0, 1.0, rows="labelled")]).train(made.train_stream)
     strategy([InformationMaximization(1.0)]).train(made.train_stream)
+
+
+class Growing(nn.Module):
+    """A T2 whose head grows with the classes of labels."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.head = IncrementalClassifier(16, outputs)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class ByTask(MultiTaskModule):
+    """A T2 with a head for each task."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.head = MultiHeadClassifier(16, outputs)
+
+    def forward(self, x, task_labels):
+        return self.head(self.body(x), task_labels)
+
+
+def with_head(head, **settings):
+    torch.manual_seed(0)
+    source = ModuleEncoder(CICNN(3, SHAPE, width=0.1), input_shape=SHAPE)
+    model = CoupledModel.build(source, head, SHAPE)
+    return CETLStrategy(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 3e-3),
+        train_mb_size=16, evaluator=None, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [Growing, ByTask])
+@pytest.mark.parametrize("settings", [{"preset": "best"}, {"variant": "e", "plugins": [soft()]}])
+def test_heads_that_grow_learn_all_their_outputs_without_a_label(make, settings):
+    made, images, _ = benchmark()
+    s = with_head(make(3), train_epochs=8, **settings)
+    s.train(made.train_stream)
+    assert s.round_losses["L_soft"] > 0
+    tasks = torch.zeros(len(images), dtype=torch.long)
+    logits = s.model.target.eval()(images, tasks)
+    assert logits.shape[1] == 3 and logits.min() > -100  # none is masked
+    assert s.eval(made.test_stream) is not None
+
+
+@pytest.mark.parametrize("make", [Growing, ByTask])
+def test_a_head_with_fewer_outputs_than_s_has_classes_is_told_how_many(make):
+    with pytest.raises(ValueError, match=r"has 3 classes, the target network 2.*features=3"):
+        with_head(make(2), preset="best").train(benchmark()[0].train_stream)
+    s = with_head(make(2), variant="direct", plugins=[soft()])
+    with pytest.raises(ValueError, match="a head that grows has as many outputs"):
+        s.train(benchmark()[0].train_stream)

@@ -73,6 +73,13 @@ class TrainingStage:
         """Whether the stage steps an optimiser of its own, and not the user's."""
         return self.callbacks is not Callbacks.ALL
 
+    @property
+    def plugin_rows(self) -> tuple[str, ...]:
+        """The rows of a step, ``"labelled"``, ``"target"``, for which plugins may add losses."""
+        if self.callbacks is Callbacks.NONE:
+            return ()
+        return (self.reads,) if self.beside is None else (self.reads, self.beside)
+
     def parameters(self, model: CoupledModel) -> list[nn.Parameter]:
         """Return the parameters that the stage trains; all of T1 and T2 where it names none."""
         groups = {"decoder": model.decoder_parameters, "target": model.target_parameters}
@@ -80,7 +87,11 @@ class TrainingStage:
         return [p for name in chosen for p in groups[name]().values()]
 
     def losses(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of a mini-batch by name: scalars, means over its rows."""
+        """Return the losses of a mini-batch by name: scalars, means over its rows.
+
+        Where the stage runs T2 on the rows by ``networks.encode`` or ``networks.logits``, plugins
+        that read such rows add their losses, of the logits of its latest pass.
+        """
         raise NotImplementedError
 
     def pieces(self, batch: Batch) -> Iterator[tuple[TrainingStage, Batch]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from avalanche_cetl.plugins.contract import CoupledStep, Stage
+from avalanche_cetl.plugins.contract import Stage
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.stages.base import TrainingStage
@@ -13,7 +13,7 @@ from avalanche_cetl.training.stages.base import TrainingStage
 class DirectStage(TrainingStage):
     """T2 reads target rows, with or without label; plugins with ``rows="target"`` add losses.
 
-    It has no loss of its own, and T1 does not run: goal and reconstruction are the image.
+    It has no loss of its own, and T1 does not run.
     """
 
     kind = Stage.COUPLED
@@ -23,16 +23,5 @@ class DirectStage(TrainingStage):
         """Run T2 on a view of the images."""
         seen = networks.noisy(networks.view(batch.images))
         with networks.lone_sample(batch):
-            _, logits = networks.encode(seen, batch.tasks)
-        batch.coupled = CoupledStep(
-            images=batch.images,
-            features=batch.features,
-            goal=batch.images,
-            reconstruction=batch.images,
-            logits=logits.float(),
-            goal_hidden=[],
-            hidden=[],
-            labels=batch.labels,
-            tasks=batch.tasks,
-        )
+            networks.encode(seen, batch.tasks)
         return {}

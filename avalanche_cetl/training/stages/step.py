@@ -12,6 +12,7 @@ from torch import Tensor
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.checks import check_finite_loss
 from avalanche_cetl.training.engine.parts import WHOLE, Part
+from avalanche_cetl.training.shown import accuracy_of_labels
 from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
 
 
@@ -51,7 +52,7 @@ def take_step(
             _clear_others(host, stage)
             host.optimizer_step()
             host._after_update(**kwargs)
-        with host.engine.whole_batch(host, batch):
+        with host.engine.whole_batch(host, batch), accuracy_of_labels(host):
             host._after_training_iteration(**kwargs)
     elif part.last:
         own = host.optimizers[stage.label]
@@ -90,10 +91,19 @@ def _loss(host: Any, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Tenso
 
 def _terms(host: Any, stage: TrainingStage, batch: Batch) -> Iterator[Tensor]:
     """Yield the weighted losses of a step, and the penalty of its stage."""
+    host.coupled = None
     for piece, rows in stage.pieces(batch):
         if piece.needs_source and not host.networks.has_source:
             continue
-        for name, loss in piece.losses(host.networks, rows).items():
+        # Of another stage, or step: its graph is gone.
+        rows.coupled = host.networks.latest = None
+        losses = piece.losses(host.networks, rows)
+        logits = _logits(host.networks, rows)
+        if logits is not None and rows.coupled is None and piece.reads == "target":
+            rows.coupled = rows.without_decoder(logits)
+        if stage.own_optimizer and stage.reads == "labelled":
+            host.mb_output = logits
+        for name, loss in losses.items():
             check_finite_loss(host, name, loss, rows.images)
             host.records.add(name, float(loss.detach()), rows.counted)
             yield host.recipe.weight(name) * rows.share * loss
@@ -106,6 +116,14 @@ def _terms(host: Any, stage: TrainingStage, batch: Batch) -> Iterator[Tensor]:
         if penalty is not None:
             host.records.add(stage.pays.name, float(penalty.detach()), batch.counted)
             yield penalty
+
+
+def _logits(networks: Any, rows: Batch) -> Tensor | None:
+    """Return T2's logits of the rows, from its latest pass; None where it did not run on them."""
+    latest, networks.latest = networks.latest, None
+    if latest is None or len(latest) != len(rows):
+        return rows.logits
+    return latest.float()
 
 
 def _clear_others(host: Any, stage: TrainingStage) -> None:

@@ -1,0 +1,185 @@
+"""Stages of a user's own: plugins act in every stage that reads their rows, and keep nothing."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from coupled_runs import coupled, strategy
+
+from avalanche_cetl import (
+    CETLPlugin,
+    FitNetsHints,
+    InformationMaximization,
+    LossPlugin,
+    SoftTargets,
+    ViewConsistency,
+)
+from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.training import ClassifyStage, Stage, TrainingStage, Variant
+from avalanche_cetl.training.stages import Callbacks
+
+
+class Own(TrainingStage):
+    """T2 sees rows; its own loss is small."""
+
+    name = "own"
+    trains = ("target",)
+    names = ("L_own",)
+
+    def __init__(self, kind=Stage.COUPLED, reads="target", callbacks=Callbacks.PENALTIES, times=1):
+        self.kind, self.reads, self.callbacks, self.times = kind, reads, callbacks, times
+
+    def losses(self, networks, batch):
+        for _ in range(self.times):
+            _, logits = networks.encode(networks.view(batch.images), batch.tasks)
+        return {"L_own": 1e-3 * logits.square().mean()}
+
+
+class Silent(Own):
+    """A stage in which T2 does not run."""
+
+    def losses(self, networks, batch):
+        return {"L_own": sum(p.square().sum() for p in networks.model.target.parameters()) * 1e-3}
+
+
+def run(benchmark, stage, *plugins, beside=(), **settings):
+    variant = Variant("own", (stage, *beside))
+    s = strategy(coupled(), variant=variant, plugins=list(plugins), **settings)
+    torch.manual_seed(0)
+    s.train(benchmark.train_stream)
+    return s
+
+
+def same(first, second):
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+KINDS = list(Stage)
+MAKE = {
+    "SoftTargets": lambda rows: SoftTargets(2.0, 1.0, rows=rows),
+    "InformationMaximization": lambda rows: InformationMaximization(1.0, rows=rows),
+    "FitNetsHints": lambda rows: FitNetsHints("hidden.1", rows=rows),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_plugins_of_target_rows_act_in_every_stage_that_reads_them(transfer, kind, make):
+    plain = run(transfer, Own(kind))
+    s = run(transfer, Own(kind), make("target"))
+    name = make("target").name
+    assert s.round_losses[name] > 0 and not same(s, plain)
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_plugins_of_labelled_rows_act_in_a_stage_that_reads_them(transfer, make):
+    stage = Own(reads="labelled")
+    s = run(transfer, stage, make("labelled"))
+    assert s.round_losses[make("labelled").name] > 0 and not same(s, run(transfer, stage))
+
+
+@pytest.mark.parametrize("rows", ["target", "labelled"])
+def test_plugins_do_not_act_in_a_stage_of_other_rows(transfer, rows):
+    stage = Own(reads={"target": "labelled", "labelled": "target"}[rows])
+    s = run(transfer, stage, SoftTargets(2.0, 1.0, rows=rows))
+    assert "L_soft" not in s.round_losses and same(s, run(transfer, stage))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [Own(callbacks=Callbacks.NONE), Silent(), Silent(reads="labelled")],
+    ids=["no callbacks", "T2 does not run", "nor on labelled rows"],
+)
+def test_plugins_add_nothing_where_they_cannot(transfer, stage):
+    rows = stage.reads
+    s = run(transfer, stage, SoftTargets(2.0, 1.0, rows=rows))
+    assert "L_soft" not in s.round_losses and same(s, run(transfer, stage))
+
+
+@pytest.mark.parametrize("reads", ["target", "labelled"])
+def test_a_stage_with_all_of_avalanches_callbacks_is_such_a_stage(transfer, reads):
+    stage = Own(reads=reads, callbacks=Callbacks.ALL)
+    assert run(transfer, stage, SoftTargets(2.0, 1.0, rows=reads)).round_losses["L_soft"] > 0
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+def test_it_acts_beside_other_stages_of_the_same_rows(transfer, alternate):
+    second = Own()
+    second.name = "second"
+    s = run(
+        transfer, Own(), SoftTargets(2.0, 1.0, rows="target"), beside=(second, ClassifyStage()),
+        alternate=alternate,
+    )  # fmt: skip
+    assert s.round_losses["L_soft"] > 0 and s.round_losses["L_c"] > 0
+
+
+def test_the_loss_is_of_the_rows_and_logits_of_the_stage(transfer):
+    seen = []
+
+    class Look(LossPlugin):
+        name = "L_look"
+
+        def loss(self, strategy, batch):
+            seen.append((batch, strategy.model.target.eval()(batch.images)))
+            strategy.model.target.train()
+            return batch.logits.mean()
+
+    run(transfer, Own(), Look(rows="target"))
+    assert seen
+    for batch, logits in seen:
+        torch.testing.assert_close(batch.logits, logits)
+        assert batch.images.shape[0] == len(batch.labels) == len(batch.tasks)
+
+
+def test_a_slow_t2_follows_in_such_a_stage(transfer):
+    slow = []
+
+    class Look(CETLPlugin):
+        def after_stage(self, strategy, *args, **kwargs):
+            slow.append([p.clone() for p in view._slow.parameters()])
+
+    view = ViewConsistency(10.0, decay=0.5)
+    run(transfer, Own(Stage.CLASSIFY), view, Look(), train_epochs=2)
+    assert any(not torch.equal(a, b) for a, b in zip(slow[-2], slow[-1], strict=True))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+    ("stage_rows", "rows"), [("target", "target"), ("labelled", "labelled"), ("target", "labelled")]
+)
+@pytest.mark.parametrize("callbacks", list(Callbacks), ids=str)
+def test_fitnets_keeps_no_pass_after_the_step(
+    transfer, monkeypatch, callbacks, stage_rows, rows, times
+):
+    alive, count = [], []
+
+    class Watch(CETLPlugin):
+        def after_step(self, strategy, *args, **kwargs):
+            self.look()
+
+        def after_training_iteration(self, strategy, *args, **kwargs):
+            self.look()
+
+        def look(self):
+            gc.collect()
+            count.append(sum(one() is not None for one in alive))
+
+    keep = Kept._keep
+
+    def kept(self, value, verb):
+        keep(self, value, verb)
+        if value.requires_grad and self is hints._guided:
+            alive.append(weakref.ref(self.values[-1]))
+
+    monkeypatch.setattr(Kept, "_keep", kept)
+    hints = FitNetsHints("hidden.1", rows=rows)
+    run(transfer, Own(reads=stage_rows, callbacks=callbacks, times=times), hints, Watch())
+    assert count and set(count) == {0}
+    assert bool(alive) is (stage_rows == rows and callbacks is not Callbacks.NONE)
+
+
+def test_networks_keep_no_logits_after_a_step(transfer):
+    s = run(transfer, Own())
+    assert s.networks.latest is None and s.coupled is None
