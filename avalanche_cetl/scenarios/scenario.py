@@ -26,8 +26,9 @@ class CETLScenario(CLScenario):
 
     :param streams: Avalanche streams.
     :param classes: names of the classes, where they are known.
-    :ivar classes: the n-th is the name of class n; where classes were chosen, what was chosen
-        for it. None where no names are known.
+    :ivar classes: the n-th is the name of class n; where classes were chosen by name, that name,
+        and where data without names was chosen from by index, the index. None where no names are
+        known.
     :ivar source_classes: the same for the source data, which may have other classes.
     :ivar data: which files the benchmark was made from, by data set; empty where it was made
         from the user's own data.
