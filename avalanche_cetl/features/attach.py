@@ -30,8 +30,9 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
 from avalanche_cetl.features.extraction import Extraction
 from avalanche_cetl.features.store import default_cache_dir, stored_features
+from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
-from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
+from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, experience_of
 
 
 def with_source_features(
@@ -52,7 +53,8 @@ def with_source_features(
 
     Items become ``(image, label, features, ..., task label)``, and ``dataset.source_features``
     holds the features of the clean images (evaluation transform), one row each. They are computed
-    once for the same images and the same encoder, and kept on disk.
+    once for the same images and the same encoder, and kept on disk: S runs once for an image that
+    is in several streams or experiences, such as a target row with a label.
 
     Where torch.distributed is initialised, all processes call this together, each computes
     its own shards, and the store is the same as that of one process.
@@ -73,8 +75,10 @@ def with_source_features(
     :param progress: show a bar with images per second; where there is no terminal, a line on
         standard error every half minute.
     :return: a new benchmark; the given one is unchanged.
-    :raises ValueError: for arguments out of range, unknown streams, precomputed features whose
-        rows do not match, images of several shapes, or features that are not finite.
+    :raises ValueError: for arguments out of range, unknown streams, an experience without an
+        image, precomputed features whose rows do not match, images of several shapes, or features
+        that are not finite.
+    :raises TypeError: for an encoder that is no :class:`Encoder`, or images that are no tensors.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
     """
     if views < 1:
@@ -82,13 +86,14 @@ def with_source_features(
     if not isinstance(encoder, Encoder):
         raise TypeError(f"encoder has to be an Encoder, got {type(encoder).__name__}.")
     chosen = _chosen_streams(benchmark, encoder, streams)
+    check_filled(benchmark, chosen)
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     extraction = Extraction(batch_size, num_workers, device, progress)
-    processes = Processes.started()
+    processes, stored = Processes.started(), StoredRows()
 
     def rows(dataset: Any, view: int) -> tuple[SeededView, Any]:
         seen = SeededView(dataset, seed, view)
-        return seen, stored_features(folder, encoder, seen, dtype, extraction, processes)
+        return seen, stored_features(folder, encoder, seen, dtype, extraction, processes, stored)
 
     made = []
     origin = encoder.fingerprint()

@@ -22,9 +22,10 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features import shards
-from avalanche_cetl.features.extraction import Extraction, encoded, loaded
+from avalanche_cetl.features.extraction import DTYPES, Extraction, encoded, loaded
 from avalanche_cetl.features.progress import progress_bar
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, shard_count
+from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,22 @@ class Entry:
         )
         return all(self.processes.meet(good))
 
-    def repair(self, encoder: Encoder, view: SeededView, extraction: Extraction) -> None:
-        """Compute the shards that are missing or damaged, and write the manifest."""
+    def repair(
+        self,
+        encoder: Encoder,
+        view: SeededView,
+        extraction: Extraction,
+        digests: Sequence[bytes],
+        stored: StoredRows,
+    ) -> None:
+        """Compute the shards that are missing or damaged, and write the manifest.
+
+        :param encoder: S.
+        :param view: of the images.
+        :param extraction: how features are computed.
+        :param digests: of the images, in order of their rows.
+        :param stored: rows for which S does not run again.
+        """
         own = range(self.processes.rank, len(self.paths), self.processes.size)
         listed = self._manifest()
         missing = []
@@ -86,10 +101,17 @@ class Entry:
                     f"{path} is damaged, and is computed again.", RuntimeWarning, stacklevel=2
                 )
                 missing.append(number)
-        self._extract(encoder, view, extraction, missing)
-        digests = {number: file_digest(self.paths[number]) for number in own}
+        left = []
+        for number in missing:
+            known = self._known(number, digests, stored)
+            if len(known) == len(self._rows(number)):
+                self._write(number, torch.stack(list(known.values())))
+            else:
+                left.append(number)
+        self._extract(encoder, view, extraction, left, digests, stored)
+        checksums = {number: file_digest(self.paths[number]) for number in own}
         merged: dict[int, str | None] = {}
-        for part in self.processes.meet(digests):
+        for part in self.processes.meet(checksums):
             merged |= part
         if self.processes.rank == 0:
             files = [
@@ -155,8 +177,31 @@ class Entry:
         values = Fingerprint().tensor(tensor).hexdigest()
         return {"key": self.key, "shard": number, "values": values}
 
+    def _rows(self, number: int) -> range:
+        """Return the rows of a shard."""
+        start = number * shards.SHARD_ROWS
+        return range(start, min(self.rows, start + shards.SHARD_ROWS))
+
+    def _known(
+        self, number: int, digests: Sequence[bytes], stored: StoredRows
+    ) -> dict[int, Tensor]:
+        """Return the features of the rows of a shard that are stored already, in their order."""
+        found = ((row, stored.find(digests[row])) for row in self._rows(number))
+        return {row: features for row, features in found if features is not None}
+
+    def _write(self, number: int, features: Tensor) -> None:
+        about = json.dumps(self._about(number, features), sort_keys=True)
+        content = save({"features": features}, metadata={"cetl": about})
+        write_atomically(self.paths[number], content, WRITE_PROBLEMS)
+
     def _extract(
-        self, encoder: Encoder, view: SeededView, extraction: Extraction, numbers: Sequence[int]
+        self,
+        encoder: Encoder,
+        view: SeededView,
+        extraction: Extraction,
+        numbers: Sequence[int],
+        digests: Sequence[bytes],
+        stored: StoredRows,
     ) -> None:
         if not numbers:
             return
@@ -167,19 +212,21 @@ class Entry:
         encoder.to(device)
         try:
             for number, batches in loaded(view, numbers, extraction):
-                parts: list[Tensor] = []
-                start = number * shards.SHARD_ROWS
+                first, known = self._rows(number).start, self._known(number, digests, stored)
+                features = torch.empty(len(self._rows(number)), self.dim, dtype=DTYPES[self.dtype])
+                for row, found in known.items():
+                    features[row - first] = found
+                start = first
                 for images in batches:
-                    parts.append(encoded(encoder, images.to(device), self.dtype, start))
+                    new = [row for row in range(start, start + len(images)) if row not in known]
+                    if new:
+                        several = [row - start for row in new]
+                        part = images if len(new) == len(images) else images[several]
+                        made = encoded(encoder, part.to(device), self.dtype, new)
+                        features[[row - first for row in new]] = made
                     start += len(images)
                     bar.update(len(images))
-                tensor = torch.cat(parts)
-                about = json.dumps(self._about(number, tensor), sort_keys=True)
-                write_atomically(
-                    self.paths[number],
-                    save({"features": tensor}, metadata={"cetl": about}),
-                    WRITE_PROBLEMS,
-                )
+                self._write(number, features)
         finally:
             encoder.to(home)
             bar.close()

@@ -75,11 +75,13 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def encoded(encoder: Encoder, images: Tensor, dtype: str, start: int) -> Tensor:
+def encoded(encoder: Encoder, images: Tensor, dtype: str, rows: Sequence[int]) -> Tensor:
     """Return the features of a batch as they are stored, ``(N, dim)`` in memory.
 
+    :param encoder: S.
+    :param images: ``(N, C, H, W)``, on its device.
     :param dtype: a name in ``DTYPES``.
-    :param start: row of the batch's first image, for errors.
+    :param rows: of the images, for errors.
     :raises ValueError: for features of another shape, or that are not finite in this type.
     """
     found = encoder(images).float().cpu()
@@ -91,11 +93,11 @@ def encoded(encoder: Encoder, images: Tensor, dtype: str, start: int) -> Tensor:
     stored = found.to(DTYPES[dtype])
     finite = torch.isfinite(stored).all(1)
     if not finite.all():
-        row = int((~finite).nonzero()[0])
-        over = torch.isfinite(found[row]).all()
+        first = int((~finite).nonzero()[0])
+        over = torch.isfinite(found[first]).all()
         remedy = "too large for float16: store them with dtype='float32'"
         raise ValueError(
-            f"the features of row {start + row} are "
+            f"the features of row {rows[first]} are "
             f"{remedy if over else 'not finite: clean the image or the network'}."
         )
     return stored

@@ -16,6 +16,7 @@ from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features.entry import Entry
 from avalanche_cetl.features.extraction import DTYPES, Extraction, loaded
 from avalanche_cetl.features.shards import FeatureRows, shard_count
+from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
 
 
@@ -34,42 +35,57 @@ def stored_features(
     dtype: str,
     extraction: Extraction,
     processes: Processes,
+    stored: StoredRows | None = None,
 ) -> FeatureRows:
     """Return the features of a view from the store; compute those that are missing.
 
     :param folder: of all entries.
     :param dtype: ``"float16"`` or ``"float32"``, as stored.
+    :param extraction: how they are computed.
     :param processes: that share the work; all see the same folder, and call this together.
+    :param stored: rows of this encoder and dtype for which S does not run again; the view's are
+        added. None: there are none.
     :raises ValueError: for an unknown dtype, no rows, images of mixed shape, or features that
         are not finite.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known. Allowed: {sorted(DTYPES)}.")
+    stored = StoredRows() if stored is None else stored
     try:
         view.check_repeats()
-        content = _content(view, extraction, processes)
+        content, digests = _content(view, extraction, processes)
         entry = Entry(Path(folder).expanduser(), encoder, content, len(view), dtype, processes)
         if not entry.complete():
             with entry.locked():
-                entry.repair(encoder, view, extraction)
+                entry.repair(encoder, view, extraction, digests, stored)
     except Exception as problem:
         processes.report(problem)
         raise
-    return FeatureRows(entry.paths, len(view), encoder.dim)
+    rows = FeatureRows(entry.paths, len(view), encoder.dim)
+    stored.add(digests, rows)
+    return rows
 
 
-def _content(view: SeededView, extraction: Extraction, processes: Processes) -> str:
-    """Return a hash of the images as the encoder reads them: data, transforms and seeds in one."""
+def _content(
+    view: SeededView, extraction: Extraction, processes: Processes
+) -> tuple[str, list[bytes]]:
+    """Return a hash of the images as the encoder reads them, and one of each image.
+
+    Data, transforms and seeds are in one.
+    """
     own = range(processes.rank, shard_count(len(view)), processes.size)
-    digests: dict[int, str] = {}
+    digests: dict[int, tuple[str, list[bytes]]] = {}
     for number, batches in loaded(view, own, extraction):
-        digest = Fingerprint()
+        digest, of_rows = Fingerprint(), []
         for images in batches:
             for image in images:
                 digest.tensor(image)
-        digests[number] = digest.hexdigest()
-    merged: dict[int, str] = {}
+                of_rows.append(bytes.fromhex(Fingerprint().tensor(image).hexdigest()))
+        digests[number] = digest.hexdigest(), of_rows
+    merged: dict[int, tuple[str, list[bytes]]] = {}
     for part in processes.meet(digests):
         merged |= part
-    return Fingerprint().value([merged[i] for i in sorted(merged)]).hexdigest()
+    in_order = [merged[number] for number in sorted(merged)]
+    content = Fingerprint().value([of_shard for of_shard, _ in in_order]).hexdigest()
+    return content, [digest for _, of_rows in in_order for digest in of_rows]

@@ -19,7 +19,7 @@ from typing import Any
 
 from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
-from avalanche_cetl.scenarios.labels import choose_labelled
+from avalanche_cetl.scenarios.labels import check_kept, choose_labelled
 from avalanche_cetl.scenarios.plan import Classes, Plan, Transform, hide
 from avalanche_cetl.scenarios.scenario import CETLScenario
 
@@ -54,7 +54,8 @@ def transfer_benchmark(
     :param source_train: labelled source data, for methods that need it.
     :param source_test: source test data, e.g. to measure forgetting.
     :param labelled_fraction: share of each class that keeps its label, in (0, 1].
-    :param labels_per_class: or the exact number, >= 1. Neither: all keep it.
+    :param labels_per_class: or the exact number of rows in each class, >= 1, the same for all
+        classes. Neither: all keep it. (Rows whose label is -1 in the data have none anyway.)
     :param classes: keep only these classes of every target set, by index or by name; the n-th
         becomes class n. ``"car|automobile"`` takes either name.
     :param image_shape: ``(C, H, W)`` that all images are brought into. Default: as they are,
@@ -66,15 +67,16 @@ def transfer_benchmark(
     :param eval_transform: applied in evaluation.
     :return: an Avalanche benchmark with task labels and a classes timeline; ``.summary()``
         is a table of its contents, ``.classes`` the names of its classes where they are known.
-    :raises ValueError: for empty sets, both kinds of fraction, no labels, one class, labels
-        that are no class indices or do not start at 0, images of several shapes, images that
-        cannot be read, values that are not finite, or bytes as floats that were not divided.
-    :raises TypeError: for data of another kind.
+    :raises ValueError: for empty sets (named, as in ``target_train[1]``), both kinds of fraction,
+        no labels, one class, labels that are no class indices or do not start at 0, images of
+        several shapes, images that cannot be read, values that are not finite, or bytes as floats
+        that were not divided.
+    :raises TypeError: for data of another kind, or for labels_per_class or labelled_fraction
+        that is not one number.
     """
-    if labels_per_class == 0:
-        raise ValueError("labels_per_class=0 leaves no label; adaptation_benchmark needs none.")
+    check_kept(labels_per_class, labelled_fraction, least=1)
     plan = Plan(classes, image_shape, fit, (train_transform, eval_transform), task_labels)
-    trains, tests = plan.read_all(target_train, target_test)
+    trains, tests = plan.read_all(target_train=target_train, target_test=target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=None)
     plan.meet(trains, tests, sources)
     check_labels(trains, "the target training data")
@@ -83,12 +85,14 @@ def transfer_benchmark(
         check_labels([sources["source"]], "the source training data")
     train, labelled = [], []
     for number, target in enumerate(trains):
-        keep = choose_labelled(target.targets, labels_per_class, labelled_fraction, seed)
+        keep = choose_labelled(
+            target.targets, labels_per_class, labelled_fraction, seed, target.classes
+        )
         task = number if task_labels else 0
         train.append(plan.dataset(hide(target, keep), TARGET_DOMAIN, task))
         labelled.append(plan.labelled(target, keep, task))
     streams = {"train": train, "test": plan.datasets(tests, task_labels), "labelled": labelled}
-    return plan.scenario(streams, sources, trains)
+    return plan.scenario(streams, sources, [*trains, *tests])
 
 
 def distillation_benchmark(
@@ -121,24 +125,25 @@ def distillation_benchmark(
     :raises ValueError: as :func:`transfer_benchmark` does.
     :raises TypeError: for data of another kind.
     """
-    if labels_per_class == 0:
-        raise ValueError("labels_per_class=0 leaves no label to learn the classes from.")
+    check_kept(labels_per_class, labelled_fraction, least=1)
     plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
-    trains, tests = plan.read_all(train, test)
-    more = {} if unlabelled is None else {"unlabelled": plan.read_unlabelled(unlabelled)}
+    trains, tests = plan.read_all(train=train, test=test)
+    more = {} if unlabelled is None else plan.read_unlabelled(unlabelled=unlabelled)
     plan.meet(trains, tests, more)
     check_labels(trains, "the training data")
     check_known(tests, trains, "the test data", all_labelled=True)
     known, labelled = [], []
     for data in trains:
-        keep = choose_labelled(data.targets, labels_per_class, labelled_fraction, seed)
+        keep = choose_labelled(
+            data.targets, labels_per_class, labelled_fraction, seed, data.classes
+        )
         rows = hide(data, keep)
         if more:
             rows = rows.join(more["unlabelled"])
         known.append(plan.dataset(rows, TARGET_DOMAIN, 0))
         labelled.append(plan.labelled(data, keep, 0))
     streams = {"train": known, "test": plan.datasets(tests), "labelled": labelled}
-    return plan.scenario(streams, {}, trains)
+    return plan.scenario(streams, {}, [*trains, *tests])
 
 
 def adaptation_benchmark(
@@ -146,7 +151,7 @@ def adaptation_benchmark(
     target_train: Any,
     target_test: Any,
     *,
-    labels_per_class: int = 0,
+    labels_per_class: int | None = None,
     transductive: bool = False,
     classes: Classes = None,
     image_shape: Shape | None = None,
@@ -174,7 +179,8 @@ def adaptation_benchmark(
     :param target_train: target training data; its labels are hidden, except for those of
         ``labels_per_class``.
     :param target_test: target test data.
-    :param labels_per_class: labels that target rows keep in each class; 0: unsupervised.
+    :param labels_per_class: number of target rows that keep their label in each class, >= 0, the
+        same for all classes. Default: 0, unsupervised.
     :param transductive: also put the test images, without labels, into training, as some
         papers do.
     :param classes: keep only these classes of every set, by index or by name.
@@ -187,12 +193,10 @@ def adaptation_benchmark(
         0, or images of several shapes.
     :raises TypeError: for data of another kind.
     """
-    if labels_per_class is None:
-        raise ValueError(
-            "labels_per_class=None would show every target label: give a number; 0: none."
-        )
+    check_kept(labels_per_class)
+    kept = 0 if labels_per_class is None else labels_per_class
     plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
-    trains, tests = plan.read_all(target_train, target_test)
+    trains, tests = plan.read_all(target_train=target_train, target_test=target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=classes)
     plan.meet(trains, tests, sources)
     source = sources.get("source")
@@ -206,7 +210,7 @@ def adaptation_benchmark(
     check_known(tests, known, "the target test data", all_labelled=True, where=where)
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
-        keep = choose_labelled(target.targets, labels_per_class, None, seed)
+        keep = choose_labelled(target.targets, kept, None, seed, target.classes)
         rows = hide(target, keep)
         if transductive:
             rows = rows.join(test.relabel([UNLABELLED] * len(test)))
@@ -221,4 +225,4 @@ def adaptation_benchmark(
     streams = {"train": train, "test": plan.datasets(tests, task_labels)}
     if labelled:
         streams["labelled"] = labelled
-    return plan.scenario(streams, sources, known)
+    return plan.scenario(streams, sources, [*known, *trains, *tests])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from avalanche_cetl.common.images import check_range, image_tensor, recoloured
 from avalanche_cetl.common.rows import UNLABELLED
 from avalanche_cetl.scenarios.images import LabelledImages, as_floats
+from avalanche_cetl.scenarios.labels import class_index, named_class, named_classes
 
 Shape = tuple[int, int, int]
 
@@ -76,33 +77,47 @@ def choose_classes(data: LabelledImages, classes: Sequence[int | str] | None) ->
 
     :param classes: class indices, or names where the set has the names of its classes; None
         keeps all. A name may list synonyms, ``"automobile|car"``.
+    :return: with names where the set has some: those that were chosen; its own for classes that
+        were chosen by index.
     :raises ValueError: when a class is not known or does not occur.
+    :raises TypeError: for one name in place of a list.
     """
     if classes is None:
         return data
+    if isinstance(classes, str):
+        raise TypeError(f"classes={classes!r} has to be a list, e.g. classes=[{classes!r}].")
     if not len(classes):
         raise ValueError("classes=[] leaves nothing; None keeps all classes.")
     order: dict[int, int] = {}
     for new, wanted in enumerate(classes):
         for old in _indices(data, wanted):
             if old in order:
-                raise ValueError(f"classes={list(classes)}: {wanted!r} is named twice.")
+                raise ValueError(
+                    f"classes={list(classes)}: the class {named_class(old, data.classes)} is named "
+                    "twice."
+                )
             order[old] = new
     missing = set(order.values()) - {order.get(label) for label in data.targets}
     if missing and set(data.targets) != {UNLABELLED}:
-        raise ValueError(
-            f"classes {[classes[new] for new in sorted(missing)]} do not occur in the data."
-        )
+        told = [
+            repr(classes[new]) if isinstance(classes[new], str) else named_class(old, data.classes)
+            for old, new in order.items()
+            if new in missing
+        ]
+        raise ValueError(f"classes [{', '.join(dict.fromkeys(told))}] do not occur in the data.")
     order[UNLABELLED] = UNLABELLED
     rows = [i for i, label in enumerate(data.targets) if label in order]
     chosen = data.select(rows)
-    names = [str(wanted).split("|")[0] for wanted in classes]
+    names = None if data.classes is None else [_name(data.classes, wanted) for wanted in classes]
     return chosen.relabel([order[label] for label in chosen.targets], names)
 
 
 def _indices(data: LabelledImages, wanted: int | str) -> list[int]:
     if not isinstance(wanted, str):
-        return [int(wanted)]
+        index = class_index(wanted)
+        if index == UNLABELLED:
+            raise ValueError("classes: -1 stands for rows without a label, and is no class.")
+        return [index]
     if data.classes is None:
         raise ValueError(
             f"the class {wanted!r} is named, but this set does not know its classes' names; give "
@@ -114,6 +129,17 @@ def _indices(data: LabelledImages, wanted: int | str) -> list[int]:
     return found
 
 
+def _name(names: Sequence[str], wanted: int | str) -> str:
+    if isinstance(wanted, str):
+        return wanted.split("|")[0]
+    return names[wanted] if wanted < len(names) else str(wanted)
+
+
+def _names(sets: Sequence[LabelledImages]) -> list[str] | None:
+    """Return the names of the classes of the first set that has some."""
+    return next((data.classes for data in sets if data.classes), None)
+
+
 def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
     """Raise ValueError unless the sets together have at least two classes, counted from 0."""
     found = sorted({label for data in sets for label in data.targets if label >= 0})
@@ -123,11 +149,14 @@ def check_labels(sets: Sequence[LabelledImages], what: str) -> None:
         )
     if found[0] != 0:
         raise ValueError(
-            f"the labels of {what} start at {found[0]}: they have to be class indices from 0; "
-            "subtract, or choose classes=[...], which counts anew."
+            f"the labels of {what} start at {named_class(found[0], _names(sets))}: they have to be "
+            "class indices from 0; subtract, or choose classes=[...], which counts anew."
         )
     if len(found) < 2:
-        raise ValueError(f"{what} has one class only: there is nothing to tell apart.")
+        raise ValueError(
+            f"{what} has one class only, {named_class(found[0], _names(sets))}: there is nothing "
+            "to tell apart."
+        )
 
 
 def check_known(
@@ -149,9 +178,10 @@ def check_known(
     allowed = {label for data in known for label in data.targets} | {UNLABELLED}
     found = {label for data in sets for label in data.targets}
     if not found <= allowed:
+        names = _names([*sets, *known])
         raise ValueError(
-            f"{what} has the labels {sorted(found - allowed)}, which do not occur in {where}: "
-            f"there are {sorted(allowed - {UNLABELLED})}."
+            f"{what} has the labels {named_classes(found - allowed, names)}, which do not occur in "
+            f"{where}: there are {named_classes(allowed - {UNLABELLED}, names)}."
         )
     if all_labelled and UNLABELLED in found:
         raise ValueError(f"{what} has rows without a label (-1); there every row needs one.")

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.flat_data import FlatData
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.common.images import (
@@ -22,6 +24,8 @@ from avalanche_cetl.common.images import (
 )
 from avalanche_cetl.common.rows import UNLABELLED
 from avalanche_cetl.scenarios.labels import class_index, class_indices
+
+_EMPTY = "the data set is empty: it has no image."
 
 
 class LabelledImages(Dataset):
@@ -132,6 +136,8 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
         read (named, with its row), or labels that are not class indices.
     """
     if isinstance(data, LabelledImages):
+        if not len(data):
+            raise ValueError(_EMPTY)
         return data
     classes = _class_names(data)
     if isinstance(data, str | Path):
@@ -152,7 +158,7 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
             f"set of (image, label), or the path of a folder; got {type(data).__name__}."
         )
     if not len(images):
-        raise ValueError("the data set is empty.")
+        raise ValueError(_EMPTY)
     return LabelledImages(images, targets, classes)
 
 
@@ -170,7 +176,7 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     :param data: what :func:`read_images` takes, or an array or tensor of images.
     """
     if isinstance(data, LabelledImages):
-        return data.relabel([UNLABELLED] * len(data))
+        return read_images(data).relabel([UNLABELLED] * len(data))
     if is_pair(data):
         if np.shape(data[1]) not in ((len(data[0]),), (len(data[0]), 1)):
             raise ValueError(
@@ -181,7 +187,7 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     if isinstance(data, Tensor | np.ndarray):
         images = _stack(data)
         if not len(images):
-            raise ValueError("the data set is empty.")
+            raise ValueError(_EMPTY)
         return LabelledImages(images, [UNLABELLED] * len(images))
     if not isinstance(data, str | Path):
         data = _WithoutLabels(data)
@@ -237,11 +243,33 @@ def _item(image: Any, keep_pil: bool) -> Any:
 
 
 def _class_names(data: Any) -> list[str] | None:
-    """Return the names of the classes, as torchvision's data sets keep them."""
+    """Return the names of the classes, as torchvision's data sets keep them.
+
+    Parts and joins of data sets have the names of what they are made of, where these agree:
+    PyTorch's, and Avalanche's where no transform changes labels.
+    """
     names = getattr(data, "classes", None)
-    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
         return list(names)
-    return None
+    found = [_class_names(part) for part in _made_of(data)]
+    return found[0] if found and all(other == found[0] for other in found) else None
+
+
+def _made_of(data: Any) -> list[Any]:
+    """Return the data sets whose rows, with their labels, a data set consists of."""
+    if isinstance(data, Subset):
+        return [data.dataset]
+    if isinstance(data, ConcatDataset):
+        return data.datasets
+    node = data._flat_data if isinstance(data, AvalancheDataset) else data
+    if not isinstance(node, FlatData):
+        return []
+    for name in ("_transform_groups", "_frozen_transform_groups"):
+        groups = getattr(node, name, None)
+        transform: Any = None if groups is None else groups[groups.current_group]
+        if hasattr(transform, "flat_transforms") and any(transform.flat_transforms(1)):
+            return []
+    return list(node._datasets)
 
 
 def _stack(images: Any) -> Tensor:

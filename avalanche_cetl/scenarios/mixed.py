@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from avalanche_cetl.common.rows import SOURCE_FEATURES, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.scenarios.images import LabelledImages
-from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
+from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, experience_of
 
 KINDS = {"cutmix": v2.CutMix, "mixup": v2.MixUp}
 
@@ -92,13 +92,15 @@ def with_mixed_images(
     allowed = [name for name in benchmark.streams if name != "labelled" and not _held_out(name)]
     if not streams or any(name not in allowed for name in streams):
         raise ValueError(f"streams={list(streams)} has to be one or more of {allowed}.")
+    check_filled(benchmark, streams)
     made = []
     for name, stream in benchmark.streams.items():
         experiences = []
         for number, experience in enumerate(stream):
             dataset = experience.dataset
             if name in streams:
-                dataset = _extended(dataset, per_image, f"{seed} {name} {number}", kinds)
+                where = f"experience {number} of the stream {name!r}"
+                dataset = _extended(dataset, per_image, f"{seed} {name} {number}", kinds, where)
             experiences.append(experience_of(experience, dataset))
         made.append(EagerCLStream(name, experiences))
     first = benchmark.streams[streams[0]]
@@ -124,20 +126,24 @@ def _all_labelled(dataset: Any) -> bool:
     return len(rows) == len(dataset) and all(int(t) != UNLABELLED for t in dataset.targets)
 
 
-def _extended(dataset: Any, per_image: int, seed: str, kinds: Sequence[str]) -> Any:
+def _extended(dataset: Any, per_image: int, seed: str, kinds: Sequence[str], where: str) -> Any:
     if hasattr(dataset, SOURCE_FEATURES):
         raise ValueError(
             "the benchmark has S's features, which mixed images do not have: call "
             "with_mixed_images before with_source_features."
         )
     rows = _target_rows(dataset)
+    if len(rows) < 2:
+        raise ValueError(
+            f"{where} has {len(rows)} target images (rows of domain 0): a mixture needs two."
+        )
     clean = dataset.eval()
     images = [clean[row][0] for row in rows]
     shapes = {tuple(image.shape) if isinstance(image, Tensor) else None for image in images}
     if len(shapes) != 1 or None in shapes:
         raise ValueError(
-            "mixed images need target images that are tensors of one shape: give image_shape=, or "
-            "a transform."
+            f"{where}: mixed images need target images that are tensors of one shape: give "
+            "image_shape=, or a transform."
         )
     count = per_image * len(rows)
     made = mixed_images(torch.stack(images), count, seed, kinds)

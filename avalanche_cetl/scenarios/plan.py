@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,21 +65,41 @@ class Plan:
         """Whether there are transforms, which may change an image in any way."""
         return any(t is not None for t in self.transforms)
 
-    def read(self, data: Any, classes: Classes) -> LabelledImages:
-        """Read one set."""
-        keep_pil = self.transformed and self.image_shape is None
-        return choose_classes(read_images(data, keep_pil), classes)
+    @property
+    def keeps_pil(self) -> bool:
+        """Whether pictures stay pictures, for a transform."""
+        return self.transformed and self.image_shape is None
 
-    def read_unlabelled(self, data: Any) -> LabelledImages:
-        """Read images alone."""
-        return read_unlabelled(data, self.transformed and self.image_shape is None)
+    def read(self, data: Any, classes: Classes, name: str) -> LabelledImages:
+        """Read one set.
 
-    def read_all(self, train: Any, test: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
+        :param classes: to keep of it; None keeps all.
+        :param name: of the argument, which every error begins with.
+        """
+        with _named(name):
+            return choose_classes(read_images(data, self.keeps_pil), classes)
+
+    def read_unlabelled(self, **data: Any) -> dict[str, LabelledImages]:
+        """Read sets of images alone, by name."""
+        found = {}
+        for name, images in data.items():
+            with _named(name):
+                found[name] = read_unlabelled(images, self.keeps_pil)
+        return found
+
+    def read_all(self, **data: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
         """Read the sets of all experiences.
 
+        :param data: training data and test data, by name of their arguments.
         :raises ValueError: when there are not as many test sets as training sets.
         """
-        found = [[self.read(d, self.classes) for d in _several(data)] for data in (train, test)]
+        found = []
+        for name, sets in data.items():
+            several = _several(sets)
+            names = [name] if several is not sets else [f"{name}[{i}]" for i in range(len(sets))]
+            found.append(
+                [self.read(d, self.classes, n) for d, n in zip(several, names, strict=True)]
+            )
         if len(found[0]) != len(found[1]) or not found[0]:
             raise ValueError(
                 f"{len(found[0])} training sets, but {len(found[1])} test sets: one of each makes "
@@ -93,7 +114,7 @@ class Plan:
     def read_some(self, *, classes: Classes, **data: Any) -> dict[str, LabelledImages]:
         """Read the sets that are not None, by name of their stream."""
         return {
-            name.removesuffix("_train"): self.read(part, classes)
+            name.removesuffix("_train"): self.read(part, classes, name)
             for name, part in data.items()
             if part is not None
         }
@@ -168,11 +189,19 @@ class Plan:
         sources: dict[str, LabelledImages],
         named: list[LabelledImages],
     ) -> CETLScenario:
-        """Return the benchmark."""
+        """Return the benchmark.
+
+        :param streams: the target's data of every experience, by name of the stream.
+        :param sources: the source's data, likewise.
+        :param named: sets of the same classes, of which the first with names has those of all.
+        """
         for name, data in sources.items():
             rows = self.dataset(data, SOURCE_DOMAIN, 0)
             streams[name] = [rows.eval() if name.endswith("_test") else rows]
-        made = make_scenario(streams, next((d.classes for d in named if d.classes), None))
+        names = next((d.classes for d in named if d.classes), None)
+        if names is None and self.classes is not None:
+            names = [str(index) for index in self.classes]
+        made = make_scenario(streams, names)
         made.source_classes = sources["source"].classes if "source" in sources else None
         return made
 
@@ -193,6 +222,17 @@ class _ToTensor:
         tensor = as_floats(image_tensor(image))
         check_range(tensor, "an image after its transform")
         return tensor
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Let errors about a set begin with the name of the argument that it came as."""
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(f"{name}: {problem}") from problem
+    except TypeError as problem:
+        raise TypeError(f"{name}: {problem}") from problem
 
 
 def _several(data: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from avalanche_cetl.common.images import image_tensor
 from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.images import as_floats
+from avalanche_cetl.scenarios.streams import check_filled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +27,9 @@ class CETLScenario(CLScenario):
 
     :param streams: Avalanche streams.
     :param classes: names of the classes, where they are known.
-    :ivar classes: the n-th is the name of class n; where classes were chosen, what was chosen
-        for it. None where no names are known.
+    :ivar classes: the n-th is the name of class n; where classes were chosen by name, that name,
+        and where data without names was chosen from by index, the index. None where no names are
+        known.
     :ivar source_classes: the same for the source data, which may have other classes.
     :ivar data: which files the benchmark was made from, by data set; empty where it was made
         from the user's own data.
@@ -92,6 +94,8 @@ def _parts(benchmark: CLScenario) -> Iterator[_Part]:
             for domain in sorted(rows):
                 label = _DOMAINS.get(domain, str(domain))
                 yield _Part(name, number, label, rows[domain], dataset)
+            if not rows:
+                yield _Part(name, number, "-", [], dataset)
 
 
 def _table(benchmark: CLScenario, classes: Sequence[str] | None) -> str:
@@ -99,9 +103,12 @@ def _table(benchmark: CLScenario, classes: Sequence[str] | None) -> str:
     for part in _parts(benchmark):
         labels = [int(part.dataset.targets[row]) for row in part.rows]
         known = [label for label in labels if label != UNLABELLED]
-        image = part.dataset.eval()[part.rows[0]][0]
-        shape = "x".join(map(str, image.shape)) if isinstance(image, Tensor) else str(type(image))
-        share = f"{len(known)} ({100 * len(known) / len(labels):.0f} %)"
+        shape, share = "-", "0"
+        if labels:
+            image = part.dataset.eval()[part.rows[0]][0]
+            tensor = isinstance(image, Tensor)
+            shape = "x".join(map(str, image.shape)) if tensor else str(type(image))
+            share = f"{len(known)} ({100 * len(known) / len(labels):.0f} %)"
         lines.append(
             (part.stream, str(part.experience), part.domain, str(len(labels)), share,
              str(len(set(known))), shape)
@@ -128,13 +135,14 @@ def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Fig
     :param seed: of the draw.
     :return: a matplotlib figure; ``figure.savefig("sheet.png")`` keeps it. Labels stand above
         the images, ``?`` where they are unknown.
-    :raises ValueError: for count below 1.
+    :raises ValueError: for count below 1, and for an experience without an image.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if count < 1:
         raise ValueError(f"count={count} has to be >= 1.")
+    check_filled(benchmark, list(benchmark.streams))
     parts = list(_parts(benchmark))
     figure = Figure(figsize=(1 + 0.8 * count, 1.1 * len(parts)), layout="constrained")
     FigureCanvasAgg(figure)

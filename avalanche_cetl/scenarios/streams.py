@@ -10,6 +10,27 @@ from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
 
+def check_filled(benchmark: CLScenario, streams: Sequence[str]) -> None:
+    """Raise ValueError unless all experiences of some streams have an image, and there is one.
+
+    :param benchmark: any Avalanche benchmark.
+    :param streams: names of the streams.
+    """
+    sizes = [
+        (name, number, len(experience.dataset))
+        for name in streams
+        for number, experience in enumerate(benchmark.streams[name])
+    ]
+    if not sizes:
+        raise ValueError(f"the benchmark has no experience in the streams {list(streams)}.")
+    for name, number, size in sizes:
+        if not size:
+            raise ValueError(
+                f"experience {number} of the stream {name!r} is empty: it has no image. Leave it "
+                "out of the benchmark."
+            )
+
+
 def benchmark_of(benchmark: CLScenario, streams: Sequence[Any]) -> CLScenario:
     """Return a copy of a benchmark with these streams; class and other attributes stay."""
     result = copy.copy(benchmark)

@@ -1,16 +1,19 @@
 """Benchmarks with source features: same numbers as S run live, and the view always the same."""
 
 import copy
+import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks.scenarios import EagerCLStream
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
 from safetensors.torch import save_file
 from stores import SHAPE, Counting
 from torch import nn
+from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from avalanche_cetl import (
     CICNN,
@@ -23,10 +26,13 @@ from avalanche_cetl import (
     SoftTargets,
     adaptation_benchmark,
     cetl_metrics,
+    plot_benchmark,
     transfer_benchmark,
+    with_mixed_images,
     with_source_features,
 )
 from avalanche_cetl.features.attach import features_are_of
+from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 from avalanche_cetl.training import VARIANTS
 
 
@@ -277,3 +283,102 @@ def test_a_store_under_the_home_folder_is_found(tmp_path, monkeypatch, transfer,
     assert list((tmp_path / "given").iterdir()) and list((tmp_path / "variable").iterdir())
     np.save(tmp_path / "rows.npy", np.ones((3, 2), dtype="f4"))
     assert PrecomputedEncoder("~/rows.npy").dim == 2
+
+
+# ------------------------------------------------------------------ once for each image
+
+
+def _all_rows(benchmark, encoder):
+    """Check that every row of every stream has the features of its own image."""
+    for stream in benchmark.streams.values():
+        for experience in stream:
+            for mode in (experience.dataset.train(), experience.dataset.eval()):
+                for row in range(0, len(mode), 7):
+                    image, _, features, *_ = mode[row]
+                    torch.testing.assert_close(features, encoder(image[None])[0])
+
+
+def test_the_source_runs_once_for_a_row_that_several_streams_hold(tmp_path, digits, encoder):
+    few = transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=5)
+    stored = with_source_features(few, encoder, tmp_path / "few", dtype="float32", batch_size=7)
+    assert Counting.images == 60 + 30
+    _all_rows(stored, encoder)
+    Counting.images = 0
+    adaptation = adaptation_benchmark(
+        digits(40, seed=2), [digits(30, seed=3), digits(20, seed=4)], [digits(12, seed=5)] * 2,
+        labels_per_class=2,
+    )  # fmt: skip
+    stored = with_source_features(adaptation, encoder, tmp_path / "two", dtype="float32")
+    assert Counting.images == 40 + 30 + 20 + 12
+    _all_rows(stored, encoder)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("order", [["labelled", "train", "test"], ["train", "labelled", "test"]])
+def test_the_order_of_streams_and_shards_changes_neither_count_nor_features(
+    tmp_path, digits, encoder, order
+):
+    few = transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=5)
+    turned = benchmark_of(few, [few.streams[name] for name in order])
+    stored = with_source_features(turned, encoder, tmp_path, dtype="float32", batch_size=3)
+    assert Counting.images == 60 + 30
+    _all_rows(stored, encoder)
+
+
+def test_views_that_differ_have_features_of_their_own(tmp_path, digits, encoder):
+    flip = RandomHorizontalFlip(1.0)
+    few = transfer_benchmark(
+        digits(12), digits(6, seed=1), labels_per_class=2, train_transform=flip
+    )
+    stored = with_source_features(few, encoder, tmp_path, dtype="float32")
+    assert Counting.images == 2 * 12 + 6
+    _all_rows(stored, encoder)
+
+
+def test_two_processes_run_the_source_once_for_each_row(tmp_path, two_processes):
+    both = two_processes(
+        f"""
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from pathlib import Path
+        from stores import Moments, images, seen
+        from avalanche_cetl import transfer_benchmark, with_source_features
+        from avalanche_cetl.features import shards
+        shards.SHARD_ROWS = 8
+        log = Path({str(tmp_path)!r}) / f"log{{rank}}"
+        x, encoder = images(), Moments(log)
+        y = torch.arange(len(x)) % 3
+        few = transfer_benchmark((x, y), (x[:9] / 2, y[:9]), labels_per_class=7)
+        stored = with_source_features(
+            few, encoder, {str(tmp_path / "features")!r}, dtype="float32", progress=False
+        )
+        print(seen(log))
+        encoder.log = None
+        for stream in stored.streams.values():
+            for image, _, features, _ in stream[0].dataset:
+                torch.testing.assert_close(features, encoder(image[None])[0])
+        """
+    )
+    assert sum(map(int, both.succeed())) == 75 + 9
+
+
+def test_an_experience_without_an_image_is_named(tmp_path, digits, encoder):
+    two = transfer_benchmark([digits(12), digits(9)], [digits(6)] * 2)
+    train = [
+        two.train_stream[0],
+        experience_of(two.train_stream[1], two.train_stream[1].dataset.subset([])),
+    ]
+    holes = benchmark_of(two, [EagerCLStream("train", train), two.test_stream])
+    given = PrecomputedEncoder({"train": [torch.rand(12, 2), torch.rand(9, 2)]})
+    for make in (
+        lambda: with_source_features(holes, encoder, tmp_path),
+        lambda: with_source_features(holes, given),
+        lambda: with_mixed_images(holes),
+        lambda: plot_benchmark(holes),
+    ):
+        with pytest.raises(ValueError, match="experience 1 of the stream 'train' is empty"):
+            make()
+    assert Counting.images == 0
+    line = holes.summary().splitlines()[2].split()
+    assert line == ["train", "1", "-", "0", "0", "0", "-"]
+    whole = with_source_features(holes, encoder, tmp_path, streams=["test"])
+    assert len(whole.test_stream[1].dataset[0]) == 4

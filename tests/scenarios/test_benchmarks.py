@@ -283,7 +283,7 @@ def test_an_experience_with_all_labels_stays_in_the_labelled_stream(digits):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda d: adaptation_benchmark(d(6), d(6), d(6), labels_per_class=None), "per_class=None"),
+    (lambda d: transfer_benchmark(d(6), d(6), labels_per_class=0), "leaves no label"),
     (lambda d: transfer_benchmark(d(6), d(6), classes=[]), r"classes=\[\]"),
     (lambda d: transfer_benchmark(d(6), d(6), fit="crop"), "fit='crop'"),
 ])  # fmt: skip

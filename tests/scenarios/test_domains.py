@@ -210,3 +210,50 @@ def test_an_unknown_label_says_where_it_is_missing(digits, source, where):
     shifted = other[0], other[1] + 1
     with pytest.raises(ValueError, match=rf"do not occur in {where}: there are \[0, 1, 2\]"):
         adaptation_benchmark(other if source else None, shifted, other)
+
+
+# ------------------------------------------------------------------ classes by their names
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda a, b: transfer_benchmark(a([0, 1, 0, 1]), b([0, 1, 2, 1])),
+     r"\['cow' \(2\)\].*there are \['ant' \(0\), 'bee' \(1\)\]"),
+    (lambda a, b: transfer_benchmark(b([1, 2, 1, 2]), a([1, 2, 1, 2])), r"start at 'bee' \(1\)"),
+    (lambda a, b: transfer_benchmark(b([0, 0, 0, 0]), a([0] * 4)), r"one class only, 'ant' \(0\)"),
+    (lambda a, b: transfer_benchmark(b([0, 1] * 2), a([0, 1] * 2), classes=[0, 2]),
+     r"target_train: classes \['cow' \(2\)\] do not occur"),
+    (lambda a, b: transfer_benchmark(b([0, 1] * 2), a([0, 1] * 2), classes=["ant", 0]),
+     r"the class 'ant' \(0\) is named twice"),
+    (lambda a, b: adaptation_benchmark(a([0, 1, 0, 1]), b([0, 1, 2, 1]), b([0, 1, 0, 1])),
+     r"\['cow' \(2\)\], which do not occur in the source training data"),
+])  # fmt: skip
+def test_errors_name_a_class_where_it_has_a_name(make, message):
+    """By whichever of the sets has the names."""
+
+    def without(targets):
+        return LabelledImages(torch.rand(4, 1, 4, 4), targets)
+
+    def with_names(targets):
+        return LabelledImages(torch.rand(4, 1, 4, 4), targets, ["ant", "bee", "cow"])
+
+    with pytest.raises(ValueError, match=message):
+        make(without, with_names)
+
+
+def test_classes_chosen_by_index_keep_their_names():
+    data = named(["ant", "bee", "cow"])
+    assert transfer_benchmark(data, data, classes=[2, 0]).classes == ["cow", "ant"]
+    plain = LabelledImages(data.images, data.targets)
+    assert transfer_benchmark(plain, plain, classes=[2, 0]).classes == ["2", "0"]
+    mixed = adaptation_benchmark(plain, data, plain, classes=[2, 0])
+    assert mixed.classes == ["cow", "ant"] and mixed.source_classes is None
+
+
+@pytest.mark.parametrize(("classes", "error", "message"), [
+    ("cat", TypeError, r"classes='cat' has to be a list.*\['cat'\]"),
+    ([0, 1.5], ValueError, "class indices from 0"),
+    ([0, -1], ValueError, "-1 stands for rows without a label"),
+])  # fmt: skip
+def test_classes_that_are_no_classes_are_refused(classes, error, message):
+    with pytest.raises(error, match=message):
+        choose_classes(named(["cat", "ship"]), classes)

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Resize, ToTensor
 
 from avalanche_cetl import (
+    adaptation_benchmark,
     distillation_benchmark,
     transfer_benchmark,
 )
@@ -163,3 +168,78 @@ def test_labelled_images_are_read_from_a_dataset_of_tensors(digits):
     images, labels = digits(12)
     read = read_images(TensorDataset(images, labels))
     assert isinstance(read, LabelledImages) and read.images.shape == images.shape
+
+
+# ------------------------------------------------------------------ names of classes
+
+
+def test_parts_and_joins_of_a_data_set_know_its_classes(folder):
+    whole = ImageFolder(str(folder), ToTensor())
+    part, more = Subset(whole, range(4)), ImageFolder(str(folder), ToTensor())
+    taken = as_classification_dataset(whole)
+    for data in (part, ConcatDataset([part, more]), Subset(part, [0]), taken, taken.subset([1, 5]),
+                 taken.concat(as_classification_dataset(more)),
+                 as_classification_dataset(whole, TransformGroups({"train": (Resize(4), None)}))
+                 ):  # fmt: skip
+        assert read_images(data).classes == ["ant", "bee"]
+
+
+def test_names_of_classes_are_not_taken_where_labels_change_or_parts_differ(folder, digits):
+    whole = ImageFolder(str(folder), ToTensor())
+    changed = TransformGroups({"train": (None, lambda y: 1 - y)})
+    assert read_images(as_classification_dataset(whole, changed)).classes is None
+    other = ImageFolder(str(folder), ToTensor())
+    other.classes = ["bee", "ant"]
+    assert read_images(ConcatDataset([whole, other])).classes is None
+    x, y = digits(6)
+    assert read_images(Subset(TensorDataset(x, y), [0, 1])).classes is None
+
+
+# ------------------------------------------------------------------ empty sets
+
+
+class Nothing:
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, index):
+        raise IndexError(index)
+
+
+@pytest.mark.parametrize("empty", [
+    lambda x, y: (x[:0], y[:0]),
+    lambda x, y: (x[:0].numpy(), []),
+    lambda x, y: Nothing(),
+    lambda x, y: Subset(TensorDataset(x, y), []),
+    lambda x, y: LabelledImages(x[:0], []),
+    lambda x, y: transfer_benchmark((x, y), (x, y)).train_stream[0].dataset.subset([]),
+], ids=["tensors", "arrays", "map-style", "subset", "images", "avalanche"])  # fmt: skip
+def test_an_empty_set_is_named(digits, empty):
+    good = digits(6)
+    nothing = empty(*good)
+    for make, name in (
+        (lambda: transfer_benchmark(nothing, good), "target_train"),
+        (lambda: transfer_benchmark(good, nothing), "target_test"),
+        (lambda: transfer_benchmark([good, nothing], [good, good]), r"target_train\[1\]"),
+        (lambda: transfer_benchmark([good, good], [nothing, good]), r"target_test\[0\]"),
+        (lambda: transfer_benchmark(good, good, source_train=nothing), "source_train"),
+        (lambda: distillation_benchmark(nothing, good), "train"),
+        (lambda: distillation_benchmark(good, nothing), "test"),
+        (lambda: distillation_benchmark(good, good, unlabelled=nothing), "unlabelled"),
+        (lambda: adaptation_benchmark(nothing, good, good), "source_train"),
+        (lambda: adaptation_benchmark(good, nothing, good), "target_train"),
+        (lambda: adaptation_benchmark(good, good, nothing), "target_test"),
+        (lambda: adaptation_benchmark(good, good, good, source_test=nothing), "source_test"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: the data set is empty"):
+            make()
+
+
+def test_every_error_about_a_set_says_which_argument_it_was(digits, tmp_path):
+    good = digits(6)
+    with pytest.raises(TypeError, match=r"^target_test\[1\]: .*got int"):
+        transfer_benchmark([good, good], [good, 42])
+    with pytest.raises(ValueError, match=r"^source_train: .*no such folder"):
+        adaptation_benchmark(tmp_path / "no", good, good)
+    with pytest.raises(ValueError, match=r"^unlabelled: .*no labels of theirs"):
+        distillation_benchmark(good, good, unlabelled=(good[0], good[0]))

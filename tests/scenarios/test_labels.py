@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avalanche_cetl import transfer_benchmark
-from avalanche_cetl.scenarios.images import read_images
+from avalanche_cetl import adaptation_benchmark, distillation_benchmark, transfer_benchmark
+from avalanche_cetl.scenarios.images import LabelledImages, read_images
 from avalanche_cetl.scenarios.labels import choose_labelled, class_indices
 
 KINDS = [
@@ -105,3 +105,69 @@ def test_splits_are_the_same_in_another_process(partners):
     )
     (found,) = partners.succeed()
     assert json.loads(found) == choose_labelled([i % 7 for i in range(300)], None, 0.13, 42)
+
+
+# ------------------------------------------------------------------ how many labels are kept
+
+MAKERS = {
+    "transfer": transfer_benchmark,
+    "distillation": distillation_benchmark,
+    "adaptation": lambda train, test, **options: adaptation_benchmark(
+        train, train, test, **options
+    ),
+}
+every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+@every
+@pytest.mark.parametrize(
+    "given", [{0: 3}, {"cat": 3}, {0: 3, 1: 3, 2: 3}, [3, 3, 3], (3,), "3", 3.0, 0.5, True],
+    ids=repr,
+)  # fmt: skip
+def test_labels_per_class_is_one_whole_number(digits, make, given):
+    with pytest.raises(TypeError, match=r"labels_per_class=.* is a \w+; .*one whole number.*same"):
+        make(digits(12), digits(6), labels_per_class=given)
+
+
+@every
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, torch.tensor, np.array])
+def test_labels_per_class_may_be_a_whole_number_of_every_kind(digits, make, kind):
+    plain = make(digits(12), digits(6), labels_per_class=2)
+    found = make(digits(12), digits(6), labels_per_class=kind(2))
+    for stream in ("train", "labelled"):
+        pair = [list(b.streams[stream][0].dataset.targets) for b in (plain, found)]
+        assert pair[0] == pair[1]
+
+
+@every
+def test_arguments_about_labels_are_checked_before_data_is_read(make):
+    with pytest.raises(TypeError, match="labels_per_class"):
+        make(None, None, labels_per_class={0: 3})
+    with pytest.raises(ValueError, match="labels_per_class=-1 has to be >= "):
+        make(None, None, labels_per_class=-1)
+
+
+@pytest.mark.parametrize("make", [transfer_benchmark, distillation_benchmark])
+@pytest.mark.parametrize("given", [{0: 0.5}, "0.5", [0.5, 0.5], True], ids=repr)
+def test_the_labelled_fraction_is_one_number(digits, make, given):
+    with pytest.raises(TypeError, match=r"labelled_fraction=.* is a \w+; .*one number in \(0, 1\]"):
+        make(digits(12), digits(6), labelled_fraction=given)
+
+
+def test_adaptation_hides_all_target_labels_unless_a_number_is_given(digits):
+    for options in ({}, {"labels_per_class": 0}, {"labels_per_class": None}):
+        benchmark = adaptation_benchmark(digits(12), digits(9), digits(6), **options)
+        assert set(benchmark.train_stream[0].dataset.targets[:9]) == {-1}
+        assert "labelled" not in benchmark.streams
+
+
+@every
+def test_a_class_with_too_few_rows_is_named(digits, make):
+    x, y = digits(12)
+    data = LabelledImages(x[:11], y[:11].tolist(), ["ant", "bee", "cat"])
+    with pytest.raises(
+        ValueError, match=r"class 'cat' \(2\) has 3 rows .*fewer than 4.* 3 at most"
+    ):
+        make(data, data.select(range(6)), labels_per_class=4)
+    with pytest.raises(ValueError, match=r"class 0 has 4 rows .*fewer than 5"):
+        make(digits(12), digits(6), labels_per_class=5)

@@ -146,3 +146,9 @@ def test_images_and_streams_that_cannot_be_mixed_are_refused(digits):
         mixed_images(images.byte(), 2)
     with pytest.raises(ValueError, match="count=-1"):
         mixed_images(images, -1)
+
+
+def test_an_experience_with_one_target_image_is_named(digits):
+    benchmark = adaptation_benchmark(digits(12), [digits(9), digits(1)], [digits(6)] * 2)
+    with pytest.raises(ValueError, match=r"experience 1 of the stream 'train' has 1 target image"):
+        with_mixed_images(benchmark)
