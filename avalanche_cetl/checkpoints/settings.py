@@ -24,6 +24,12 @@ from typing import Any, NamedTuple
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.logging import BaseLogger
+from avalanche.training.plugins import (
+    EarlyStoppingPlugin,
+    MASPlugin,
+    MemoryFeCAMUpdate,
+    MemoryNCMUpdate,
+)
 from avalanche.training.storage_policy import (
     BalancedExemplarsBuffer,
     ParametricBuffer,
@@ -45,6 +51,13 @@ _OUTSIDE = frozenset({"self", "device", "num_workers", "pin_memory", "verbose"})
 _VARYING: dict[type, frozenset[str]] = {
     kind: frozenset({"max_size"})
     for kind in (ReservoirSamplingBuffer, BalancedExemplarsBuffer, ParametricBuffer)
+}
+#: Where Avalanche's plugins keep arguments that they have under another name.
+_KEPT_AS: dict[type, dict[str, str]] = {
+    MASPlugin: {"lambda_reg": "_lambda"},
+    EarlyStoppingPlugin: {"mode": "operator.__name__"},
+    MemoryFeCAMUpdate: {"mem_size": "storage_policy.max_size"},
+    MemoryNCMUpdate: {"mem_size": "storage_policy.max_size"},
 }
 #: Parts of a plugin that have no settings of their own.
 _PARTLESS = (nn.Module, AvalancheDataset, DataLoader, MultiDatasetDataLoader, BaseLogger)
@@ -129,16 +142,17 @@ def differences(
             yield f"{name}={here!r} for {there!r}"
 
 
-def settings_of_0_2(state: Any, mine: Mapping[str, Setting]) -> dict[str, Setting]:
+def settings_of_0_2(thing: Any, state: Any, mine: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return what the state of a plugin tells of its settings, where a file has none of their own.
 
     Version 0.2 kept settings among the state, some of them in parts of the plugin.
 
-    :param mine: those that are looked for.
+    :param thing: the plugin of the new run.
+    :param mine: its settings, which are looked for.
     """
     found = {}
     for name, one in mine.items():
-        value = _kept(state, name.rsplit(".", 1)[-1], 3)
+        value = _kept(state, _kept_as(thing, name).rsplit(".", 1)[-1], 3)
         # What is not there cannot be compared.
         found[name] = one if value is UNKNOWN else Setting(value, one.default)
     return found
@@ -168,13 +182,27 @@ def strategy_settings_of_0_2(
 def _settings(thing: Any, depth: int) -> Iterator[tuple[str, Setting]]:
     varying = getattr(thing, "varying", ())
     for name, default in _arguments(type(thing)).items():
-        value = _plain(getattr(thing, name, UNKNOWN))
+        value = _plain(_read(thing, _kept_as(thing, name)))
         if name not in varying and is_plain(value):
             yield name, Setting(value, _plain(default))
     if depth > 1 and _ours(type(thing)) == "avalanche":
         for name, part in vars(thing).items():
             if _ours(type(part)) and not isinstance(part, _PARTLESS):
                 yield from ((f"{name}.{inner}", one) for inner, one in _settings(part, depth - 1))
+
+
+def _kept_as(thing: Any, name: str) -> str:
+    """Where an object keeps an argument: an attribute, or one of an attribute's."""
+    for kind in type(thing).__mro__:
+        if name in _KEPT_AS.get(kind, ()):
+            return _KEPT_AS[kind][name]
+    return name
+
+
+def _read(thing: Any, path: str) -> Any:
+    for name in path.split("."):
+        thing = getattr(thing, name, UNKNOWN)
+    return thing
 
 
 def _arguments(kind: type) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def _other_settings(
         name = type(thing).__name__
         if name not in ignore:
             mine = settings_of(thing)
-            its = settings_of_0_2(kept, mine) if settings is None else unpacked(settings)
+            its = settings_of_0_2(thing, kept, mine) if settings is None else unpacked(settings)
             yield from (f"{name}.{one}" for one in differences(mine, its, name))
 
 

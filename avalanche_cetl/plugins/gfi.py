@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -159,17 +160,8 @@ class GFIPlugin(SupervisedPlugin):
         if penalty not in PENALTIES:
             allowed = ", ".join(map(repr, PENALTIES))
             raise ValueError(f"penalty={penalty!r} is not known. Allowed: {allowed}.")
-        if not dwa_lambda >= 0 or (math.isinf(dwa_lambda) and penalty == "loss"):
-            raise ValueError(
-                f"dwa_lambda={dwa_lambda} has to be >= 0, and finite with penalty='loss'."
-            )
-        self.dwa_lambda = float(dwa_lambda)
-        self.mode = mode
-        self.decay_factor = decay_factor
-        # The old experiences' own importances, which one sum makes unnecessary in a basis.
-        needed = mode == "separate" and basis == "diagonal"
-        self.keep_importance_data = keep = keep_importance_data or needed
-        self.penalty = penalty
+        self._penalty = penalty
+        self.dwa_lambda = dwa_lambda
         self.readout = Readout(likelihood, output)
         gate: dict[str, Any] = {"threshold": threshold, "probability": probability}
         self.settings = GFISettings(
@@ -182,10 +174,40 @@ class GFIPlugin(SupervisedPlugin):
             normalize=normalize,
             seed=seed,
         )
+        # The old experiences' own importances, which one sum makes unnecessary in a basis.
+        keep = keep_importance_data or (mode == "separate" and basis == "diagonal")
         kind = KroneckerMemory if basis == "kronecker" else DiagonalMemory
         self.memory: Memory = kind(self.settings, decay_factor, keep)
         self._generator = torch.Generator().manual_seed(seed)
         self._drawn: tuple[Sample, dict[tuple[int, ...], Tensor]] | None = None
+
+    # Other things were made by these arguments: they can be read, and not assigned.
+    decay_factor = property(attrgetter("memory.decay"))
+    mode = property(lambda self: "separate" if self.decay_factor is None else "online")
+    keep_importance_data = property(attrgetter("memory.keep"))
+    penalty = property(attrgetter("_penalty"))
+    basis = property(attrgetter("settings.basis"))
+    rank = property(attrgetter("settings.rank"))
+    threshold = property(attrgetter("settings.threshold"))
+    probability = property(attrgetter("settings.probability"))
+    estimator = property(attrgetter("settings.estimator"))
+    fisher = property(attrgetter("settings.fisher"))
+    likelihood = property(attrgetter("readout.likelihood"))
+    output = property(attrgetter("readout.output"))
+    samples = property(attrgetter("settings.samples"))
+    normalize = property(attrgetter("settings.normalize"))
+    seed = property(attrgetter("settings.seed"))
+
+    @property
+    def dwa_lambda(self) -> float:
+        """Return the strength of the penalty; one that is assigned counts from the next step."""
+        return self._dwa_lambda
+
+    @dwa_lambda.setter
+    def dwa_lambda(self, value: float) -> None:
+        if not value >= 0 or (math.isinf(value) and self.penalty == "loss"):
+            raise ValueError(f"dwa_lambda={value} has to be >= 0, and finite with penalty='loss'.")
+        self._dwa_lambda = float(value)
 
     @property
     def importances(self) -> dict[int, Weights]:
