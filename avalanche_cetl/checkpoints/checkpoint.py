@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from avalanche_cetl.checkpoints.file import read_checkpoint_file, write_checkpoi
 from avalanche_cetl.checkpoints.networks import Shape
 from avalanche_cetl.checkpoints.plain import NotPlainError, Packer, Unpacker
 from avalanche_cetl.checkpoints.state import capture, restore
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.training.strategy import CETLStrategy
 
 SUFFIX = ".safetensors"
@@ -163,7 +163,7 @@ def _newest(folder: Path) -> Path:
         try:
             read_checkpoint_file(path)
         except CheckpointError as problem:
-            warnings.warn(f"{problem} An older one is tried.", RuntimeWarning, stacklevel=3)
+            warn_caller(f"{problem} An older one is tried.", RuntimeWarning)
             continue
         return path
     raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from avalanche_cetl.common.images import picture_tensor, recoloured, rgb_picture
+from avalanche_cetl.common.warning import warn_caller
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm", ".jp2", ".a
 #: What systems and programs leave in folders; names with a dot before them count too.
 _CLUTTER = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
 _NAMED = 5  # names in one message
+_READ = f"endings that are read: {', '.join(ENDINGS)}; hidden files are passed over"
 
 
 class ImageFiles(Dataset):
@@ -29,8 +30,9 @@ class ImageFiles(Dataset):
 
     Rows are in the order of torchvision's ImageFolder: classes by name, files by name in each
     class and the folders below it. Hidden files and folders, and what systems leave behind
-    (``.ipynb_checkpoints``, ``__MACOSX``, ``Thumbs.db``), are no classes and no images. All that
-    is passed over is counted and named, in one warning; in a line of the log where it is but that.
+    (``.ipynb_checkpoints``, ``__MACOSX``, ``Thumbs.db``), are no classes and no images; a line of
+    the log (``INFO``) has their names. What else is passed over is counted and named in one
+    warning.
 
     Every picture is made upright, flat and RGB (:mod:`avalanche_cetl.common.images`); of a file
     with several frames the first is read.
@@ -60,14 +62,16 @@ class ImageFiles(Dataset):
             self.labels = [-1] * len(self.files)
             used = set(self.files)
             passed = [e.name for e in entries if e.name not in used]
-        told = f"{str(self.folder)!r}: {_counted(passed, 'passed over')}" if passed else ""
+        clutter, other = _parted(passed)
         if not self.files:
             raise ValueError(
                 f"{str(self.folder)!r} holds no image, neither in one folder a class nor right in "
-                f"it; endings that are read: {', '.join(ENDINGS)}. {told}".rstrip()
+                f"it; {_READ}.{_told(other)}"
             )
-        if passed:
-            self._tell(told, passed)
+        if clutter:
+            logger.info("%r: hidden or of a system:%s", str(self.folder), _told(clutter))
+        if other:
+            warn_caller(f"{str(self.folder)!r}:{_told(other)}")
 
     def _in_classes(self, passed: list[str]) -> tuple[list[str], list[int]]:
         def wanted(path: str) -> bool:
@@ -80,20 +84,11 @@ class ImageFiles(Dataset):
         try:
             found = make_dataset(self.folder, numbers, is_valid_file=wanted)
         except FileNotFoundError as problem:
-            told = f" {_counted(passed, 'passed over')}" if passed else ""
             raise ValueError(
-                f"{str(self.folder)!r}: {str(problem).strip()} Every class needs one; endings that "
-                f"are read: {', '.join(ENDINGS)}.{told}"
+                f"{str(self.folder)!r}: {str(problem).strip()} Every class needs one; {_READ}."
+                f"{_told(_parted(passed)[1])}"
             ) from problem
         return [os.path.relpath(path, self.folder) for path, _ in found], [n for _, n in found]
-
-    @staticmethod
-    def _tell(text: str, passed: Sequence[str]) -> None:
-        """Warn of files that may be images; log those that systems leave behind."""
-        if all(any(map(_is_clutter, Path(name).parts)) for name in passed):
-            logger.info(text)
-        else:
-            warnings.warn(text, stacklevel=3)
 
     def _is_image(self, path: str) -> bool:
         parts = Path(path).relative_to(self.folder).parts
@@ -140,9 +135,20 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _counted(names: Sequence[str], what: str) -> str:
+def _parted(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return which of the paths are hidden or left by systems, and which are not."""
+    parted: tuple[list[str], list[str]] = [], []
+    for name in names:
+        parted[not any(map(_is_clutter, Path(name).parts))].append(name)
+    return parted
+
+
+def _told(names: Sequence[str]) -> str:
+    """Return a sentence, after a space, that counts and names what is passed over, if it is any."""
+    if not names:
+        return ""
     kind = "entry" if len(names) == 1 else "entries"
-    return f"{len(names)} {kind} {what}: {', '.join(names[:_NAMED])}{_and_more(names)}."
+    return f" {len(names)} {kind} passed over: {', '.join(names[:_NAMED])}{_and_more(names)}."
 
 
 def _and_more(names: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_cetl.common.images import recoloured
+from avalanche_cetl.common.warning import warn_caller
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
@@ -129,9 +129,8 @@ class Preprocessing(nn.Module):
             )
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 f"some images lie in [{low:.3g}, {high:.3g}]; the source network's preprocessing "
                 "reads [0, 1], and clamps what it resizes. This is said once.",
                 RuntimeWarning,
-                stacklevel=2,
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from avalanche_cetl.common.files import file_digest, write_atomically
 from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features import shards
@@ -97,9 +97,7 @@ class Entry:
             if not path.exists():
                 missing.append(number)
             elif not self._whole(number, None if listed is None else listed[number]):
-                warnings.warn(
-                    f"{path} is damaged, and is computed again.", RuntimeWarning, stacklevel=2
-                )
+                warn_caller(f"{path} is damaged, and is computed again.", RuntimeWarning)
                 missing.append(number)
         left = []
         for number in missing:

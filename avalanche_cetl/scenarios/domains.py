@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from avalanche_cetl.common.images import check_range, image_tensor, recoloured
 from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.scenarios.images import LabelledImages, as_floats
 from avalanche_cetl.scenarios.labels import class_index, named_class, named_classes
 
@@ -234,8 +234,7 @@ def check_values(sets: dict[str, LabelledImages]) -> None:
         ranges = [check_range(part, f"the images of {name!r}") for part in floats]
         low, high = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0, 0)
         if low >= 0 and high > 2:
-            warnings.warn(
+            warn_caller(
                 f"the images of {name!r} have values from {low:g} to {high:g}; networks are made "
-                "for values in [0, 1], or standardised ones. Divide by what counts as white.",
-                stacklevel=4,
+                "for values in [0, 1], or standardised ones. Divide by what counts as white."
             )

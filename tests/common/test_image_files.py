@@ -167,3 +167,35 @@ def test_the_command_line_s_transform_sees_what_benchmarks_see(folder):
 
 def test_endings_are_lower_case_and_have_a_dot():
     assert all(ending == ending.lower() and ending[0] == "." for ending in ENDINGS)
+
+
+def test_hidden_files_are_neither_counted_nor_named_beside_others(folder):
+    for name in (".DS_Store", "dog/._0.png", "cat/Thumbs.db", "cat/notes.txt"):
+        (folder / name).write_bytes(b"?")
+    (folder / ".cache").mkdir()
+    with pytest.warns(UserWarning) as found:
+        ImageFiles(folder)
+    (told,) = [str(warning.message) for warning in found]
+    assert told == f"{str(folder)!r}: 1 entry passed over: {os.path.join('cat', 'notes.txt')}."
+
+
+def test_a_folder_of_hidden_files_alone_holds_no_image(tmp_path):
+    GREY.save(tmp_path / ".a.png")
+    (tmp_path / "b.txt").write_bytes(b"?")
+    with pytest.raises(ValueError, match=r"holds no image.*hidden files are passed over") as found:
+        ImageFiles(tmp_path)
+    assert "1 entry passed over: b.txt." in str(found.value) and ".a.png" not in str(found.value)
+
+
+@pytest.mark.parametrize("read", [
+    ImageFiles,
+    read_images,
+    lambda folder: transfer_benchmark(folder, folder),
+    lambda folder: distillation_benchmark(folder, folder, unlabelled=folder),
+    lambda folder: adaptation_benchmark(folder, [folder, folder], [folder, folder]),
+], ids=["files", "images", "transfer", "distillation", "adaptation"])  # fmt: skip
+def test_the_warning_points_at_the_caller_s_line(folder, read):
+    (folder / "cat" / "notes.txt").write_bytes(b"?")
+    with pytest.warns(UserWarning, match=r"notes\.txt") as found:
+        read(folder)
+    assert {warning.filename for warning in found} == {__file__}
