@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
-import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from avalanche_cetl.common.warning import warn_caller
 
 P = ParamSpec("P")
 
@@ -36,10 +36,9 @@ def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 given = signature.bind_partial(*args).arguments | kwargs
                 if given.get(own) is not None:
                     raise TypeError(f"{name}= is called {own}= here; give {own}= alone.")
-                warnings.warn(
+                warn_caller(
                     f"{name}= is called {own}= here, and taken as that; write {own}={value!r}.",
                     FutureWarning,
-                    stacklevel=_levels_to_the_caller(),
                 )
                 kwargs[own] = value
             return function(*args, **kwargs)
@@ -54,17 +53,6 @@ def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
-
-
-def _levels_to_the_caller() -> int:
-    """Return the ``stacklevel`` of a warning that names who calls a renamed function.
-
-    Avalanche calls the constructors of strategies in a function of its own, which is passed over.
-    """
-    level, frame = 2, sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("avalanche."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def check_weight(name: str, value: float) -> None:

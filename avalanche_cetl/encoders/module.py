@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.outputs import Kept
 from avalanche_cetl.common.picks import Output, check_output, described, pick
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.encoders.scores import Scores
@@ -172,12 +172,11 @@ class ModuleEncoder(Encoder):
         self._size = self._size or size
         if size != self._size and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 f"the source network is given images of shape {size}, and was built for "
                 f"{self._size}; it reads them as they are. Resize them with ModuleEncoder(..., "
                 "transform=), or build it with the input_shape= of the images. This is said once.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         read = like_network(x, self.module)
         return own_copy(x) if read is x else read

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from avalanche_cetl.common.picks import described
+from avalanche_cetl.common.warning import warn_caller
 
 #: Rows of the first mini-batch that are looked at again, beside as many rows of noise.
 TRIED = 8
@@ -61,12 +61,11 @@ class Scores:
         if self.kind is None and len(found):
             self.kind = _kind(classifier, x, found)
             if self.kind != "logits":
-                warnings.warn(
+                warn_caller(
                     f"{self.what} gives probabilities (a {self.kind}), not logits; their logits "
                     "are taken. A network that ends before it would be more exact. This is said "
                     "once.",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
         return _LOGITS[self.kind or "logits"](found)
 
