@@ -194,6 +194,8 @@ def reconstruction_rows(
 ) -> dict[str, Tensor]:
     """Return x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode.
 
+    :param model: the coupled network.
+    :param images: x, ``(N, C, H, W)`` on its device.
     :param features: S's features of the images; None to run S.
     """
     with evaluation_mode(model):

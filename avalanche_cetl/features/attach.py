@@ -127,6 +127,8 @@ def features_are_of(dataset: Any, encoder: Encoder) -> bool:
 def check_source(dataset: Any, encoder: Encoder, where: str) -> None:
     """Raise ValueError unless S's features in a data set are those of this encoder.
 
+    :param dataset: of an experience.
+    :param encoder: S.
     :param where: names the data in the error.
     """
     if features_are_of(dataset, encoder):

@@ -44,6 +44,7 @@ def parse_prior(prior: Sequence[float] | Tensor) -> tuple[float, ...]:
 def log_prior(prior: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Return the logarithms of the prior's shares, ``(K,)``, where and as another tensor is.
 
+    :param prior: K numbers > 0; their sum is made 1.
     :param like: ``(..., K)``.
     :raises ValueError: for wrong numbers, or when they are not K.
     """
