@@ -32,7 +32,7 @@ from avalanche_cetl.features.extraction import Extraction
 from avalanche_cetl.features.store import default_cache_dir, stored_features
 from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
-from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, experience_of
+from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, check_list, experience_of
 
 
 def with_source_features(
@@ -78,7 +78,8 @@ def with_source_features(
     :raises ValueError: for arguments out of range, unknown streams, an experience without an
         image, precomputed features whose rows do not match, images of several shapes, or features
         that are not finite.
-    :raises TypeError: for an encoder that is no :class:`Encoder`, or images that are no tensors.
+    :raises TypeError: for an encoder that is no :class:`Encoder`, streams that are no list, or
+        images that are no tensors.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
     """
     if views < 1:
@@ -147,6 +148,7 @@ def _chosen_streams(
     benchmark: CLScenario, encoder: Encoder, streams: Sequence[str] | None
 ) -> list[str]:
     names = list(benchmark.streams)
+    check_list(streams)
     if streams is None:
         streams = list(encoder.streams) if isinstance(encoder, PrecomputedEncoder) else names
     unknown = [name for name in streams if name not in names]
