@@ -58,6 +58,8 @@ class Allocation:
     ) -> None:
         """Measure importances at the weights as they are now, theta*, where they are due.
 
+        :param names: of the importances that a stage needs, ``"GFI1"`` to ``"GFI3"``.
+        :param model: the coupled network.
         :param epoch: rounds done in this experience.
         :param rows: number of target rows.
         :param read: returns target rows, without training augmentation.

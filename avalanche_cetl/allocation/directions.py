@@ -70,6 +70,7 @@ class DirectionSum:
         """Let what is held fade, and take one more experience in.
 
         :param importance: of the new experience, in its basis.
+        :param basis: of the new experience.
         :param shapes: of the network's parameters.
         :param decay: factor of what is held, >= 0.
         """

@@ -146,9 +146,12 @@ def measure_importance(
 ) -> Importance:
     """Measure one importance of Algorithm 1 at the model's current weights.
 
+    :param model: the coupled network.
+    :param pair: whose weights are measured, for which task, with which partner.
     :param sample: target rows on the model's device. Their labels are read only by the
         empirical Fisher of L_c, which draws the unknown ones from the model; without features
         S runs.
+    :param settings: of the measurement.
     :param kind: ``"fisher"`` ignores the partner; ``"gfi"`` gates with it, unless the gate is none
         in the Kronecker basis. That basis is the one of the task to keep.
     :param generator: CPU generator of drawn targets and of the gate.

@@ -121,7 +121,9 @@ def gate(
 ) -> Gated:
     """Return Generalized Fisher Information (eq. 10), rescaled as the settings want.
 
+    :param fisher: Fisher information of every weight, >= 0.
     :param relative: of every weight in ``fisher``; None: no gate, plain Fisher information.
+    :param settings: of the gate and of the rescaling.
     :param generator: of the gate's draws.
     :param basis: in which both were measured.
     """

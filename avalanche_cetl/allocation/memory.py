@@ -122,8 +122,11 @@ class Memory(ABC):
     ) -> None:
         """Take the experience in that ends.
 
+        :param now: number of the experience, from 0.
         :param fisher: its importance, in ``basis``.
+        :param basis: None: the weights' own.
         :param params: the weights that were measured.
+        :param heads: of the tasks that the network had when it was measured.
         """
 
     def _forget(self, now: int) -> None:

@@ -63,6 +63,8 @@ class Pull:
     ) -> Pull:
         """Return the pull of one quadratic, in a basis.
 
+        :param basis: of the importance.
+        :param importance: by parameter name, in the basis, >= 0.
         :param anchors: the weights theta*, by parameter name.
         """
         pull = cls()

@@ -97,7 +97,10 @@ class Readout:
     def check(self, model: nn.Module, images: Tensor, labels: Tensor, tasks: Tensor) -> None:
         """Raise ValueError unless some images and their labels have a likelihood, and say why.
 
+        :param model: the network.
         :param images: one or two of the experience, ``(N, ...)``.
+        :param labels: of these images, ``(N, ...)``; negative class indices are unknown.
+        :param tasks: task label of each image, ``(N,)``.
         """
         known = self._filled(labels)
         check_targets(known, self.likelihood)

@@ -34,6 +34,8 @@ WRITE_PROBLEMS = WriteProblems(
 def write_checkpoint_file(path: Path, tensors: dict[str, Tensor], state: Any) -> None:
     """Write a checkpoint whole, or leave what was there.
 
+    :param path: of the file.
+    :param tensors: by name.
     :param state: plain data for JSON.
     :raises CheckpointError: when it cannot be written, or the plain data are too large.
     """

@@ -88,6 +88,8 @@ def copy_with(
 ) -> nn.Module:
     """Return a copy of a network with another state.
 
+    :param network: that is copied.
+    :param state: of the copy, a ``state_dict()``.
     :param experiences: see :func:`grow`.
     :param where: the name of the copy, for messages.
     :raises CheckpointError: when the state is another network's.
@@ -112,6 +114,8 @@ def grow(network: nn.Module, saved: Mapping[str, Tensor], experiences: Sequence[
     Avalanche's classifiers need the tensors only. Other dynamic modules adapt to one experience
     after the other, until the network has what was saved.
 
+    :param network: that is changed in place.
+    :param saved: tensors of the state, by name.
     :param experiences: those of the run, in order.
     """
     modes = [(module, module.training) for module in network.modules()]

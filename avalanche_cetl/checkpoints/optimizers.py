@@ -21,6 +21,7 @@ _ELEMENTWISE = frozenset(
 def optimizer_state(optimizer: Optimizer | None, names: Mapping[int, str]) -> Any:
     """Return settings and moments; None without optimiser.
 
+    :param optimizer: whose state it is.
     :param names: of parameters, by ``id``; moments of others are left out. Groups name those that
         can learn.
     """

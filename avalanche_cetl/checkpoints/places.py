@@ -80,6 +80,8 @@ def _feed(digest: Any, value: Any) -> bool:
 def rows_at(places: Mapping[str, Any], datasets: list[Any], where: str) -> AvalancheDataset[Any]:
     """Return the rows that lie at these places of data sets, as one data set.
 
+    :param places: as they were kept of the rows.
+    :param datasets: that hold the rows now.
     :param where: its name, for messages.
     :raises CheckpointError: when the data sets do not hold the rows.
     """

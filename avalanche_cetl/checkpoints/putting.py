@@ -46,6 +46,9 @@ class Putter:
     def put(self, current: Any, taken: Any, where: str, owner: Any = None) -> Any:
         """Put a state back; return the value, which is ``current`` itself where it was changed.
 
+        :param current: value that is there now.
+        :param taken: state, as :mod:`~avalanche_cetl.checkpoints.taking` returns it.
+        :param where: its name, for messages.
         :param owner: the object that has the value.
         :raises CheckpointError: when the state is another thing's.
         """

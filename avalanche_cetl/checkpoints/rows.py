@@ -43,6 +43,7 @@ Columns = list[dict[str, Any]]
 def rows_state(dataset: AvalancheDataset, where: str) -> dict[str, Any]:
     """Return a data set as plain data.
 
+    :param dataset: whose rows it is about.
     :param where: its name, for messages.
     :raises CheckpointError: for a class or an attribute that cannot be made again.
     """
@@ -82,6 +83,7 @@ def rows_state(dataset: AvalancheDataset, where: str) -> dict[str, Any]:
 def rows_from(state: Mapping[str, Any], experiences: Iterable[Any] | None, where: str) -> Any:
     """Return the data set again.
 
+    :param state: as :func:`rows_state` returned it.
     :param experiences: of the benchmark; None where the caller gave none.
     :param where: the data set's name, for messages.
     :raises CheckpointError: without experiences where they are needed, or where these do not

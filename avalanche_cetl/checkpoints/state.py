@@ -45,6 +45,7 @@ def capture(
 ) -> dict[str, Any]:
     """Return everything that training changes, as plain data.
 
+    :param strategy: whose state it is.
     :param ignore: class names of plugins that have no state, or of the strategy where its own
         attributes have none.
     :param live: for a state that is put back in this process: data sets and copies of the network
@@ -71,6 +72,7 @@ def capture(
 def check_keepable(strategy: SupervisedTemplate, ignore: Sequence[str] = ()) -> None:
     """Raise an error where plugins or metrics have, or will have, state that cannot be kept.
 
+    :param strategy: whose plugins and metrics they are.
     :param ignore: see :func:`capture`.
     :raises CheckpointError: which one, and why.
     """
@@ -121,6 +123,9 @@ def restore(
 ) -> None:
     """Put the state of a strategy that was captured into another one.
 
+    :param strategy: that takes it.
+    :param state: as :func:`capture` returned it.
+    :param ignore: see :func:`capture`.
     :param experiences: of the benchmark, where the state needs them; see
         :func:`~avalanche_cetl.checkpoints.load_checkpoint`.
     :raises CheckpointError: when it was made with another network, optimiser or other plugins.

@@ -58,6 +58,7 @@ _STRATEGY = frozenset(
 def check_kind(plugin: Any, rounds: bool = False) -> None:
     """Raise an error for a plugin whose state cannot be kept, even when it has none yet.
 
+    :param plugin: of a strategy.
     :param rounds: whether checkpoints are made within an experience too.
     :raises CheckpointError: with the reason.
     """

@@ -64,7 +64,9 @@ class Taker:
 
         What is met a second time is kept once: two places that share an object share it again.
 
+        :param value: whose state it is.
         :param where: its name, for messages.
+        :param depth: how many objects it lies inside of; what lies deeper than a bound is not kept.
         :raises CheckpointError: when it has state that cannot be kept.
         """
         if is_plain(value):

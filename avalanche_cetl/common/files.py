@@ -40,6 +40,8 @@ def write_atomically(path: Path, content: bytes | bytearray, problems: WriteProb
     Missing folders are made. The file's new name lasts through a loss of power, where the system
     can do so.
 
+    :param path: of the file.
+    :param content: its bytes.
     :param problems: what an :class:`OSError` is turned into.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

@@ -218,6 +218,7 @@ def recoloured(images: Tensor, channels: int) -> Tensor:
     and torchvision: 0.2989 R + 0.587 G + 0.114 B.
 
     :param images: ``(N, C, H, W)`` floats.
+    :param channels: wanted; 1 of 3, or any number of 1.
     :return: ``(N, channels, H, W)``; the same tensor where it has them already.
     :raises ValueError: for any other change.
     """

@@ -67,6 +67,7 @@ class Processes:
     def meet(self, value: Any = None, problem: Exception | None = None) -> list[Any]:
         """Wait for all processes; return the value of each, in the order of ranks.
 
+        :param value: of this process; it is pickled.
         :param problem: what went wrong in this process; the others then stop as well.
         :raises StartAgainError: when another process has a reason to start again.
         :raises OtherProcessError: when another process met any other problem.
@@ -112,6 +113,7 @@ class Processes:
     def rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
         """Return all processes' rows, in the order of ranks.
 
+        :param tensor: ``(n, ...)``, this process's rows.
         :param counts: rows of every process.
         """
         if self.alone:

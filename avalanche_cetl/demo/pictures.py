@@ -20,6 +20,7 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the target accuracy of every method; CETL's bars are dark, and hatched.
 
     :param rows: of a table, as ``results.json`` holds them.
+    :param path: where the picture goes.
     """
     figure = Figure(figsize=(7.2, 0.42 * len(rows) + 0.9), layout="constrained")
     axis = figure.subplots()
@@ -47,6 +48,7 @@ def draw_stream(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the mean accuracy over all experiences so far, after each, with names at the lines' end.
 
     :param rows: of the continual block, as ``results.json`` holds them.
+    :param path: where the picture goes.
     """
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axis = figure.subplots()

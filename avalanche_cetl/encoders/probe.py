@@ -26,7 +26,7 @@ def linear_probe(
     :param num_classes: outputs K; default: the highest label + 1. Classes without a row get a logit
         of -30.
     :return: ``nn.Linear(dim, K)`` in float32 on the features' device, frozen; it gives logits.
-    :raises ValueError: for values out of range or of the wrong shape.
+    :raises ValueError: for values out of range, of the wrong shape, or without a row.
 
     >>> x = torch.tensor([[0.0, 1.0], [0.0, 2.0], [3.0, 1.0], [3.0, 2.0]])
     >>> linear_probe(x, torch.tensor([0, 0, 1, 1]), strength=1.0)(x).argmax(1)
@@ -34,6 +34,11 @@ def linear_probe(
     """
     from sklearn.linear_model import LogisticRegression
 
+    for name, tensor in (("features", features), ("labels", labels)):
+        if not tensor.numel():
+            raise ValueError(
+                f"{name} is empty, of shape {tuple(tensor.shape)}: there is no row to learn from."
+            )
     if labels.is_floating_point():
         raise ValueError(f"labels are {labels.dtype}: class indices have to be integers.")
     known = labels.unique().tolist()

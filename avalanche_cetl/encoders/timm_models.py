@@ -26,6 +26,9 @@ def create(
 ) -> torch.nn.Module:
     """Return a timm model with its weights.
 
+    :param name: of the model in timm.
+    :param pretrained: whether timm's own weights are loaded, where ``weights`` is None.
+    :param weights: a file of weights, or ``"package"``; None: timm's.
     :param pool: a string goes to timm as ``global_pool``.
     :param num_classes: of the weights; None for the model's own number, 0 for no classifier
         (one in the weights is left out).

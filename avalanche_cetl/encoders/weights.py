@@ -48,6 +48,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load weights; every name and shape has to fit.
 
+    :param module: that takes the weights, in place.
+    :param state: tensors by name.
     :param what: names the model and the weights in the error.
     :raises ValueError: listing missing and unexpected names, and shapes that differ.
     """

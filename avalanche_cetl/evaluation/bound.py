@@ -74,8 +74,13 @@ class _Sums:
         self.pixels = x.sum(0) + (0 if self.pixels is None else self.pixels)
 
     def deviation(self) -> float:
-        """Return the root mean square deviation of all images from their mean image."""
+        """Return the root mean square deviation of all images from their mean image.
+
+        NaN for one image, which is its own mean image: nothing is measured by it.
+        """
         assert self.pixels is not None
+        if self.rows < 2:
+            return float("nan")
         mean_square = float((self.pixels / self.rows).square().mean())
         return max(self.squares / self.rows - mean_square, 1e-24) ** 0.5
 
@@ -85,8 +90,9 @@ class LearningBound(PluginMetric[dict[str, float]]):
 
     Emitted per experience: ``Bound_Exp`` (the right-hand side) and its unweighted terms,
     ``SourceError_Exp``, ``Disagreement_Exp``, ``SourceGap_Exp`` and ``TargetGap_Exp``; see the top
-    of this file. No label is read, unless ``error=True`` asks for the left-hand side as well,
-    ``TargetError_Exp`` in [0, 1] (of the rows that have a label).
+    of this file. The gaps need two images or more: where there is one, they and the bound are NaN;
+    where there is none, nothing is emitted. No label is read, unless ``error=True`` asks for the
+    left-hand side as well, ``TargetError_Exp`` in [0, 1] (of the rows that have a label).
 
     :param source_error: S's error on the source data, in [0, 1]; a constant of S, so 0 (the
         default) changes no comparison between networks.

@@ -151,14 +151,17 @@ class ReconstructionImages(PluginMetric[Any]):
 
     :param count: number of images, >= 1.
     :param every: rounds between two pictures, >= 1.
-    :param images: the images ``(N, C, H, W)`` to show; default: the first target images of
-        the current experience.
+    :param images: the images ``(N, C, H, W)`` to show, N >= 1; default: the first target images
+        of the current experience.
+    :raises ValueError: for numbers out of range, or no image.
     """
 
     def __init__(self, count: int = 8, every: int = 1, images: Tensor | None = None):
         super().__init__()
         if count < 1 or every < 1:
             raise ValueError(f"count={count} and every={every} have to be >= 1.")
+        if images is not None and not len(images):
+            raise ValueError(f"images is empty, of shape {tuple(images.shape)}: nothing to show.")
         self.count, self.every, self.images = count, every, images
         self._grid: Tensor | None = None
         self._rounds = 0
@@ -194,6 +197,8 @@ def reconstruction_rows(
 ) -> dict[str, Tensor]:
     """Return x, T1(S(x)) (where there is an S) and T1(T2(x)), each ``(N, C, H, W)``, in eval mode.
 
+    :param model: the coupled network.
+    :param images: x, ``(N, C, H, W)`` on its device.
     :param features: S's features of the images; None to run S.
     """
     with evaluation_mode(model):

@@ -23,10 +23,16 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
     the legend has the maximum.
 
     :param history: per quantity (``L_c``, ``L_rs``, ``L_rt``, ``DWA1`` ...) its value in each
-        round, NaN where it did not occur.
+        round, NaN where it did not occur. Names that begin otherwise are not drawn.
     :param path: where the PNG goes.
     :return: the path.
+    :raises ValueError: when there is nothing to draw.
     """
+    if not any(len(history[name]) for name in history if name.startswith(("L_", "DWA"))):
+        raise ValueError(
+            f"the history has no round of a quantity L_... or DWA..., but {sorted(history)}: "
+            "nothing to draw."
+        )
     figure = Figure(figsize=(10, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = ("-", "--", "-.")
@@ -74,7 +80,10 @@ def plot_reconstructions(
     :param path: where the PNG goes.
     :param title: written above the picture.
     :return: the path.
+    :raises ValueError: without an image.
     """
+    if not len(images):
+        raise ValueError(f"images is empty, of shape {tuple(images.shape)}: nothing to draw.")
     rows = reconstruction_rows(model, images)
     low, high = float(images.min()), float(images.max())
     figure = Figure(

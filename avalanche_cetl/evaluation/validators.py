@@ -55,14 +55,18 @@ def soft_neighborhood_density(
 
     :param logits: ``(N, K)``, N >= 2.
     :param temperature: > 0; the paper's is 0.05.
-    :param chunk_rows: images compared with all others at a time; changes memory, not the value.
+    :param chunk_rows: images compared with all others at a time, >= 1; changes memory, not the
+        value.
     :return: a scalar.
-    :raises ValueError: for fewer than two images, or a temperature that is not positive.
+    :raises ValueError: for fewer than two images, or a temperature or a number of rows that is not
+        positive.
     """
     if len(logits) < 2:
         raise ValueError(f"{len(logits)} image has no neighbours; at least two are needed.")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} has to be > 0.")
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows={chunk_rows} has to be >= 1.")
     p = torch.nn.functional.normalize(logits.softmax(1), dim=1)
     total = p.new_zeros(())
     for start in range(0, len(p), chunk_rows):

@@ -32,7 +32,7 @@ from avalanche_cetl.features.extraction import Extraction
 from avalanche_cetl.features.store import default_cache_dir, stored_features
 from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
-from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, experience_of
+from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, check_list, experience_of
 
 
 def with_source_features(
@@ -78,7 +78,8 @@ def with_source_features(
     :raises ValueError: for arguments out of range, unknown streams, an experience without an
         image, precomputed features whose rows do not match, images of several shapes, or features
         that are not finite.
-    :raises TypeError: for an encoder that is no :class:`Encoder`, or images that are no tensors.
+    :raises TypeError: for an encoder that is no :class:`Encoder`, streams that are no list, or
+        images that are no tensors.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
     """
     if views < 1:
@@ -127,6 +128,8 @@ def features_are_of(dataset: Any, encoder: Encoder) -> bool:
 def check_source(dataset: Any, encoder: Encoder, where: str) -> None:
     """Raise ValueError unless S's features in a data set are those of this encoder.
 
+    :param dataset: of an experience.
+    :param encoder: S.
     :param where: names the data in the error.
     """
     if features_are_of(dataset, encoder):
@@ -145,6 +148,7 @@ def _chosen_streams(
     benchmark: CLScenario, encoder: Encoder, streams: Sequence[str] | None
 ) -> list[str]:
     names = list(benchmark.streams)
+    check_list(streams)
     if streams is None:
         streams = list(encoder.streams) if isinstance(encoder, PrecomputedEncoder) else names
     unknown = [name for name in streams if name not in names]

@@ -57,6 +57,9 @@ def extract_folder(
     :param encoder: S.
     :param images: the folder.
     :param out: the file; ``~`` is the user's home.
+    :param dtype: ``"float16"`` or ``"float32"``, as stored.
+    :param extraction: batch size, worker processes, device; default: those of :class:`Extraction`.
+    :param processes: that share the work; None: this one alone.
     :return: its path.
     :raises FeatureStoreError: when it cannot be written.
     """

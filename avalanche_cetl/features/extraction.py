@@ -49,6 +49,7 @@ def loaded(
 
     :param view: of all images.
     :param numbers: of the shards.
+    :param extraction: batch size and worker processes.
     :return: for each shard its number, and an iterator over its batches ``(N, C, H, W)``.
     :raises ValueError: for images of several shapes.
     """

@@ -40,6 +40,8 @@ def stored_features(
     """Return the features of a view from the store; compute those that are missing.
 
     :param folder: of all entries.
+    :param encoder: S.
+    :param view: of the images.
     :param dtype: ``"float16"`` or ``"float32"``, as stored.
     :param extraction: how they are computed.
     :param processes: that share the work; all see the same folder, and call this together.

@@ -89,6 +89,7 @@ def quantile_bins(values: Tensor, bins: int) -> Tensor:
     """Return the quantile bin, 0 ... bins-1, of each value in its column; ties share the lowest.
 
     :param values: ``(N, P)``.
+    :param bins: how many, >= 1.
     :return: int64 ``(N, P)``.
     """
     below, _ = _ranks(values)

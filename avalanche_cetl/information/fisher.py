@@ -63,6 +63,7 @@ def select_params(
 ) -> dict[str, Tensor]:
     """Return the parameters to measure: those named, or all that require a gradient.
 
+    :param model: that has them.
     :param params: names (or a mapping keyed by names) out of ``model.named_parameters()``.
     :raises ValueError: when a name is unknown or nothing is left to measure.
     """

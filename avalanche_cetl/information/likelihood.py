@@ -162,6 +162,8 @@ class BoundLoss:
     :param loss: ``"sampled"``, ``"empirical"`` or a callable.
     :param targets: of all N samples (a tensor or a tuple of tensors with N rows), or None.
     :param samples: N.
+    :param likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+    :param generator: of drawn targets; None: torch's.
     :raises ValueError: for an unknown name, or an empirical loss without targets or with
         targets that the likelihood does not allow.
     """

@@ -173,6 +173,7 @@ class CoupledModel(nn.Module):
     def target_code(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass.
 
+        :param x: images ``(N, C, H, W)``.
         :param task_labels: ``(N,)``, for a T2 with heads by task; None: any head, for the code.
         """
         code, logits = self.target.encode(x, task_labels)

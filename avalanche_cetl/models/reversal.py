@@ -133,6 +133,7 @@ def from_shapes(
 ) -> list[nn.Module]:
     """Return the layers of a decoder laid out from a target's feature maps, a step per resolution.
 
+    :param target: T2, whose feature maps are meant.
     :param code_dim: width of the code that the decoder reads.
     :param image: shape of one input.
     :param unpool: ``"nearest"`` or ``"zeros"``.

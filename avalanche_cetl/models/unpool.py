@@ -117,6 +117,8 @@ def fusible(unpool: nn.Module, layer: nn.Module, x: Tensor) -> bool:
 
     They have to be a doubling of both sides and a plain 3x3 convolution, without hooks.
 
+    :param unpool: the first layer.
+    :param layer: the second.
     :param x: what the first layer reads, ``(N, C, H, W)``.
     """
     return (

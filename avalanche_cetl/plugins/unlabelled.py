@@ -62,6 +62,7 @@ def present_prior(present: Sequence[int], classes: int) -> Prior:
 def log_prior(prior: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Return the logarithms of the prior's shares, ``(K,)``, where and as another tensor is.
 
+    :param prior: K numbers > 0; their sum is made 1.
     :param like: ``(..., K)``.
     :raises ValueError: for wrong numbers, or when they are not K.
     """

@@ -39,6 +39,8 @@ def fit(data: LabelledImages, shape: Shape, how: str) -> LabelledImages:
 
     Channels change by the rule of :func:`avalanche_cetl.common.images.recoloured`.
 
+    :param data: rows with images of any shape.
+    :param shape: ``(C, H, W)`` wanted.
     :param how: ``"resize"``: bilinear, antialiased, to exactly the size; ``"pad"``: zeros on all
         sides, as evenly as possible; images that are larger are first resized to fit in, and
         keep their aspect.
@@ -75,6 +77,7 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
 def choose_classes(data: LabelledImages, classes: Sequence[int | str] | None) -> LabelledImages:
     """Return the rows of some classes; the n-th of the list becomes class n.
 
+    :param data: a set with its labels.
     :param classes: class indices, or names where the set has the names of its classes; None
         keeps all. A name may list synonyms, ``"automobile|car"``.
     :return: with names where the set has some: those that were chosen; its own for classes that

@@ -174,6 +174,7 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     """Read images alone; labels, if there are any, are not read.
 
     :param data: what :func:`read_images` takes, or an array or tensor of images.
+    :param keep_pil: see :func:`read_images`.
     """
     if isinstance(data, LabelledImages):
         return read_images(data).relabel([UNLABELLED] * len(data))

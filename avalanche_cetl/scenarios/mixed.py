@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from avalanche_cetl.common.rows import SOURCE_FEATURES, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.scenarios.images import LabelledImages
-from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, experience_of
+from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, check_list, experience_of
 
 KINDS = {"cutmix": v2.CutMix, "mixup": v2.MixUp}
 
@@ -86,9 +86,11 @@ def with_mixed_images(
         were, for strategies that cannot read unlabelled rows.
     :raises ValueError: for arguments out of range, unknown streams, an experience with fewer than
         two target images, or data that has S's features already.
+    :raises TypeError: for streams that are no list.
     """
     if not isinstance(per_image, int) or per_image < 1:
         raise ValueError(f"per_image={per_image} has to be a whole number >= 1.")
+    check_list(streams)
     allowed = [name for name in benchmark.streams if name != "labelled" and not _held_out(name)]
     if not streams or any(name not in allowed for name in streams):
         raise ValueError(f"streams={list(streams)} has to be one or more of {allowed}.")

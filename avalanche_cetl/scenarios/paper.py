@@ -65,7 +65,7 @@ def paper_benchmark(
     :param options: further arguments of the benchmark function: ``seed``, transforms, and
         for example ``labels_per_class`` for adaptation.
     :return: the benchmark; ``benchmark.data`` lists the files that it was made from.
-    :raises ValueError: for an unknown name, or other numbers of classes.
+    :raises ValueError: for an unknown name, other numbers of classes, or 9 with another name.
     :raises FileNotFoundError: when a set is not there: where it looked, how to get it, and what
         there is without a network.
     """
@@ -73,6 +73,8 @@ def paper_benchmark(
         raise ValueError(f"{name!r} is no benchmark of the paper. Allowed: {', '.join(NAMES)}.")
     if classes not in (8, 9):
         raise ValueError(f"classes={classes}: 8 as in DRCN and the paper, or 9 as in later work.")
+    if classes != 8 and name not in ("ST-CI", "CI-ST"):
+        raise ValueError(f"classes={classes} is for 'ST-CI' and 'CI-ST'; {name!r} has its own.")
     files = _Files(Path(root).expanduser(), download)
     if name == "CIFAR-10-s":
         train, test = files.cifar10()

@@ -73,6 +73,7 @@ class Plan:
     def read(self, data: Any, classes: Classes, name: str) -> LabelledImages:
         """Read one set.
 
+        :param data: as the user gave it.
         :param classes: to keep of it; None keeps all.
         :param name: of the argument, which every error begins with.
         """

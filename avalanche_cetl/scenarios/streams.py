@@ -10,6 +10,12 @@ from avalanche.benchmarks.scenarios import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
 
+def check_list(streams: Sequence[str] | None) -> None:
+    """Raise TypeError for one name in place of a list of names, which is a sequence of letters."""
+    if isinstance(streams, str):
+        raise TypeError(f"streams={streams!r} has to be a list, e.g. streams=[{streams!r}].")
+
+
 def check_filled(benchmark: CLScenario, streams: Sequence[str]) -> None:
     """Raise ValueError unless all experiences of some streams have an image, and there is one.
 

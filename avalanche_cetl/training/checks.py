@@ -44,6 +44,9 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int, taught: b
     Shapes and labels are read from the first row and from the ``targets`` attribute, the network
     that stored features are of from their fingerprint.
 
+    :param model: the coupled network.
+    :param rows: of the experience.
+    :param experience: its number, for the error.
     :param taught: whether a plugin teaches T2 classes without labels.
     """
     if not len(rows.labelled) and not len(rows.target):
@@ -100,6 +103,8 @@ def check_finite_loss(host: Any, name: str, loss: Tensor, x: Tensor) -> None:
     """Raise an error when a loss of a mini-batch is not finite.
 
     :param host: the strategy.
+    :param name: of the loss.
+    :param loss: of the mini-batch.
     :param x: the mini-batch's images.
     :raises NonFiniteLossError: when the loss is NaN or infinite.
     :raises ValueError: when the images are.

@@ -92,7 +92,9 @@ class Experience:
     ) -> None:
         """Standardise S's features by those of the target rows.
 
+        :param networks: that keep the statistics.
         :param batches: this process's rows, in their place.
+        :param parallel: the processes that share the rows.
         """
         features, counted = [], 0
         for batch in batches:
@@ -110,6 +112,7 @@ class Experience:
 
         :param source: S; it runs where no features of it are stored.
         :param size: rows that it reads at once.
+        :param device: the strategy's, where S is.
         :return: ``(N, dim)`` and ``(N,)``; N is 0 where no target row has a label.
         """
         target = self.rows.target
@@ -158,6 +161,7 @@ class Experience:
         logits, or not as many as T2.
 
         :param size: rows that S reads at once.
+        :param device: the strategy's, where S is.
         :param most: rows that are read, drawn at random, the same each time.
         """
         source: Any = self.model.source

@@ -20,6 +20,7 @@ class MultiTaskCoupledModel(CoupledModel, MultiTaskModule, takes_task_labels=Tru
     ) -> Tensor:
         """Return T2's class logits ``(N, K)``, each image's from the head of its task.
 
+        :param x: images ``(N, C, H, W)``.
         :param task_labels: ``(N,)``; None: a dict of every known task's logits.
         """
         return self.target(x, task_labels)

@@ -66,6 +66,7 @@ class Preset:
     def fill(self, given: dict[str, Any], *, needs_warmup: bool, fixable: bool) -> dict[str, Any]:
         """Return the arguments by name; what was given, that is not None, stays.
 
+        :param given: by the user, by name; None where nothing was.
         :param needs_warmup: whether the variant trains T1 on L_rs in the warm-up alone.
         :param fixable: whether the goal of stage 2 can be fixed.
         """
@@ -203,6 +204,7 @@ _PRESETS = {None: Preset(), "paper": PAPER, "best": BEST}
 def parse_preset(preset: str | None, variant: str | Variant | None = None) -> Preset:
     """Return the preset of that name; None: the defaults.
 
+    :param preset: ``"paper"``, ``"best"`` or None.
     :param variant: that was given with it; ``"best"`` keeps the decoder of one that has one.
     :raises ValueError: for another name.
     """

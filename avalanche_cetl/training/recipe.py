@@ -169,6 +169,7 @@ class Recipe:
     def passes(self, kind: Stage, ratio: float = 1.0) -> int:
         """Return how often a stage of that kind passes over its data in a round.
 
+        :param kind: of the stage.
         :param ratio: mini-batches of target rows for one of labelled rows.
         """
         if isinstance(self.stage_epochs, str):

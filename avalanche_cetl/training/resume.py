@@ -50,7 +50,10 @@ class Resume:
     ) -> None:
         """Go on with the next call: pass over what was finished in it.
 
+        :param finished: experiences of the call that are done.
+        :param calls: of ``train()`` that were begun.
         :param rounds: finished in the experience in training; None outside of ``train()``.
+        :param rows: numbers of rows of the experiences, to know them again.
         :param state: puts the state back once more, when the experience is set up.
         """
         self.calls = calls

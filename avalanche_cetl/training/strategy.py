@@ -196,7 +196,7 @@ class CETLStrategy(Options, SupervisedTemplate):
         self.records.announce(names)
 
     def record_loss(self, name: str, loss: Tensor, x: Tensor) -> None:
-        """Take a plugin's loss of a mini-batch into ``round_losses``.
+        """Take a plugin's loss of a mini-batch ``x`` into ``round_losses``, under ``name``.
 
         :param loss: a scalar, the mean over the batch of images x, without its weight.
         :raises NonFiniteLossError: when it is NaN or infinite.

@@ -70,6 +70,10 @@ def test_a_feature_that_never_changes_counts_nothing():
 
 def test_features_and_labels_that_do_not_fit_are_refused():
     features, labels = _clusters(3)
+    with pytest.raises(ValueError, match=r"features is empty, of shape \(0, \d+\)"):
+        linear_probe(features[:0], labels[:0])
+    with pytest.raises(ValueError, match=r"labels is empty, of shape \(0,\)"):
+        linear_probe(features, torch.tensor([]))
     with pytest.raises(ValueError, match="two classes or more"):
         linear_probe(features, torch.zeros_like(labels))
     with pytest.raises(ValueError, match="two classes or more"):

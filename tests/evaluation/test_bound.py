@@ -136,3 +136,10 @@ def test_models_and_errors_that_have_no_bound_are_refused(model, benchmark):
     alone = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
     with pytest.raises(ValueError, match="source network"):
         evaluated(alone, benchmark)
+
+
+def test_one_image_has_no_gap_and_no_bound(model, digits):
+    x, y = digits(12)
+    found = evaluated(model, transfer_benchmark((x, y), (x[:1], y[:1])), error=True)
+    assert all(math.isnan(found[name]) for name in ("SourceGap", "TargetGap", "Bound"))
+    assert found["Disagreement"] in (0, 1) and found["TargetError"] in (0, 1)

@@ -1,10 +1,12 @@
 import math
 
+import pytest
 import torch
 from torch import nn
 
 from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder
 from avalanche_cetl.evaluation import plot_curves, plot_reconstructions
+from avalanche_cetl.evaluation.metrics import ReconstructionImages
 
 SHAPE = (1, 8, 8)
 
@@ -19,3 +21,15 @@ def test_curves_and_reconstructions_are_written_as_pictures(tmp_path):
     pictures = plot_reconstructions(model, torch.rand(4, *SHAPE), tmp_path / "r.png", "t")
     for path in (curves, pictures, plot_curves({"L_c": [1.0]}, tmp_path / "d.png")):
         assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_pictures_of_nothing_are_refused(tmp_path):
+    model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.05), SHAPE)
+    with pytest.raises(ValueError, match=r"images is empty, of shape \(0, 1, 8, 8\)"):
+        plot_reconstructions(model, torch.rand(0, *SHAPE), tmp_path / "r.png")
+    for history in ({}, {"L_c": []}, {"accuracy": [1.0]}):
+        with pytest.raises(ValueError, match=r"the history has no round .*nothing to draw"):
+            plot_curves(history, tmp_path / "c.png")
+    with pytest.raises(ValueError, match="images is empty"):
+        ReconstructionImages(images=torch.rand(0, *SHAPE))
+    assert not list(tmp_path.iterdir())

@@ -133,5 +133,8 @@ def test_scores_of_too_few_images_and_unknown_names_are_refused():
         soft_neighborhood_density(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="temperature"):
         soft_neighborhood_density(torch.zeros(4, 3), temperature=0)
+    for rows in (0, -1):
+        with pytest.raises(ValueError, match=f"chunk_rows={rows}"):
+            soft_neighborhood_density(torch.zeros(4, 3), chunk_rows=rows)
     with pytest.raises(ValueError, match="NegativeEntropy"):
         UnlabelledScore("Accuracy")

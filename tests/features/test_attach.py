@@ -163,6 +163,8 @@ def test_views_types_and_streams_that_cannot_be_are_refused(tmp_path, transfer, 
     ):
         with pytest.raises(ValueError, match=message):
             with_source_features(transfer, encoder, tmp_path, **arguments)
+    with pytest.raises(TypeError, match=r"streams='train' has to be a list.*\['train'\]"):
+        with_source_features(transfer, encoder, tmp_path, streams="train")
     with pytest.raises(TypeError, match="Encoder"):
         with_source_features(transfer, nn.Linear(2, 2), tmp_path)
 

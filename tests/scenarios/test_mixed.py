@@ -152,3 +152,8 @@ def test_an_experience_with_one_target_image_is_named(digits):
     benchmark = adaptation_benchmark(digits(12), [digits(9), digits(1)], [digits(6)] * 2)
     with pytest.raises(ValueError, match=r"experience 1 of the stream 'train' has 1 target image"):
         with_mixed_images(benchmark)
+
+
+def test_streams_are_a_list_of_names(digits):
+    with pytest.raises(TypeError, match="streams='train' has to be a list"):
+        with_mixed_images(transfer_benchmark(digits(12), digits(6)), streams="train")

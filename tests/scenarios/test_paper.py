@@ -234,3 +234,8 @@ def test_real_cifar10(data_root, tmp_path):
     whole = paper_benchmark("CIFAR-10", tmp_path)
     assert len(whole.train_stream[0].dataset) == 5000
     assert whole.train_stream[0].dataset[0][0].shape == (3, 32, 32)
+
+
+def test_nine_classes_are_refused_where_they_would_be_ignored(tmp_path):
+    with pytest.raises(ValueError, match="classes=9 is for 'ST-CI' and 'CI-ST'; 'MN-US'"):
+        paper_benchmark("MN-US", tmp_path, classes=9)

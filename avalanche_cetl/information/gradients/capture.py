@@ -119,8 +119,10 @@ def capture(
 ) -> Captured:
     """Run the model on some samples and keep the calls of some modules.
 
+    :param model: that is run.
     :param inputs: of all samples; ``rows`` are read.
     :param losses: each is summed over the samples and differentiated on its own.
+    :param rows: which of the samples.
     :param modules: whose calls to keep.
     :param expand: names of parameters of shape ``(1, ...)`` to differentiate sample by sample.
     """

@@ -43,7 +43,9 @@ class PerSampleGradients:
 
     The model is run in whatever mode it is in.
 
+    :param model: that is run.
     :param inputs: tensors ``(N, ...)``.
+    :param losses: one or more, over the same samples.
     :param params: keyed as ``model.named_parameters()``.
     :param chunk_bytes: bound on activations and gradients held at once, as far as one sample
         fits.
@@ -235,6 +237,9 @@ def with_engine(
     That a layer sees some samples only (heads chosen by task, experts) may show first in a
     later batch than the one that was tried. An error in one process is raised in the others too.
 
+    :param work: that is run, once or again on plain autograd.
+    :param model: see :class:`PerSampleGradients`, as ``inputs``, ``losses``, ``params``,
+        ``chunk_bytes`` and ``processes``.
     :param state: of the model, put back before every pass.
     :param basis: in which the gradients of layers are.
     """

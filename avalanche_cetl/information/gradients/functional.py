@@ -33,6 +33,11 @@ def model_gradients(
 
     Every sample runs as a batch of one, or of two that are the same.
 
+    :param model: that is run.
+    :param inputs: tensors ``(n, ...)``.
+    :param loss: of the outputs.
+    :param targets: of the n samples, or None.
+    :param params: to differentiate by, by name.
     :param pairs: run pairs, for a model that loses the batch axis of a single sample.
     :raises RuntimeError: where torch.func cannot run the model.
     """
@@ -64,6 +69,11 @@ def call_gradients(
 ) -> dict[str, Tensor]:
     """Compute per-sample gradients of one call of a module, given the gradient of its output.
 
+    :param module: that was called.
+    :param args: its positional inputs.
+    :param named: its inputs by keyword.
+    :param gradient: of its output, ``(n, ...)``.
+    :param params: to differentiate by, by their names in the module.
     :param rowwise: which of the inputs (positional, then named) have a row for each sample;
         the others are the same for all.
     :raises RuntimeError: where torch.func cannot run the module.

@@ -31,6 +31,7 @@ class Use(NamedTuple):
     def given(self, rows: slice, g: Tensor) -> tuple[Any, tuple[Any, ...], Tensor]:
         """Return what the form reads of some rows: the layer, its inputs and output gradient.
 
+        :param rows: which of the batch.
         :param g: output gradient of these rows.
         """
         g = single(g)

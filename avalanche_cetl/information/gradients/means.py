@@ -43,6 +43,7 @@ def square_means(engine: PerSampleGradients, norms: bool = False) -> SquareMeans
     ``|g_n|^2 |a_n|^2``. No per-sample gradient is made. The sums run in the gradients' own type
     (half precision in float32), norms in float64, since they add up over all layers.
 
+    :param engine: over all samples.
     :param norms: compute every sample's norm as well; else they are zeros.
     """
     count = range(len(engine.losses))

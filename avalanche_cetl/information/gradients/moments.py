@@ -85,7 +85,9 @@ def gaussian_relative(
 ) -> dict[str, Tensor]:
     """Compute the "gaussian" relative Fisher information of two losses, in layout.
 
+    :param engine: of both losses, over all samples.
     :param means: of the same engine, with norms for ``normalize_samples``.
+    :param normalize_samples: see :func:`~avalanche_cetl.information.relative_fisher`.
     """
     tiny = torch.finfo(torch.float64).tiny
     scales = [norm.clamp_min(tiny).log() for norm in means.norms] if normalize_samples else []

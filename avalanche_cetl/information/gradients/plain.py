@@ -55,6 +55,7 @@ class PlainGradients:
     def of(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
         """Run one sample.
 
+        :param row: its index.
         :param loss: ``(outputs, rows) -> (n,)``: the losses of outputs that belong to these rows
             (to one, or to the same row twice for a pair).
         :return: the sample's loss, and its gradients by name; None where it does not reach.
@@ -133,6 +134,7 @@ class PlainGradients:
 def row_loss(loss: BoundLoss, targets: Any, start: int = 0) -> RowLoss:
     """Return a loss as :class:`PlainGradients` reads it.
 
+    :param loss: of a batch.
     :param targets: of a batch.
     :param start: index of the batch's first sample.
     """

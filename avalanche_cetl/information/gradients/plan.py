@@ -114,6 +114,9 @@ def plan_routes(
     anything else has changed (masks, hooks, settings; see
     :mod:`~avalanche_cetl.information.gradients.signature`).
 
+    :param model: that will be run.
+    :param inputs: tensors ``(N, ...)``.
+    :param params: to measure, by name.
     :param losses: those that will be measured.
     :param plain: of the same model, inputs and parameters.
     :return: the plan, and the proof that it needs.

@@ -27,6 +27,7 @@ class Proof:
     compute these samples at once; those that torch.func runs are compared when they come to them.
 
     :param plain: over all samples of the call.
+    :param losses: that are measured.
     :param captured: the first batch, which starts with the call's first sample.
     :param rows: which samples of it.
     :param count: of losses to prove, from the first.
@@ -58,6 +59,7 @@ class Proof:
         """Compare bundles of the first batch, or let them compare later.
 
         :param params: all that are measured; those without a bundle have no gradient.
+        :param bundles: of the parameters that have one.
         :raises StalePlanError: where a route is refuted.
         """
         for k, truth in enumerate(self._truth):
@@ -82,6 +84,8 @@ class Proof:
     def see(self, loss: int, rows: slice, values: Mapping[str, Tensor]) -> None:
         """Compare the samples among these rows.
 
+        :param loss: its number.
+        :param rows: which of the batch.
         :param values: per-sample gradients ``(n, *param.shape)`` by parameter name.
         """
         if loss >= len(self._truth):

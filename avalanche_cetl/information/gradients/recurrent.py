@@ -33,6 +33,7 @@ def calls_by_parameter(module: nn.Module, call: Call) -> dict[str, Call]:
 
     Gradients are of the layer's output sequence; the final state has to get its own from there.
 
+    :param module: the recurrent layer.
     :param call: of the layer, with its sequence ``(n, T, I)`` and no initial state.
     :return: by parameter name a call with inputs ``(n, T, width)`` and, per loss, gradients
         ``(n, T, gates)``.

@@ -44,7 +44,10 @@ class Verdict(Enum):
 class Trial:
     """Two samples, plain autograd's gradients of them, and how routes compare with those.
 
+    :param model: that is run.
     :param two: inputs ``(2, ...)``.
+    :param params: to measure, by name.
+    :param plain: of the same model and parameters.
     :param losses: how many will be measured; for the memory of their gradients.
     :ivar sample_bytes: memory that one captured sample takes, after :meth:`verdicts`.
     :ivar problems: by parameter, what was wrong with a route that the last :meth:`verdicts`

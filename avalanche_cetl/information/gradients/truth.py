@@ -22,6 +22,7 @@ def projection(outputs: Any, samples: int) -> Tensor:
     none of them is 0 and no two are equal. (Equal weights would hide whatever a softmax or a norm
     in front of the outputs keeps constant.) They take no random numbers from the user's generators.
 
+    :param outputs: a tensor, or tensors in tuples, lists and dicts.
     :param samples: n; outputs without a dimension of that size in front (or, as recurrent layers
         have it, behind the first) are left out.
     :return: ``(n,)``.

@@ -21,8 +21,10 @@ logger = logging.getLogger(__name__)
 class PlainBundle(SlowBundle):
     """Parameters by plain autograd, one sample after the other.
 
+    :param params: that no layer's bundle has, by name.
     :param plain: over all samples of the call.
     :param start: index of the batch's first sample among them.
+    :param losses: over the batch.
     :param targets: per loss, those of the batch.
     """
 

@@ -84,6 +84,8 @@ class Engine:
     def place(self, batch: Batch, device: torch.device, features: bool) -> Batch:
         """Put a mini-batch where and as the networks read it, and return it.
 
+        :param batch: as it was loaded.
+        :param device: of the networks.
         :param features: whether S's features stand among its tensors.
         """
         batch.tensors = [part.to(device, non_blocking=True) for part in batch.tensors]

@@ -106,6 +106,7 @@ class SharedLoader:
     for which a small last mini-batch has no row reads one that does not count.
 
     :param loader: Avalanche's, or torch's.
+    :param processes: that share each mini-batch.
     """
 
     def __init__(self, loader: Any, processes: Processes):

@@ -24,6 +24,7 @@ def take_step(
     :param host: the strategy: its parts (``recipe``, ``engine``, ``networks``, ``allocation``,
         ``records``, ``optimizers``) and the loop of Avalanche's templates, whose names (``mbatch``,
         ``loss``, ``optimizer``, ...) stand for what they are there.
+    :param stage: that trains.
     :param batch: in its place, on the networks' device.
     :param part: its place among the mini-batches of the step.
     :param kwargs: of Avalanche's callbacks.
