@@ -64,7 +64,16 @@ OWN = Variant("own", (Twice(), ClassifyStage()))
         {"variant": OWN},
         {"variant": OWN, "alternate": "iteration"},
     ],
-    ids=str,
+    ids=[
+        "balanced",
+        "passes",
+        "iterations",
+        "accumulated",
+        "joint",
+        "direct",
+        "own",
+        "own by turns",
+    ],
 )
 def test_the_loader_s_length_is_the_number_of_iterations(digits, labels, settings):
     data = transfer_benchmark(digits(60), digits(9), labels_per_class=labels)
