@@ -148,6 +148,7 @@ def settings_of_0_2(thing: Any, state: Any, mine: Mapping[str, Setting]) -> dict
     Version 0.2 kept settings among the state, some of them in parts of the plugin.
 
     :param thing: the plugin of the new run.
+    :param state: what the file has of it.
     :param mine: its settings, which are looked for.
     """
     found = {}

@@ -12,6 +12,7 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
+from avalanche_cetl.allocation.parameters import named_parameters
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.evaluators import evaluator_state, set_evaluator_state
 from avalanche_cetl.checkpoints.networks import (
@@ -314,11 +315,12 @@ def _set_cetl(
             set_optimizer_state(own.optimizer, kept, params, names)
     for name, part in strategy.parts().items():
         part.load_state_dict(state["parts"][name])
-    _check_importances(strategy, params)
+    _check_importances(strategy)
     strategy.allocation.to(strategy.device)
 
 
-def _check_importances(strategy: CETLStrategy, params: dict[str, nn.Parameter]) -> None:
+def _check_importances(strategy: CETLStrategy) -> None:
+    params = named_parameters(strategy.model)
     for one in strategy.importance.values():
         for name in one.misfits(params):
             raise CheckpointError(f"the importance of {name} has another shape than {name}.")

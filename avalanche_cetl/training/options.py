@@ -10,11 +10,15 @@ from typing import Any, Generic, TypeVar
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 
-from avalanche_cetl.allocation import GFISettings
+from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.presets import Preset, parse_preset
 from avalanche_cetl.training.recipe import Recipe
+from avalanche_cetl.training.records import Records
+from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.stages.optimizers import StageOptimizers
 from avalanche_cetl.training.variants import Variant
 
 T = TypeVar("T")
@@ -141,6 +145,14 @@ class Options:
     """All options as attributes: each is in force when it is assigned, or the assignment fails."""
 
     config: Config
+    engine: Engine
+    networks: Networks
+    allocation: Allocation
+    optimizers: StageOptimizers
+    records: Records
+    running: TrainingStage
+    data: Any
+    model: Any
 
     variant = Option[Variant]()
     loss_weights = Option[dict[str, float]]()
@@ -161,10 +173,42 @@ class Options:
     recipe = Fixed(lambda strategy: strategy.config.recipe)
     preset = Fixed(lambda strategy: strategy.config.preset)
 
+    def _follow_variant(self) -> None:
+        self.running = self.recipe.variant.stages[-1]
+        self.optimizers.follow(self.recipe.variant)
+        self.records.announce(self.recipe.variant.recorded)
+
+    def configure(self, **options: Any) -> None:
+        """Change options, as if they had been given when the strategy was made.
+
+        Assigning an option does the same. What was measured and learnt stays. Within ``train()``
+        a change counts from the next step, ``alternate`` and ``stage_epochs`` from the next round.
+
+        :param options: any of ``variant`` to ``compile`` (see the class), by name. What was not
+            given follows anew: other values may change with it.
+        :raises TypeError: for other names.
+        :raises ValueError: as at construction; for ``variant`` and ``precision`` to ``compile``
+            while an experience is in training; for ``variant`` where the preset's plugins depend
+            on it.
+        """
+        before, config = self.config, self.config.changed(options)
+        check_change(before, config, self.model, self.data is not None)
+        self.config, recipe = config, config.recipe
+        self.networks.configure(recipe)
+        self.allocation.configure(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
+        if config.engine_options != before.engine_options:
+            self.engine = config.engine()
+            self.networks.passes = self.engine.passes
+        if recipe.variant != before.recipe.variant:
+            self._follow_variant()
+
 
 def check_change(old: Config, new: Config, model: CoupledModel, training: bool) -> None:
     """Raise ValueError where options cannot change from one set to the other.
 
+    :param old: the options in force.
+    :param new: those that are asked for.
+    :param model: the strategy's network.
     :param training: whether an experience is in training.
     """
     new.recipe.check_warmup(model)

@@ -50,6 +50,7 @@ def iterations_shown(host: Any, count: int) -> Iterator[None]:
     """Show the number of iterations of a round as the length of the strategy's loader.
 
     :param host: the strategy.
+    :param count: of iterations in the round.
     """
     shown = Iterations(host.dataloader, count)
     host.dataloader = shown

@@ -23,7 +23,7 @@ from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.experience import Experience, listed_classes
 from avalanche_cetl.training.networks import Networks
-from avalanche_cetl.training.options import Config, Options, check_change
+from avalanche_cetl.training.options import Config, Options
 from avalanche_cetl.training.records import Records
 from avalanche_cetl.training.resume import Resume
 from avalanche_cetl.training.rounds import Round
@@ -134,35 +134,6 @@ class CETLStrategy(Options, SupervisedTemplate):
         self.batch: Batch | None = None
         self.coupled: CoupledStep | None = None
         self._follow_variant()
-
-    def _follow_variant(self) -> None:
-        self.running = self.recipe.variant.stages[-1]
-        self.optimizers.follow(self.recipe.variant)
-        self.records.announce(self.recipe.variant.recorded)
-
-    def configure(self, **options: Any) -> None:
-        """Change options, as if they had been given when the strategy was made.
-
-        Assigning an option does the same. What was measured and learnt stays. Within ``train()``
-        a change counts from the next step, ``alternate`` and ``stage_epochs`` from the next round.
-
-        :param options: any of ``variant`` to ``compile`` (see the class), by name. What was not
-            given follows anew: other values may change with it.
-        :raises TypeError: for other names.
-        :raises ValueError: as at construction; for ``variant`` and ``precision`` to ``compile``
-            while an experience is in training; for ``variant`` where the preset's plugins depend
-            on it.
-        """
-        before, config = self.config, self.config.changed(options)
-        check_change(before, config, self.model, self.data is not None)
-        self.config, recipe = config, config.recipe
-        self.networks.configure(recipe)
-        self.allocation.configure(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
-        if config.engine_options != before.engine_options:
-            self.engine = config.engine()
-            self.networks.passes = self.engine.passes
-        if recipe.variant != before.recipe.variant:
-            self._follow_variant()
 
     def settings(self) -> dict[str, Any]:
         """Return what has to be as it was for a checkpoint to go on, by name."""

@@ -31,6 +31,7 @@ class StageOptimizer:
         """Cover what the stage trains of a network; what is covered already keeps its moments.
 
         :param template: the user's optimiser, as it is now.
+        :param model: the network.
         :raises ValueError: when the user's optimiser does not cover it.
         """
         wanted = {id(p) for p in self.stage.parameters(model) if p.requires_grad}
