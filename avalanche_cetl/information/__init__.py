@@ -11,6 +11,11 @@ from avalanche_cetl.information.generalized import (
 from avalanche_cetl.information.gradients.forms import register_layer_gradients
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
 from avalanche_cetl.information.kronecker import kronecker_basis
+from avalanche_cetl.information.outputs import (
+    every_output_vector,
+    projected_outputs,
+    sample_output_vectors,
+)
 from avalanche_cetl.information.relative import fisher_and_relative, relative_fisher
 
 __all__ = [
@@ -18,12 +23,15 @@ __all__ = [
     "LayerBasis",
     "Quantile",
     "dwa_penalty",
+    "every_output_vector",
     "fisher_and_relative",
     "fisher_information",
     "generalized_fisher",
     "kronecker_basis",
     "normalize_importance",
+    "projected_outputs",
     "register_layer_gradients",
     "relative_fisher",
+    "sample_output_vectors",
     "shared_weights",
 ]

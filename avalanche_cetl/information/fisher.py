@@ -29,7 +29,8 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.gradients.engine import with_engine
 from avalanche_cetl.information.gradients.means import restored, square_means
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
-from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
+from avalanche_cetl.information.likelihood import BoundLoss, Loss, LossName
+from avalanche_cetl.information.outputs import Likelihood
 
 #: Bound on activations and per-sample gradients held at once. 500 images of 32 x 32 pixels fit into
 #: it for CICNN (1 MiB each), 104 for ResNet-26.
@@ -128,15 +129,17 @@ def fisher_information(
     :param model: any module; called as ``model(*inputs)``.
     :param inputs: a tensor ``(N, ...)``, or a tuple of such tensors.
     :param loss: ``"sampled"`` (true Fisher: targets drawn once from the model's own
-        output, see :func:`sample_targets`), ``"empirical"`` (targets given), or a callable
+        output, see :func:`sample_targets`), ``"empirical"`` (targets given), ``"logits"``
+        (importance of the outputs, by one vector per sample: see
+        :func:`~avalanche_cetl.information.sample_output_vectors`), or a callable
         ``(outputs, targets) -> (N,)`` (``(outputs) -> (N,)`` without targets).
     :param params: names of the parameters to measure; default: all that require a gradient.
     :param targets: labels ``(N,)`` or images ``(N, ...)`` for ``"empirical"``, or whatever
         the callable reads (tensors with N rows).
-    :param likelihood: how ``"sampled"`` and ``"empirical"`` read the output:
-        ``"categorical"`` logits, or ``"gaussian"`` reconstructions with unit variance
+    :param likelihood: how a named loss reads the output: ``"categorical"`` logits,
+        ``"bernoulli"`` logits of yes or no, or ``"gaussian"`` reconstructions with unit variance
         (squared error halved and summed over pixels).
-    :param generator: CPU generator of the sampled targets.
+    :param generator: CPU generator of the sampled targets or vectors.
     :param chunk_bytes: bound on the memory of activations and per-sample gradients held at
         once, as far as a single sample fits into it.
     :param process_group: of torch.distributed: every process measures samples of its own (the

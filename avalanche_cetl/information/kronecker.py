@@ -41,7 +41,8 @@ from avalanche_cetl.information.gradients.forms import Factors
 from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
 from avalanche_cetl.information.gradients.precision import without_dust
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis, columns_of
-from avalanche_cetl.information.likelihood import BoundLoss, Likelihood, Loss, LossName
+from avalanche_cetl.information.likelihood import BoundLoss, Loss, LossName
+from avalanche_cetl.information.outputs import Likelihood
 
 #: Rows of a factor from which on it is not made. A dense eigendecomposition of 1,024 rows takes
 #: about half a second on one core in float64, and grows with the cube.
@@ -75,7 +76,8 @@ def kronecker_basis(
 
     To measure Fisher information in it, give the same samples and targets to
     :func:`fisher_information` or :func:`relative_fisher` with ``basis=``; with ``loss="sampled"``
-    that takes targets that were drawn before (:func:`sample_targets`).
+    that takes targets that were drawn before (:func:`sample_targets`), with ``"logits"`` vectors
+    (:func:`sample_output_vectors`), which :func:`projected_outputs` reads.
 
     :param model: see :func:`fisher_information`, as all below but ``rank`` and ``share``.
     :param rank: most directions kept on either side of a layer, >= 1.

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.common.inputs import map_tensors, own_copy
+from avalanche_cetl.information.outputs import (
+    check_likelihood,
+    check_outputs,
+    normal_like,
+    projected_outputs,
+    vectors_of,
+)
 
 #: ``loss(outputs, targets)`` (or ``loss(outputs)`` when there are no targets):
 #: a batch of outputs in, one loss per sample out, shape ``(N,)``.
 Loss = Callable[..., Tensor]
-LossName = Literal["sampled", "empirical"]
-Likelihood = Literal["categorical", "bernoulli", "gaussian"]
+LossName = Literal["sampled", "empirical", "logits"]
+#: All of them.
+LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 
 
 def negative_log_likelihood(likelihood: str) -> Loss:
@@ -29,16 +37,10 @@ def negative_log_likelihood(likelihood: str) -> Loss:
     :return: a loss ``(outputs, targets) -> Tensor of shape (N,)``.
     :raises ValueError: for another name.
     """
+    check_likelihood(likelihood)
     if likelihood == "categorical":
         return _categorical_nll
-    if likelihood == "bernoulli":
-        return _bernoulli_nll
-    if likelihood == "gaussian":
-        return _gaussian_nll
-    raise ValueError(
-        f"likelihood={likelihood!r} is not known. Allowed: 'categorical' (class logits), "
-        "'bernoulli' (logits of yes or no) or 'gaussian' (reconstructions)."
-    )
+    return _bernoulli_nll if likelihood == "bernoulli" else _gaussian_nll
 
 
 def _categorical_nll(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -69,26 +71,6 @@ def _shaped(targets: Tensor, outputs: Tensor) -> Tensor:
             f"{tuple(outputs.shape)}; this likelihood needs one target for each output."
         )
     return targets.reshape(outputs.shape)
-
-
-def check_outputs(outputs: Any, likelihood: str) -> Tensor:
-    """Return a model's outputs, or raise ValueError when the likelihood cannot read them."""
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or not outputs.dim():
-        kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        kind = f"{outputs.dtype} of shape {kind}" if isinstance(outputs, Tensor) else kind
-        raise ValueError(
-            f"likelihood={likelihood!r} reads one tensor of real numbers (N, ...), but the model "
-            f"gave {kind}. Pick the tensor: output= in GFIPlugin, elsewhere a loss "
-            "(outputs, targets) -> (N,) or a module around the model."
-        )
-    if likelihood == "categorical" and (outputs.dim() != 2 or outputs.shape[1] < 2):
-        raise ValueError(
-            f"likelihood='categorical' reads class logits (N, K) with K >= 2, but the model gave "
-            f"{tuple(outputs.shape)}. For one logit, or several of which each is yes or no, give "
-            "likelihood='bernoulli', for real values 'gaussian', for logits in another layout "
-            "output= in GFIPlugin, elsewhere a loss (outputs, targets) -> (N,)."
-        )
-    return outputs
 
 
 def check_targets(targets: Tensor, likelihood: str) -> None:
@@ -130,7 +112,7 @@ def sample_targets(
         type of ``outputs``.
     :raises ValueError: for another likelihood, or outputs that it cannot read.
     """
-    negative_log_likelihood(likelihood)
+    check_likelihood(likelihood)
     check_outputs(outputs, likelihood)
     return _place(outputs, likelihood, _chance(outputs, len(outputs), likelihood, generator))
 
@@ -159,11 +141,11 @@ def _place(outputs: Tensor, likelihood: str, chance: Tensor) -> Tensor:
 class BoundLoss:
     """A loss, or the name of one, together with what it needs to make its targets.
 
-    :param loss: ``"sampled"``, ``"empirical"`` or a callable.
+    :param loss: ``"sampled"``, ``"empirical"``, ``"logits"`` or a callable.
     :param targets: of all N samples (a tensor or a tuple of tensors with N rows), or None.
     :param samples: N.
     :param likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
-    :param generator: of drawn targets; None: torch's.
+    :param generator: of drawn targets and vectors; None: torch's.
     :raises ValueError: for an unknown name, or an empirical loss without targets or with
         targets that the likelihood does not allow.
     """
@@ -176,9 +158,10 @@ class BoundLoss:
         likelihood: str = "categorical",
         generator: torch.Generator | None = None,
     ):
-        if not callable(loss) and loss not in ("sampled", "empirical"):
+        if not callable(loss) and loss not in LOSS_NAMES:
+            allowed = ", ".join(map(repr, LOSS_NAMES))
             raise ValueError(
-                f"loss={loss!r} is not known. Allowed: 'sampled', 'empirical', or a callable "
+                f"loss={loss!r} is not known. Allowed: {allowed}, or a callable "
                 "(outputs, targets) -> one loss per sample."
             )
         if loss == "empirical" and targets is None:
@@ -188,11 +171,22 @@ class BoundLoss:
                 "loss='sampled' draws its targets from the model and reads no targets=; leave them "
                 "out, or give loss='empirical'."
             )
+        if loss == "logits" and targets is not None:
+            raise ValueError(
+                "loss='logits' draws its vectors and reads no targets=; leave them out, or give "
+                "loss=projected_outputs with vectors of your own."
+            )
         map_tensors(targets, lambda t: _check_rows(t, samples))
-        self._sampled, self._named = loss == "sampled", not callable(loss)
+        self._named, self._logits = not callable(loss), loss == "logits"
+        self._draws = loss in ("sampled", "logits")
         if loss == "empirical" and isinstance(targets, Tensor):
             check_targets(targets, likelihood)
-        self.function: Loss = loss if callable(loss) else negative_log_likelihood(likelihood)
+        self.function: Loss
+        if callable(loss):
+            self.function = loss
+        else:
+            nll = negative_log_likelihood(likelihood)
+            self.function = projected_outputs if self._logits else nll
         self._targets = targets
         self._samples, self._likelihood, self._generator = samples, likelihood, generator
         self._chance: Tensor | None = None
@@ -201,8 +195,12 @@ class BoundLoss:
         """Return the targets of some samples, given the model's outputs for them."""
         if self._named:
             check_outputs(outputs, self._likelihood)
-        if not self._sampled:
+        if not self._draws:
             return own_copy(select(self._targets, rows))  # a loss may write into its targets
+        if self._logits:
+            if self._chance is None:
+                self._chance = normal_like(outputs, self._samples, self._generator)
+            return vectors_of(outputs, self._likelihood, self._chance[rows])
         if self._chance is None:
             self._chance = _chance(outputs, self._samples, self._likelihood, self._generator)
         return _place(outputs, self._likelihood, self._chance[rows])
