@@ -1,4 +1,7 @@
-"""Command line: `python -m avalanche_cetl demo | features`."""
+"""The command `avalanche-cetl demo | features`, also called `python -m avalanche_cetl`.
+
+Arguments are read first: help, the version and wrong arguments are answered without torch.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,54 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from avalanche_cetl.common.version import __version__
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m avalanche_cetl", description=__doc__)
+    chosen = _parser().parse_args(arguments)
+    return chosen.run(chosen)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="avalanche-cetl",
+        description="Coupled end-to-end transfer learning with Generalized Fisher Information.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo", help="compare CETL with its rivals on two real digit sets, without any download"
     )
-    demo.add_argument("--quick", action="store_true", help="a small form of it, under a minute")
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    demo.add_argument(
+    features = commands.add_parser(
+        "features", help="run a frozen timm model over a folder of images, and store its features"
+    )
+    _add_demo(demo)
+    _add_features(features)
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_demo)
+    parser.add_argument("--quick", action="store_true", help="a small form of it, under a minute")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
         "--out",
         type=os.path.expanduser,
         default="demo-results",
         metavar="DIR",
         help="default: demo-results",
     )
-    features = commands.add_parser(
-        "features", help="run a frozen timm model over a folder of images, and store its features"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of packages that Avalanche imports, about each other
-        from avalanche_cetl.features import command as folder
 
-    folder.add_arguments(features)
-    chosen = parser.parse_args(arguments)
-    if chosen.command == "features":
-        return folder.run(chosen)
-    if chosen.seed < 0:
-        parser.error(f"--seed {chosen.seed}: has to be 0 or more")
 
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"{seed} has to be 0 or more")
+    return seed
+
+
+def _demo(chosen: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that Avalanche imports, about each other
         from avalanche_cetl.demo.run import run_demo
@@ -49,6 +69,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 1
     return 0
+
+
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_features)
+    parser.add_argument("--encoder", required=True, metavar="NAME", help="name of a timm model")
+    parser.add_argument(
+        "--weights",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="local weights, or 'package'; default: timm's, downloaded",
+    )
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder, one a class or flat"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument("--layer", type=_number, metavar="L", help="feature layer, index or name")
+    parser.add_argument(
+        "--pool", type=_number, metavar="P", help="'avg', 'max' or the side of a grid"
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    workers = min(4, (os.cpu_count() or 1) - 1)
+    parser.add_argument("--workers", type=int, default=workers, metavar="N")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _features(chosen: argparse.Namespace) -> int:
+    from avalanche_cetl.features import command
+
+    return command.run(chosen)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Small data made here, so that no test downloads anything."""
 
 import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -48,6 +50,43 @@ def partners(tmp_path):
     started = Partners(tmp_path / "partners")
     yield started
     started.kill()
+
+
+class Fresh(NamedTuple):
+    """How an interpreter ended: exit code, what it wrote, and the modules that it had imported."""
+
+    code: int
+    output: str
+    errors: str
+    modules: set[str]
+
+
+WITH_MODULES = """
+import sys
+file, statement = sys.argv[1:3]
+del sys.argv[1:3]
+try:
+    exec(statement)
+finally:
+    with open(file, "w") as out:
+        out.write(" ".join(sys.modules))
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Run a statement in an interpreter of its own, which has imported nothing before."""
+
+    def run(statement, *arguments):
+        file = tmp_path / "modules"
+        command = [sys.executable, "-c", WITH_MODULES, str(file), statement, *arguments]
+        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        ended = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
+        return Fresh(ended.returncode, ended.stdout, ended.stderr, set(file.read_text().split()))
+
+    return run
 
 
 PRELUDE = """

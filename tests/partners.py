@@ -18,8 +18,13 @@ from typing import NamedTuple
 import psutil
 import torch
 
+import avalanche_cetl
+
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["avalanche_cetl"])
+#: The modules of all public names: importing the package alone imports none of them.
+SERVER.set_forkserver_preload(
+    sorted({getattr(avalanche_cetl, name).__module__ for name in avalanche_cetl.__all__})
+)
 #: Seconds in which partners have to use WORK seconds of processor time together.
 PATIENCE = 60.0
 #: A pair that waits for what does not come uses 0.3: it looks again and again whether it is there.

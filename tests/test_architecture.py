@@ -42,7 +42,13 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
-MODULES = {module_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+def text_of(path: Path) -> str:
+    """A module's text, and that of the stub beside it: what a package imports late is there."""
+    stub = path.with_suffix(".pyi")
+    return path.read_text() + (stub.read_text() if stub.exists() else "")
+
+
+MODULES = {module_of(path): ast.parse(text_of(path)) for path in PACKAGE.rglob("*.py")}
 
 
 def imported(tree: ast.AST) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,6 +37,7 @@ from avalanche_cetl.checkpoints.settings import (
 from avalanche_cetl.checkpoints.stock import check_kind, own_attributes
 from avalanche_cetl.checkpoints.taking import Taker
 from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.common.version import __version__
 from avalanche_cetl.training.strategy import CETLStrategy
 
 
@@ -57,7 +57,7 @@ def capture(
     network = network_state(model)
     return {
         "strategy": type(strategy).__qualname__,
-        "written_by": {"avalanche-cetl": version("avalanche-cetl"), "torch": torch.__version__},
+        "written_by": {"avalanche-cetl": __version__, "torch": torch.__version__},
         "model": network["tensors"],
         "network": {name: network[name] for name in ("frozen", "dynamic")},
         "optimizer": optimizer_state(strategy.optimizer, names),

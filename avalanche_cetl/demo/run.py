@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from avalanche_cetl.common.version import __version__
 from avalanche_cetl.demo.digits import Digits, load_digits_pair
 from avalanche_cetl.demo.methods import (
     ALONE,
@@ -94,9 +95,10 @@ def run_demo(
         **blocks,
         "seconds": time.perf_counter() - start,
         "versions": {
-            name: version(name) for name in ("avalanche-cetl", "avalanche-lib", "torch", "timm")
-        }
-        | {"python": platform.python_version()},
+            "avalanche-cetl": __version__,
+            **{name: version(name) for name in ("avalanche-lib", "torch", "timm")},
+            "python": platform.python_version(),
+        },
     }
     _draw(results, comparison, folder)
     with open(folder / "results.json", "w", encoding="utf-8") as file:

@@ -1,7 +1,5 @@
 """The store of S's features, and what joins them to benchmarks."""
 
-from avalanche_cetl.features.attach import with_source_features
-from avalanche_cetl.features.shards import FeatureStoreError
-from avalanche_cetl.features.store import default_cache_dir
+from avalanche_cetl.common.lazy import attach_stub
 
-__all__ = ["FeatureStoreError", "default_cache_dir", "with_source_features"]
+__getattr__, __dir__, __all__ = attach_stub(__name__)

@@ -21,7 +21,7 @@ from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.timm import TimmEncoder
-from avalanche_cetl.features.extraction import DTYPES, Extraction
+from avalanche_cetl.features.extraction import Extraction
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, FeatureStoreError
 from avalanche_cetl.features.store import stored_features
 from avalanche_cetl.features.views import SeededView
@@ -85,31 +85,12 @@ def extract_folder(
     return out
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `python -m avalanche_cetl features`."""
-    parser.add_argument("--encoder", required=True, metavar="NAME", help="name of a timm model")
-    parser.add_argument(
-        "--weights",
-        type=os.path.expanduser,
-        metavar="FILE",
-        help="local weights, or 'package'; default: timm's, downloaded",
-    )
-    parser.add_argument(
-        "--images", required=True, metavar="DIR", help="folder, one a class or flat"
-    )
-    parser.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
-    parser.add_argument("--layer", metavar="L", help="feature layer, index or name")
-    parser.add_argument("--pool", metavar="P", help="'avg', 'max' or the side of a grid")
-    parser.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
-    workers = min(4, (os.cpu_count() or 1) - 1)
-    parser.add_argument("--workers", type=int, default=workers, metavar="N")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-
-
 def run(chosen: argparse.Namespace) -> int:
-    """Run `features`; under torchrun the processes share the work."""
+    """Run `avalanche-cetl features`; under torchrun the processes share the work.
+
+    :param chosen: the arguments, as ``__main__`` reads them.
+    :return: the exit status.
+    """
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if shared:
         distributed.init_process_group("gloo")
@@ -117,12 +98,13 @@ def run(chosen: argparse.Namespace) -> int:
         encoder = TimmEncoder(
             chosen.encoder,
             weights=chosen.weights,
-            layer=_number(chosen.layer),
-            pool=_number(chosen.pool),
+            layer=chosen.layer,
+            pool=chosen.pool,
             image_size=chosen.image_size,
         )
         images = ImageFiles(chosen.images, photo_transform(encoder.size[0], encoder.crop))
-        extraction = Extraction(chosen.batch_size, chosen.workers, chosen.device)
+        device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        extraction = Extraction(chosen.batch_size, chosen.workers, device)
         processes = Processes(distributed.group.WORLD if shared else None)
         path = extract_folder(encoder, images, chosen.out, chosen.dtype, extraction, processes)
         if processes.rank == 0:
@@ -134,9 +116,3 @@ def run(chosen: argparse.Namespace) -> int:
         if shared:
             distributed.destroy_process_group()
     return 0
-
-
-def _number(value: str | None) -> int | str | None:
-    if value is None:
-        return None
-    return int(value) if value.lstrip("-").isdigit() else value
