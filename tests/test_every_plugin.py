@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from avalanche.training import plugins as stock
@@ -24,6 +25,7 @@ from avalanche_cetl import (
     DecoderHints,
     FitNetsHints,
     GFIPlugin,
+    GFISettings,
     InformationMaximization,
     MinimumClassConfusion,
     ModuleEncoder,
@@ -312,3 +314,30 @@ def test_a_part_that_is_wrapped_between_two_experiences_trains_as_before(stream,
         assert name == "fitnets" and "target_layer='hidden.1'" in str(refused)
         return
     assert [n for n, w in zip(end, found.values(), strict=True) if not torch.equal(w, end[n])] == []
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.int64(2)])
+def test_numbers_of_numpy_are_the_same_setting_in_a_checkpoint(tmp_path, stream, number):
+    row = STOCK["ewc"]
+    strategy = strategy_of(row, row.make(ewc_lambda=number))
+    trained(strategy, stream, 0)
+    save_checkpoint(strategy, tmp_path / "c.safetensors")
+    load_checkpoint(strategy_of(row, row.make(ewc_lambda=number)), tmp_path / "c.safetensors")
+
+
+def test_a_checkpoint_with_importances_of_a_wrapped_part_loads(tmp_path, stream):
+    def make():
+        row = OURS["history"]._replace(coupled=True)
+        strategy = strategy_of(row, row.make())
+        strategy.configure(variant="fi", gfi=GFISettings(samples=8), dwa_lambda=1.0)
+        network = strategy.model.target.module
+        network.hidden = nn.DataParallel(network.hidden)
+        return strategy
+
+    saved = make()
+    trained(saved, stream, 0)
+    save_checkpoint(saved, tmp_path / "c.safetensors")
+    resumed = make()
+    load_checkpoint(resumed, tmp_path / "c.safetensors")
+    assert resumed.importance.keys() == saved.importance.keys() != set()
+    assert_same(trained(saved, stream, 1), trained(resumed, stream, 1))

@@ -8,6 +8,7 @@ are never put back themselves.
 The settings of an object are those arguments of its constructor that can be read from it by their
 names and are plain data, as in scikit-learn's estimators. This holds for the classes of this
 package and of Avalanche; what classes of other people keep is state, as they may change all of it.
+A plugin names in ``varying`` arguments that training changes: they are state too.
 
 An option that one of two versions does not have counts as what that version did: the default of
 the one that has it, or what :data:`EARLIER` says.
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
 from avalanche.logging import BaseLogger
@@ -105,7 +107,7 @@ def strategy_settings(strategy: CETLStrategy) -> dict[str, Setting]:
                 one = _plain(getattr(value, part))
                 found[f"{name}.{part}"] = Setting(one, gfi[part])
         else:
-            found[name] = Setting(value, own.get(name, UNKNOWN))
+            found[name] = Setting(_plain(value), own.get(name, UNKNOWN))
     return found
 
 
@@ -227,7 +229,14 @@ def _ours(kind: type) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A frozen dataclass, such as a Quantile, as its text; other values as they are."""
+    """Python's own numbers for numpy's, the text of a dataclass such as Quantile; else the value.
+
+    A checkpoint has numbers of Python, so that those of numpy would differ from themselves.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
     return repr(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

@@ -219,7 +219,8 @@ def _check(strategy: SupervisedTemplate, state: dict[str, Any], ignore: Sequence
     if other:
         raise CheckpointError(
             f"the strategy has other settings than the checkpoint: {'; '.join(other)}. Make it "
-            "with the same ones; learning rates and train_epochs may differ."
+            "with the same ones, or assign them before you load (a plugin of yours that changes "
+            "one in training names it in varying); learning rates and train_epochs may differ."
         )
 
 

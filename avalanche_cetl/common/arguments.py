@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, SupportsFloat, TypeVar
 
 from avalanche_cetl.common.warning import warn_caller
 
@@ -56,7 +56,9 @@ def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def check_weight(name: str, value: float) -> None:
-    """Raise ValueError unless the value is a finite number >= 0."""
+    """Raise ValueError unless the value is a finite number >= 0, TypeError for no number."""
+    if isinstance(value, str) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name}={value!r} has to be one number.")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value} has to be finite and >= 0.")
 

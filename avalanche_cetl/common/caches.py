@@ -94,7 +94,9 @@ def _caches(module: nn.Module) -> tuple[dict[str, Any], bool]:
 def _stand_in(module: nn.Module) -> nn.Module:
     made = copy.copy(module)
     for name, value in _plain(module):
-        vars(made)[name] = copy.copy(value) if isinstance(value, dict | list) else value
+        # Its train() may write into what it keeps.
+        copies = {id(t): t.detach().clone() for t in _tensors_in(value)}
+        vars(made)[name] = copy.deepcopy(value, copies) if copies else copy.copy(value)
     for name in ("_parameters", "_buffers"):
         own = {n: None if t is None else t.detach().clone() for n, t in vars(module)[name].items()}
         vars(made)[name] = own

@@ -38,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from operator import attrgetter
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -50,11 +50,12 @@ from avalanche_cetl.allocation.measure import Measurement, Task
 from avalanche_cetl.allocation.memory import DiagonalMemory, KroneckerMemory, Memory
 from avalanche_cetl.allocation.parameters import check_held, named_parameters, trainable, unwrapped
 from avalanche_cetl.allocation.proximal import check_learning_rates
-from avalanche_cetl.allocation.readout import Output, Readout, View
+from avalanche_cetl.allocation.readout import Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.errors import NonFiniteLossError
+from avalanche_cetl.common.picks import Output
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
@@ -209,6 +210,8 @@ class GFIPlugin(SupervisedPlugin):
 
     @dwa_lambda.setter
     def dwa_lambda(self, value: float) -> None:
+        if isinstance(value, str) or not isinstance(value, SupportsFloat):
+            raise TypeError(f"dwa_lambda={value!r} has to be one number.")
         if not value >= 0 or (math.isinf(value) and self.penalty == "loss"):
             raise ValueError(f"dwa_lambda={value} has to be >= 0, and finite with penalty='loss'.")
         self._dwa_lambda = float(value)

@@ -13,9 +13,9 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.readout import Output
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.common.picks import Output
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.plugins.gfi import GFIPlugin
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from numbers import Integral
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import Tensor
 
@@ -18,6 +21,7 @@ from avalanche_cetl.training.presets import Preset, parse_preset
 from avalanche_cetl.training.recipe import Recipe
 from avalanche_cetl.training.records import Records
 from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.stages.classify import LabelledRows
 from avalanche_cetl.training.stages.optimizers import StageOptimizers
 from avalanche_cetl.training.variants import Variant
 
@@ -26,6 +30,7 @@ T = TypeVar("T")
 #: Options that say what is learnt, and those that say how it is computed.
 LEARNT = tuple(field.name for field in fields(Recipe))
 COMPUTED = ("precision", "channels_last", "accumulate", "compile")
+_OWN: dict[type, Callable[[Any], Any]] = {list: tuple, dict: dict, MappingProxyType: dict}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Config:
     given: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        # Copies: what the user has may change.
+        own = {n: _OWN[type(v)](v) if type(v) in _OWN else v for n, v in self.given.items()}
+        object.__setattr__(self, "given", own)
         self.engine().check_accumulation(self.recipe.shares_steps)
 
     @cached_property
@@ -92,8 +100,11 @@ class Option(Generic[T]):
     def __get__(self, strategy: Any, owner: type | None = None) -> T:
         if strategy is None:
             return self  # type: ignore[return-value]
-        value: T = getattr(strategy.recipe, self.name)
-        return value
+        value: Any = getattr(strategy.recipe, self.name)
+        # A part of it cannot be assigned: nothing would be checked.
+        shown: Any = MappingProxyType(value) if isinstance(value, dict) else value
+        found: T = shown
+        return found
 
     def __set__(self, strategy: Any, value: T) -> None:
         strategy.configure(**{self.name: value})
@@ -131,14 +142,34 @@ class Fixed:
 class EvalEvery:
     """Rounds between two evaluations, which Avalanche keeps in a plugin of its own."""
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> int:
-        return self if strategy is None else vars(strategy)["eval_every"]  # type: ignore[return-value]
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        if strategy is None:
+            return self
+        if "eval_every" not in vars(strategy):
+            raise AttributeError("eval_every")
+        return vars(strategy)["eval_every"]
 
     def __set__(self, strategy: Any, value: int) -> None:
+        if not isinstance(value, Integral):
+            raise TypeError(f"eval_every={value!r} has to be a whole number.")
         vars(strategy)["eval_every"] = value
         for plugin in strategy.plugins:
             if isinstance(plugin, PeriodicEval):
                 plugin.eval_every, plugin.do_initial = value, value > -1
+
+
+def _peval_mode(strategy: Any) -> str:
+    return next(p.peval_mode for p in strategy.plugins if isinstance(p, PeriodicEval))
+
+
+class Criterion:
+    """The criterion: read, Avalanche's method; assigned, the loss that trains from then on."""
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        return self if strategy is None else SupervisedTemplate.criterion.__get__(strategy)
+
+    def __set__(self, strategy: Any, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+        strategy._criterion = LabelledRows.of(value)
 
 
 class Options:
@@ -155,7 +186,7 @@ class Options:
     model: Any
 
     variant = Option[Variant]()
-    loss_weights = Option[dict[str, float]]()
+    loss_weights = Option[Mapping[str, float]]()
     dwa_lambda = Option[float]()
     gfi = Option[GFISettings]()
     alternate = Option[str]()
@@ -170,8 +201,10 @@ class Options:
     accumulate = Computed[int]()
     compile = Computed[bool | str]()
     eval_every = EvalEvery()
+    criterion = Criterion()
     recipe = Fixed(lambda strategy: strategy.config.recipe)
     preset = Fixed(lambda strategy: strategy.config.preset)
+    peval_mode = Fixed(_peval_mode)
 
     def _follow_variant(self) -> None:
         self.running = self.recipe.variant.stages[-1]
@@ -199,7 +232,7 @@ class Options:
         if config.engine_options != before.engine_options:
             self.engine = config.engine()
             self.networks.passes = self.engine.passes
-        if recipe.variant != before.recipe.variant:
+        if _other_variant(before, config):
             self._follow_variant()
 
 
@@ -217,9 +250,16 @@ def check_change(old: Config, new: Config, model: CoupledModel, training: bool) 
             f"variant={new.given['variant']!r}: with preset={new.preset!r} the variant decides "
             "which plugins the strategy has. Give variant= when you make the strategy."
         )
-    fixed = [name for name in ("variant", *COMPUTED) if new.given[name] != old.given[name]]
+    fixed = [name for name in COMPUTED if new.given[name] != old.given[name]]
+    fixed += ["variant"] if _other_variant(old, new) else []
     if training and fixed:
         raise ValueError(
             f"{fixed[0]} cannot change while an experience is in training: change it between two "
             "calls of train()."
         )
+
+
+def _other_variant(old: Config, new: Config) -> bool:
+    """Whether options have another variant, and not a copy of the same or its name."""
+    given = old.given["variant"], new.given["variant"]
+    return given[0] != given[1] and old.recipe.variant != new.recipe.variant

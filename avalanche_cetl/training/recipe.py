@@ -90,10 +90,13 @@ class Recipe:
             if set(loss_weights) != set(LOSSES):
                 raise ValueError(f"loss_weights={loss_weights!r}: a weight of each of {LOSSES}.")
             loss_weights = [loss_weights[name] for name in LOSSES]
-        if len(loss_weights) != 3:
+        if not isinstance(loss_weights, Sequence) or len(loss_weights) != 3:
             raise ValueError(f"loss_weights={loss_weights!r}: three weights, of L_rs, L_c, L_rt.")
         fixable = alternate == "epoch" and not parsed.merged
         chosen = preset.fill(given, needs_warmup=parsed.needs_warmup, fixable=fixable)
+        for name in ("lr_factors", "stage_epochs"):
+            if isinstance(chosen[name], int | float):
+                raise TypeError(f"{name}={chosen[name]!r}: a number for each stage, as a sequence.")
         chosen["lr_factors"] = tuple(chosen["lr_factors"])
         if alternate == "iteration" and given["stage_epochs"] is None:
             chosen["stage_epochs"] = _ONE_EACH

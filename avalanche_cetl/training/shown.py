@@ -42,7 +42,9 @@ class Iterations:
         return iter(self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["loader"], name)
+        if name == "loader":  # a copy is asked for attributes before it has any
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
 
 @contextmanager

@@ -194,8 +194,11 @@ class CETLStrategy(Options, SupervisedTemplate):
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Train on an experience or a stream; after ``load_checkpoint`` go on where that stood."""
         streams = [experiences] if eval_streams is None else eval_streams
-        with self.engine.running(self.model):
-            result = super().train(self.resume.begin_call(experiences), streams, **kwargs)
+        try:
+            with self.engine.running(self.model):
+                result = super().train(self.resume.begin_call(experiences), streams, **kwargs)
+        finally:
+            self.data = self.batch = None  # after an error no experience is in training either
         self.resume.end_call()
         return result
 

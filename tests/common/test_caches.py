@@ -210,3 +210,29 @@ def test_a_cache_that_was_filled_with_gradients_is_copied():
     model(IMAGES)
     made = copied(model)
     assert made[0].cache["cpu"].grad_fn is None and model[0].cache["cpu"].grad_fn is not None
+
+
+class Averaged(nn.Linear):
+    """Evaluates with averaged weights, which its own train() puts in the place of the others."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.average, self.swapped = torch.full((3, 3), 7.0), False
+
+    def train(self, mode=True):
+        if mode == self.swapped:
+            own = self.weight.data.clone()
+            self.weight.data.copy_(self.average)
+            self.average.copy_(own)
+            self.swapped = not self.swapped
+        return super().train(mode)
+
+
+def test_a_measurement_leaves_tensors_alone_that_a_module_writes_in_its_own_train():
+    model = Averaged()
+    weight = model.weight.detach().clone()
+    with evaluation_mode(model):
+        pass
+    model.train()
+    assert torch.equal(model.weight, weight)
+    assert bool((model.average == 7).all())

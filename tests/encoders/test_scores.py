@@ -195,3 +195,18 @@ def test_probabilities_of_an_onnx_file_are_read_as_logits(last, tmp_path):
     found = ONNXEncoder(path, logits="scores").logits(images())
     goal = module(images()).log_softmax(1) if isinstance(last, nn.Softmax) else module(images())
     torch.testing.assert_close(found, goal, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_softmax_in_bfloat16_is_read_as_a_softmax(classes):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, classes), nn.Softmax(1)).bfloat16()
+    with torch.no_grad():
+        network[1].weight.mul_(6)
+    encoder = ModuleEncoder(network, input_shape=(1, 8, 8))
+    images = torch.rand(256, 1, 8, 8)
+    with pytest.warns(RuntimeWarning, match="softmax"):
+        found = encoder.logits(images)
+    torch.testing.assert_close(
+        found.softmax(1), network(images.bfloat16()).float(), atol=1e-2, rtol=0
+    )

@@ -72,9 +72,17 @@ class StageOptimizers(dict[str, StageOptimizer]):
     def follow(self, variant: Variant) -> None:
         """Have those of a variant's stages; stages that it shares with the last keep theirs."""
         stages = [stage for stage in (WARMUP, *variant.stages) if stage.own_optimizer]
-        kept = {label: own for label, own in self.items() if own.stage in stages}
+        kept = dict(self)
         self.clear()
-        self.update({stage.label: kept.get(stage.label, StageOptimizer(stage)) for stage in stages})
+        for stage in stages:
+            own = kept.get(stage.label)
+            # Not by identity: a copy of a strategy has copies of the stages.
+            same = own is not None and _like(own.stage) == _like(stage)
+            self[stage.label] = own if own is not None and same else StageOptimizer(stage)
+
+
+def _like(stage: TrainingStage) -> tuple[type, dict[str, Any]]:
+    return type(stage), vars(stage)
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
