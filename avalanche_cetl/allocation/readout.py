@@ -14,6 +14,7 @@ from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.picks import Output, check_output, pick
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import (
+    Likelihood,
     check_outputs,
     check_targets,
     negative_log_likelihood,
@@ -38,7 +39,7 @@ class Readout:
     :raises TypeError: for another kind of ``output``.
     """
 
-    def __init__(self, likelihood: str = "categorical", output: Output | None = None):
+    def __init__(self, likelihood: Likelihood = "categorical", output: Output | None = None):
         self.nll = negative_log_likelihood(likelihood)
         check_output(output)
         self.likelihood, self.output = likelihood, output
