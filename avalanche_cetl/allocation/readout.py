@@ -21,6 +21,7 @@ from avalanche_cetl.information.likelihood import (
     sample_targets,
 )
 from avalanche_cetl.information.outputs import (
+    Likelihood,
     check_outputs,
     projected_outputs,
     sample_output_vectors,
@@ -44,7 +45,7 @@ class Readout:
     :raises TypeError: for another kind of ``output``.
     """
 
-    def __init__(self, likelihood: str = "categorical", output: Output | None = None):
+    def __init__(self, likelihood: Likelihood = "categorical", output: Output | None = None):
         self.nll = negative_log_likelihood(likelihood)
         check_output(output)
         self.likelihood, self.output = likelihood, output

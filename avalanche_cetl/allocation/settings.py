@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from avalanche_cetl.information import Quantile
-from avalanche_cetl.information.estimators import check_estimator
+from avalanche_cetl.information.estimators import Estimator, check_estimator
 from avalanche_cetl.information.generalized import check_threshold, check_unit_interval
-from avalanche_cetl.information.likelihood import LOSS_NAMES
+from avalanche_cetl.information.likelihood import LOSS_NAMES, LossName
 
+#: Names of the coordinates that importances are measured in.
+Basis = Literal["diagonal", "kronecker"]
 #: By basis, threshold and probability of its gate where nothing is said.
 BASES: dict[str, tuple[float, float]] = {"diagonal": (0.5, 0.9), "kronecker": (0.0, 1.0)}
 
@@ -44,10 +46,10 @@ class GFISettings:
 
     threshold: float | Quantile = None  # type: ignore[assignment]
     probability: float = None  # type: ignore[assignment]
-    estimator: str = "gaussian"
-    fisher: str = "sampled"
+    estimator: Estimator = "gaussian"
+    fisher: LossName = "sampled"
     samples: int = 256
-    basis: str = "diagonal"
+    basis: Basis = "diagonal"
     rank: int = 64
     normalize: bool = True
     normalize_samples: bool = False

@@ -28,7 +28,7 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.rows import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
-from avalanche_cetl.features.extraction import Extraction
+from avalanche_cetl.features.extraction import Extraction, StoredType
 from avalanche_cetl.features.store import default_cache_dir, stored_features
 from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
@@ -40,7 +40,7 @@ def with_source_features(
     encoder: Encoder,
     cache_dir: str | Path | None = None,
     views: int = 1,
-    dtype: str = "float16",
+    dtype: StoredType = "float16",
     *,
     streams: Sequence[str] | None = None,
     seed: int = 0,

@@ -21,7 +21,7 @@ from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.timm import TimmEncoder
-from avalanche_cetl.features.extraction import Extraction
+from avalanche_cetl.features.extraction import Extraction, StoredType
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, FeatureStoreError
 from avalanche_cetl.features.store import stored_features
 from avalanche_cetl.features.views import SeededView
@@ -43,7 +43,7 @@ def extract_folder(
     encoder: Encoder,
     images: ImageFiles,
     out: str | Path,
-    dtype: str = "float16",
+    dtype: StoredType = "float16",
     extraction: Extraction | None = None,
     processes: Processes | None = None,
 ) -> Path:

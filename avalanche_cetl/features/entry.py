@@ -22,7 +22,7 @@ from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features import shards
-from avalanche_cetl.features.extraction import DTYPES, Extraction, encoded, loaded
+from avalanche_cetl.features.extraction import DTYPES, Extraction, StoredType, encoded, loaded
 from avalanche_cetl.features.progress import progress_bar
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, shard_count
 from avalanche_cetl.features.stored_rows import StoredRows
@@ -44,7 +44,7 @@ class Entry:
         encoder: Encoder,
         content: str,
         rows: int,
-        dtype: str,
+        dtype: StoredType,
         processes: Processes,
     ):
         self.rows, self.dtype, self.dim, self.processes = rows, dtype, encoder.dim, processes

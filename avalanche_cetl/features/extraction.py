@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features import shards
 from avalanche_cetl.features.views import Images, SeededView
 
-#: Types that features can be stored in.
+#: Names of the types that features can be stored in.
+StoredType = Literal["float16", "float32"]
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -76,7 +78,7 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def encoded(encoder: Encoder, images: Tensor, dtype: str, rows: Sequence[int]) -> Tensor:
+def encoded(encoder: Encoder, images: Tensor, dtype: StoredType, rows: Sequence[int]) -> Tensor:
     """Return the features of a batch as they are stored, ``(N, dim)`` in memory.
 
     :param encoder: S.

@@ -14,7 +14,7 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features.entry import Entry
-from avalanche_cetl.features.extraction import DTYPES, Extraction, loaded
+from avalanche_cetl.features.extraction import DTYPES, Extraction, StoredType, loaded
 from avalanche_cetl.features.shards import FeatureRows, shard_count
 from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
@@ -32,7 +32,7 @@ def stored_features(
     folder: str | Path,
     encoder: Encoder,
     view: SeededView,
-    dtype: str,
+    dtype: StoredType,
     extraction: Extraction,
     processes: Processes,
     stored: StoredRows | None = None,

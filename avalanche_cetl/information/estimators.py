@@ -6,6 +6,7 @@ Pure functions of per-sample values ``(N, P)``: one column a weight.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -160,6 +161,8 @@ def correlation(
     return torch.where(constant, torch.zeros_like(product), product.abs() / spreads).clamp(0, 1)
 
 
+#: Names of estimators of relative Fisher information.
+Estimator = Literal["gaussian", "rank", "histogram"]
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "gaussian": gaussian,
     "rank": rank,

@@ -41,7 +41,7 @@ from torch.distributed import ProcessGroup
 
 from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
+from avalanche_cetl.information.estimators import ESTIMATORS, Estimator, check_estimator
 from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params, within
 from avalanche_cetl.information.gradients.batches import Batch
 from avalanche_cetl.information.gradients.bundles import Bundle
@@ -63,7 +63,7 @@ def relative_fisher(
     params: Sequence[str] | Mapping[str, Tensor] | None = None,
     *,
     targets: tuple[Any, Any] = (None, None),
-    estimator: str = "gaussian",
+    estimator: Estimator = "gaussian",
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
@@ -121,7 +121,7 @@ def fisher_and_relative(
     params: Sequence[str] | Mapping[str, Tensor] | None = None,
     *,
     targets: tuple[Any, Any] = (None, None),
-    estimator: str = "gaussian",
+    estimator: Estimator = "gaussian",
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
@@ -159,7 +159,7 @@ def fisher_and_relative(
 
 @torch.no_grad()
 def _estimated(
-    engine: PerSampleGradients, means: SquareMeans, estimator: str, normalize_samples: bool
+    engine: PerSampleGradients, means: SquareMeans, estimator: Estimator, normalize_samples: bool
 ) -> dict[str, Tensor]:
     """Compute relative Fisher by an estimator that needs all samples of a weight at once."""
     relative: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.common.arguments import check_positive, check_weight
-from avalanche_cetl.plugins.losses import LossRows
+from avalanche_cetl.plugins.losses import AnyRows, LossRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
 from avalanche_cetl.plugins.views import balance_loss
 
@@ -96,7 +96,7 @@ class InformationMaximization(UnlabelledPlugin):
         balance: float = 1.0,
         temperature: float = 1.0,
         rampup_rounds: int = 0,
-        rows: str = "unlabelled",
+        rows: AnyRows = "unlabelled",
         prior: Prior = None,
     ):
         super().__init__(weight, rows, rampup_rounds, prior)
@@ -135,7 +135,7 @@ class MinimumClassConfusion(UnlabelledPlugin):
         weight: float = 1.0,
         temperature: float = 2.5,
         rampup_rounds: int = 0,
-        rows: str = "unlabelled",
+        rows: AnyRows = "unlabelled",
         prior: Prior = None,
     ):
         super().__init__(weight, rows, rampup_rounds, prior)

@@ -18,7 +18,7 @@ from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.models import CoupledModel
 from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.hints import hint_loss
-from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
+from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows, Rows
 
 
 class FitNetsHints(DistillationPlugin):
@@ -49,7 +49,7 @@ class FitNetsHints(DistillationPlugin):
         source_layer: str | None = None,
         weight: float = 1.0,
         *,
-        rows: str = "target",
+        rows: Rows = "target",
         source: Encoder | None = None,
     ):
         super().__init__(weight, rows, source)

@@ -38,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from operator import attrgetter
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat, get_args
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -52,15 +52,21 @@ from avalanche_cetl.allocation.parameters import check_held, named_parameters, t
 from avalanche_cetl.allocation.proximal import check_learning_rates
 from avalanche_cetl.allocation.readout import Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
-from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.allocation.settings import Basis, GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.picks import Output
 from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.likelihood import LossName
+from avalanche_cetl.information.outputs import Likelihood
 
-PENALTIES = ("proximal", "loss")
+#: How the importances of several experiences are kept.
+Mode = Literal["separate", "online"]
+#: How the penalty is paid.
+Penalty = Literal["proximal", "loss"]
 Weights = dict[str, Tensor]
 
 
@@ -135,25 +141,25 @@ class GFIPlugin(SupervisedPlugin):
     def __init__(
         self,
         dwa_lambda: float,
-        mode: str = "separate",
+        mode: Mode = "separate",
         decay_factor: float | None = None,
         keep_importance_data: bool = False,
         *,
-        penalty: str = "proximal",
-        basis: str = "diagonal",
+        penalty: Penalty = "proximal",
+        basis: Basis = "diagonal",
         rank: int = 64,
         threshold: float | Quantile | None = None,
         probability: float | None = None,
-        estimator: str = "gaussian",
-        fisher: str = "sampled",
-        likelihood: str = "categorical",
+        estimator: Estimator = "gaussian",
+        fisher: LossName = "sampled",
+        likelihood: Likelihood = "categorical",
         output: Output | None = None,
         samples: int = 256,
         normalize: bool = True,
         seed: int = 0,
     ):
         super().__init__()
-        if mode not in ("separate", "online"):
+        if mode not in get_args(Mode):
             raise ValueError(f"mode={mode!r} is not known. Allowed: 'separate', 'online'.")
         if (mode == "online") != (decay_factor is not None):
             raise ValueError(
@@ -162,8 +168,8 @@ class GFIPlugin(SupervisedPlugin):
             )
         if decay_factor is not None and not 0 <= decay_factor < math.inf:
             raise ValueError(f"decay_factor={decay_factor} has to be finite and >= 0.")
-        if penalty not in PENALTIES:
-            allowed = ", ".join(map(repr, PENALTIES))
+        if penalty not in get_args(Penalty):
+            allowed = ", ".join(map(repr, get_args(Penalty)))
             raise ValueError(f"penalty={penalty!r} is not known. Allowed: {allowed}.")
         self._penalty = penalty
         self.dwa_lambda = dwa_lambda
@@ -202,6 +208,7 @@ class GFIPlugin(SupervisedPlugin):
     samples = property(attrgetter("settings.samples"))
     normalize = property(attrgetter("settings.normalize"))
     seed = property(attrgetter("settings.seed"))
+    bases = property(attrgetter("memory.bases"), doc="Kronecker bases; none in the diagonal basis.")
 
     @property
     def dwa_lambda(self) -> float:
@@ -225,11 +232,6 @@ class GFIPlugin(SupervisedPlugin):
     def saved_params(self) -> dict[int, Weights]:
         """Return the weights theta* per experience, by parameter name."""
         return self.memory.saved_params
-
-    @property
-    def bases(self) -> dict[int, KroneckerBasis]:
-        """Return the Kronecker bases per experience; none in the diagonal basis."""
-        return self.memory.bases
 
     @property
     def gated(self) -> dict[int, Weights]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -14,7 +14,10 @@ from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.plugins.contract import CETLPlugin, training_of
 
-ROWS = ("labelled", "target")
+#: The rows that a loss reads: those of stage 3, or those of stage 2.
+Rows = Literal["labelled", "target"]
+#: The same where a loss tells target rows without a label from the others.
+AnyRows = Literal["labelled", "target", "unlabelled"]
 
 
 class LossRows(NamedTuple):
@@ -63,9 +66,9 @@ class LossPlugin(CETLPlugin):
     #: Whether it takes part; those of a preset do where they fit the experience.
     enabled = True
     #: Values of ``rows`` that it takes; all but ``"labelled"`` are rows of stage 2.
-    allowed_rows: tuple[str, ...] = ROWS
+    allowed_rows: tuple[str, ...] = get_args(Rows)
 
-    def __init__(self, weight: float = 1.0, rows: str = "labelled"):
+    def __init__(self, weight: float = 1.0, rows: AnyRows = "labelled"):
         super().__init__()
         check_weight("weight", weight)
         check_rows(rows, self.allowed_rows)
@@ -158,7 +161,7 @@ class DistillationPlugin(LossPlugin):
     :param source: S, where the model is no ``CoupledModel``; default: the model's.
     """
 
-    def __init__(self, weight: float, rows: str, source: Encoder | None = None):
+    def __init__(self, weight: float, rows: AnyRows, source: Encoder | None = None):
         super().__init__(weight, rows)
         self._given = source
         self._reads_features: tuple[int, bool] | None = None  # of which experience, and whether

@@ -13,7 +13,7 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.encoders.scores import Scores
 from avalanche_cetl.plugins.contract import training_of
-from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
+from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows, Rows
 
 PROBE = "probe"
 
@@ -66,7 +66,7 @@ class SoftTargets(DistillationPlugin):
         temperature: float = 4.0,
         weight: float = 1.0,
         *,
-        rows: str = "labelled",
+        rows: Rows = "labelled",
         source: Encoder | None = None,
         head: nn.Module | str | None = None,
         anneal: bool = False,

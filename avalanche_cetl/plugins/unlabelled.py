@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from avalanche_cetl.plugins.contract import training_of
-from avalanche_cetl.plugins.losses import LossPlugin, LossRows
+from avalanche_cetl.plugins.losses import AnyRows, LossPlugin, LossRows
 
 #: Weight in the prior of a class that no row has, beside 1 of each other class.
 ABSENT = 1e-3
@@ -93,9 +93,9 @@ class UnlabelledPlugin(LossPlugin):
     :raises ValueError: for values out of range.
     """
 
-    allowed_rows: tuple[str, ...] = ("labelled", "target", "unlabelled")
+    allowed_rows: tuple[str, ...] = get_args(AnyRows)
 
-    def __init__(self, weight: float, rows: str, rampup_rounds: int, prior: Prior):
+    def __init__(self, weight: float, rows: AnyRows, rampup_rounds: int, prior: Prior):
         super().__init__(weight, rows)
         if rampup_rounds < 0:
             raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.contract import training_of
 from avalanche_cetl.plugins.losses import LossRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
+
+#: The rows that views are compared on.
+TargetRows = Literal["target", "unlabelled"]
 
 
 def consistency_loss(
@@ -82,7 +85,7 @@ class ViewConsistency(UnlabelledPlugin):
 
     name = "L_view"
     names = ("L_view", "L_balance")
-    allowed_rows = ("target", "unlabelled")
+    allowed_rows = get_args(TargetRows)
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class ViewConsistency(UnlabelledPlugin):
         threshold: float = 0.9,
         balance: float = 0.05,
         rampup_rounds: int = 0,
-        rows: str = "target",
+        rows: TargetRows = "target",
         prior: Prior = None,
     ):
         super().__init__(weight, rows, rampup_rounds, prior)

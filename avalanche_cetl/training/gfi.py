@@ -13,11 +13,14 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.allocation.settings import Basis, GFISettings
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.picks import Output
+from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
-from avalanche_cetl.plugins.gfi import GFIPlugin
+from avalanche_cetl.information.likelihood import LossName
+from avalanche_cetl.information.outputs import Likelihood
+from avalanche_cetl.plugins.gfi import GFIPlugin, Mode, Penalty
 
 #: Settings of CETL's rounds, which a plugin that measures once an experience has not.
 _OF_ROUNDS = ("normalize_samples", "refresh_every")
@@ -47,17 +50,17 @@ class GFI(SupervisedTemplate):
         optimizer: Optimizer,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         dwa_lambda: float,
-        mode: str | None = None,
+        mode: Mode | None = None,
         decay_factor: float | None = None,
         keep_importance_data: bool | None = None,
-        penalty: str | None = None,
-        basis: str | None = None,
+        penalty: Penalty | None = None,
+        basis: Basis | None = None,
         rank: int | None = None,
         threshold: float | Quantile | None = None,
         probability: float | None = None,
-        estimator: str | None = None,
-        fisher: str | None = None,
-        likelihood: str | None = None,
+        estimator: Estimator | None = None,
+        fisher: LossName | None = None,
+        likelihood: Likelihood | None = None,
         output: Output | None = None,
         samples: int | None = None,
         normalize: bool | None = None,

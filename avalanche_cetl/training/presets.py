@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from avalanche.core import BasePlugin
 
@@ -39,7 +39,10 @@ from avalanche_cetl.plugins.hints import DecoderHints
 from avalanche_cetl.plugins.soft_targets import SoftTargets
 from avalanche_cetl.plugins.views import ViewConsistency
 from avalanche_cetl.training.choice import Choice, Rule, Situation
-from avalanche_cetl.training.variants import Variant
+from avalanche_cetl.training.variants import Variant, VariantName
+
+#: Names of the presets.
+PresetName = Literal["paper", "best"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Preset:
     :ivar plugins: made anew for each strategy, unless it was given one of the same losses.
     """
 
-    variant: str = "gfi"
+    variant: VariantName = "gfi"
     dwa_lambda: float = 1e-3
     gfi: GFISettings = field(default_factory=GFISettings)
     warmup_epochs: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ from avalanche_cetl.training.variants import Variant, parse_variant
 LOSSES = ("L_rs", "L_c", "L_rt")
 #: Stages in the order of ``stage_epochs`` and ``lr_factors``.
 _NUMBERED = (Stage.SOURCE, Stage.COUPLED, Stage.CLASSIFY)
+#: When stages take turns: after a pass over all their data, or at every mini-batch.
+Alternate = Literal["epoch", "iteration"]
 #: ``stage_epochs`` by which stage 3 makes about as many steps as stage 2.
 BALANCED = "balanced"
 _ONE_EACH = (1, 1, 1)
@@ -65,7 +67,7 @@ class Recipe:
     loss_weights: dict[str, float]
     dwa_lambda: float
     gfi: GFISettings
-    alternate: str
+    alternate: Alternate
     stage_epochs: tuple[int, ...] | str
     lr_factors: tuple[float, ...]
     warmup_epochs: int
@@ -80,7 +82,7 @@ class Recipe:
         *,
         variant: str | Variant,
         loss_weights: Sequence[float] | Mapping[str, float],
-        alternate: str,
+        alternate: Alternate,
         augment: Callable[[Tensor], Tensor] | None,
         **given: Any,
     ) -> Recipe:
@@ -138,7 +140,7 @@ class Recipe:
 
     def _check_stages(self) -> None:
         alternate, epochs = self.alternate, self.stage_epochs
-        if alternate not in ("epoch", "iteration"):
+        if alternate not in get_args(Alternate):
             raise ValueError(
                 f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'."
             )

@@ -21,15 +21,18 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, names_of
 from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.training.engine.engine import Precision
 from avalanche_cetl.training.experience import Experience, listed_classes
 from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.options import Config, Options
+from avalanche_cetl.training.presets import PresetName
+from avalanche_cetl.training.recipe import Alternate
 from avalanche_cetl.training.records import Records
 from avalanche_cetl.training.resume import Resume
 from avalanche_cetl.training.rounds import Round
 from avalanche_cetl.training.stages import LabelledRows
 from avalanche_cetl.training.stages.optimizers import StageOptimizers, cover
-from avalanche_cetl.training.variants import Variant
+from avalanche_cetl.training.variants import Variant, VariantName
 
 
 class CETLStrategy(Options, SupervisedTemplate):
@@ -81,19 +84,19 @@ class CETLStrategy(Options, SupervisedTemplate):
         model: CoupledModel,
         optimizer: Optimizer,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
-        variant: str | Variant | None = None,
+        variant: VariantName | Variant | None = None,
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        preset: str | None = None,
+        preset: PresetName | None = None,
         dwa_lambda: float | None = None,
         gfi: GFISettings | None = None,
-        alternate: str = "epoch",
+        alternate: Alternate = "epoch",
         stage_epochs: Sequence[int] | str | None = None,
         lr_factors: Sequence[float] | None = None,
         warmup_epochs: int | None = None,
         input_noise: float | None = None,
         fixed_goal: bool | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
-        precision: str = "float32",
+        precision: Precision = "float32",
         channels_last: bool = False,
         accumulate: int = 1,
         compile: bool | str = False,

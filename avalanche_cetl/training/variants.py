@@ -12,6 +12,9 @@ from avalanche_cetl.training.stages.direct import DirectStage
 from avalanche_cetl.training.stages.merged import MergedStage
 from avalanche_cetl.training.stages.source import SourceStage
 
+#: Names of the variants in :data:`VARIANTS`.
+VariantName = Literal["f", "u", "e", "fi", "gfi", "joint", "two_step", "direct"]
+
 
 @dataclass(frozen=True)
 class Variant:

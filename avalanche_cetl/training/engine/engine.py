@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from avalanche_cetl.training.engine.parallel import DataParallel, batches_of, ex
 from avalanche_cetl.training.engine.parts import Part, parts
 from avalanche_cetl.training.engine.passes import Passes, casting
 
-PRECISIONS = ("float32", "bfloat16")
+#: Names of the types that forward passes compute in.
+Precision = Literal["float32", "bfloat16"]
 
 
 class Engine:
@@ -37,7 +38,7 @@ class Engine:
     """
 
     def __init__(
-        self, precision: str, channels_last: bool, accumulate: int, compile: bool | str
+        self, precision: Precision, channels_last: bool, accumulate: int, compile: bool | str
     ) -> None:
         _check(precision, channels_last, accumulate, compile)
         self.precision, self.channels_last, self.accumulate = precision, channels_last, accumulate
@@ -137,8 +138,8 @@ def _cycle(loader: Any, steps: int) -> Iterator[Batch]:
 
 
 def _check(precision: Any, channels_last: Any, accumulate: Any, compiled: Any) -> None:
-    if precision not in PRECISIONS:
-        allowed = ", ".join(map(repr, PRECISIONS))
+    if precision not in get_args(Precision):
+        allowed = ", ".join(map(repr, get_args(Precision)))
         raise ValueError(f"precision={precision!r} is not known. Allowed: {allowed}.")
     if not isinstance(channels_last, bool):
         raise ValueError(f"channels_last={channels_last!r} has to be True or False.")
