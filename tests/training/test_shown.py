@@ -76,7 +76,7 @@ OWN = Variant("own", (Twice(), ClassifyStage()))
     ],
 )
 def test_the_loader_s_length_is_the_number_of_iterations(digits, labels, settings):
-    data = transfer_benchmark(digits(60), digits(9), labels_per_class=labels)
+    data = transfer_benchmark(digits(30), digits(9), labels_per_class=labels)
     steps = Steps()
     strategy(plugins=[steps], train_epochs=2, train_mb_size=4, **settings).train(data.train_stream)
     assert len(steps.made) == 2 and steps.promised == steps.made and min(steps.made) > 0

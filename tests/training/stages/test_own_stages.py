@@ -175,7 +175,8 @@ def test_fitnets_keeps_no_pass_after_the_step(
 
     monkeypatch.setattr(Kept, "_keep", kept)
     hints = FitNetsHints("hidden.1", rows=rows)
-    run(transfer, Own(reads=stage_rows, callbacks=callbacks, times=times), hints, Watch())
+    stage = Own(reads=stage_rows, callbacks=callbacks, times=times)
+    run(transfer, stage, hints, Watch(), train_mb_size=30)  # few steps: collecting takes long
     assert count and set(count) == {0}
     assert bool(alive) is (stage_rows == rows and callbacks is not Callbacks.NONE)
 
