@@ -19,7 +19,7 @@ from avalanche_cetl.allocation.parameters import (
     unwrapped,
     widened,
 )
-from avalanche_cetl.allocation.readout import Readout, by_head
+from avalanche_cetl.allocation.readout import Readout, by_head, projected
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.modes import evaluation_mode
@@ -27,6 +27,7 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.generalized import dwa_penalty
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import negative_log_likelihood, sample_targets
+from avalanche_cetl.information.outputs import sample_output_vectors
 from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks
 
 
@@ -182,7 +183,10 @@ def measure_importance(
             settings,
             processes or Processes(None),
         )
-        tasks = [coupled_task(name, heads, goals[name], sample.tasks) for name in outputs]
+        tasks = [
+            coupled_task(name, heads, goals[name], sample.tasks, settings.fisher)
+            for name in outputs
+        ]
         measurement.choose_basis(tasks[0])
         relative = None
         if gated:
@@ -203,17 +207,31 @@ def measure_importance(
     )
 
 
-def coupled_task(output: str, heads: tuple[int, ...], goal: Tensor, task_labels: Tensor) -> Task:
-    """Return the negative log likelihood of one of the coupled model's outputs, at its targets."""
+def coupled_task(
+    output: str,
+    heads: tuple[int, ...],
+    goal: Tensor,
+    task_labels: Tensor,
+    fisher: str = "sampled",
+) -> Task:
+    """Return one of the coupled model's outputs as a task.
+
+    :param output: as :class:`TargetTasks` names it.
+    :param heads: the tasks whose logits it computes.
+    :param goal: targets of the negative log likelihood; for ``"logits"`` vectors of the outputs.
+    :param task_labels: of all images, ``(N,)``.
+    :param fisher: the kind of Fisher information.
+    """
+    loss = negative_log_likelihood("categorical" if output == "logits" else "gaussian")
+    if fisher == "logits":
+        loss = projected
     if output == "logits":
-        nll = negative_log_likelihood("categorical")
         if heads:
-            loss, goal = by_head(nll, heads, goal, task_labels)
-            return Task(lambda outputs, targets: loss(outputs.logits, targets), goal)
-        return Task(lambda outputs, targets: nll(outputs.logits, targets), goal)
-    nll = negative_log_likelihood("gaussian")
+            each, goal = by_head(loss, heads, goal, task_labels)
+            return Task(lambda outputs, targets: each(outputs.logits, targets), goal)
+        return Task(lambda outputs, targets: loss(outputs.logits, targets), goal)
     index = Outputs._fields.index(f"{output}_reconstruction")
-    return Task(lambda outputs, targets: nll(outputs[index], targets), goal)
+    return Task(lambda outputs, targets: loss(outputs[index], targets), goal)
 
 
 def _goals(
@@ -226,16 +244,19 @@ def _goals(
     """Return what each output's likelihood is taken at, by the kind of Fisher information."""
     images, labels = sample.images, sample.labels
     reconstructed, logits = model.decode_target(images)
-    if model.target.heads_by_task:
-        drawn = Readout("categorical").draw(model, images, sample.tasks, generator)
+    if model.target.heads_by_task or fisher == "logits":
+        drawn = Readout("categorical").draw(model, images, sample.tasks, generator, fisher)
     else:
         drawn = sample_targets(logits, "categorical", generator)
     source = model.reconstruct_source(features=features) if model.source is not None else images
     if fisher == "empirical":
         known = torch.where(labels >= 0, labels, drawn)
         return {"source": images, "target": source, "logits": known}
-    # Both reconstructions are of the same image: one noise for both. Independent draws would
-    # make the two Fisher values of a weight differ by chance alone, and RF would shrink to
-    # nothing however much the tasks share.
+    # Both reconstructions are of the same image: one noise, or one vector, for both. Independent
+    # draws would make the two Fisher values of a weight differ by chance alone, and RF would shrink
+    # to nothing however much the tasks share.
+    if fisher == "logits":
+        vectors = sample_output_vectors(images, "gaussian", generator)
+        return {"source": vectors, "target": vectors, "logits": drawn}
     noise = sample_targets(torch.zeros_like(images), "gaussian", generator)
     return {"source": source + noise, "target": reconstructed + noise, "logits": drawn}

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.picks import Output, check_output, pick
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import (
-    check_outputs,
     check_targets,
     negative_log_likelihood,
     sample_targets,
 )
+from avalanche_cetl.information.outputs import (
+    check_outputs,
+    projected_outputs,
+    sample_output_vectors,
+)
 
+#: Avalanche's classifiers that write a constant for units whose class they have not seen.
+_MASKS = (IncrementalClassifier, MultiHeadClassifier)
 #: Images that a network reads at once when targets are drawn.
 DRAWN_AT_ONCE = 256
 
@@ -52,18 +61,37 @@ class Readout:
         return self.pick(_through(model, images, task))
 
     def draw(
-        self, model: nn.Module, images: Tensor, tasks: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        images: Tensor,
+        tasks: Tensor,
+        generator: torch.Generator,
+        fisher: str = "sampled",
     ) -> Tensor:
-        """Draw a target for each image from the network's own output, in eval mode."""
+        """Draw what the network's own output is measured with for each image, in eval mode.
+
+        :param model: the network.
+        :param images: ``(N, ...)``.
+        :param tasks: whose head each image takes, ``(N,)``.
+        :param generator: of the draws.
+        :param fisher: ``"logits"``: a vector, see :func:`sample_output_vectors`; it is 0 where the
+            image's own head has no output. Else a target, see :func:`sample_targets`.
+        """
         drawn: Tensor | None = None
         with torch.no_grad(), evaluation_mode(model):
             for task, rows in _by_task(model, tasks):
                 # A few at a time: they may be many more than a mini-batch has.
                 pieces = images[rows].split(DRAWN_AT_ONCE)
                 outputs = torch.cat([self.outputs(model, piece, task) for piece in pieces])
-                part = sample_targets(outputs, self.likelihood, generator)
+                if fisher == "logits":
+                    own = _of_head(model, outputs)
+                    part = sample_output_vectors(own, self.likelihood, generator)
+                else:
+                    part = sample_targets(outputs, self.likelihood, generator)
                 if drawn is None:
                     drawn = part.new_zeros(len(images), *part.shape[1:])
+                elif part.dim() == drawn.dim() == 2:  # heads may have several sizes
+                    part, drawn = _as_wide(part, drawn), _as_wide(drawn, part)
                 drawn[rows] = part
         assert drawn is not None
         return drawn
@@ -94,16 +122,25 @@ class Readout:
         """Return labels with 0, a class of every classifier, in the place of unknown ones."""
         return labels if self.likelihood == "gaussian" else torch.where(labels < 0, 0, labels)
 
-    def check(self, model: nn.Module, images: Tensor, labels: Tensor, tasks: Tensor) -> None:
+    def check(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        tasks: Tensor,
+        fisher: str = "sampled",
+    ) -> None:
         """Raise ValueError unless some images and their labels have a likelihood, and say why.
 
         :param model: the network.
         :param images: one or two of the experience, ``(N, ...)``.
         :param labels: of these images, ``(N, ...)``; negative class indices are unknown.
         :param tasks: task label of each image, ``(N,)``.
+        :param fisher: ``"logits"`` reads no labels, and none are checked.
         """
         known = self._filled(labels)
-        check_targets(known, self.likelihood)
+        if fisher != "logits":
+            check_targets(known, self.likelihood)
         with torch.no_grad(), evaluation_mode(model):
             for task, rows in _by_task(model, tasks):
                 try:
@@ -117,7 +154,10 @@ class Readout:
                     ) from problem
                 outputs = check_outputs(found, self.likelihood)
                 try:
-                    values = self.nll(outputs, known[rows])
+                    if fisher == "logits":
+                        values = projected_outputs(outputs, torch.ones_like(outputs))
+                    else:
+                        values = self.nll(outputs, known[rows])
                 except (RuntimeError, IndexError) as problem:
                     raise ValueError(
                         f"likelihood={self.likelihood!r} cannot compare outputs of shape "
@@ -167,13 +207,19 @@ class View:
         """Return values under the parameters' own names."""
         return {name.removeprefix(self._prefix): value for name, value in values.items()}
 
-    def task(self, labels: Tensor, tasks: Tensor) -> tuple[Callable[[Any, Any], Tensor], Any]:
+    def task(
+        self, labels: Tensor, tasks: Tensor, fisher: str = "sampled"
+    ) -> tuple[Callable[[Any, Any], Tensor], Any]:
         """Return a loss per image, and its targets: each image through the head of its task.
 
-        :param labels: of all images, ``(N, ...)``.
+        :param labels: of all images, ``(N, ...)``; for ``"logits"`` vectors, of which units that
+            a head has grown by since they were drawn have no part.
         :param tasks: of all images, ``(N,)``; not read without heads by task.
+        :param fisher: ``"logits"`` projects the outputs; else it is the negative log likelihood.
         """
         pick, nll = self.readout.pick, self.readout.nll
+        if fisher == "logits":
+            nll = projected
 
         def of_output(output: Any, labels: Any) -> Tensor:
             return nll(pick(output), labels)
@@ -181,6 +227,33 @@ class View:
         if not self.heads:
             return of_output, labels
         return by_head(of_output, self.heads, labels, tasks)
+
+
+def projected(outputs: Tensor, vectors: Tensor) -> Tensor:
+    """Return ``u^T z`` of every image, ``(N,)``, for vectors of a narrower or a wider head."""
+    if outputs.dim() == 2 == vectors.dim():
+        vectors = F.pad(vectors, (0, outputs.shape[1] - vectors.shape[1]))
+    return projected_outputs(outputs, vectors)
+
+
+def _of_head(model: nn.Module, outputs: Tensor) -> Tensor:
+    """Return outputs with minus infinity for those that are none of the head's.
+
+    Avalanche's classifiers write a constant in the place of units whose class they have not seen,
+    and its networks with heads by task fill every head up with zeros to the widest one.
+    """
+    masks = [m for m in model.modules() if isinstance(m, _MASKS) and m.masking]
+    fill = [m.mask_value for m in masks]
+    fill += [0] if is_multi_task_module(model) else []
+    if not fill or outputs.dim() != 2:
+        return outputs
+    none = torch.stack([outputs.eq(value).all(0) for value in set(fill)]).any(0)
+    return outputs if bool(none.all()) else outputs.masked_fill(none, -math.inf)
+
+
+def _as_wide(vectors: Tensor, others: Tensor) -> Tensor:
+    """Return vectors ``(N, K)`` filled up with zeros to the width of others."""
+    return F.pad(vectors, (0, max(0, others.shape[-1] - vectors.shape[-1])))
 
 
 def by_head(

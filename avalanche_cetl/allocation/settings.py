@@ -8,6 +8,7 @@ from typing import Any
 from avalanche_cetl.information import Quantile
 from avalanche_cetl.information.estimators import check_estimator
 from avalanche_cetl.information.generalized import check_threshold, check_unit_interval
+from avalanche_cetl.information.likelihood import LOSS_NAMES
 
 #: By basis, threshold and probability of its gate where nothing is said.
 BASES: dict[str, tuple[float, float]] = {"diagonal": (0.5, 0.9), "kronecker": (0.0, 1.0)}
@@ -25,14 +26,16 @@ class GFISettings:
     :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis, 1 in the
         Kronecker basis. With u = 0 and p = 1 there is no gate.
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
-    :param fisher: ``"sampled"`` (true Fisher, needs no labels) or ``"empirical"``.
+    :param fisher: ``"sampled"`` (true Fisher, needs no labels), ``"empirical"``, or ``"logits"``
+        (importance of the outputs, see :mod:`avalanche_cetl.information.outputs`: of T2's logits,
+        and of the pixels of a reconstruction).
     :param samples: number of target images an importance pass reads, >= 2.
     :param basis: in which importances are measured: ``"diagonal"``, the network's own weights, or
         ``"kronecker"``, the eigenbasis of each layer's Kronecker factors
         (:func:`~avalanche_cetl.information.kronecker_basis`).
     :param rank: directions kept on either side of a layer, >= 1; for ``"kronecker"`` alone.
     :param normalize: rescale GFI to mean 1 over its non-zero entries before lambda; False is
-        the paper's raw form.
+        the paper's raw form, and for ``"logits"`` keeps the unit that the outputs give it.
     :param normalize_samples: take every sample's gradient norm out of RF.
     :param refresh_every: rounds between two measurements, >= 1.
     :param seed: of the drawn images, the drawn targets and the gate.
@@ -61,10 +64,9 @@ class GFISettings:
         check_threshold(self.threshold)
         check_unit_interval("probability", self.probability)
         check_estimator(self.estimator)
-        if self.fisher not in ("sampled", "empirical"):
-            raise ValueError(
-                f"fisher={self.fisher!r} is not known. Allowed: 'sampled', 'empirical'."
-            )
+        if self.fisher not in LOSS_NAMES:
+            allowed = ", ".join(map(repr, LOSS_NAMES))
+            raise ValueError(f"fisher={self.fisher!r} is not known. Allowed: {allowed}.")
         for name in ("samples", "rank", "refresh_every", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):

@@ -98,7 +98,11 @@ class GFIPlugin(SupervisedPlugin):
         Kronecker basis. With u = 0 and p = 1 there is no gate.
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
     :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
-        ``"empirical"``, the data's, as EWC does.
+        ``"empirical"``, the data's, as EWC does. ``"logits"`` reads no labels: it is the importance
+        of the outputs (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn
+        anew for either task of a gate; each image counts the outputs of its own head. With
+        ``normalize=False`` the penalty is ``dwa_lambda / 2`` times the mean squared change of the
+        outputs on old images, to first order and summed over old experiences.
     :param likelihood: what the network's output is: ``"categorical"``: class logits ``(N, K)``;
         ``"bernoulli"``: one logit or several, each of yes or no, as binary cross entropy reads
         them; ``"gaussian"``: real values, as a squared error reads them.
@@ -254,7 +258,9 @@ class GFIPlugin(SupervisedPlugin):
         images, labels, tasks, _ = self._sample(strategy)
         with unwrapped(strategy.model) as model:
             drawn = {
-                old: self.readout.draw(model, images, in_turn(old, tasks), self._generator)
+                old: self.readout.draw(
+                    model, images, in_turn(old, tasks), self._generator, self.fisher
+                )
                 for old in heads
             }
         self._drawn = Sample(images, labels, tasks), drawn
@@ -298,13 +304,14 @@ class GFIPlugin(SupervisedPlugin):
         with unwrapped(strategy.model) as model:
             params = trainable(model)
             images, labels, tasks, _ = self._sample(strategy)
-            if self.settings.fisher == "sampled":
-                targets = self.readout.draw(model, images, tasks, self._generator)
+            rest = (tasks, self._generator)
+            if self.fisher == "empirical":
+                targets = self.readout.known(model, images, labels, *rest)
             else:
-                targets = self.readout.known(model, images, labels, tasks, self._generator)
+                targets = self.readout.draw(model, images, *rest, self.fisher)
             view = self.readout.view(model, tasks)
             measurement = self._measurement(view, images, params)
-            task = Task(*view.task(targets, tasks))
+            task = Task(*view.task(targets, tasks, self.fisher))
             measurement.choose_basis(task)
             fisher = view.restore(measurement.fisher(task))
             heads = tuple(tasks.unique().tolist()) if is_multi_task_module(model) else ()
@@ -328,12 +335,17 @@ class GFIPlugin(SupervisedPlugin):
         """Relative Fisher information of every old task with the new one."""
         assert self._drawn is not None
         (images, labels, tasks, _), drawn = self._drawn
-        labels = self.readout.known(model, images, labels, tasks, self._generator)
+        rest = (tasks, self._generator)
+        if self.fisher == "logits":
+            new = self.readout.draw(model, images, *rest, self.fisher)
+        else:
+            new = self.readout.known(model, images, labels, *rest)
         result: dict[tuple[int, ...], Weights] = {}
         for old, targets in drawn.items():
             old_tasks = in_turn(old, tasks)
             view = self.readout.view(model, old_tasks, tasks)
-            both = Task(*view.task(targets, old_tasks)), Task(*view.task(labels, tasks))
+            pair = (targets, old_tasks), (new, tasks)
+            both = [Task(*view.task(*one, self.fisher)) for one in pair]
             _, found = self._measurement(view, images, params, self.memory.basis).relative(*both)
             result[old] = view.restore(found)
         return result
@@ -364,7 +376,7 @@ class GFIPlugin(SupervisedPlugin):
             )
         last = len(strategy.experience.dataset) - 1
         images, labels, tasks, _ = self._sample(strategy, [0, min(1, last)])
-        self.readout.check(model, images, labels, tasks)
+        self.readout.check(model, images, labels, tasks, self.fisher)
 
     def _diverged(self, what: str, strategy: Any) -> NonFiniteLossError:
         clock = strategy.clock

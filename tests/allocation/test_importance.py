@@ -8,6 +8,7 @@ from counting import Counting, images
 from coupled_runs import SHAPE, coupled
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from avalanche_cetl import (
     CETLStrategy,
@@ -22,6 +23,7 @@ from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.checkpoints.plain import equal, is_plain
 from avalanche_cetl.information import fisher_and_relative, kronecker_basis
 from avalanche_cetl.information.generalized import dwa_penalty, mean_importance
+from avalanche_cetl.information.outputs import sample_output_vectors
 from avalanche_cetl.models.coupled import TargetTasks
 
 KRONECKER = GFISettings(basis="kronecker", rank=3, fisher="empirical", normalize=False)
@@ -155,6 +157,34 @@ def test_the_gate_in_a_basis_keeps_the_shared_directions_of_the_task_to_keep(nam
     assert min(shares) < max(shares)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_importance_of_the_outputs_is_that_of_the_pixels_by_one_vector_an_image(name):
+    model = coupled().double()
+    settings = GFISettings(fisher="logits", normalize=False)
+    found = measured(model, name, settings)
+    generator = torch.Generator().manual_seed(0)
+    sample_output_vectors(model.eval()(sample().images), "categorical", generator)
+    vectors = sample_output_vectors(sample().images, "gaussian", generator)
+    torch.testing.assert_close(vectors.flatten(1).square().sum(1), torch.ones(5).double())
+    params = part_of(model, name)
+    wanted = {n: torch.zeros_like(p) for n, p in params.items()}
+    for x, u in zip(sample().images.split(1), vectors, strict=True):
+        value = (reconstruction(model, name, x)[0] * u).sum()
+        own = torch.autograd.grad(value, params.values(), allow_unused=True)
+        for n, g in zip(params, own, strict=True):
+            wanted[n] += 0 if g is None else g.square() / 5
+    for n, value in wanted.items():
+        torch.testing.assert_close(found.values[n], value, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_the_outputs_of_both_tasks_gate_one_another(basis):
+    model = coupled().double()
+    settings = GFISettings(fisher="logits", basis=basis, threshold=0.5, probability=1.0)
+    shares = {name: measured(model, name, settings, "gfi").shared for name in PAIRS}
+    assert all(0 < sum(one.values()) < len(one) for one in shares.values())
+
+
 def test_without_a_gate_no_relative_information_is_measured_in_the_kronecker_basis(monkeypatch):
     model = coupled().double()
     settings = replace(KRONECKER, normalize=True)
@@ -266,7 +296,7 @@ def test_a_target_of_which_a_part_is_wrapped_has_the_same_importance_and_penalty
 def test_a_parameter_that_lost_its_name_is_not_let_go_without_a_word():
     model = coupled().double()
     found = measured(model, "GFI3")
-    torch.nn.utils.prune.random_unstructured(model.target.module.hidden[1], "weight", 0.5)
+    prune.random_unstructured(model.target.module.hidden[1], "weight", 0.5)
     with pytest.raises(ValueError, match=r"CETLStrategy holds 'target\.module\.hidden\.1\.weight'"):
         found.penalty(model, 1.0)
 

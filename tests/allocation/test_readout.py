@@ -84,3 +84,42 @@ def test_targets_are_drawn_for_few_images_at_once():
     generator = torch.Generator().manual_seed(3)
     drawn = Readout().draw(Watching(), torch.rand(600, 1, 8, 8), tasks, generator)
     assert max(largest) == 256 and drawn.shape == (600,)
+
+
+@pytest.mark.parametrize("masking", [False, True])
+def test_vectors_are_those_of_each_images_own_head(masking):
+    """Heads of two and of five units; of the five the last two are seen."""
+    model = Heads()
+    model.classifier = MultiHeadClassifier(5, 2, masking=masking)
+    for task, classes in ((0, [0, 1]), (1, [3, 4])):
+        model.classifier.adaptation(
+            SimpleNamespace(classes_in_this_experience=classes, task_labels=[task])
+        )
+    tasks = torch.tensor([0, 1, 1, 0, 1])
+    x, generator = torch.randn(5, 6), torch.Generator().manual_seed(0)
+    drawn = Readout().draw(model, x, tasks, generator, "logits")
+    own = torch.full((5, 5), masking)
+    own[:, 3:] = False
+    own[tasks == 0] = torch.tensor([False, False, True, True, True])
+    assert torch.equal(drawn == 0, own)
+    count = (drawn != 0).sum(1)
+    torch.testing.assert_close(drawn.sum(1), torch.zeros(5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(drawn.square().sum(1), (count - 1) / count)
+    loss, targets = Readout().view(model, tasks).task(drawn, tasks, "logits")
+    found = loss(tuple(model(x, torch.full((5,), task)) for task in (0, 1)), targets)
+    torch.testing.assert_close(found, (model(x, tasks) * drawn).sum(1))
+
+
+def test_vectors_of_heads_that_are_not_filled_up_have_the_width_of_the_widest():
+    class Ragged(Heads):
+        def forward(self, x, task_labels):
+            return x[:, : 2 + int(task_labels[0])]
+
+    tasks = torch.tensor([2, 0, 1, 0])
+    x, generator = torch.randn(4, 6), torch.Generator().manual_seed(0)
+    model = Ragged()
+    drawn = Readout("gaussian").draw(model, x, tasks, generator, "logits")
+    assert (drawn != 0).sum(1).tolist() == [4, 2, 3, 2]
+    loss, targets = Readout("gaussian").view(model, tasks).task(drawn, tasks, "logits")
+    found = loss(tuple(x[:, :k] for k in (2, 3, 4)), targets)
+    torch.testing.assert_close(found, (x[:, :4] * drawn).sum(1))

@@ -3,8 +3,11 @@
 import pytest
 
 
-@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
-def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes, basis):
+@pytest.mark.parametrize(
+    ("basis", "fisher"),
+    [("diagonal", "sampled"), ("kronecker", "sampled"), ("kronecker", "logits")],
+)
+def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes, basis, fisher):
     both = two_processes(
         """
         from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
@@ -26,7 +29,9 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes, b
         def run(shared):
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-            plugin = GFIPlugin(1.0, basis=BASIS, threshold=0.5, probability=0.9)
+            plugin = GFIPlugin(
+                1.0, basis=BASIS, fisher=FISHER, threshold=0.5, probability=0.9
+            )
             bare = model
             if shared:
                 model = DistributedDataParallel(model)
@@ -61,6 +66,6 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes, b
             for name in expected:
                 torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
         assert any(float((v == 0).sum()) for v in held[0].values())
-        """.replace("BASIS", repr(basis)),
+        """.replace("BASIS", repr(basis)).replace("FISHER", repr(fisher)),
     )
     both.succeed()

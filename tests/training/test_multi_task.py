@@ -129,6 +129,23 @@ def test_importances_read_each_row_through_its_own_head(digits):
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
 
 
+def test_vectors_are_of_each_row_s_own_head(digits):
+    x, y = digits(6)
+    tasks = torch.tensor([0, 1, 1, 0, 1, 0])
+    model = coupled(Heads())
+    strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
+    settings = GFISettings(fisher="logits", threshold=0.5, probability=1.0)
+    found = [
+        measure_importance(
+            model, PAIRS["GFI3"], Sample(x, labels, tasks), settings, "gfi",
+            torch.Generator().manual_seed(0),
+        )
+        for labels in (y, -torch.ones_like(y))
+    ]  # fmt: skip
+    assert found[0].shared == found[1].shared and any(found[0].shared.values())
+    assert all(v == 0 for n, v in found[0].shared.items() if "classifiers" in n)
+
+
 def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own_head(digits):
     x, y = digits(6)
     tasks = torch.tensor([0, 1, 1, 0, 1, 0])

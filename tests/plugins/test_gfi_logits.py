@@ -1,0 +1,272 @@
+"""GFIPlugin with ``fisher="logits"``: the importance of the outputs."""
+
+import math
+
+import pytest
+import torch
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from kronecker_runs import MODES, Keep, network, rows_of, train
+from naive_bases import matrices, sides
+from torch import nn
+from vector_streams import stream
+
+from avalanche_cetl import GFI, GFIPlugin, GFISettings
+from avalanche_cetl.allocation.measure import Measurement
+from avalanche_cetl.allocation.readout import Readout
+
+NATURAL = {"fisher": "logits", "normalize": False}
+
+
+class Watched(Readout):
+    """Keeps the vectors that were drawn last."""
+
+    def draw(self, *arguments):
+        self.drawn = super().draw(*arguments)
+        return self.drawn
+
+
+def watched(**arguments):
+    plugin = GFIPlugin(0.1, **{**NATURAL, "threshold": 0, "probability": 1, **arguments})
+    plugin.readout = Watched(plugin.likelihood, plugin.output)
+    return plugin
+
+
+def gradients(model, values):
+    """By parameter, one row a value."""
+    params = dict(model.named_parameters())
+    rows = [
+        torch.autograd.grad(value, params.values(), retain_graph=True, allow_unused=True)
+        for value in values
+    ]
+    return {
+        name: torch.stack([torch.zeros_like(p) if g is None else g for g in of])
+        for (name, p), of in zip(params.items(), zip(*rows, strict=True), strict=True)
+    }
+
+
+def assert_close(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-8)
+
+
+def test_importances_are_mean_squares_of_the_gradients_of_projected_logits():
+    plugin, experiences, model = watched(), stream(), network()
+    keep = Keep(plugin)
+    train(model, [plugin, keep], experiences)
+    x, _ = rows_of(experiences[2])
+    u = plugin.readout.drawn
+    torch.testing.assert_close(u.sum(1), torch.zeros(20), rtol=0, atol=1e-6)
+    torch.testing.assert_close(u.square().sum(1), torch.full((20,), 5 / 6))  # r / K
+    found = gradients(model, (model.eval()(x) * u).sum(1))
+    assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
+    # In natural units: what is held is what was measured.
+    assert_close(keep.gated[2][1], plugin.importances[1])
+
+
+def test_importances_in_a_basis_are_those_of_the_rotated_gradients():
+    plugin, experiences, model = watched(basis="kronecker"), stream(1), network()
+    train(model, [plugin], experiences)
+    x, _ = rows_of(experiences[0])
+    found = gradients(model, (model.eval()(x) * plugin.readout.drawn).sum(1))
+    for name, layer in plugin.bases[0].items():
+        ((left, right),) = sides(layer)
+        squares = []
+        for n in range(len(x)):
+            (matrix,) = matrices(layer, {one: found[one][n] for one in layer.parameters})
+            squares.append((left.T @ matrix.to(left) @ right).square())
+        wanted = torch.stack(squares).mean(0).float()
+        torch.testing.assert_close(plugin.importances[0][name], wanted, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("fisher", ["logits", "empirical"])
+def test_labels_are_not_read(fisher):
+    found = []
+    for turned in (False, True):
+        plugin = GFIPlugin(0.0, fisher=fisher, threshold=0.5)
+        experiences = stream(2, disjoint=False)
+
+        def turn(out, y, turned=turned):
+            return nn.functional.cross_entropy(out, 1 - y if turned else y) * 0
+
+        known = plugin.readout.known
+        plugin.readout.known = lambda m, x, y, *rest, known=known, turned=turned: known(
+            m, x, 1 - y if turned else y, *rest
+        )
+        run = train(network(2), [plugin], experiences[:0])
+        run._criterion = turn
+        for experience in experiences:
+            run.train(experience)
+        found.append(plugin)
+    same = [
+        torch.equal(value, found[1].importances[1][name])
+        for name, value in found[0].importances[1].items()
+    ]
+    assert all(same) if fisher == "logits" else not any(same)
+    if fisher == "logits":
+        assert found[0].shared == found[1].shared
+
+
+def test_labels_that_the_likelihood_does_not_know_are_no_obstacle():
+    experiences = stream(2)  # classes 0 to 3, of four outputs that are real values
+    plugin = watched(likelihood="gaussian")
+    train(network(4), [plugin], experiences)
+    assert all(v.any() for v in plugin.importances[1].values())
+    with pytest.raises(ValueError, match="one target for each output"):
+        train(network(4), [GFIPlugin(0.1, likelihood="gaussian")], experiences)
+
+
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+@pytest.mark.parametrize("mode", MODES)
+def test_either_task_of_a_gate_has_vectors_of_its_own(basis, mode, monkeypatch):
+    asked = []
+    relative = Measurement.relative
+
+    def watch(self, *tasks):
+        asked.append([task.targets for task in tasks])
+        return relative(self, *tasks)
+
+    monkeypatch.setattr(Measurement, "relative", watch)
+    plugin = GFIPlugin(
+        0.1, basis=basis, threshold=0.5, probability=0.9, fisher="logits", **MODES[mode]
+    )
+    keep = Keep(plugin)
+    train(network(), [plugin, keep], stream())
+    assert len(asked) >= 2 and all(0 <= share <= 1 for share in plugin.shared[1].values())
+    for old, new in asked:
+        assert old.shape == new.shape == (20, 6) and not torch.equal(old, new)
+        for vectors in (old, new):
+            torch.testing.assert_close(vectors.sum(1), torch.zeros(20), rtol=0, atol=1e-6)
+    gated = torch.cat([value.flatten() for value in keep.gated[2][1].values()])
+    assert 0 < float((gated == 0).float().mean()) < 1
+
+
+class Grows(nn.Module):
+    def __init__(self, masking):
+        super().__init__()
+        self.trunk, self.head = nn.Linear(6, 5), IncrementalClassifier(5, 2, masking=masking)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.trunk(x)))
+
+
+@pytest.mark.parametrize("masking", [False, True])
+def test_an_old_task_has_no_part_in_units_that_the_head_has_grown_by(masking, monkeypatch):
+    torch.manual_seed(0)
+    plugin, experiences, model = watched(threshold=0.5), stream(), Grows(masking)
+    measured = []
+    relative = Measurement.relative
+
+    def watch(self, old, new):
+        found = old.loss(self.network(*self._inputs), old.targets)
+        measured.append((old.targets.shape[1], new.targets.shape[1], found.shape))
+        return relative(self, old, new)
+
+    monkeypatch.setattr(Measurement, "relative", watch)
+    train(model, [plugin], experiences)
+    assert measured == [(2, 4, (20,)), (4, 6, (20,))]
+    x, _ = rows_of(experiences[2])
+    u = plugin.readout.drawn
+    torch.testing.assert_close(u.square().sum(1), torch.full((20,), 5 / 6))
+    found = gradients(model, (model.eval()(x) * u).sum(1))
+    assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
+    assert plugin.importances[0]["head.classifier.weight"].shape == (2, 5)
+
+
+def test_units_that_are_masked_are_no_outputs():
+    torch.manual_seed(0)
+    plugin, experiences, model = watched(), stream(2), Grows(masking=True)
+    model.head = IncrementalClassifier(5, 10)  # ten units, of which four will be seen
+    train(model, [plugin], experiences)
+    x, _ = rows_of(experiences[1])
+    u = plugin.readout.drawn
+    assert (model.eval()(x)[:, 4:] == -1000).all() and not u[:, 4:].any()
+    torch.testing.assert_close(u.square().sum(1), torch.full((20,), 3 / 4))
+    found = gradients(model, (model(x) * u).sum(1))
+    assert_close(plugin.importances[1], {n: g.square().mean(0) for n, g in found.items()})
+
+
+class Heads(MultiTaskModule):
+    """Two units for the first task; the later ones have more, as their classes are numbered."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(6, 5)
+        self.classifier = MultiHeadClassifier(5, 2, masking=False)
+
+    def forward(self, x, task_labels):
+        return self.classifier(torch.tanh(self.trunk(x)), task_labels)
+
+
+@pytest.mark.parametrize("gate", [{}, {"threshold": 0.5, "probability": 0.9}])
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_every_image_counts_the_outputs_of_its_own_head(basis, gate):
+    torch.manual_seed(0)
+    plugin, experiences, model = watched(basis=basis, **gate), stream(by_task=True), Heads()
+    train(model, [plugin], experiences)
+    vectors = plugin.readout.drawn
+    assert vectors.shape[1] == 6 and vectors.all()  # the head of task 2
+    if basis == "diagonal":
+        x, _ = rows_of(experiences[2])
+        out = model.eval()(x, torch.full((20,), 2))
+        found = gradients(model, (out * vectors).sum(1))
+        assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
+    first = stream(by_task=True)[0]
+    x, _ = rows_of(first)
+    tasks = torch.zeros(20, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    own = Readout().draw(model, x, tasks, generator, "logits")
+    # Avalanche fills the first head up to six: two outputs, one direction, of length 1 / 2.
+    torch.testing.assert_close(own[:, :2].abs(), torch.full((20, 2), 0.5))
+    assert not own[:, 2:].any()
+
+
+def test_the_outputs_are_picked_and_yes_or_no_is_not_centred():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network(1)
+
+        def forward(self, x):
+            return x, self.inner(x)
+
+    model, experiences = Pair(), stream(1)
+    plugin = watched(likelihood="bernoulli", output=1)
+
+    run = train(model, [plugin], experiences[:0])
+    run._criterion = lambda out, y: nn.functional.binary_cross_entropy_with_logits(
+        out[1].flatten(), y.float()
+    )
+    run.train(experiences[0])
+    x, _ = rows_of(experiences[0])
+    found = gradients(model, model.eval()(x)[1].flatten())
+    assert_close(plugin.importances[0], {n: g.square().mean(0) for n, g in found.items()})
+
+
+def test_old_tasks_are_forgotten_less_than_without_a_penalty():
+    def accuracy(strength):
+        model = network(2)
+        plugin = GFIPlugin(strength, basis="kronecker", penalty="loss", **NATURAL)
+        train(model, [plugin], stream(rows=60, disjoint=False), epochs=8, lr=0.05)
+        x, y = rows_of(stream(rows=60, disjoint=False)[0])
+        return float((model.eval()(x).argmax(1) == y).double().mean())
+
+    assert accuracy(10.0) > accuracy(0.0) + 0.1
+
+
+def test_the_strategy_takes_it_too():
+    model = network()
+    run = GFI(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), dwa_lambda=0.1,
+        basis="kronecker", train_mb_size=5, evaluator=None, **NATURAL,
+    )  # fmt: skip
+    for experience in stream(2):
+        run.train(experience)
+    (plugin,) = (one for one in run.plugins if isinstance(one, GFIPlugin))
+    assert plugin.settings == GFISettings(basis="kronecker", **NATURAL)
+    assert all(math.isfinite(float(p.detach().sum())) for p in model.parameters())
+
+
+def test_another_kind_is_refused_with_those_that_are_allowed():
+    with pytest.raises(ValueError, match="'sampled', 'empirical', 'logits'"):
+        GFIPlugin(1.0, fisher="outputs")
