@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +28,8 @@ from avalanche_cetl.information.outputs import (
     sample_output_vectors,
 )
 
+#: Avalanche's classifiers that write a constant for units whose class they have not seen.
+_MASKS = (IncrementalClassifier, MultiHeadClassifier)
 #: Images that a network reads at once when targets are drawn.
 DRAWN_AT_ONCE = 256
 
@@ -240,7 +243,8 @@ def _of_head(model: nn.Module, outputs: Tensor) -> Tensor:
     Avalanche's classifiers write a constant in the place of units whose class they have not seen,
     and its networks with heads by task fill every head up with zeros to the widest one.
     """
-    fill: list[Any] = [m.mask_value for m in model.modules() if getattr(m, "masking", False)]
+    masks = [m for m in model.modules() if isinstance(m, _MASKS) and m.masking]
+    fill = [m.mask_value for m in masks]
     fill += [0] if is_multi_task_module(model) else []
     if not fill or outputs.dim() != 2:
         return outputs

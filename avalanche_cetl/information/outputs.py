@@ -31,7 +31,9 @@ An output of minus infinity, as masks write it for classes that a sample cannot 
 does not count in K.
 
 Sources: Aljundi et al. 2018 (Memory Aware Synapses) hold what moves the outputs, weight by weight,
-by the gradient of their norm; George et al. 2018 and Ritter, Botev and Barber 2018 have the basis.
+by the gradient of their squared norm; Ritter, Botev and Barber 2018 hold weights by Kronecker
+factors, of whose eigenbasis George et al. 2018 take the diagonal; van de Ven 2025 compares ways to
+compute the Fisher information.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ class GFIPlugin(SupervisedPlugin):
         ``"empirical"``, the data's, as EWC does. ``"logits"`` reads no labels: it is the importance
         of the outputs (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn
         anew for either task of a gate; each image counts the outputs of its own head. With
-        ``normalize=False`` the penalty is ``dwa_lambda / 2`` times the mean squared change of the
-        outputs on old images, to first order and summed over old experiences.
+        ``normalize=False`` the penalty on one weight or direction is ``dwa_lambda / 2`` times the
+        mean squared change of the outputs that it makes on old images, to first order.
     :param likelihood: what the network's output is: ``"categorical"``: class logits ``(N, K)``;
         ``"bernoulli"``: one logit or several, each of yes or no, as binary cross entropy reads
         them; ``"gaussian"``: real values, as a squared error reads them.
