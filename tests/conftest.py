@@ -19,6 +19,56 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # in those that tests start
 torch.set_num_threads(1)  # the networks here are small
 
 
+#: Folders and files whose tests start processes, run scripts, or train for seconds. The others are
+#: the quick loop: ``pytest -m "not slow"``.
+SLOW = (
+    "benchmarks",
+    "checkpoints/test_checkpoint.py",
+    "checkpoints/test_plugin.py",
+    "checkpoints/test_stock.py",
+    "common/test_processes.py",
+    "demo",
+    "encoders/test_timm.py",
+    "evaluation/test_metrics.py",
+    "features/test_attach.py",
+    "plugins/test_gfi_processes.py",
+    "robustness",
+    "scenarios/test_avalanche.py",
+    "scenarios/test_paper.py",
+    "scenarios/test_real_data.py",
+    "test_avalanche_examples.py",
+    "test_conformance.py",
+    "test_docs.py",
+    "test_every_plugin.py",
+    "test_extending.py",
+    "test_gallery.py",
+    "test_main.py",
+    "test_package.py",
+    "training/engine",
+    "training/stages/test_own_stages.py",
+    "training/test_choice.py",
+    "training/test_multi_task.py",
+    "training/test_options.py",
+    "training/test_shown.py",
+    "training/test_source_free.py",
+    "training/test_strategy.py",
+    "training/test_variants.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One file runs in this process: others would take longer to start than it takes."""
+    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    return 0 if len(paths) == 1 and paths[0].is_file() else None
+
+
 def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):
     """Images of bars whose position tells the class, with noise: easy and quick to learn."""
     generator = torch.Generator().manual_seed(seed)
