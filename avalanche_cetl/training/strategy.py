@@ -141,8 +141,7 @@ class CETLStrategy(Options, SupervisedTemplate):
     def settings(self) -> dict[str, Any]:
         """Return what has to be as it was for a checkpoint to go on, by name."""
         own = {"train_mb_size": self.train_mb_size, "accumulate": self.engine.accumulate}
-        learnt = self.recipe.describe() | {"gfi": self.gfi}
-        return learnt | own | {"precision": self.engine.precision}
+        return self.recipe.describe() | own | {"precision": self.engine.precision}
 
     def parts(self) -> dict[str, Any]:
         """Return the parts that training changes, with ``state_dict`` and ``load_state_dict``."""
