@@ -13,14 +13,14 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.settings import Basis, GFISettings
+from avalanche_cetl.allocation.settings import Basis, GFISettings, Mode, Penalty
 from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.picks import Output
 from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood
-from avalanche_cetl.plugins.gfi import GFIPlugin, Mode, Penalty
+from avalanche_cetl.plugins.gfi import GFIPlugin
 
 #: Settings of CETL's rounds, which a plugin that measures once an experience has not.
 _OF_ROUNDS = ("normalize_samples", "refresh_every")
@@ -95,9 +95,9 @@ class GFI(SupervisedTemplate):
         }
         own = {name: value for name, value in given.items() if value is not None}
         plugin = GFIPlugin(**_joined(own, gfi))
-        if criterion is None and plugin.readout.likelihood != "categorical":
+        if criterion is None and plugin.likelihood != "categorical":
             raise ValueError(
-                f"likelihood={plugin.readout.likelihood!r} needs criterion=, the loss that trains: "
+                f"likelihood={plugin.likelihood!r} needs criterion=, the loss that trains: "
                 "the default is cross entropy of class logits."
             )
         super().__init__(
