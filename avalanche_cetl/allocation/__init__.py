@@ -1,4 +1,4 @@
-"""Dynamic Weight Allocation: how importances are measured, when, and how they are paid for."""
+"""Dynamic Weight Allocation: how importances are measured, when, and the penalties of them."""
 
 from avalanche_cetl.allocation.allocation import Allocation
 from avalanche_cetl.allocation.importance import PAIRS, Importance, measure_importance

@@ -195,8 +195,8 @@ class View:
     :ivar heads: the tasks whose heads it gives; empty for a network without heads by task.
     """
 
-    def __init__(self, readout: OutputLikelihood, module: nn.Module, heads: tuple[int, ...]):
-        self.output_likelihood, self.module, self.heads = readout, module, heads
+    def __init__(self, likelihood: OutputLikelihood, module: nn.Module, heads: tuple[int, ...]):
+        self.likelihood, self.module, self.heads = likelihood, module, heads
         self._prefix = "model." if heads else ""
 
     def rename(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ class View:
         :param tasks: of all images, ``(N,)``; not read without heads by task.
         :param fisher: ``"logits"`` projects the outputs; else it is the negative log likelihood.
         """
-        pick, nll = self.output_likelihood.pick, self.output_likelihood.nll
+        pick, nll = self.likelihood.pick, self.likelihood.nll
         if fisher == "logits":
             nll = projected
 
