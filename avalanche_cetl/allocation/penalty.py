@@ -2,7 +2,7 @@
 
 How it is measured is in :mod:`~avalanche_cetl.allocation.task_measurer`, what is kept in
 :mod:`~avalanche_cetl.allocation.store`, the two forms of the penalty in
-:mod:`~avalanche_cetl.allocation.quadratic`, and which parameters are held in
+:mod:`~avalanche_cetl.allocation.proximal`, and which parameters are held in
 :mod:`~avalanche_cetl.allocation.parameters`.
 
 Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fisher information:
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.allocation.parameters import check_held, named_parameters, trainable, unwrapped
-from avalanche_cetl.allocation.quadratic import check_optimizer
+from avalanche_cetl.allocation.proximal import check_optimizer
 from avalanche_cetl.allocation.sample import Rows, rows_of
 from avalanche_cetl.allocation.settings import (
     Basis,

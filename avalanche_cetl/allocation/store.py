@@ -18,7 +18,7 @@ from torch import Tensor
 from avalanche_cetl.allocation.measure import Weights, gate
 from avalanche_cetl.allocation.merged_basis import MergedBasis
 from avalanche_cetl.allocation.parameters import anchors_of, basis_of, grown
-from avalanche_cetl.allocation.quadratic import QuadraticPenalty
+from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.sample import Heads
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.information.generalized import mean_importance, normalize_importance

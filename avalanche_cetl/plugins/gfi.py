@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.parameters import unwrapped
 from avalanche_cetl.allocation.penalty import WeightPenalty
-from avalanche_cetl.allocation.quadratic import check_optimizer
+from avalanche_cetl.allocation.proximal import check_optimizer
 from avalanche_cetl.allocation.sample import Rows, TaskSample
 from avalanche_cetl.common.errors import NonFiniteLossError
 

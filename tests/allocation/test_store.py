@@ -11,7 +11,7 @@ from torch import Tensor
 from avalanche_cetl import CICNN
 from avalanche_cetl.allocation.measure import gate
 from avalanche_cetl.allocation.merged_basis import ROOM, MergedBasis
-from avalanche_cetl.allocation.quadratic import QuadraticPenalty
+from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.allocation.store import DiagonalStore, KroneckerStore
 from avalanche_cetl.information.generalized import (

@@ -252,3 +252,7 @@ def check_optimizer(optimizer: Optimizer, form: str, holder: str) -> None:
                 "the optimizer has maximize=True, so a penalty in the loss would drive weights "
                 f"away from where they are to stay; give {holder} penalty='proximal'."
             )
+
+
+#: The name of :class:`QuadraticPenalty` in version 0.2.
+Pull = QuadraticPenalty

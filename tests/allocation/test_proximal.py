@@ -5,7 +5,7 @@ import torch
 from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import nn
 
-from avalanche_cetl.allocation.quadratic import QuadraticPenalty, step_sizes
+from avalanche_cetl.allocation.proximal import QuadraticPenalty, step_sizes
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 
