@@ -48,7 +48,7 @@ TAKEN = [
     (Mode, lambda value: GFIPlugin(1.0, value, 0.5 if value == "online" else None)),
     (Penalty, lambda value: GFIPlugin(1.0, penalty=value)),
     (Rows, lambda value: SoftTargets(rows=value)),
-    (Rows, lambda value: FitNetsHints("hint", "guided", rows=value)),
+    (Rows, lambda value: FitNetsHints(target_layer="hint", source_layer="guided", rows=value)),
     (AnyRows, lambda value: InformationMaximization(rows=value)),
     (AnyRows, lambda value: MinimumClassConfusion(rows=value)),
     (TargetRows, lambda value: ViewConsistency(1.0, rows=value)),

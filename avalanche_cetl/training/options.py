@@ -15,14 +15,15 @@ from torch import Tensor
 
 from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.meters import LossMeters
 from avalanche_cetl.training.networks import Networks
+from avalanche_cetl.training.optimizers import StageOptimizers
 from avalanche_cetl.training.presets import Preset, parse_preset
 from avalanche_cetl.training.recipe import Recipe
-from avalanche_cetl.training.records import Records
 from avalanche_cetl.training.stages.base import TrainingStage
 from avalanche_cetl.training.stages.classify import LabelledRows
-from avalanche_cetl.training.stages.optimizers import StageOptimizers
 from avalanche_cetl.training.variants import Variant
 
 T = TypeVar("T")
@@ -180,10 +181,10 @@ class Options:
     networks: Networks
     allocation: Allocation
     optimizers: StageOptimizers
-    records: Records
+    meters: LossMeters
     running: TrainingStage
-    data: Any
-    model: Any
+    training_data: TrainingData | None
+    model: CoupledModel
 
     variant = Option[Variant]()
     loss_weights = Option[Mapping[str, float]]()
@@ -208,8 +209,9 @@ class Options:
 
     def _follow_variant(self) -> None:
         self.running = self.recipe.variant.stages[-1]
-        self.optimizers.follow(self.recipe.variant)
-        self.records.announce(self.recipe.variant.recorded)
+        self.optimizers.follow(self.recipe.variant, self.model)
+        self.networks.modules = self.optimizers.modules
+        self.meters.announce(self.recipe.variant.recorded)
 
     def configure(self, **options: Any) -> None:
         """Change options, as if they had been given when the strategy was made.
@@ -225,13 +227,13 @@ class Options:
             on it.
         """
         before, config = self.config, self.config.changed(options)
-        check_change(before, config, self.model, self.data is not None)
+        check_change(before, config, self.model, self.training_data is not None)
         self.config, recipe = config, config.recipe
         self.networks.configure(recipe)
         self.allocation.configure(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
         if config.engine_options != before.engine_options:
             self.engine = config.engine()
-            self.networks.passes = self.engine.passes
+            self.networks.functions = self.engine.functions
         if _other_variant(before, config):
             self._follow_variant()
 

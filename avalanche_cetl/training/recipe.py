@@ -12,8 +12,9 @@ from torch import Tensor
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.presets import Preset
+from avalanche_cetl.training.stages.base import TrainingStage
 from avalanche_cetl.training.variants import Variant, parse_variant
 
 #: The losses of eq. 6, in the order of lambda_1, lambda_2, lambda_3.
@@ -153,6 +154,12 @@ class Recipe:
                 f"stage_epochs={epochs!r}: {BALANCED!r}, or three whole numbers >= 1, one for each "
                 "stage."
             )
+        own = [stage for stage in self.variant.stages if stage.epochs not in (None, 1)]
+        if own and self.shares_steps:
+            raise ValueError(
+                f"stage {own[0].label!r} has epochs={own[0].epochs}, which goes with "
+                "alternate='epoch' and variants with separate stages: otherwise stages share steps."
+            )
         if alternate == "iteration" and epochs != _ONE_EACH:
             raise ValueError(
                 "stage_epochs goes with alternate='epoch'; with 'iteration' stages share steps."
@@ -171,20 +178,24 @@ class Recipe:
                 f"{self.variant.name!r}, which trains T1 on L_rs in the warm-up alone."
             )
 
-    def passes(self, kind: Stage, ratio: float = 1.0) -> int:
-        """Return how often a stage of that kind passes over its data in a round.
+    def epochs(self, stage: TrainingStage, ratio: float = 1.0) -> int:
+        """Return how often a stage passes over its data in a round.
 
-        :param kind: of the stage.
+        :param stage: of the round; its own ``epochs`` come first.
         :param ratio: mini-batches of target rows for one of labelled rows.
         """
+        if stage.epochs is not None:
+            return stage.epochs
         if isinstance(self.stage_epochs, str):
-            return max(1, round(ratio)) if kind is Stage.CLASSIFY else 1
-        return self.stage_epochs[_NUMBERED.index(kind)] if kind in _NUMBERED else 1
+            return max(1, round(ratio)) if stage.kind is Stage.CLASSIFY else 1
+        return self.stage_epochs[_NUMBERED.index(stage.kind)] if stage.kind in _NUMBERED else 1
 
-    def lr_factor(self, kind: Stage) -> float:
-        """Return the factor on the learning rates of a stage of that kind."""
-        number = _NUMBERED.index(kind) if kind in _NUMBERED else len(self.lr_factors)
-        return float(self.lr_factors[number]) if number < len(self.lr_factors) else 1.0
+    def lr_factor(self, stage: TrainingStage) -> float:
+        """Return the factor on the learning rates of a stage."""
+        if stage.lr_factor is not None:
+            return stage.lr_factor
+        factors = dict(zip(_NUMBERED, self.lr_factors, strict=False))  # stage 3 has none
+        return float(factors.get(stage.kind, 1.0))
 
     def weight(self, name: str) -> float:
         """Return the weight of a loss: lambda_i, of a mixture's losses as a share; 1 for others."""

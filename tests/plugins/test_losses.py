@@ -24,8 +24,8 @@ from avalanche_cetl.training import VARIANTS, NonFiniteLossError
 @pytest.mark.parametrize("rows", ["labelled", "target"])
 def test_every_variant_takes_every_loss(teacher, few, variant, rows):
     plugins = [
-        SoftTargets(2.0, 0.5, rows=rows),
-        FitNetsHints("features.0", "0", rows=rows),
+        SoftTargets(weight=0.5, temperature=2.0, rows=rows),
+        FitNetsHints(target_layer="features.0", source_layer="0", rows=rows),
         DecoderHints(0.3),
     ]
     s = trained(coupled(teacher), few, *plugins, variant=variant)
@@ -55,7 +55,9 @@ def test_a_loss_reads_every_row_of_its_stage_once(teacher, few, rows):
 def test_losses_train_in_a_stock_strategy_beside_another_plugin(teacher, digits):
     benchmark = distillation_benchmark(digits(60), digits(30, seed=1))
     net = student()
-    hints = FitNetsHints("features.0", "0", rows="labelled", source=teacher)
+    hints = FitNetsHints(
+        target_layer="features.0", source_layer="0", rows="labelled", source=teacher
+    )
     strategy = Naive(
         model=net,
         optimizer=torch.optim.Adam(net.parameters(), 1e-2),
@@ -107,7 +109,9 @@ def test_a_loss_in_a_strategy_without_its_rows_is_refused(teacher, few):
     with pytest.raises(ValueError, match="CoupledModel"):
         Naive(plugins=[DecoderHints()], **naive).train(few.train_stream)
     with pytest.raises(ValueError, match="rows='labelled'"):
-        Naive(plugins=[FitNetsHints("features.0", source=teacher)], **naive).train(few.train_stream)
+        Naive(plugins=[FitNetsHints(target_layer="features.0", source=teacher)], **naive).train(
+            few.train_stream
+        )
     with pytest.raises(ValueError, match="no stage 2"):
         Naive(plugins=[SoftTargets(rows="target", source=teacher)], **naive).train(few.train_stream)
 

@@ -124,7 +124,7 @@ def test_a_probe_is_fitted_on_the_labelled_target_rows(few, digits, tmp_path, st
     layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7))
     source = ModuleEncoder(layers, input_shape=SHAPE)
     data = with_source_features(few, source, tmp_path, dtype="float32") if stored else few
-    plugin = SoftTargets(2.0, rows="target", head="probe")
+    plugin = SoftTargets(temperature=2.0, rows="target", head="probe")
     s = trained(coupled(source), data, plugin)
     assert s.round_losses["L_soft"] > 0
     images, labels = map(
@@ -250,7 +250,7 @@ def test_soft_targets_without_a_source_network_are_refused(few):
 
 def soft_target_weights(teacher, benchmark, **options):
     model = coupled(teacher)
-    trained(model, benchmark, SoftTargets(2.0, 1.0, rows="target", **options))
+    trained(model, benchmark, SoftTargets(weight=1.0, temperature=2.0, rows="target", **options))
     return [p.detach().clone() for p in model.target.parameters()]
 
 

@@ -12,7 +12,7 @@ from avalanche_cetl import (
     adaptation_benchmark,
     transfer_benchmark,
 )
-from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.plugins.unlabelled import ramp
 from avalanche_cetl.plugins.views import balance_loss, consistency_loss
 
@@ -184,7 +184,7 @@ def test_the_slow_target_answers_with_the_weights_that_it_has_now(digits):
 
     class Watch(ViewConsistency):
         def losses(self, strategy, batch):
-            found, slow = super().losses(strategy, batch), self._slow.module
+            found, slow = super().losses(strategy, batch), self._teacher.module
             with torch.no_grad():
                 hidden = slow.features(batch.images) + slow.offsets
                 wanted = slow.head(torch.relu(hidden))

@@ -18,7 +18,7 @@ from avalanche_cetl import (
     load_checkpoint,
     transfer_benchmark,
 )
-from avalanche_cetl.training.choice import Choice, Situation
+from avalanche_cetl.training.choice import Choice, DataProfile
 
 SHAPE = (1, 8, 8)
 
@@ -220,7 +220,7 @@ def test_a_situation_counts_rows_by_label_and_domain(make, found):
 
     class Look(Choice):
         def before_training_exp(self, strategy, *args, **kwargs):
-            seen.append(Situation.of(strategy))
+            seen.append(DataProfile.of(strategy))
 
     trained(make(), plugins=[Look([])], train_epochs=1)
     assert (seen[0].labelled, seen[0].unlabelled, seen[0].others) == found

@@ -138,10 +138,11 @@ def test_an_option_that_is_assigned_is_as_much_in_force_as_one_that_is_given(
     assert name in QUIET or not same(first, before)
 
 
-def test_passes_are_compiled_where_that_is_assigned():
+def test_forward_functions_are_compiled_where_that_is_assigned():
     one = make()
     one.compile = "eager"  # what it does in training is tested with the engine
-    assert one.networks.passes is one.engine.passes and one.engine.passes.compiled == "eager"
+    assert one.networks.functions is one.engine.functions
+    assert one.engine.functions.compiled == "eager"
 
 
 def test_several_options_change_at_once_and_what_was_not_given_follows(transfer):

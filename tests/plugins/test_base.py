@@ -13,7 +13,7 @@ from avalanche_cetl import (
     ViewConsistency,
 )
 from avalanche_cetl.plugins import training_of
-from avalanche_cetl.plugins.contract import names_of
+from avalanche_cetl.plugins.base import names_of
 from avalanche_cetl.training import Stage
 
 
@@ -44,7 +44,7 @@ def test_a_stock_strategy_is_read_as_one_that_is_always_in_stage_3():
     assert found.source is None and found.coupled is None
     found.announce(["L_own"])
     found.record_loss("L_own", torch.ones(()), torch.rand(2, 2))
-    assert found.round_losses == {} and found.row_share_of("labelled") == 1.0
+    assert found.round_losses == {} and found.batch_of("target") is None
 
 
 def test_a_stock_strategy_has_no_target_rows_of_its_own():
