@@ -82,7 +82,8 @@ class _Sums:
         if self.rows < 2:
             return float("nan")
         mean_square = float((self.pixels / self.rows).square().mean())
-        return max(self.squares / self.rows - mean_square, 1e-24) ** 0.5
+        result: float = max(self.squares / self.rows - mean_square, 1e-24) ** 0.5
+        return result
 
 
 class LearningBound(PluginMetric[dict[str, float]]):

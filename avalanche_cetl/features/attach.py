@@ -176,7 +176,7 @@ def _given_rows(
     return given[experience]
 
 
-class _RowNumbers(Dataset):
+class _RowNumbers(Dataset[Any]):
     """Row numbers and labels; the transform adds the images, because it chooses the view."""
 
     def __init__(self, targets: Sequence[int]):

@@ -226,7 +226,7 @@ def _settings(template: torch.optim.Optimizer, now: bool = False) -> dict[str, A
 
 
 def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
-    layers = dict(module.named_modules())
+    layers: dict[str, nn.Module] = dict(module.named_modules())
     if not name or name not in layers:
         raise ValueError(
             f"{argument}={name!r} is not in {role}, which has {[n for n in layers if n]}."

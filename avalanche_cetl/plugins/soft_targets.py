@@ -116,7 +116,8 @@ class SoftTargets(DistillationPlugin):
         last = int(strategy.train_epochs) - 1
         if not self.anneal or last < 1:
             return 1.0
-        return max(0.0, 1 - strategy.clock.train_exp_epochs / last)
+        result: float = max(0.0, 1 - strategy.clock.train_exp_epochs / last)
+        return result
 
     def loss(self, strategy: Strategy, batch: Batch) -> Tensor | None:
         """Return the loss of a mini-batch; None without a probe."""

@@ -98,7 +98,7 @@ class Option(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> T:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> T:
         if strategy is None:
             return self  # type: ignore[return-value]
         value: Any = getattr(strategy.recipe, self.name)
@@ -107,14 +107,14 @@ class Option(Generic[T]):
         found: T = shown
         return found
 
-    def __set__(self, strategy: Any, value: T) -> None:
+    def __set__(self, strategy: Options, value: T) -> None:
         strategy.configure(**{self.name: value})
 
 
 class Computed(Option[T]):
     """An option of the engine under its own name."""
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> T:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> T:
         if strategy is None:
             return self  # type: ignore[return-value]
         value: T = strategy.config.given[self.name]
@@ -124,16 +124,16 @@ class Computed(Option[T]):
 class Fixed:
     """What is given when a strategy is made, and cannot be assigned later."""
 
-    def __init__(self, read: Callable[[Any], Any]):
+    def __init__(self, read: Callable[[Options], Any]):
         self.read = read
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> Any:
         return self if strategy is None else self.read(strategy)
 
-    def __set__(self, strategy: Any, value: Any) -> None:
+    def __set__(self, strategy: Options, value: Any) -> None:
         raise AttributeError(
             f"{self.name} cannot be assigned: other things were made by it. Give {self.name}= when "
             "you make the strategy; single options change by configure(...)."
@@ -143,14 +143,14 @@ class Fixed:
 class EvalEvery:
     """Rounds between two evaluations, which Avalanche keeps in a plugin of its own."""
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> Any:
         if strategy is None:
             return self
         if "eval_every" not in vars(strategy):
             raise AttributeError("eval_every")
         return vars(strategy)["eval_every"]
 
-    def __set__(self, strategy: Any, value: int) -> None:
+    def __set__(self, strategy: Options, value: int) -> None:
         if not isinstance(value, Integral):
             raise TypeError(f"eval_every={value!r} has to be a whole number.")
         vars(strategy)["eval_every"] = value
@@ -159,17 +159,18 @@ class EvalEvery:
                 plugin.eval_every, plugin.do_initial = value, value > -1
 
 
-def _peval_mode(strategy: Any) -> str:
-    return next(p.peval_mode for p in strategy.plugins if isinstance(p, PeriodicEval))
+def _peval_mode(strategy: Options) -> str:
+    result: str = next(p.peval_mode for p in strategy.plugins if isinstance(p, PeriodicEval))
+    return result
 
 
 class Criterion:
     """The criterion: read, Avalanche's method; assigned, the loss that trains from then on."""
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> Any:
         return self if strategy is None else SupervisedTemplate.criterion.__get__(strategy)
 
-    def __set__(self, strategy: Any, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __set__(self, strategy: Options, value: Callable[[Tensor, Tensor], Tensor]) -> None:
         strategy._criterion = LabelledRows.of(value)
 
 
@@ -183,6 +184,8 @@ class Options:
     optimizers: StageOptimizers
     meters: LossMeters
     running: TrainingStage
+    plugins: list[Any]
+    _criterion: Callable[[Any, Tensor], Tensor]
     training_data: TrainingData | None
     model: CoupledModel
 

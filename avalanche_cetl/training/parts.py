@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,10 +32,8 @@ class Parts(Options):
     has_stages = True
     batches: dict[str, Batch]
     resume: TrainingProgress
-    plugins: list[Any]
     clock: Any
     train_mb_size: int
-    _criterion: Callable[[Any, Tensor], Tensor]
 
     def make_parts(self, config: Config) -> None:
         """Make the parts of the options that were given."""
@@ -52,7 +50,8 @@ class Parts(Options):
     def settings(self) -> dict[str, Any]:
         """Return what has to be as it was for a checkpoint to go on, by name."""
         own = {"train_mb_size": self.train_mb_size, "accumulate": self.engine.accumulate}
-        return self.recipe.describe() | own | {"precision": self.engine.precision}
+        result: dict[str, Any] = self.recipe.describe() | own | {"precision": self.engine.precision}
+        return result
 
     def parts(self) -> dict[str, Any]:
         """Return the parts that training changes, with ``state_dict`` and ``load_state_dict``."""

@@ -142,11 +142,12 @@ class CETLStrategy(Parts, SupervisedTemplate):
         streams = [experiences] if eval_streams is None else eval_streams
         try:
             with self.engine.running(self.model):
-                result = super().train(self.resume.begin_call(experiences), streams, **kwargs)
+                rest = self.resume.begin_call(experiences)
+                results: dict[str, Any] = super().train(rest, streams, **kwargs)
         finally:
             self.training_data, self.batches = None, {}  # after an error none is in training either
         self.resume.end_call()
-        return result
+        return results
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         done = self.resume.begin_experience(self.data.counts)
@@ -239,4 +240,5 @@ class CETLStrategy(Parts, SupervisedTemplate):
         with self.engine.cast(self.device):
             if self.is_training and self.engine.functions.compiled:
                 return self.networks.logits(self.mb_x, self.mb_task_id).float()
-            return super().forward().float()
+            result: Tensor = super().forward().float()
+            return result

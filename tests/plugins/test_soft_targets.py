@@ -20,7 +20,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
-from avalanche_cetl.plugins.losses import LossRows
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.plugins.soft_targets import soft_target_loss
 
 
@@ -164,7 +164,8 @@ def test_a_probe_has_the_classes_of_the_labelled_target_rows_alone(teacher, digi
     few = transfer_benchmark((x[y < 2], y[y < 2]), (x[y < 2], y[y < 2]))
     s = trained(coupled(teacher), few, plugin)
     assert plugin.classifier.out_features == 2 and s.round_losses["L_soft"] > 0
-    rows = LossRows(x[:4], None, torch.randn(4, 3, requires_grad=True), *unread(4))
+    rows = Batch([x[:4], *unread(4)])
+    rows.logits = torch.randn(4, 3, requires_grad=True)
     loss = plugin.loss(s, rows)
     loss.backward()
     assert (rows.logits.grad[:, 2] == 0).all() and rows.logits.grad[:, :2].abs().sum() > 0
