@@ -12,9 +12,9 @@ from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.picks import Output, check_output, pick
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 from avalanche_cetl.information.likelihood import (
     check_targets,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_cetl.common.outputs import Values
+from avalanche_cetl.common.hooks import Values
 
 
 def is_linear(layer: nn.Module) -> bool:

@@ -27,8 +27,8 @@ import torch
 from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor
 
-from avalanche_cetl.common.layout import channel_axis
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.channel_axis import channel_axis
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.pooling import check_pool, pooled
 from avalanche_cetl.encoders.preprocessing import Preprocessing

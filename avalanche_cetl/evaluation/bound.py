@@ -21,8 +21,8 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor, nn
 
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.rows import features_in
 
 if TYPE_CHECKING:
     from avalanche_cetl.encoders.base import Encoder

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.adapters import source_adapter, target_adapter
 from avalanche_cetl.models.decoders import ReversedDecoder

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.tensors import own_copy
 
 
 def init_he(module: nn.Module) -> nn.Module:

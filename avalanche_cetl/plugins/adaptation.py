@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.common.arguments import check_positive, check_weight
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.validation import check_positive, check_weight
 from avalanche_cetl.plugins.base import Strategy
 from avalanche_cetl.plugins.losses import AnyRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior

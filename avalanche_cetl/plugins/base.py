@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.common.rows import features_in
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.encoders import Encoder
 
 

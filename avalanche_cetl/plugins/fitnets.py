@@ -10,12 +10,12 @@ from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.common.arguments import order_of_0_2
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.common.inputs import own_copy
-from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.channel_axis import channel_axis, channels_second
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.tensors import own_copy
+from avalanche_cetl.common.validation import order_of_0_2
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.models import CoupledModel
 from avalanche_cetl.plugins.base import Strategy, training_of

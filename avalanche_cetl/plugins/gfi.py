@@ -53,10 +53,10 @@ from avalanche_cetl.allocation.proximal import check_learning_rates
 from avalanche_cetl.allocation.readout import Readout, View
 from avalanche_cetl.allocation.sample import Sample, in_turn, read_sample
 from avalanche_cetl.allocation.settings import Basis, GFISettings
-from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.picks import Output
 from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.tensors import own_copy
+from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.plugins.base import CETLPlugin, Strategy, training_of

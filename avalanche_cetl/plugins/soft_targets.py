@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.common.arguments import check_positive, order_of_0_2
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.validation import check_positive, order_of_0_2
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.encoders.scores import Scores

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.arguments import check_weight
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.caches import copied, renew_caches
+from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.losses import AnyRows

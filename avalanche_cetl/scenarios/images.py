@@ -22,7 +22,7 @@ from avalanche_cetl.common.images import (
     image_tensor,
     plain_picture,
 )
-from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.common.labels import UNLABELLED
 from avalanche_cetl.scenarios.labels import class_index, class_indices
 
 _EMPTY = "the data set is empty: it has no image."

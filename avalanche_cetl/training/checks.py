@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_cetl.common.errors import NonFiniteLossError
-from avalanche_cetl.common.rows import UNLABELLED, Rows
+from avalanche_cetl.common.labels import UNLABELLED, Rows
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel

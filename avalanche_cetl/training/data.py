@@ -12,7 +12,7 @@ from avalanche.training.plugins.clock import Clock
 from torch import Tensor
 
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.common.rows import FEATURES_INDEX, split_rows
+from avalanche_cetl.common.labels import FEATURES_INDEX, split_rows
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.models.coupled import CoupledModel

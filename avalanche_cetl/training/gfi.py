@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.settings import Basis, GFISettings
-from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.picks import Output
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName

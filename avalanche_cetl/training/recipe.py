@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.presets import Preset

@@ -10,7 +10,7 @@ from avalanche.training.utils import trigger_plugins
 from torch import Tensor
 
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.common.rows import features_in
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.training.checks import check_finite_loss
 from avalanche_cetl.training.engine.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host

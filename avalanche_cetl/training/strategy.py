@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_cetl.allocation import GFISettings
-from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import CETLPlugin

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.common.rows import features_in
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Strategy
 from avalanche_cetl.training.engine.forward import ForwardFunctions

@@ -17,7 +17,7 @@ from avalanche_cetl import (
     SoftTargets,
     ViewConsistency,
 )
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.training import ClassifyStage, MergedStage, Stage, TrainingStage, Variant
 from avalanche_cetl.training.stages import Callbacks
 
@@ -138,16 +138,16 @@ def test_the_loss_is_of_the_rows_and_logits_of_the_stage(transfer):
         assert batch.images.shape[0] == len(batch.labels) == len(batch.tasks)
 
 
-def test_a_slow_t2_follows_in_such_a_stage(transfer):
-    slow = []
+def test_a_mean_teacher_follows_in_such_a_stage(transfer):
+    teachers = []
 
     class Look(CETLPlugin):
         def after_stage(self, strategy, *args, **kwargs):
-            slow.append([p.clone() for p in view._teacher.parameters()])
+            teachers.append([p.clone() for p in view._teacher.parameters()])
 
     view = ViewConsistency(10.0, decay=0.5)
     run(transfer, Own(Stage.CLASSIFY), view, Look(), train_epochs=2)
-    assert any(not torch.equal(a, b) for a, b in zip(slow[-2], slow[-1], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(teachers[-2], teachers[-1], strict=True))
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from avalanche_cetl.common.arguments import check_positive, check_weight, order_of_0_2, renamed
+from avalanche_cetl.common.validation import check_positive, check_weight, order_of_0_2, renamed
 
 
 @renamed(theirs="ours")
