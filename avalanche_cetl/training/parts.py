@@ -17,8 +17,9 @@ from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.meters import LossMeters
 from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.optimizers import StageOptimizers
-from avalanche_cetl.training.options import Config, Options
+from avalanche_cetl.training.options import Options
 from avalanche_cetl.training.progress import TrainingProgress
+from avalanche_cetl.training.recipe import Recipe
 
 
 class Parts(Options):
@@ -35,9 +36,9 @@ class Parts(Options):
     clock: Any
     train_mb_size: int
 
-    def make_parts(self, config: Config) -> None:
+    def make_parts(self, recipe: Recipe) -> None:
         """Make the parts of the options that were given."""
-        self.config, self.engine, recipe = config, config.engine(), config.recipe
+        self._recipe, self.engine = recipe, recipe.engine()
         self.networks = Networks(self.model, recipe, self.engine.functions, self._criterion)
         self.allocation = Allocation(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
         self.optimizers = StageOptimizers()

@@ -66,27 +66,6 @@ class Preset:
     lr_factors: tuple[float, float] = (1.0, 0.1)
     plugins: tuple[Rule, ...] = ()
 
-    def fill(self, given: dict[str, Any], *, needs_warmup: bool, fixable: bool) -> dict[str, Any]:
-        """Return the arguments by name; what was given, that is not None, stays.
-
-        :param given: by the user, by name; None where nothing was.
-        :param needs_warmup: whether the variant trains T1 on L_rs in the warm-up alone.
-        :param fixable: whether the goal of stage 2 can be fixed.
-        """
-        warmup_epochs = self.warmup_epochs
-        if warmup_epochs is None:
-            warmup_epochs = 10 if needs_warmup else 0
-        own = {
-            "dwa_lambda": self.dwa_lambda,
-            "gfi": self.gfi,
-            "warmup_epochs": warmup_epochs,
-            "input_noise": self.input_noise,
-            "fixed_goal": self.fixed_goal and fixable,
-            "stage_epochs": self.stage_epochs,
-            "lr_factors": self.lr_factors,
-        }
-        return {name: own[name] if given[name] is None else given[name] for name in own}
-
     def describe(self) -> dict[str, Any]:
         """Return its values by name, its plugins by class and settings: for records of runs.
 

@@ -22,10 +22,9 @@ from avalanche_cetl.plugins.base import CETLPlugin
 from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.data import TrainingData, listed_classes
 from avalanche_cetl.training.engine.engine import Precision
-from avalanche_cetl.training.options import Config
 from avalanche_cetl.training.parts import Parts
 from avalanche_cetl.training.presets import PresetName
-from avalanche_cetl.training.recipe import Alternate
+from avalanche_cetl.training.recipe import Alternate, Recipe
 from avalanche_cetl.training.rounds import Round
 from avalanche_cetl.training.stages import LabelledRows
 from avalanche_cetl.training.variants import Variant, VariantName
@@ -105,21 +104,22 @@ class CETLStrategy(Parts, SupervisedTemplate):
         peval_mode: str = "epoch",
     ):
         checks.check_networks(model, optimizer)
-        config = Config(preset, dict(
+        recipe = Recipe.of(
+            preset,
             variant=variant, loss_weights=loss_weights, dwa_lambda=dwa_lambda, gfi=gfi,
             alternate=alternate, stage_epochs=stage_epochs, lr_factors=lr_factors,
             warmup_epochs=warmup_epochs, input_noise=input_noise, fixed_goal=fixed_goal,
             augment=augment, precision=precision, channels_last=channels_last,
             accumulate=accumulate, compile=compile,
-        ))  # fmt: skip
-        config.recipe.check_warmup(model)
+        )  # fmt: skip
+        recipe.check_warmup(model)
         super().__init__(
             model=model, optimizer=optimizer, criterion=LabelledRows.of(criterion),
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size,
-            device=device, plugins=config.values.plugins_beside(plugins or (), model),
+            device=device, plugins=recipe.values.plugins_beside(plugins or (), model),
             evaluator=evaluator, eval_every=eval_every, peval_mode=peval_mode,
         )  # fmt: skip
-        self.make_parts(config)
+        self.make_parts(recipe)
 
     def target_sample(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the first target rows of the experience in training, or all of fewer.
