@@ -215,12 +215,12 @@ def test_each_experience_is_looked_at_and_the_choice_is_logged(caplog):
         (lambda: adaptation_benchmark(None, images(), images()), (0, 30, 0)),
     ],
 )
-def test_a_situation_counts_rows_by_label_and_domain(make, found):
+def test_a_data_profile_counts_rows_by_label_and_domain(make, found):
     seen = []
 
     class Look(Choice):
         def before_training_exp(self, strategy, *args, **kwargs):
-            seen.append(DataProfile.of(strategy))
+            seen.append(DataProfile.of(strategy.data, 64, strategy.device))
 
     trained(make(), plugins=[Look([])], train_epochs=1)
     assert (seen[0].labelled, seen[0].unlabelled, seen[0].others) == found

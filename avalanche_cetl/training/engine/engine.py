@@ -122,12 +122,8 @@ class Engine:
 
     def compute(self, loss: Callable[[], Tensor], device: torch.device) -> Tensor:
         """Compute the loss of a step in the precision, and over the processes, that are set."""
-
-        def cast() -> Tensor:
-            with self.cast(device):
-                return loss()
-
-        return self.parallel.step(cast)
+        with self.cast(device):
+            return self.parallel.step(loss)
 
     @contextmanager
     def whole_batch(self, host: Strategy, batch: Batch) -> Iterator[None]:

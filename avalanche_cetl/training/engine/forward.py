@@ -35,8 +35,7 @@ class ForwardFunctions:
 
     def encode(self, model: CoupledModel, x: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """Return T2's code, as T1 reads it, and T2's logits, by task where it has such heads."""
-        labels = (tasks,) if model.target.heads_by_task else ()
-        return self._of("encode", model, model.target_code)(x, *labels)
+        return self._of("encode", model, model.target_code)(x, tasks)
 
     def logits(self, model: CoupledModel, x: Tensor, tasks: Tensor) -> Tensor:
         """Return T2's logits."""
