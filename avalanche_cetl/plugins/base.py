@@ -194,5 +194,5 @@ class CETLPlugin(SupervisedPlugin):
 
 def names_of(plugins: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of all losses that plugins record, each once."""
-    found = [name for plugin in plugins for name in getattr(plugin, "names", ())]
-    return tuple(dict.fromkeys(found))
+    names = [name for plugin in plugins for name in getattr(plugin, "names", ())]
+    return tuple(dict.fromkeys(names))

@@ -124,32 +124,32 @@ class FitNetsHints(DistillationPlugin):
             raise ValueError(
                 f"target_layer={self.target_layer!r} does not run in T2's forward(); name another."
             )
-        found = self._guided.values[-1 if self.rows == "target" else 0]
-        if len(found) != len(batch):
+        output = self._guided.values[-1 if self.rows == "target" else 0]
+        if len(output) != len(batch):
             raise ValueError(
-                f"target_layer={self.target_layer!r} gave {len(found)} rows for a mini-batch of "
+                f"target_layer={self.target_layer!r} gave {len(output)} rows for a mini-batch of "
                 f"{len(batch)}: FitNetsHints needs a stage that runs T2 on its rows, each once."
             )
-        found = self._in_order(found, "target_layer", strategy, batch.images)
+        output = self._in_order(output, "target_layer", strategy, batch.images)
         self._forget()
         # Under autocast maps are in half precision; the regressor's weights are not.
         dtype = batch.logits.dtype
-        found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
+        output, hint = _matched(output.to(dtype), self._read_hint(strategy, batch).to(dtype))
         if not training_of(strategy).alone:
             raise ValueError(
                 "FitNetsHints trains a regressor of its own, which processes do not share; use "
                 "DecoderHints, or one process."
             )
         if self.regressor is None:
-            self.regressor = _regressor(found.shape[1], hint.shape[1], found.dim() == 2)
+            self.regressor = _regressor(output.shape[1], hint.shape[1], output.dim() == 2)
         if self._optimizer is None:
-            self.regressor.to(found)
+            self.regressor.to(output)
             template = strategy.optimizer
             self._optimizer = type(template)(self.regressor.parameters(), **_settings(template))
             if self._moments is not None:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = None
-        return hint_loss(self.regressor(found).to(dtype), hint)
+        return hint_loss(self.regressor(output).to(dtype), hint)
 
     @torch.no_grad()
     def _read_hint(self, strategy: Strategy, batch: Batch) -> Tensor:
@@ -234,13 +234,13 @@ def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
     return layers[name]
 
 
-def _matched(found: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
+def _matched(output: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
     """Bring both to maps of one size, or both to vectors."""
-    if found.dim() == 4 and hint.dim() == 4:
-        sides = zip(found.shape[2:], hint.shape[2:], strict=True)
+    if output.dim() == 4 and hint.dim() == 4:
+        sides = zip(output.shape[2:], hint.shape[2:], strict=True)
         size = (min(next(sides)), min(next(sides)))
-        return F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(hint, size)
-    return _vector(found), _vector(hint)
+        return F.adaptive_avg_pool2d(output, size), F.adaptive_avg_pool2d(hint, size)
+    return _vector(output), _vector(hint)
 
 
 def _vector(x: Tensor) -> Tensor:

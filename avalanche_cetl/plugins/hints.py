@@ -14,16 +14,16 @@ from avalanche_cetl.plugins.base import Strategy
 from avalanche_cetl.plugins.losses import DistillationPlugin
 
 
-def hint_loss(found: Tensor, hint: Tensor) -> Tensor:
+def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
     """Mean squared error over the hint's mean square: 0 when equal, about 1 for an output of 0.
 
     The l2 of FitNets (Romero et al. 2015, eq. 3), made independent of the hint's scale.
 
-    :param found: what shall become the hint, of any shape.
+    :param output: what shall become the hint, of any shape.
     :param hint: of the same shape, taken as constant.
     """
     hint = hint.detach()
-    return F.mse_loss(found, hint) / hint.square().mean().clamp_min(1e-8)
+    return F.mse_loss(output, hint) / hint.square().mean().clamp_min(1e-8)
 
 
 class DecoderHints(DistillationPlugin):

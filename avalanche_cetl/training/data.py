@@ -119,11 +119,11 @@ class TrainingData:
         features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
         stored = self.rows.has_features and features_are_of(target, source)
         for start in range(0, len(known), size):
-            found = self.sample(known[start : start + size], device)
-            given = found.features if stored else None
-            rows = source(found.images) if given is None else given
+            batch = self.sample(known[start : start + size], device)
+            given = batch.features if stored else None
+            rows = source(batch.images) if given is None else given
             features.append(rows.float().cpu())
-            labels.append(found.labels.cpu())
+            labels.append(batch.labels.cpu())
         return torch.cat(features), torch.cat(labels)
 
     @property
@@ -172,11 +172,11 @@ class TrainingData:
         indices = drawn[:most].tolist()
         right, seen = torch.zeros(classes), torch.zeros(classes)
         for start in range(0, len(indices), size):
-            found = self._read(dataset, indices[start : start + size], device)
-            named = source.cheapest_logits(found.images, found.features).argmax(1)
-            labels = found.labels.cpu()
+            batch = self._read(dataset, indices[start : start + size], device)
+            named = source.cheapest_logits(batch.images, batch.features).argmax(1)
+            labels = batch.labels.cpu()
             seen += torch.bincount(labels, minlength=classes)
-            right += torch.bincount(labels[(named == found.labels).cpu()], minlength=classes)
+            right += torch.bincount(labels[(named == batch.labels).cpu()], minlength=classes)
         return float((right[seen > 0] / seen[seen > 0]).mean())
 
 

@@ -38,9 +38,9 @@ class LossMeters:
         """Take in what the other processes counted; all do so at once."""
         if processes.alone:
             return
-        found = processes.meet((self._sums, self._rows))
+        counts = processes.meet((self._sums, self._rows))
         self.begin()
-        for sums, rows in found:
+        for sums, rows in counts:
             for name in sums:
                 self._sums[name] = self._sums.get(name, 0.0) + sums[name]
                 self._rows[name] = self._rows.get(name, 0) + rows[name]

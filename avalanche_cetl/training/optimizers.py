@@ -102,10 +102,10 @@ class StageOptimizers(dict[str, StageOptimizer]):
     def follow(self, variant: Variant, model: CoupledModel) -> None:
         """Have those of a variant's stages; stages that it shares with the last keep theirs."""
         stages = [stage for stage in (WARMUP, *variant.stages) if stage.own_optimizer]
-        kept = dict(self)
+        earlier = dict(self)
         self.clear()
         for stage in stages:
-            own = kept.get(stage.label)
+            own = earlier.get(stage.label)
             # Not by identity: a copy of a strategy has copies of the stages.
             if own is None or _like(own.stage) != _like(stage):
                 own = StageOptimizer(stage, stage.make_module(model))

@@ -81,13 +81,13 @@ class Preset:
         own["plugins"] = []
         for rule in self.plugins:
             plugin = rule.make()
-            found = {
+            settings = {
                 name: value
                 for name, value in vars(plugin).items()
                 if isinstance(value, int | float | str) and (name, value) != ("anneal", False)
             }
             weight = {} if rule.weight is None else {"weight": repr(rule.weight)}
-            own["plugins"].append({"class": type(plugin).__name__} | found | weight)
+            own["plugins"].append({"class": type(plugin).__name__} | settings | weight)
         return own
 
     def plugins_beside(self, plugins: Sequence[BasePlugin], model: Any) -> list[BasePlugin]:

@@ -265,5 +265,5 @@ class Recipe:
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint's strategy has to agree in, by name."""
         names = ("loss_weights", "dwa_lambda", "alternate", "stage_epochs", "lr_factors")
-        found = {name: getattr(self, name) for name in (*names, "input_noise", "fixed_goal")}
-        return {"variant": self.variant.name} | found | {"gfi": self.gfi}
+        options = {name: getattr(self, name) for name in (*names, "input_noise", "fixed_goal")}
+        return {"variant": self.variant.name} | options | {"gfi": self.gfi}

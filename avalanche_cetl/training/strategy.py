@@ -127,8 +127,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
         Images ``(count, C, H, W)`` without training augmentation, labels (-1: unknown), and S's
         features where the benchmark has them.
         """
-        found = self.data.sample(range(min(count, self.data.counts[0])), self.device)
-        return found.images, found.labels, found.features
+        batch = self.data.sample(range(min(count, self.data.counts[0])), self.device)
+        return batch.images, batch.labels, batch.features
 
     def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
         """Return S's features ``(N, dim)`` of the N >= 0 target rows with a label, and the labels.

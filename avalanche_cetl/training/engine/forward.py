@@ -51,10 +51,10 @@ class ForwardFunctions:
 
     def decode_hidden(self, decoder: Any, code: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return T1's image and hidden layers."""
-        found: tuple[Tensor, list[Tensor]] = self._of("hidden", decoder, decoder.forward_hidden)(
+        outputs: tuple[Tensor, list[Tensor]] = self._of("hidden", decoder, decoder.forward_hidden)(
             code
         )
-        return found
+        return outputs
 
     def _of(self, name: str, owner: Any, function: Function) -> Function:
         if not self.compiled:

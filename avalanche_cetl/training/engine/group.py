@@ -54,8 +54,8 @@ class TrainingGroup:
         """Compute a loss whose backward pass averages gradients over the processes."""
         if self._wrapped is None:
             return loss()
-        found: Tensor = self._wrapped(loss)
-        return found
+        total: Tensor = self._wrapped(loss)
+        return total
 
     def shared(self, loader: Any) -> Any:
         """Return a loader of this process's share of every mini-batch."""
@@ -112,10 +112,10 @@ class SharedLoader:
 
     def _torch(self) -> DataLoader[Any]:
         """Torch's loader behind Avalanche's."""
-        found: DataLoader[Any] = (
+        inner: DataLoader[Any] = (
             self.loader if isinstance(self.loader, DataLoader) else self.loader._get_loader()
         )
-        return found
+        return inner
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches():
@@ -146,11 +146,11 @@ class SharedLoader:
     def _order(self, whole: DataLoader[Any]) -> list[list[int]]:
         """Rows of every mini-batch, as the first process draws them."""
         assert whole.batch_sampler is not None
-        found: list[Any] = [None]
+        shared: list[Any] = [None]
         if self.processes.rank == 0:
-            found = [[[int(row) for row in rows] for rows in whole.batch_sampler]]
-        distributed.broadcast_object_list(found, src=0, group=self.processes.group)
-        batches: list[list[int]] = found[0]
+            shared = [[[int(row) for row in rows] for rows in whole.batch_sampler]]
+        distributed.broadcast_object_list(shared, src=0, group=self.processes.group)
+        batches: list[list[int]] = shared[0]
         return batches
 
 
