@@ -56,7 +56,7 @@ def take_step(
     if stage.callbacks is not Callbacks.NONE:
         name = f"loss of {stage.label} with penalties"
         check_finite_loss(name, host.loss, batch.images, host.clock, stage.label)
-    learns = host.loss.requires_grad or stage.callbacks is not Callbacks.NONE
+    learns = host.loss.requires_grad or ordinary
     if learns:  # with a frozen T1 stage 1 has nothing to learn
         shown, host.loss = host.loss, host.loss * place.weight
         host.backward()
@@ -79,7 +79,7 @@ def take_step(
         trigger_plugins(host, "after_step", **kwargs)
 
 
-def _loss(host: Host, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Any:
+def _loss(host: Host, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Tensor:
     """Return the loss of a step: the stages' own, weighted, and all penalties."""
     ordinary = stage.callbacks is Callbacks.ALL
     reads = stage.reads in host.batches
@@ -98,7 +98,7 @@ def _loss(host: Host, stage: TrainingStage, batch: Batch, **kwargs: Any) -> Any:
     for term in reversed(list(_terms(host, stage, batch))):
         total = term if total is None else term + total
     if stage.callbacks is Callbacks.NONE:
-        return total
+        return host._make_empty_loss() if total is None else total
     if not (ordinary and reads):
         fits = batch.latest is not None and len(batch.latest) == len(batch)
         host.mb_output = batch.latest if fits else None

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from coupled_runs import coupled, strategy
+from coupled_runs import coupled, moved, snapshot, strategy
 from torch import nn
 
 from avalanche_cetl import (
@@ -299,6 +299,16 @@ def test_epochs_of_a_stage_that_shares_its_steps_are_refused():
     variant = Variant("own", (changed(Own(), epochs=2),))
     with pytest.raises(ValueError, match="stage 'own' has epochs=2"):
         strategy(coupled(), variant=variant, alternate="iteration")
+
+
+@pytest.mark.parametrize("callbacks", [Callbacks.NONE, Callbacks.PENALTIES], ids=str)
+def test_a_stage_without_a_loss_leaves_the_weights(transfer, callbacks):
+    class Idle(Own):
+        def losses(self, networks, batch):
+            return {}
+
+    before = snapshot(coupled())
+    assert not moved(run(transfer, Idle(callbacks=callbacks), warmup_epochs=0).model, before)
 
 
 def test_networks_keep_no_logits_after_a_step(transfer):
