@@ -154,6 +154,7 @@ class Networks:
     def decode(self, code: Tensor, decoder: nn.Module | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return T1's image of a code, with its hidden layers where they are read.
 
+        :param code: as T1 reads it.
         :param decoder: a copy of T1; default: T1 itself.
         """
         decoder = self.model.decoder if decoder is None else decoder

@@ -42,6 +42,7 @@ class TrainingGroup:
     def cover(self, model: CoupledModel, modules: Iterable[nn.Module] = ()) -> None:
         """Take T1 and T2 as they are now, with the first process's weights everywhere.
 
+        :param model: with T1 and T2.
         :param modules: those of the stages.
         """
         if self.alone:
