@@ -23,7 +23,6 @@ its ``hold_weights(strategy, optimizer)`` called with that stage's optimiser. ``
 ``before_stage``, ``after_stage``, ``after_step`` and ``after_round``.
 """
 
-from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.engine.engine import Engine
@@ -47,7 +46,6 @@ from avalanche_cetl.training.variants import VARIANTS, Variant
 __all__ = [
     "GFI",
     "VARIANTS",
-    "Batch",
     "CETLStrategy",
     "Callbacks",
     "ClassifyStage",
