@@ -17,7 +17,8 @@ from avalanche_cetl.common.version import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status."""
     chosen = _parser().parse_args(arguments)
-    return chosen.run(chosen)
+    result: int = chosen.run(chosen)
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:

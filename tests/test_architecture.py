@@ -29,6 +29,31 @@ ORDER = (
     "__main__",
     "",
 )
+#: The same within training.
+ORDER_OF_TRAINING = (
+    "progress",
+    "meters",
+    "checks",
+    "engine",
+    "networks",
+    "stages",
+    "variants",
+    "data",
+    "choice",
+    "presets",
+    "recipe",
+    "optimizers",
+    "host",
+    "shown",
+    "step",
+    "rounds",
+    "options",
+    "parts",
+    "multi_task",
+    "gfi",
+    "strategy",
+    "",
+)
 WITHOUT_AVALANCHE = ("common", "information", "encoders", "models", "allocation")
 
 
@@ -84,6 +109,21 @@ def test_imports_point_down_the_order_of_rooms():
         for module, others in edges().items()
         for other in others
         if ORDER.index(room_of(other)) > ORDER.index(room_of(module))
+    ]
+    assert not upward
+
+
+def test_imports_within_training_point_down_its_order():
+    inside = {m: m.split(".")[2] if m.count(".") > 1 else "" for m in MODULES}
+    inside = {m: name for m, name in inside.items() if room_of(m) == "training"}
+    assert set(inside.values()) == set(ORDER_OF_TRAINING)
+    upward = [
+        f"{module} -> {other}"
+        for module, others in edges().items()
+        for other in others
+        if module in inside
+        and other in inside
+        and ORDER_OF_TRAINING.index(inside[other]) > ORDER_OF_TRAINING.index(inside[module])
     ]
     assert not upward
 
@@ -164,7 +204,7 @@ def test_only_the_contract_asks_what_a_strategy_has():
         and node.func.id in ("hasattr", "getattr")
         and isinstance(node.args[0], ast.Name)
         and node.args[0].id in ("strategy", "host")
-        and module != "avalanche_cetl.plugins.contract"
+        and module != "avalanche_cetl.plugins.base"
     ]
     assert not asked
 

@@ -22,23 +22,14 @@ from avalanche_cetl.plugins.losses import AnyRows, Rows
 from avalanche_cetl.plugins.views import TargetRows
 from avalanche_cetl.training import VARIANTS, Engine, Recipe, parse_preset
 from avalanche_cetl.training.engine.engine import Precision
-from avalanche_cetl.training.presets import Preset, PresetName
+from avalanche_cetl.training.presets import PresetName
 from avalanche_cetl.training.recipe import Alternate
 from avalanche_cetl.training.variants import VariantName, parse_variant
-
-
-def recipe(alternate):
-    given = dict.fromkeys(("dwa_lambda", "gfi", "stage_epochs", "lr_factors", "warmup_epochs"))
-    given |= dict.fromkeys(("input_noise", "fixed_goal"))
-    return Recipe.of(
-        Preset(), variant="e", loss_weights=(1, 1, 1), alternate=alternate, augment=None, **given
-    )
-
 
 TAKEN = [
     (VariantName, parse_variant),
     (PresetName, parse_preset),
-    (Alternate, recipe),
+    (Alternate, lambda value: Recipe.of(variant="e", alternate=value)),
     (Precision, lambda value: Engine(value, False, 1, False)),
     (Estimator, check_estimator),
     (Basis, lambda value: GFISettings(basis=value)),
@@ -47,7 +38,7 @@ TAKEN = [
     (Mode, lambda value: GFIPlugin(1.0, value, 0.5 if value == "online" else None)),
     (Penalty, lambda value: GFIPlugin(1.0, penalty=value)),
     (Rows, lambda value: SoftTargets(rows=value)),
-    (Rows, lambda value: FitNetsHints("hint", "guided", rows=value)),
+    (Rows, lambda value: FitNetsHints(target_layer="hint", source_layer="guided", rows=value)),
     (AnyRows, lambda value: InformationMaximization(rows=value)),
     (AnyRows, lambda value: MinimumClassConfusion(rows=value)),
     (TargetRows, lambda value: ViewConsistency(1.0, rows=value)),

@@ -113,7 +113,7 @@ OURS = {
     ),
     "confusion": Row(
         MinimumClassConfusion,
-        {"weight": 1.0},
+        {"weight": 1.0, "prior": [0.5, 0.2, 0.3]},
         {
             "weight": 2.0, "temperature": 1.0, "rampup_rounds": 3, "rows": "target",
             "prior": [0.4, 0.3, 0.3],

@@ -18,7 +18,7 @@ def run(*names):
     torch.manual_seed(0)
     for name in ("start", *names):
         script = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.S)[1]
-        assert len([line for line in script.splitlines() if line.strip()]) < 30, name
+        assert len([line for line in script.splitlines() if line.strip()]) < 40, name
         exec(compile(script, PAGE.name, "exec"), found)
     return found
 
@@ -27,23 +27,32 @@ def test_a_variant_of_ones_own_records_the_losses_of_its_stages(capsys):
     found = run("stage", "variant")["cetl"]
     assert 0 < found.round_losses["L_sure"] < torch.log(torch.tensor(3.0))
     assert found.optimizers.keys() == {"stage 1", "stage 2", "sure"}
-    assert {"L_sure", "L_rs", "L_rt", "L_c"} <= set(found.records.names)
+    assert {"L_sure", "L_rs", "L_rt", "L_c"} <= set(found.meters.names)
 
 
-def test_a_variant_of_ones_own_is_resumed(capsys, tmp_path):
-    found = run("stage", "variant")
-    made, benchmark = [], found["benchmark"]
+@pytest.mark.parametrize("scripts", [("stage", "variant"), ("stage", "module")])
+def test_a_variant_of_ones_own_is_resumed(capsys, tmp_path, scripts):
+    found = run(*scripts)
+    made, benchmark, options = [], found["benchmark"], {"train_epochs": 1}
+    if "noisy" in found:
+        options["augment"] = found["noisy"]
     for _ in range(2):
         torch.manual_seed(1)
-        made.append(found["strategy"](variant=found["cetl"].variant, train_epochs=1))
+        made.append(found["strategy"](variant=found["cetl"].variant, **options))
     first, second = made
+    for module in second.networks.modules.values():
+        for parameter in module.parameters():
+            parameter.data.zero_()  # the checkpoint has the head's weights too
     first.train(benchmark.train_stream)
     save_checkpoint(first, tmp_path / "saved.safetensors")
     first.train(benchmark.train_stream)
     load_checkpoint(second, tmp_path / "saved.safetensors")
     second.train(benchmark.train_stream)
-    for name, value in first.model.state_dict().items():
-        assert torch.equal(second.model.state_dict()[name], value), name
+    for one, other in [(first.model, second.model)] + [
+        (module, second.networks.modules[label]) for label, module in first.networks.modules.items()
+    ]:
+        for name, value in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
 
 
 def test_a_stage_of_ones_own_leaves_t1_alone(capsys):
@@ -53,12 +62,27 @@ def test_a_stage_of_ones_own_leaves_t1_alone(capsys):
     assert covered == {id(p) for p in found["cetl"].model.target_parameters().values()}
 
 
+def test_a_head_of_a_stage_is_stepped_by_its_optimiser_at_its_rate(capsys):
+    found = run("stage", "module")
+    own, head = found["cetl"].optimizers["simclr"].optimizer, found["cetl"].networks.modules
+    covered = {id(p) for group in own.param_groups for p in group["params"]}
+    target = found["cetl"].model.target_parameters().values()
+    assert covered == {id(p) for p in [*target, *head["simclr"].parameters()]}
+    assert {group["lr"] for group in own.param_groups} == {0.5e-3}
+    steps = {int(own.state[p]["step"]) for p in head["simclr"].parameters()}
+    assert steps == {2 * 2 * 3}  # rounds, epochs, mini-batches
+
+
+def test_a_loss_of_ones_own_on_target_rows_reaches_the_records(capsys):
+    assert run("loss", "target loss")["cetl"].round_losses["L_spread"] > 0
+
+
 def test_a_loss_of_ones_own_reaches_the_records_and_the_step(capsys):
     found = run("loss")
     plain = found["strategy"](train_epochs=1)
     assert found["cetl"].round_losses["L_margin"] > 0
-    assert "L_margin" in found["cetl"].records.names
-    assert "L_margin" not in plain.records.names
+    assert "L_margin" in found["cetl"].meters.names
+    assert "L_margin" not in plain.meters.names
 
 
 def test_an_encoder_of_ones_own_is_a_source_network(tmp_path):

@@ -42,9 +42,9 @@ from avalanche_cetl.allocation.store import (
     state_of_0_2,
 )
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
-from avalanche_cetl.common.arguments import renamed
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.picks import Output
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName

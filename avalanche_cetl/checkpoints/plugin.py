@@ -12,7 +12,7 @@ from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_c
 from avalanche_cetl.checkpoints.errors import CheckpointError
 from avalanche_cetl.checkpoints.state import check_keepable
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.plugins.contract import CETLPlugin, training_of
+from avalanche_cetl.plugins.base import CETLPlugin, training_of
 
 BEST = f"best{SUFFIX}"
 

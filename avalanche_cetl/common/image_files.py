@@ -25,7 +25,7 @@ _NAMED = 5  # names in one message
 _READ = f"endings that are read: {', '.join(ENDINGS)}; hidden files are passed over"
 
 
-class ImageFiles(Dataset):
+class ImageFiles(Dataset[Any]):
     """Images of a folder, in colour: of its class folders, or the files right in it.
 
     Rows are in the order of torchvision's ImageFolder: classes by name, files by name in each

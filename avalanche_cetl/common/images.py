@@ -54,7 +54,8 @@ def picture_tensor(image: Image.Image) -> Tensor:
     """
     picture = plain_picture(image)
     if picture.mode not in _DEEP:
-        return to_tensor(picture).float()
+        result: Tensor = to_tensor(picture).float()
+        return result
     values = np.array(picture).astype(np.float64)
     clear = picture.info.get("transparency")
     if clear is not None and picture.mode != "F":
@@ -119,7 +120,8 @@ def image_tensor(image: Any) -> Tensor:
         image = image.permute(2, 0, 1).contiguous()
     if image.dim() == 2:
         image = image.unsqueeze(0)
-    return image if image.dtype == torch.uint8 else image.float()
+    result: Tensor = image if image.dtype == torch.uint8 else image.float()
+    return result
 
 
 def check_type(dtype: Any) -> None:
@@ -228,5 +230,6 @@ def recoloured(images: Tensor, channels: int) -> Tensor:
     if have == 1:
         return images.expand(-1, channels, -1, -1)
     if have == 3 and channels == 1:
-        return rgb_to_grayscale(images)
+        result: Tensor = rgb_to_grayscale(images)
+        return result
     raise ValueError(f"images of {have} channels cannot become images of {channels}.")

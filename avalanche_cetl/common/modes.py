@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from avalanche_cetl.common.caches import caches_dropped
-from avalanche_cetl.common.inputs import map_tensors
 from avalanche_cetl.common.state import ModelState, state_kept
+from avalanche_cetl.common.tensors import map_tensors
 
 
 @contextmanager

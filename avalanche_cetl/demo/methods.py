@@ -135,7 +135,10 @@ class Comparison:
         """Train it on the few labels and a probe's soft targets, with plain Avalanche."""
         network, encoder = self._network(), self._encoder()
         plugin = SoftTargets(
-            2.0, self.settings.soft_weight, source=encoder, head=self._probe(encoder)
+            weight=self.settings.soft_weight,
+            temperature=2.0,
+            source=encoder,
+            head=self._probe(encoder),
         )
         seconds = self._fit(
             network, self.few.labelled_stream, self.labelled_epochs, plugins=[plugin]

@@ -8,7 +8,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.encoders.scores import Scores
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.common.picks import Output, check_output, described, pick
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.fingerprint import Fingerprint

@@ -107,7 +107,8 @@ class ONNXEncoder(Encoder):
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Return resized and normalised images."""
-        return self.preprocessing(x)
+        result: Tensor = self.preprocessing(x)
+        return result
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the named output, flattened to ``(N, dim)``."""
@@ -152,7 +153,8 @@ class ONNXEncoder(Encoder):
     def _choose(self, name: str | None) -> str:
         names = [output.name for output in self._session.get_outputs()]
         if name is None and len(names) == 1:
-            return names[0]
+            result: str = names[0]
+            return result
         if name is None or name not in names:
             raise ValueError(f"output={name!r}: {self.path.name} has the outputs {names}.")
         return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.common.layout import channels_second
+from avalanche_cetl.common.channel_axis import channels_second
 
 
 def check_pool(pool: str | int | None, layer: int | str | None) -> None:

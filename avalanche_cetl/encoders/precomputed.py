@@ -91,7 +91,8 @@ def _load(path: Path) -> Tensor:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor(_only(list(file.keys()), path))
+                result: Tensor = file.get_tensor(_only(list(file.keys()), path))
+                return result
         if path.suffix == ".npy":
             return torch.from_numpy(np.array(np.load(path, allow_pickle=False)))
         if path.suffix == ".npz":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.standard import SHARE, floored_deviation
+from avalanche_cetl.common.standardize import SHARE, floored_deviation
 
 #: What features that do not vary are divided by.
 LEAST_DEVIATION = 1e-8

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_cetl.common.outputs import Values
+from avalanche_cetl.common.hooks import Values
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -34,7 +34,7 @@ class LinearInput(Values, TorchDispatchMode):
     """
 
     def __init__(self, layer: nn.Module):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[Tensor] = []
         # Tensors, not addresses alone: memory that were freed would be given to another.
         own = (getattr(layer, name, None) for name in ("weight", "bias"))

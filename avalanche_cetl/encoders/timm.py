@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
+from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor
 
-from avalanche_cetl.common.layout import channel_axis
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.channel_axis import channel_axis
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
 from avalanche_cetl.encoders.pooling import check_pool, pooled
 from avalanche_cetl.encoders.preprocessing import Preprocessing
@@ -147,7 +147,8 @@ class TimmEncoder(Encoder):
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Return images ``(N, 1 or 3, H, W)`` resized and normalised as the model was trained."""
-        return self.preprocessing(x)
+        result: Tensor = self.preprocessing(x)
+        return result
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the features ``(N, dim)`` of preprocessed images."""
@@ -159,7 +160,8 @@ class TimmEncoder(Encoder):
         features = self.module.forward_features(x)
         if isinstance(self.pool, int):
             return self._pooled(features)
-        return self.module.forward_head(features, pre_logits=True)
+        result: Tensor = self.module.forward_head(features, pre_logits=True)
+        return result
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -229,7 +231,10 @@ class TimmEncoder(Encoder):
 
     def _intermediate(self, x: Tensor, hook: int | str) -> Tensor:
         if isinstance(hook, int):
-            return self.module.forward_intermediates(x, indices=[hook], intermediates_only=True)[0]
+            result: Tensor = self.module.forward_intermediates(
+                x, indices=[hook], intermediates_only=True
+            )[0]
+            return result
         layer = self.module.get_submodule(hook)
         with Kept(layer, f"layer={self.layer!r} of {self.name!r}") as kept:
             self.module(x)

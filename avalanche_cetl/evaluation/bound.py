@@ -21,8 +21,8 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor, nn
 
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.rows import features_in
 
 if TYPE_CHECKING:
     from avalanche_cetl.encoders.base import Encoder
@@ -82,7 +82,8 @@ class _Sums:
         if self.rows < 2:
             return float("nan")
         mean_square = float((self.pixels / self.rows).square().mean())
-        return max(self.squares / self.rows - mean_square, 1e-24) ** 0.5
+        result: float = max(self.squares / self.rows - mean_square, 1e-24) ** 0.5
+        return result
 
 
 class LearningBound(PluginMetric[dict[str, float]]):

@@ -143,7 +143,8 @@ class Picture(TensorImage):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         pixels = (self.image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-        return pixels if dtype is None else pixels.astype(dtype)
+        result: np.ndarray[Any, Any] = pixels if dtype is None else pixels.astype(dtype)
+        return result
 
 
 class ReconstructionImages(PluginMetric[Any]):
@@ -215,7 +216,8 @@ def image_grid(rows: dict[str, Tensor]) -> Tensor:
     low, high = float(reference.min()), float(reference.max())
     images = torch.cat([row.float().cpu() for row in rows.values()])
     images = ((images - low) / max(high - low, 1e-12)).clamp(0, 1)
-    return make_grid(images, nrow=len(reference), padding=1, pad_value=0.5)
+    result: Tensor = make_grid(images, nrow=len(reference), padding=1, pad_value=0.5)
+    return result
 
 
 def _value(origin: Any, strategy: CETLStrategy, name: str, value: Any) -> MetricValue:

@@ -24,8 +24,8 @@ from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.benchmarks.utils.transforms import MultiParamTransform
 from torch.utils.data import Dataset
 
+from avalanche_cetl.common.labels import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.common.rows import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
 from avalanche_cetl.features.extraction import Extraction, StoredType
@@ -176,7 +176,7 @@ def _given_rows(
     return given[experience]
 
 
-class _RowNumbers(Dataset):
+class _RowNumbers(Dataset[Any]):
     """Row numbers and labels; the transform adds the images, because it chooses the view."""
 
     def __init__(self, targets: Sequence[int]):

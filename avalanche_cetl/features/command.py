@@ -36,7 +36,8 @@ def photo_transform(size: int, crop: float) -> Callable[[Image.Image], Tensor]:
     """
     side = round(size / crop)
     resize = Resize(side, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return Compose([resize, CenterCrop(size), ToTensor()])
+    result: Callable[[Image.Image], Tensor] = Compose([resize, CenterCrop(size), ToTensor()])
+    return result
 
 
 def extract_folder(

@@ -167,7 +167,8 @@ class Entry:
             with safe_open(self.paths[number], framework="pt") as file:
                 about = json.loads((file.metadata() or {})["cetl"])
                 tensor = file.get_tensor("features")
-            return about == self._about(number, tensor)
+            result: bool = about == self._about(number, tensor)
+            return result
         except (SafetensorError, OSError, ValueError, KeyError):
             return False
 

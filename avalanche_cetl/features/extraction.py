@@ -93,7 +93,7 @@ def encoded(encoder: Encoder, images: Tensor, dtype: StoredType, rows: Sequence[
             f"the encoder gave {tuple(found.shape)} for {len(images)} images; expected "
             f"({len(images)}, {encoder.dim})."
         )
-    stored = found.to(DTYPES[dtype])
+    stored: Tensor = found.to(DTYPES[dtype])
     finite = torch.isfinite(stored).all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0])

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 from avalanche_cetl.common.seeds import seeded
 
 
-class SeededView(Dataset):
+class SeededView(Dataset[Any]):
     """One view of a data set: item i is always the same, even if its transform draws.
 
     While an item is made, the global generators of PyTorch, numpy and Python are seeded by seed,
@@ -63,7 +63,7 @@ class SeededView(Dataset):
                 )
 
 
-class Images(Dataset):
+class Images(Dataset[Any]):
     """The images of a view alone, with their row."""
 
     def __init__(self, view: SeededView):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.common.inputs import map_tensors, own_copy
+from avalanche_cetl.common.tensors import map_tensors, own_copy
 from avalanche_cetl.information.outputs import (
     check_likelihood,
     check_outputs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.standard import floored_deviation
+from avalanche_cetl.common.standardize import floored_deviation
 
 
 class Standardize(nn.Module):
@@ -31,7 +31,7 @@ class Standardize(nn.Module):
     def fit(self, features: Tensor) -> None:
         """Compute mean and standard deviation of features ``(N, dim)``.
 
-        Deviations have a floor, see :func:`avalanche_cetl.common.standard.floored_deviation`;
+        Deviations have a floor, see :func:`avalanche_cetl.common.standardize.floored_deviation`;
         where no feature varies at all they count as 1.
 
         :raises ValueError: for a wrong width, no rows, or values that are not finite.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.adapters import source_adapter, target_adapter
 from avalanche_cetl.models.decoders import ReversedDecoder
@@ -94,7 +94,7 @@ class CoupledModel(nn.Module):
             source.eval()
             dim = int(source.dim)  # type: ignore[arg-type]
             self.source_adapter = source_adapter(dim, width)
-        self.register_load_state_dict_post_hook(_forgive_source)
+        self.register_load_state_dict_post_hook(_forgive_source)  # type: ignore[no-untyped-call]
         like = next(self.target.parameters(), None)
         if like is not None:
             self.to(like.device)
@@ -137,7 +137,8 @@ class CoupledModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return T2's class logits ``(N, num_classes)``."""
-        return self.target(x)
+        result: Tensor = self.target(x)
+        return result
 
     def reconstruct_source(
         self, x: Tensor | None = None, *, features: Tensor | None = None
@@ -148,7 +149,8 @@ class CoupledModel(nn.Module):
         :param features: S's raw (not standardised) features ``(N, source.dim)``.
         :raises ValueError: without source network, or when neither is given.
         """
-        return self.decoder(self.source_code(x, features=features))
+        result: Tensor = self.decoder(self.source_code(x, features=features))
+        return result
 
     def source_features(self, x: Tensor) -> Tensor:
         """Return S's raw features ``(N, source.dim)`` of images, which stay as they are.
@@ -158,7 +160,8 @@ class CoupledModel(nn.Module):
         if self.source is None:
             raise ValueError("this model has no source network, so there are no source features.")
         # An Encoder sees to it itself.
-        return self.source(x if isinstance(self.source, Encoder) else own_copy(x))
+        result: Tensor = self.source(x if isinstance(self.source, Encoder) else own_copy(x))
+        return result
 
     def source_code(self, x: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
         """Return S's code as T1 reads it, ``(N, D)``: standardised and adapted."""
@@ -168,7 +171,8 @@ class CoupledModel(nn.Module):
             if x is None:
                 raise ValueError("give images x or source features=.")
             features = self.source_features(x)
-        return self.source_adapter(features)
+        result: Tensor = self.source_adapter(features)
+        return result
 
     def target_code(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return T2's code as T1 reads it, ``(N, D)``, and T2's logits, from one pass.
@@ -220,7 +224,7 @@ class CoupledModel(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the state as every module does, but without S's weights."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        state = super().state_dict(*args, **kwargs)
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
         for name in [name for name in state if name.startswith(f"{prefix}source.")]:
             del state[name]
         return state

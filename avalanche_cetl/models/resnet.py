@@ -72,4 +72,5 @@ class ResNet26(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         x = self.blocks(F.relu(self.norm(self.conv(x))))
-        return self.head(x.mean((2, 3)))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from avalanche_cetl.common.layout import POOLINGS, own_axis
-from avalanche_cetl.common.outputs import watched
+from avalanche_cetl.common.channel_axis import POOLINGS, own_axis
+from avalanche_cetl.common.hooks import watched
 from avalanche_cetl.common.state import state_kept
 from avalanche_cetl.models.targets import Target
 from avalanche_cetl.models.unpool import Fit, Unpool

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.tensors import own_copy
 
 
 def init_he(module: nn.Module) -> nn.Module:
@@ -108,11 +108,13 @@ class CICNN(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the code, ``(N, 1024 * width)``: the last hidden layer after its rectifier."""
-        return self.hidden(self.features(x))
+        result: Tensor = self.hidden(self.features(x))
+        return result
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
-        return self.head(self.forward_features(x))
+        result: Tensor = self.head(self.forward_features(x))
+        return result
 
 
 def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -160,9 +162,9 @@ class Target(nn.Module):
 
         :param task_labels: ``(N,)``; read by a classifier with heads by task alone.
         """
-        if self.heads_by_task:
-            return self.module(own_copy(x), task_labels)
-        return self.module(own_copy(x))
+        labels = (task_labels,) if self.heads_by_task else ()
+        result: Tensor = self.module(own_copy(x), *labels)
+        return result
 
     def encode(self, x: Tensor, task_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the code, flattened to ``(N, D)``, and the logits, from one forward pass.

@@ -80,7 +80,8 @@ class Unpool(nn.Module):
 def _nearest(x: Tensor, size: tuple[int, ...]) -> Tensor:
     even = all(large % small == 0 for small, large in zip(x.shape[2:], size, strict=True))
     if x.device.type == "cpu" and len(size) == 2 and even:
-        return _Repeat.apply(x, size)
+        result: Tensor = _Repeat.apply(x, size)
+        return result
     return F.interpolate(x, size=size, mode="nearest")
 
 

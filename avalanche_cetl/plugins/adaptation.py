@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.common.arguments import check_positive, check_weight
-from avalanche_cetl.plugins.losses import AnyRows, LossRows
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.validation import check_positive, check_weight
+from avalanche_cetl.plugins.base import Strategy
+from avalanche_cetl.plugins.losses import AnyRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
 from avalanche_cetl.plugins.views import balance_loss
 
@@ -96,7 +96,7 @@ class InformationMaximization(UnlabelledPlugin):
         balance: float = 1.0,
         temperature: float = 1.0,
         rampup_rounds: int = 0,
-        rows: AnyRows = "unlabelled",
+        rows: AnyRows | None = None,
         prior: Prior = None,
     ):
         super().__init__(weight, rows, rampup_rounds, prior)
@@ -104,7 +104,7 @@ class InformationMaximization(UnlabelledPlugin):
         check_positive("temperature", temperature)
         self.balance, self.temperature = float(balance), float(temperature)
 
-    def loss(self, strategy: Any, batch: LossRows) -> Tensor:
+    def loss(self, strategy: Strategy, batch: Batch) -> Tensor:
         """Return the loss of a mini-batch."""
         prior = self.prior_of(strategy, batch.logits)
         return self.over_counted(
@@ -135,14 +135,14 @@ class MinimumClassConfusion(UnlabelledPlugin):
         weight: float = 1.0,
         temperature: float = 2.5,
         rampup_rounds: int = 0,
-        rows: AnyRows = "unlabelled",
+        rows: AnyRows | None = None,
         prior: Prior = None,
     ):
         super().__init__(weight, rows, rampup_rounds, prior)
         check_positive("temperature", temperature)
         self.temperature = float(temperature)
 
-    def loss(self, strategy: Any, batch: LossRows) -> Tensor:
+    def loss(self, strategy: Strategy, batch: Batch) -> Tensor:
         """Return the loss of a mini-batch."""
         prior = self.prior_of(strategy, batch.logits)
         return self.over_counted(

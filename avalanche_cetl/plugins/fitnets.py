@@ -10,15 +10,17 @@ from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.common.inputs import own_copy
-from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.channel_axis import channel_axis, channels_second
+from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.common.modes import evaluation_mode
-from avalanche_cetl.common.outputs import Kept
+from avalanche_cetl.common.tensors import own_copy
+from avalanche_cetl.common.validation import order_of_0_2
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.models import CoupledModel
-from avalanche_cetl.plugins.contract import training_of
+from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.hints import hint_loss
-from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows, Rows
+from avalanche_cetl.plugins.losses import AnyRows, DistillationPlugin, Rows
 
 
 class FitNetsHints(DistillationPlugin):
@@ -30,11 +32,11 @@ class FitNetsHints(DistillationPlugin):
     trained with an optimiser of the same class and settings as the strategy's. FitNets trains the
     hint before the rest; here it is a term beside it, in stage 2 by default.
 
+    :param weight: >= 0.
     :param target_layer: name of T2's guided layer, as in ``target.named_modules()``.
     :param source_layer: name of S's hint layer, as in its network's ``named_modules()``; S then
         runs on every batch. Default: S's features, live or stored.
-    :param weight: >= 0.
-    :param rows: see :class:`DistillationPlugin`.
+    :param rows: see :class:`DistillationPlugin`; default: ``"target"``.
     :param source: see :class:`DistillationPlugin`.
     :ivar regressor: the learned layer; None before the first step.
     :raises ValueError: for values out of range; in training for layers that are not there.
@@ -42,14 +44,16 @@ class FitNetsHints(DistillationPlugin):
 
     name = "L_fitnet"
     reads_logits = False
+    default_rows: AnyRows = "target"
 
+    @order_of_0_2("target_layer", "source_layer", "weight")
     def __init__(
         self,
-        target_layer: str,
-        source_layer: str | None = None,
         weight: float = 1.0,
         *,
-        rows: Rows = "target",
+        target_layer: str,
+        source_layer: str | None = None,
+        rows: Rows | None = None,
         source: Encoder | None = None,
     ):
         super().__init__(weight, rows, source)
@@ -79,30 +83,30 @@ class FitNetsHints(DistillationPlugin):
             self.regressor.to(weight).load_state_dict(state["regressor"])
             self._moments = state["moments"]
 
-    def before_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_stage(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Listen to T2's layer, in the stages that read it: what is kept holds a graph."""
-        if self.rows in strategy.reads and self.weight:
+        if self.rows in training_of(strategy).reads and self.weight:
             self._listen(strategy)
 
-    def after_stage(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_stage(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Stop listening."""
         self._leave()
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Listen, in a strategy without stages."""
         if not training_of(strategy).has_stages and self.weight:
             self._listen(strategy)
 
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Stop listening, in a strategy without stages."""
         self._leave()
 
-    def _listen(self, strategy: Any) -> None:
+    def _listen(self, strategy: Strategy) -> None:
         self._leave()
         guided = _layer(self._network(strategy), self.target_layer, "target_layer", "T2")
         self._guided = Kept(guided, f"target_layer={self.target_layer!r}")
 
-    def _network(self, strategy: Any) -> nn.Module:
+    def _network(self, strategy: Strategy) -> nn.Module:
         """T2 itself, in which its layers have the names that its maker gave them."""
         model = strategy.model
         return model.target.module if isinstance(model, CoupledModel) else model
@@ -112,7 +116,7 @@ class FitNetsHints(DistillationPlugin):
             self._guided.remove()
         self._guided = None
 
-    def loss(self, strategy: Any, batch: LossRows) -> Tensor:
+    def loss(self, strategy: Strategy, batch: Batch) -> Tensor:
         """Return the loss of a mini-batch."""
         # The merged step passes the labelled rows through T2 first, then the target rows.
         assert self._guided is not None
@@ -120,34 +124,39 @@ class FitNetsHints(DistillationPlugin):
             raise ValueError(
                 f"target_layer={self.target_layer!r} does not run in T2's forward(); name another."
             )
-        found = self._guided.values[-1 if self.rows == "target" else 0]
-        found = self._in_order(found, "target_layer", strategy, batch.images)
+        output = self._guided.values[-1 if self.rows == "target" else 0]
+        if len(output) != len(batch):
+            raise ValueError(
+                f"target_layer={self.target_layer!r} gave {len(output)} rows for a mini-batch of "
+                f"{len(batch)}: FitNetsHints needs a stage that runs T2 on its rows, each once."
+            )
+        output = self._in_order(output, "target_layer", strategy, batch.images)
         self._forget()
         # Under autocast maps are in half precision; the regressor's weights are not.
         dtype = batch.logits.dtype
-        found, hint = _matched(found.to(dtype), self._read_hint(strategy, batch).to(dtype))
+        output, hint = _matched(output.to(dtype), self._read_hint(strategy, batch).to(dtype))
         if not training_of(strategy).alone:
             raise ValueError(
                 "FitNetsHints trains a regressor of its own, which processes do not share; use "
                 "DecoderHints, or one process."
             )
         if self.regressor is None:
-            self.regressor = _regressor(found.shape[1], hint.shape[1], found.dim() == 2)
+            self.regressor = _regressor(output.shape[1], hint.shape[1], output.dim() == 2)
         if self._optimizer is None:
-            self.regressor.to(found)
+            self.regressor.to(output)
             template = strategy.optimizer
             self._optimizer = type(template)(self.regressor.parameters(), **_settings(template))
             if self._moments is not None:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = None
-        return hint_loss(self.regressor(found).to(dtype), hint)
+        return hint_loss(self.regressor(output).to(dtype), hint)
 
     @torch.no_grad()
-    def _read_hint(self, strategy: Any, batch: LossRows) -> Tensor:
+    def _read_hint(self, strategy: Strategy, batch: Batch) -> Tensor:
         source = self.source(strategy)
         if self.source_layer is None:
-            features = source(batch.images) if batch.features is None else batch.features
-            return features.to(batch.logits.dtype)
+            features: Tensor = source(batch.images) if batch.features is None else batch.features
+            return features
         inner = getattr(source, "module", source)
         layer = _layer(inner, self.source_layer, "source_layer", "S")
         with Kept(layer, f"source_layer={self.source_layer!r}") as kept:
@@ -156,7 +165,9 @@ class FitNetsHints(DistillationPlugin):
             raise ValueError(f"source_layer={self.source_layer!r} does not run in S's forward().")
         return self._in_order(kept.values[-1], "source_layer", strategy, batch.images)
 
-    def _in_order(self, output: Tensor, argument: str, strategy: Any, images: Tensor) -> Tensor:
+    def _in_order(
+        self, output: Tensor, argument: str, strategy: Strategy, images: Tensor
+    ) -> Tensor:
         """A layer's output with its channels second; found once, on two images in eval mode."""
         if output.dim() not in (3, 4):
             return output
@@ -180,15 +191,15 @@ class FitNetsHints(DistillationPlugin):
             self._axes[key] = axis
         return channels_second(output, self._axes[key])
 
-    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Forget passes between two steps, such as those of an evaluation."""
         self._forget()
 
-    def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_step(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Train the regressor along with stage 2."""
         self._step(strategy)
 
-    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Train the regressor along with stage 3, or any other strategy's step."""
         self._step(strategy)
 
@@ -196,7 +207,7 @@ class FitNetsHints(DistillationPlugin):
         if self._guided is not None:
             self._guided.values.clear()
 
-    def _step(self, strategy: Any) -> None:
+    def _step(self, strategy: Strategy) -> None:
         self._forget()  # a stage may run T2 more often than the loss is asked for
         if self.regressor is None or self._optimizer is None:
             return
@@ -215,7 +226,7 @@ def _settings(template: torch.optim.Optimizer, now: bool = False) -> dict[str, A
 
 
 def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
-    layers = dict(module.named_modules())
+    layers: dict[str, nn.Module] = dict(module.named_modules())
     if not name or name not in layers:
         raise ValueError(
             f"{argument}={name!r} is not in {role}, which has {[n for n in layers if n]}."
@@ -223,13 +234,13 @@ def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:
     return layers[name]
 
 
-def _matched(found: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
+def _matched(output: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
     """Bring both to maps of one size, or both to vectors."""
-    if found.dim() == 4 and hint.dim() == 4:
-        sides = zip(found.shape[2:], hint.shape[2:], strict=True)
+    if output.dim() == 4 and hint.dim() == 4:
+        sides = zip(output.shape[2:], hint.shape[2:], strict=True)
         size = (min(next(sides)), min(next(sides)))
-        return F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(hint, size)
-    return _vector(found), _vector(hint)
+        return F.adaptive_avg_pool2d(output, size), F.adaptive_avg_pool2d(hint, size)
+    return _vector(output), _vector(hint)
 
 
 def _vector(x: Tensor) -> Tensor:

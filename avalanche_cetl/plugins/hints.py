@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import training_of
-from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows
+from avalanche_cetl.plugins.base import Strategy
+from avalanche_cetl.plugins.losses import DistillationPlugin
 
 
-def hint_loss(found: Tensor, hint: Tensor) -> Tensor:
+def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
     """Mean squared error over the hint's mean square: 0 when equal, about 1 for an output of 0.
 
     The l2 of FitNets (Romero et al. 2015, eq. 3), made independent of the hint's scale.
 
-    :param found: what shall become the hint, of any shape.
+    :param output: what shall become the hint, of any shape.
     :param hint: of the same shape, taken as constant.
     """
     hint = hint.detach()
-    return F.mse_loss(found, hint) / hint.square().mean().clamp_min(1e-8)
+    return F.mse_loss(output, hint) / hint.square().mean().clamp_min(1e-8)
 
 
 class DecoderHints(DistillationPlugin):
@@ -42,11 +43,11 @@ class DecoderHints(DistillationPlugin):
     def __init__(self, weight: float = 1.0):
         super().__init__(weight, "target")
 
-    def fits(self, model: Any) -> bool:
+    def fits(self, model: nn.Module) -> bool:
         """Return whether the decoder has hidden layers to match."""
         return isinstance(model, CoupledModel) and hasattr(model.decoder, "forward_hidden")
 
-    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Check the decoder."""
         if not isinstance(strategy.model, CoupledModel):
             raise ValueError("DecoderHints needs a CoupledModel: only that one has a decoder.")
@@ -57,10 +58,9 @@ class DecoderHints(DistillationPlugin):
                 f"got {type(strategy.model.decoder).__name__}."
             )
 
-    def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
-        """Return the loss of the latest mini-batch of stage 2."""
-        step = training_of(strategy).coupled
-        if step is None or not step.goal_hidden:
+    def loss(self, strategy: Strategy, batch: Batch) -> Tensor | None:
+        """Return the loss of a mini-batch; None where T1 has not decoded it."""
+        if not batch.hidden_target:
             return None
-        pairs = zip(step.hidden, step.goal_hidden, strict=True)
-        return torch.stack([hint_loss(mine, goal) for mine, goal in pairs]).mean()
+        pairs = zip(batch.hidden, batch.hidden_target, strict=True)
+        return torch.stack([hint_loss(hidden, target) for hidden, target in pairs]).mean()

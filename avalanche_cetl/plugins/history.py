@@ -7,7 +7,7 @@ from typing import Any
 
 from avalanche.core import SupervisedPlugin
 
-from avalanche_cetl.plugins.contract import training_of
+from avalanche_cetl.plugins.base import Strategy, training_of
 
 
 class History(SupervisedPlugin):
@@ -20,7 +20,7 @@ class History(SupervisedPlugin):
         super().__init__()
         self.rounds: list[dict[str, float]] = []
 
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Take a round's means."""
         self.rounds.append(dict(training_of(strategy).round_losses))
 
@@ -40,6 +40,6 @@ class Progress(SupervisedPlugin):
         super().__init__()
         self.tick = tick
 
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Count one."""
         self.tick()

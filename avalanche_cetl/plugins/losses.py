@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from copy import copy
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from avalanche_cetl.common.arguments import check_weight
-from avalanche_cetl.common.inputs import own_copy
-from avalanche_cetl.common.rows import features_in
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.tensors import own_copy
+from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
-from avalanche_cetl.plugins.contract import CETLPlugin, training_of
+from avalanche_cetl.plugins.base import CETLPlugin, Strategy, training_of
 
 #: The rows that a loss reads: those of stage 3, or those of stage 2.
 Rows = Literal["labelled", "target"]
 #: The same where a loss tells target rows without a label from the others.
 AnyRows = Literal["labelled", "target", "unlabelled"]
-
-
-class LossRows(NamedTuple):
-    """The N rows of a mini-batch that a loss reads.
-
-    :ivar images: ``(N, C, H, W)``.
-    :ivar features: S's ``(N, dim)``; None where they are not there.
-    :ivar logits: T2's ``(N, K)``.
-    :ivar labels: ``(N,)``, -1 where there is none.
-    :ivar tasks: task labels, ``(N,)``.
-    """
-
-    images: Tensor
-    features: Tensor | None
-    logits: Tensor
-    labels: Tensor
-    tasks: Tensor
 
 
 class LossPlugin(CETLPlugin):
@@ -55,8 +38,9 @@ class LossPlugin(CETLPlugin):
     :param rows: ``"labelled"``: the rows of stage 3, part of L_c; ``"target"``: all target
         rows, with or without label, in stage 2. The merged variants read both in their one
         step; a stage of your own reads what it says, and T2 has to run there. Other strategies know
-        ``"labelled"`` only.
-    :raises ValueError: for a weight or rows out of range.
+        ``"labelled"`` only. None: the class's ``default_rows``.
+    :raises ValueError: for a weight or rows out of range; in training where a stage ran T2 on
+        another number of rows than its mini-batch has, and does not say which logits are theirs.
     """
 
     #: Name of the loss in ``round_losses`` and among the metrics.
@@ -67,12 +51,17 @@ class LossPlugin(CETLPlugin):
     enabled = True
     #: Values of ``rows`` that it takes; all but ``"labelled"`` are rows of stage 2.
     allowed_rows: tuple[str, ...] = get_args(Rows)
+    #: The rows that it reads where none are given.
+    default_rows: AnyRows = "labelled"
 
-    def __init__(self, weight: float = 1.0, rows: AnyRows = "labelled"):
+    def __init__(self, weight: float = 1.0, rows: AnyRows | None = None):
         super().__init__()
         check_weight("weight", weight)
-        check_rows(rows, self.allowed_rows)
-        self.weight, self.rows = float(weight), rows
+        self.rows: AnyRows = self.default_rows if rows is None else rows
+        if self.rows not in self.allowed_rows:
+            allowed = ", ".join(map(repr, self.allowed_rows))
+            raise ValueError(f"rows={rows!r} is not known. Allowed: {allowed}.")
+        self.weight = float(weight)
         self._images: Tensor | None = None
 
     @property
@@ -90,20 +79,20 @@ class LossPlugin(CETLPlugin):
         """Whether T2's logits of rows without a label learn from it."""
         return self.reads_logits and self.rows != "labelled" and self.active
 
-    def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
+    def loss(self, strategy: Any, batch: Batch) -> Tensor | None:
         """Return the loss, a scalar mean over the batch; None where there is none."""
         raise NotImplementedError
 
-    def losses(self, strategy: Any, batch: LossRows) -> dict[str, tuple[float, Tensor]]:
+    def losses(self, strategy: Any, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return weight and loss by name; for plugins with several losses."""
-        found = self.loss(strategy, batch)
-        return {} if found is None else {self.name: (self.weight, found)}
+        loss = self.loss(strategy, batch)
+        return {} if loss is None else {self.name: (self.weight, loss)}
 
-    def strength(self, strategy: Any) -> float:
+    def strength(self, strategy: Strategy) -> float:
         """Return a factor on all weights, for those that change while training goes on."""
         return 1.0
 
-    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Check that the strategy has the rows."""
         training = training_of(strategy)
         training.announce(self.names)
@@ -113,43 +102,34 @@ class LossPlugin(CETLPlugin):
                 "rows='labelled'."
             )
 
-    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Keep the images: a stock strategy's network may write into its mini-batch."""
         if not training_of(strategy).has_stages:
-            self._images = own_copy(strategy.mb_x)
+            self._images = own_copy(strategy.mbatch[0])
 
-    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add the loss to the step's."""
-        training = training_of(strategy)
-        batch = self.read(strategy)
+        batch = self.read(strategy) if self.active else None
         self._images = None
-        if batch is None or not self.active:
+        if batch is None:
             return
-        found = self.losses(strategy, batch)
-        if not found:
-            return
-        added: Any = None
-        for name, (weight, loss) in found.items():
-            training.record_loss(name, loss, batch.images)
+        added: Tensor | None = None
+        for name, (weight, loss) in self.losses(strategy, batch).items():
+            training_of(strategy).record_loss(name, loss, batch.images)
             added = weight * loss if added is None else added + weight * loss
-        rows = "labelled" if self.rows == "labelled" else "target"
-        share = training.row_share_of(rows) * self.strength(strategy)
-        strategy.loss = strategy.loss + share * added
+        if added is not None:
+            strategy.loss = strategy.loss + batch.share * self.strength(strategy) * added
 
-    def read(self, strategy: Any) -> LossRows | None:
+    def read(self, strategy: Strategy) -> Batch | None:
         """Return the rows of the step that runs; None where it has none of this kind."""
         training = training_of(strategy)
-        if self.rows != "labelled":
-            step = training.coupled if "target" in training.reads else None
-            if step is None:
-                return None
-            return LossRows(step.images, step.features, step.logits, step.labels, step.tasks)
-        if "labelled" not in training.reads or strategy.mb_output is None:
+        rows = "labelled" if self.rows == "labelled" else "target"
+        batch = training.batch_of(rows) if rows in training.reads else None
+        if batch is None or batch.latest is None:
             return None
-        batch = strategy.mbatch
-        features = features_in(strategy.adapted_dataset, batch)
-        images = batch[0] if self._images is None else self._images
-        return LossRows(images, features, strategy.mb_output, batch[1], batch[-1])
+        if self._images is not None:
+            batch.tensors[0] = self._images
+        return batch
 
 
 class DistillationPlugin(LossPlugin):
@@ -161,27 +141,29 @@ class DistillationPlugin(LossPlugin):
     :param source: S, where the model is no ``CoupledModel``; default: the model's.
     """
 
-    def __init__(self, weight: float, rows: AnyRows, source: Encoder | None = None):
+    def __init__(
+        self, weight: float = 1.0, rows: AnyRows | None = None, source: Encoder | None = None
+    ):
         super().__init__(weight, rows)
         self._given = source
         self._reads_features: tuple[int, bool] | None = None  # of which experience, and whether
 
-    def source(self, strategy: Any) -> Encoder:
+    def source(self, strategy: Strategy) -> Encoder:
         """Return S.
 
         :raises ValueError: when there is none.
         """
-        found = self._given if self._given is not None else training_of(strategy).source
-        if found is None:
+        if self._given is not None:
+            return self._given.to(strategy.device)
+        source: Encoder | None = training_of(strategy).source
+        if source is None:
             raise ValueError(
                 f"{type(self).__name__} needs a source network: use a CoupledModel that has one, "
                 "or give source=."
             )
-        if self._given is not None:
-            found.to(strategy.device)
-        return found
+        return source
 
-    def read(self, strategy: Any) -> LossRows | None:
+    def read(self, strategy: Strategy) -> Batch | None:
         """Return the rows, without features that are not of the ``source`` given here."""
         batch = super().read(strategy)
         if batch is None or batch.features is None or self._given is None:
@@ -194,10 +176,7 @@ class DistillationPlugin(LossPlugin):
             else:
                 same = features_are_of(strategy.adapted_dataset, self._given)
             self._reads_features = experience, same
-        return batch if self._reads_features[1] else batch._replace(features=None)
-
-
-def check_rows(rows: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError for rows that the plugin does not read."""
-    if rows not in allowed:
-        raise ValueError(f"rows={rows!r} is not known. Allowed: {', '.join(map(repr, allowed))}.")
+        if not self._reads_features[1]:
+            batch = copy(batch)
+            batch.features = None
+        return batch

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.common.arguments import check_positive
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.validation import check_positive, order_of_0_2
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.encoders.scores import Scores
-from avalanche_cetl.plugins.contract import training_of
-from avalanche_cetl.plugins.losses import DistillationPlugin, LossRows, Rows
+from avalanche_cetl.plugins.base import Strategy, training_of
+from avalanche_cetl.plugins.losses import DistillationPlugin, Rows
 
 PROBE = "probe"
 
@@ -39,8 +40,8 @@ class SoftTargets(DistillationPlugin):
     Adds ``weight * T^2 KL(softmax(S / T) || softmax(T2 / T))``. S's logits are computed from
     its features where they are stored and S's classifier reads them, else from the images.
 
-    :param temperature: T, > 0.
     :param weight: >= 0; Hinton's mixture is ``loss_weights=(1, 1 - a, 1)`` with ``weight=a``.
+    :param temperature: T, > 0.
     :param rows: see :class:`DistillationPlugin`.
     :param source: see :class:`DistillationPlugin`.
     :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
@@ -61,12 +62,13 @@ class SoftTargets(DistillationPlugin):
 
     name = "L_soft"
 
+    @order_of_0_2("temperature", "weight")
     def __init__(
         self,
-        temperature: float = 4.0,
         weight: float = 1.0,
         *,
-        rows: Rows = "labelled",
+        temperature: float = 4.0,
+        rows: Rows | None = None,
         source: Encoder | None = None,
         head: nn.Module | str | None = None,
         anneal: bool = False,
@@ -80,7 +82,7 @@ class SoftTargets(DistillationPlugin):
         self._classes = torch.zeros(0, dtype=torch.long)
         self._scores = Scores("head=")
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Fit the probe."""
         if self.head != PROBE or not self.active:
             return
@@ -109,14 +111,15 @@ class SoftTargets(DistillationPlugin):
         if isinstance(self.head, nn.Module) and state["head"] is not None:
             self.head.load_state_dict(state["head"])
 
-    def strength(self, strategy: Any) -> float:
+    def strength(self, strategy: Strategy) -> float:
         """Return the factor on the weight; with ``anneal`` it falls from 1 to 0."""
         last = int(strategy.train_epochs) - 1
         if not self.anneal or last < 1:
             return 1.0
-        return max(0.0, 1 - strategy.clock.train_exp_epochs / last)
+        result: float = max(0.0, 1 - strategy.clock.train_exp_epochs / last)
+        return result
 
-    def loss(self, strategy: Any, batch: LossRows) -> Tensor | None:
+    def loss(self, strategy: Strategy, batch: Batch) -> Tensor | None:
         """Return the loss of a mini-batch; None without a probe."""
         if self.head == PROBE:
             if self.classifier is None:
@@ -135,7 +138,7 @@ class SoftTargets(DistillationPlugin):
         return soft_target_loss(batch.logits, teacher, self.temperature)
 
     @torch.no_grad()
-    def teacher_logits(self, strategy: Any, batch: LossRows) -> Tensor:
+    def teacher_logits(self, strategy: Strategy, batch: Batch) -> Tensor:
         """Return S's logits of a mini-batch, ``(N, K)``."""
         source = self.source(strategy)
         features = batch.features

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from avalanche_cetl.plugins.contract import training_of
-from avalanche_cetl.plugins.losses import AnyRows, LossPlugin, LossRows
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.plugins.base import Strategy, training_of
+from avalanche_cetl.plugins.losses import AnyRows, LossPlugin
 
 #: Weight in the prior of a class that no row has, beside 1 of each other class.
 ABSENT = 1e-3
@@ -94,31 +95,32 @@ class UnlabelledPlugin(LossPlugin):
     """
 
     allowed_rows: tuple[str, ...] = get_args(AnyRows)
+    default_rows: AnyRows = "unlabelled"
 
-    def __init__(self, weight: float, rows: AnyRows, rampup_rounds: int, prior: Prior):
+    def __init__(self, weight: float, rows: AnyRows | None, rampup_rounds: int, prior: Prior):
         super().__init__(weight, rows)
         if rampup_rounds < 0:
             raise ValueError(f"rampup_rounds={rampup_rounds} has to be >= 0.")
         self.rampup_rounds = rampup_rounds
         self.prior = None if prior is None else parse_prior(prior)
 
-    def strength(self, strategy: Any) -> float:
+    def strength(self, strategy: Strategy) -> float:
         """Return the factor on the weights, which rises over the rounds of an experience."""
         return ramp(strategy.clock.train_exp_epochs, self.rampup_rounds)
 
-    def prior_of(self, strategy: Any, logits: Tensor) -> Prior:
+    def prior_of(self, strategy: Strategy, logits: Tensor) -> Prior:
         """Return the prior of T2's classes in the experience; None: even."""
         if self.prior is not None:
             return self.prior
         return present_prior(training_of(strategy).labelled_classes, logits.shape[1])
 
-    def counted(self, batch: LossRows) -> Tensor:
+    def counted(self, batch: Batch) -> Tensor:
         """Return which rows count, ``(N,)``, bool."""
         if self.rows == "unlabelled":
             return batch.labels < 0
         return torch.ones(len(batch.logits), dtype=torch.bool, device=batch.logits.device)
 
-    def over_counted(self, loss: Callable[[Tensor], Tensor], batch: LossRows) -> Tensor:
+    def over_counted(self, loss: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         """Return a loss of the logits of the rows that count, times their share of the rows.
 
         Zero where no row counts.

@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.caches import copied, renew_caches
+from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import training_of
-from avalanche_cetl.plugins.losses import LossRows
+from avalanche_cetl.plugins.base import Strategy, training_of
+from avalanche_cetl.plugins.losses import AnyRows
 from avalanche_cetl.plugins.unlabelled import Prior, UnlabelledPlugin, log_prior
 
 #: The rows that views are compared on.
@@ -59,20 +60,20 @@ def balance_loss(logits: Tensor, prior: Prior = None) -> Tensor:
 
 
 class ViewConsistency(UnlabelledPlugin):
-    """T2's classes for a view of a target image towards a slow T2's for the clean image.
+    """T2's classes for a view of a target image towards its mean teacher's for the clean image.
 
     Self-ensembling (Tarvainen and Valpola 2017; for domain adaptation French, Mackiewicz and
     Fisher 2018), beside L_rt in stage 2. The view is T2's input there (``augment=``,
-    ``input_noise=``); the slow T2 is a running mean of T2's weights, in eval mode, and reads no
-    label. Adds ``weight`` times :func:`consistency_loss` and ``balance`` times
+    ``input_noise=``); the mean teacher is T2 with the running mean (EMA) of its weights, in eval
+    mode, and reads no label. Adds ``weight`` times :func:`consistency_loss` and ``balance`` times
     :func:`balance_loss`; ``round_losses`` has both, as ``L_view`` and ``L_balance``.
 
     :param weight: >= 0.
     :param decay: of the running mean, in [0, 1); 0 is T2 itself.
-    :param threshold: in [0, 1): how sure the slow T2 has to be.
+    :param threshold: in [0, 1): how sure the teacher has to be.
     :param balance: >= 0; for target data whose classes are about as frequent as in ``prior``.
     :param rampup_rounds: rounds of an experience over which both weights rise from exp(-5) to 1
-        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the slow T2 is sure of
+        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the teacher is sure of
         before it has learnt much may be wrong, and is not unlearnt.
     :param rows: ``"target"``: all rows of stage 2; ``"unlabelled"``: those of them without a label.
         The others count as zero in the consistency, and not at all in the balance, which weighs
@@ -86,6 +87,7 @@ class ViewConsistency(UnlabelledPlugin):
     name = "L_view"
     names = ("L_view", "L_balance")
     allowed_rows = get_args(TargetRows)
+    default_rows: AnyRows = "target"
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class ViewConsistency(UnlabelledPlugin):
         threshold: float = 0.9,
         balance: float = 0.05,
         rampup_rounds: int = 0,
-        rows: TargetRows = "target",
+        rows: TargetRows | None = None,
         prior: Prior = None,
     ):
         super().__init__(weight, rows, rampup_rounds, prior)
@@ -104,62 +106,67 @@ class ViewConsistency(UnlabelledPlugin):
                 raise ValueError(f"{name}={value} is outside [0, 1).")
         self.decay = float(decay)
         self.threshold, self.balance = float(threshold), float(balance)
-        self._slow: nn.Module | None = None
+        self._teacher: nn.Module | None = None
 
     @property
     def active(self) -> bool:
         """Whether the losses are computed: with any weight, so that they are recorded."""
         return self.enabled
 
-    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Check the network."""
         if not (training_of(strategy).has_stages and isinstance(strategy.model, CoupledModel)):
             raise ValueError("ViewConsistency needs CETLStrategy and a CoupledModel.")
         super().before_training(strategy, *args, **kwargs)
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Start from T2 as it is: an experience may bring new classes."""
-        self._slow = copied(strategy.model.target).eval().requires_grad_(False)
+        self._teacher = copied(_target_of(strategy)).eval().requires_grad_(False)
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Let the slow T2 go."""
-        self._slow = None
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Free the mean teacher."""
+        self._teacher = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the slow T2's weights, for checkpoints."""
-        return {"slow": None if self._slow is None else dict(self._slow.state_dict())}
+        """Return the mean teacher's weights, for checkpoints."""
+        return {"slow": None if self._teacher is None else dict(self._teacher.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them, where there is a slow T2: within an experience."""
-        if self._slow is not None and state["slow"] is not None:
-            self._slow.load_state_dict(state["slow"])
+        """Restore them, where there is a teacher: within an experience."""
+        if self._teacher is not None and state["slow"] is not None:
+            self._teacher.load_state_dict(state["slow"])
 
-    def losses(self, strategy: Any, batch: LossRows) -> dict[str, tuple[float, Tensor]]:
+    def losses(self, strategy: Strategy, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return consistency and balance of a mini-batch of stage 2, with their weights."""
-        slow: Any = self._slow
-        renew_caches(slow)  # its weights have changed since its last pass
+        teacher: Any = self._teacher
+        renew_caches(teacher)  # its weights have changed since its last pass
         with torch.no_grad():
-            _, goal = slow.encode(batch.images, batch.tasks)
+            _, goal = teacher.encode(batch.images, batch.tasks)
         view = consistency_loss(batch.logits, goal, self.threshold, self.counted(batch))
         prior = self.prior_of(strategy, batch.logits)
         balance = self.over_counted(lambda logits: balance_loss(logits, prior), batch)
         return {"L_view": (self.weight, view), "L_balance": (self.balance, balance)}
 
-    def after_step(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_step(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Follow T2 after a step of stage 2, or another that reads target rows."""
         if "target" in training_of(strategy).reads:
-            self._follow(strategy.model.target)
+            self._follow(_target_of(strategy))
 
-    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_update(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Follow T2 after a step of stage 3."""
-        self._follow(strategy.model.target)
+        self._follow(_target_of(strategy))
 
     @torch.no_grad()
     def _follow(self, target: nn.Module) -> None:
-        assert self._slow is not None
-        slow, fast = self._slow.state_dict(), target.state_dict()
-        for name, value in fast.items():
+        assert self._teacher is not None
+        means = self._teacher.state_dict()
+        for name, value in target.state_dict().items():
             if value.is_floating_point():
-                slow[name].lerp_(value, 1 - self.decay)
+                means[name].lerp_(value, 1 - self.decay)
             else:
-                slow[name].copy_(value)
+                means[name].copy_(value)
+
+
+def _target_of(strategy: Strategy) -> nn.Module:
+    assert isinstance(strategy.model, CoupledModel)  # checked before training
+    return strategy.model.target

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
+from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
 from avalanche_cetl.scenarios.labels import check_kept, choose_labelled
 from avalanche_cetl.scenarios.plan import Classes, Plan, Transform, hide

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.common.images import check_range, image_tensor, recoloured
-from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.common.labels import UNLABELLED
 from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.scenarios.images import LabelledImages, as_floats
 from avalanche_cetl.scenarios.labels import class_index, named_class, named_classes

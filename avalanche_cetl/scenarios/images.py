@@ -22,13 +22,13 @@ from avalanche_cetl.common.images import (
     image_tensor,
     plain_picture,
 )
-from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.common.labels import UNLABELLED
 from avalanche_cetl.scenarios.labels import class_index, class_indices
 
 _EMPTY = "the data set is empty: it has no image."
 
 
-class LabelledImages(Dataset):
+class LabelledImages(Dataset[Any]):
     """Images in memory with their labels, and nothing else.
 
     :param images: a tensor ``(N, C, H, W)`` of floats, or of bytes, whose items become floats in
@@ -196,7 +196,7 @@ def read_unlabelled(data: Any, keep_pil: bool = False) -> LabelledImages:
     return read.relabel([UNLABELLED] * len(read))
 
 
-class _WithoutLabels(Dataset):
+class _WithoutLabels(Dataset[Any]):
     """The same rows, each with no label; a row may also be an image alone."""
 
     def __init__(self, data: Any):
@@ -293,4 +293,5 @@ def _stack(images: Any) -> Tensor:
         images = images.float()
     if images.dim() == 3:
         images = images.unsqueeze(1)
-    return images.contiguous()
+    result: Tensor = images.contiguous()
+    return result

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_cetl.common.rows import UNLABELLED
+from avalanche_cetl.common.labels import UNLABELLED
 
 
 def class_indices(labels: Any) -> list[int]:

@@ -12,7 +12,7 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from torch import Tensor
 from torchvision.transforms import v2
 
-from avalanche_cetl.common.rows import SOURCE_FEATURES, TARGET_DOMAIN, UNLABELLED
+from avalanche_cetl.common.labels import SOURCE_FEATURES, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.scenarios.images import LabelledImages
 from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, check_list, experience_of

@@ -14,7 +14,7 @@ from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from torch import Tensor
 
 from avalanche_cetl.common.images import check_range, image_tensor
-from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
+from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import (
     Shape,
     check_names,

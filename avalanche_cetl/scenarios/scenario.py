@@ -12,7 +12,7 @@ from avalanche.benchmarks.scenarios import CLScenario
 from torch import Tensor
 
 from avalanche_cetl.common.images import image_tensor
-from avalanche_cetl.common.rows import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
+from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.images import as_floats
 from avalanche_cetl.scenarios.streams import check_filled
 

@@ -24,7 +24,7 @@ its ``hold_weights(strategy, optimizer)`` called with that stage's optimiser. ``
 """
 
 from avalanche_cetl.common.errors import NonFiniteLossError
-from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.engine.engine import Engine
 from avalanche_cetl.training.gfi import GFI
 from avalanche_cetl.training.multi_task import MultiTaskCoupledModel

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_cetl.common.errors import NonFiniteLossError
-from avalanche_cetl.common.rows import UNLABELLED, Rows
+from avalanche_cetl.common.labels import UNLABELLED, Rows
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel
@@ -99,22 +99,23 @@ def check_classes(rows: Rows, classes: int, experience: int) -> None:
         )
 
 
-def check_finite_loss(host: Any, name: str, loss: Tensor, x: Tensor) -> None:
+def check_finite_loss(name: str, loss: Tensor, x: Tensor, clock: Clock, stage: str) -> None:
     """Raise an error when a loss of a mini-batch is not finite.
 
-    :param host: the strategy.
     :param name: of the loss.
     :param loss: of the mini-batch.
     :param x: the mini-batch's images.
+    :param clock: the strategy's.
+    :param stage: the label of the stage that runs.
     :raises NonFiniteLossError: when the loss is NaN or infinite.
     :raises ValueError: when the images are.
     """
     if torch.isfinite(loss).all():
         return
-    check_finite_images(x, host.clock)
-    epoch, experience = host.clock.train_exp_epochs, host.clock.train_exp_counter
+    check_finite_images(x, clock)
+    epoch, experience = clock.train_exp_epochs, clock.train_exp_counter
     raise NonFiniteLossError(
-        f"{name} became {float(loss.detach().sum())} in {host.running.label}, epoch {epoch}, "
+        f"{name} became {float(loss.detach().sum())} in {stage}, epoch {epoch}, "
         f"experience {experience}. The images are finite: lower the learning rate or dwa_lambda, "
         "or normalise the input."
     )

@@ -1,20 +1,23 @@
-"""Choice: which of a preset's plugins take part, by what the experience has."""
+"""Choice: which of a preset's plugins take part, by the profile of the experience's data."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from avalanche_cetl.plugins.contract import CETLPlugin
+import torch
+
+from avalanche_cetl.plugins.base import CETLPlugin, Strategy
 from avalanche_cetl.plugins.losses import LossPlugin
+from avalanche_cetl.training.data import TrainingData
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Situation:
+class DataProfile:
     """What an experience has for training.
 
     :ivar labelled: target rows with a label.
@@ -41,25 +44,30 @@ class Situation:
     no_logits: str = ""
 
     @classmethod
-    def of(cls, host: Any) -> Situation:
-        """Return that of a strategy's experience in training."""
-        rows = host.data.rows
+    def of(cls, data: TrainingData, size: int, device: torch.device) -> DataProfile:
+        """Return that of the experience in training.
+
+        :param data: its rows.
+        :param size: rows that S reads at once.
+        :param device: where S is.
+        """
+        rows = data.rows
         known = [int(label) for label in rows.target.targets if int(label) >= 0]
         others = len(rows.labelled) - len(known)
-        has_source = host.source is not None
+        has_source = data.model.source is not None
         accuracy = None
         if others and not known and has_source:
-            accuracy = host.data.source_accuracy(max(64, host.train_mb_size), host.device)
+            accuracy = data.source_accuracy(size, device)
         return cls(
             labelled=len(known),
             unlabelled=len(rows.target) - len(known),
             others=others,
             has_source=has_source,
-            classes=len(host.data.classes),
+            classes=len(data.classes),
             known=len(set(known)),
             source_accuracy=accuracy,
-            source_classifies=host.data.source_classifies,
-            no_logits=host.data.no_logits,
+            source_classifies=data.source_classifies,
+            no_logits=data.no_logits,
         )
 
     @property
@@ -87,14 +95,24 @@ class Rule(NamedTuple):
     """When a plugin of a preset takes part.
 
     :ivar make: makes the plugin, a new one for each strategy.
-    :ivar fits: of the situation; it may also fit where it adds nothing, and raise ValueError where
-        nothing can be learnt without the plugin.
-    :ivar weight: of the situation, the plugin's weight; None: as it was made.
+    :ivar fits: of the data profile; it may also fit where it adds nothing, and raise ValueError
+        where nothing can be learnt without the plugin.
+    :ivar weight: of the data profile, the plugin's weight; None: as it was made.
     """
 
     make: Callable[[], LossPlugin]
-    fits: Callable[[Situation], bool] = lambda _: True
-    weight: Callable[[Situation], float] | None = None
+    fits: Callable[[DataProfile], bool] = lambda _: True
+    weight: Callable[[DataProfile], float] | None = None
+
+
+class _WithData(Strategy, Protocol):
+    """What :class:`Choice` reads of a strategy."""
+
+    train_mb_size: int
+
+    @property
+    def data(self) -> TrainingData:
+        """Return the rows of the experience in training."""
 
 
 class Choice(CETLPlugin):
@@ -113,22 +131,23 @@ class Choice(CETLPlugin):
             plugin.varying = ("weight",) if rule.weight is not None else ()
         self.told = ""
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: _WithData, *args: Any, **kwargs: Any) -> None:
         """Look at the experience and choose."""
-        situation = Situation.of(strategy)
+        size = max(64, strategy.train_mb_size)
+        profile = DataProfile.of(strategy.data, size, strategy.device)
         shown = []
         for plugin, rule in self.plugins:
-            plugin.enabled = rule.fits(situation)
+            plugin.enabled = rule.fits(profile)
             if not plugin.enabled:
                 continue
             if rule.weight is not None:
-                plugin.weight = rule.weight(situation)
+                plugin.weight = rule.weight(profile)
             shown.append(f"{type(plugin).__name__} (weight {plugin.weight:g})")
         chosen = ", ".join(shown) if shown else "the labels alone"
-        self.told = f"experience {strategy.data.number} has {situation}: {chosen}"
+        self.told = f"experience {strategy.data.number} has {profile}: {chosen}"
         logger.info(self.told)
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Let all take part again: the next experience is checked before the choice is made."""
         for plugin, _ in self.plugins:
             plugin.enabled = True
@@ -138,5 +157,5 @@ class Choice(CETLPlugin):
         return {"told": self.told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it."""
+        """Restore the latest line."""
         self.told = state["told"]

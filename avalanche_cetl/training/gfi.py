@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.plugins.gfi import GFIPlugin
 
 P = ParamSpec("P")

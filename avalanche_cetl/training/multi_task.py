@@ -23,4 +23,5 @@ class MultiTaskCoupledModel(CoupledModel, MultiTaskModule, takes_task_labels=Tru
         :param x: images ``(N, C, H, W)``.
         :param task_labels: ``(N,)``; None: a dict of every known task's logits.
         """
-        return self.target(x, task_labels)
+        result: Tensor = self.target(x, task_labels)
+        return result

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.modes import lone_sample
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.batch import Batch
-from avalanche_cetl.training.engine.passes import Passes
-from avalanche_cetl.training.goal import FixedGoal
+from avalanche_cetl.training.engine.forward import ForwardFunctions
 
 
 class Inputs(Protocol):
@@ -30,7 +30,7 @@ class Inputs(Protocol):
 
     @property
     def fixed_goal(self) -> bool:
-        """Return whether the goal of stage 2 comes from T1 as it was when the stage began."""
+        """Return whether stage 2 reconstructs what T1 made of S when the stage began."""
 
     @property
     def gfi(self) -> GFISettings:
@@ -38,13 +38,14 @@ class Inputs(Protocol):
 
 
 class Networks:
-    """S, T1 and T2 as the stages run them: what they see, in which form, with which goal.
+    """S, T1 and T2 as the stages run them: what they see, in which form, what they reconstruct.
 
     :param model: the coupled network.
     :param inputs: the recipe of the training.
-    :param passes: how T1's and T2's passes are computed.
+    :param functions: T1's and T2's forward functions, compiled or not.
     :param criterion: L_c, ``(logits, labels) -> scalar``.
     :ivar hidden: whether T1's hidden layers come along with its images.
+    :ivar modules: those that stages bring themselves, by the label of the stage.
     :ivar latest: T2's logits in its latest pass of the step, ``(N, K)``; None before.
     """
 
@@ -52,13 +53,15 @@ class Networks:
         self,
         model: CoupledModel,
         inputs: Inputs,
-        passes: Passes,
+        functions: ForwardFunctions,
         criterion: Callable[[Any, Tensor], Tensor],
     ):
-        self.model, self.inputs, self.passes, self.criterion = model, inputs, passes, criterion
+        self.model, self.inputs, self.criterion = model, inputs, criterion
+        self.functions = functions
+        self.modules: dict[str, nn.Module] = {}
         self.hidden = False
         self.latest: Tensor | None = None
-        self._goal = FixedGoal()
+        self._fixed: tuple[nn.Module, nn.Module] | None = None  # copies of T1 and S's adapter
         self._noise = torch.Generator().manual_seed(inputs.gfi.seed + 1)
 
     @property
@@ -77,12 +80,20 @@ class Networks:
         begins = inputs.fixed_goal and not self.inputs.fixed_goal
         self.inputs = inputs
         if begins:  # maybe in the middle of stage 2
-            self.fix_goal()
+            self.fix_target()
 
-    def fix_goal(self) -> None:
-        """Keep T1 as it is now as the one that gives the goal, where the recipe wants that."""
-        if self.inputs.fixed_goal and self.has_source:
-            self._goal.renew(self.model)
+    def fix_target(self) -> None:
+        """Keep T1 as it is now for the reconstruction target, where the recipe wants that."""
+        adapter = self.model.source_adapter
+        if not self.inputs.fixed_goal or adapter is None:
+            return
+        if self._fixed is None:
+            self._fixed = copy.deepcopy(self.model.decoder), copy.deepcopy(adapter)
+            for fixed in self._fixed:
+                fixed.requires_grad_(False)
+            return
+        for fixed, now in zip(self._fixed, (self.model.decoder, adapter), strict=True):
+            fixed.load_state_dict(now.state_dict())
 
     def source_features(self, batch: Batch) -> Tensor:
         """Return S's features of a mini-batch: stored, or computed once for all stages."""
@@ -93,16 +104,18 @@ class Networks:
     def reconstruct_source(self, batch: Batch) -> Tensor:
         """Return T1(S(x))."""
         code = self.model.source_code(features=self.source_features(batch))
-        return self.passes.decode(self.model.decoder, code)
+        return self.functions.decode(self.model.decoder, code)
 
     @torch.no_grad()
-    def goal(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def reconstruction_target(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return T1(S(x)), or x without S, with T1's hidden layers where they are read."""
         if not self.has_source:
             return batch.images, []
         features = self.source_features(batch)
         if self.inputs.fixed_goal:
-            return self._decoded(self._goal.code(features), self._goal.decoder)
+            assert self._fixed is not None, "fix_target() comes first"
+            decoder, adapter = self._fixed
+            return self.decode(adapter(features), decoder)
         return self.decode(self.model.source_code(features=features))
 
     def view(self, x: Tensor) -> Tensor:
@@ -118,7 +131,7 @@ class Networks:
             raise ValueError(
                 f"augment= changed a mini-batch of shape {tuple(x.shape)} to {tuple(view.shape)}."
             )
-        return self.passes.laid_out(view)
+        return self.functions.laid_out(view)
 
     def noisy(self, x: Tensor) -> Tensor:
         """Return images with a share of their pixels set to zero, in all channels."""
@@ -130,28 +143,30 @@ class Networks:
 
     def encode(self, x: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """Return T2's code, as T1 reads it, and T2's logits."""
-        code, self.latest = self.passes.encode(self.model, x, tasks)
+        code, self.latest = self.functions.encode(self.model, x, tasks)
         return code, self.latest
 
     def logits(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Return T2's logits."""
-        self.latest = self.passes.logits(self.model, x, tasks)
+        self.latest = self.functions.logits(self.model, x, tasks)
         return self.latest
 
-    def decode(self, code: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return T1's image of a code, with its hidden layers where they are read."""
-        return self._decoded(code, self.model.decoder)
+    def decode(self, code: Tensor, decoder: nn.Module | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Return T1's image of a code, with its hidden layers where they are read.
 
-    def _decoded(self, code: Tensor, decoder: Any) -> tuple[Tensor, list[Tensor]]:
-        if self.hidden:
-            image, hidden = self.passes.decode_hidden(decoder, code)
-            return image, [layer.float() for layer in hidden]
-        return self.passes.decode(decoder, code), []
+        :param code: as T1 reads it.
+        :param decoder: a copy of T1; default: T1 itself.
+        """
+        decoder = self.model.decoder if decoder is None else decoder
+        if not self.hidden:
+            return self.functions.decode(decoder, code), []
+        image, hidden = self.functions.decode_hidden(decoder, code)
+        return image, [layer.float() for layer in hidden]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the noise, for checkpoints."""
         return {"noise": self._noise.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it."""
+        """Restore the state of the noise."""
         self._noise.set_state(state["noise"])

@@ -1,10 +1,8 @@
-"""A strategy's options: as they were given, as they are in force, and as attributes."""
+"""A strategy's options as attributes, and how they change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -15,80 +13,17 @@ from torch import Tensor
 
 from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.meters import LossMeters
 from avalanche_cetl.training.networks import Networks
-from avalanche_cetl.training.presets import Preset, parse_preset
-from avalanche_cetl.training.recipe import Recipe
-from avalanche_cetl.training.records import Records
+from avalanche_cetl.training.optimizers import StageOptimizers
+from avalanche_cetl.training.recipe import COMPUTED, Recipe
 from avalanche_cetl.training.stages.base import TrainingStage
 from avalanche_cetl.training.stages.classify import LabelledRows
-from avalanche_cetl.training.stages.optimizers import StageOptimizers
 from avalanche_cetl.training.variants import Variant
 
 T = TypeVar("T")
-
-#: Options that say what is learnt, and those that say how it is computed.
-LEARNT = tuple(field.name for field in fields(Recipe))
-COMPUTED = ("precision", "channels_last", "accumulate", "compile")
-_OWN: dict[type, Callable[[Any], Any]] = {list: tuple, dict: dict, MappingProxyType: dict}
-
-
-@dataclass(frozen=True)
-class Config:
-    """The options of a strategy: the one place where they are.
-
-    What was not given follows from what was, so another value of one option may change others:
-    with ``alternate="iteration"`` there is no fixed goal, unless it is asked for.
-
-    :ivar preset: name of the preset that gives what was not given.
-    :ivar given: the keywords of the strategy as they were given, of :data:`LEARNT` and
-        :data:`COMPUTED`.
-    :raises TypeError: for an option of a wrong type.
-    :raises ValueError: for values out of range, or that do not go together.
-    """
-
-    preset: str | None
-    given: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        # Copies: what the user has may change.
-        own = {n: _OWN[type(v)](v) if type(v) in _OWN else v for n, v in self.given.items()}
-        object.__setattr__(self, "given", own)
-        self.engine().check_accumulation(self.recipe.shares_steps)
-
-    @cached_property
-    def values(self) -> Preset:
-        """Return the preset that was chosen."""
-        return parse_preset(self.preset, self.given["variant"])
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """Return what is learnt."""
-        given = {name: self.given[name] for name in LEARNT}
-        given["variant"] = given["variant"] or self.values.variant
-        return Recipe.of(self.values, **given)
-
-    @property
-    def engine_options(self) -> dict[str, Any]:
-        """Return the options of the engine."""
-        return {name: self.given[name] for name in COMPUTED}
-
-    def engine(self) -> Engine:
-        """Return a new engine."""
-        return Engine(**self.engine_options)
-
-    def changed(self, options: Mapping[str, Any]) -> Config:
-        """Return the options with some of them given anew.
-
-        :raises TypeError: for a name that is no option.
-        """
-        unknown = sorted(options.keys() - self.given.keys())
-        if unknown:
-            raise TypeError(
-                f"{unknown[0]}= is no option that can change. Those that can: "
-                f"{', '.join(self.given)}."
-            )
-        return Config(self.preset, {**self.given, **options})
 
 
 class Option(Generic[T]):
@@ -97,7 +32,7 @@ class Option(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> T:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> T:
         if strategy is None:
             return self  # type: ignore[return-value]
         value: Any = getattr(strategy.recipe, self.name)
@@ -106,33 +41,23 @@ class Option(Generic[T]):
         found: T = shown
         return found
 
-    def __set__(self, strategy: Any, value: T) -> None:
+    def __set__(self, strategy: Options, value: T) -> None:
         strategy.configure(**{self.name: value})
-
-
-class Computed(Option[T]):
-    """An option of the engine under its own name."""
-
-    def __get__(self, strategy: Any, owner: type | None = None) -> T:
-        if strategy is None:
-            return self  # type: ignore[return-value]
-        value: T = strategy.config.given[self.name]
-        return value
 
 
 class Fixed:
     """What is given when a strategy is made, and cannot be assigned later."""
 
-    def __init__(self, read: Callable[[Any], Any]):
+    def __init__(self, read: Callable[[Options], Any]):
         self.read = read
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> Any:
         return self if strategy is None else self.read(strategy)
 
-    def __set__(self, strategy: Any, value: Any) -> None:
+    def __set__(self, strategy: Options, value: Any) -> None:
         raise AttributeError(
             f"{self.name} cannot be assigned: other things were made by it. Give {self.name}= when "
             "you make the strategy; single options change by configure(...)."
@@ -142,14 +67,14 @@ class Fixed:
 class EvalEvery:
     """Rounds between two evaluations, which Avalanche keeps in a plugin of its own."""
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> Any:
         if strategy is None:
             return self
         if "eval_every" not in vars(strategy):
             raise AttributeError("eval_every")
         return vars(strategy)["eval_every"]
 
-    def __set__(self, strategy: Any, value: int) -> None:
+    def __set__(self, strategy: Options, value: int) -> None:
         if not isinstance(value, Integral):
             raise TypeError(f"eval_every={value!r} has to be a whole number.")
         vars(strategy)["eval_every"] = value
@@ -158,32 +83,35 @@ class EvalEvery:
                 plugin.eval_every, plugin.do_initial = value, value > -1
 
 
-def _peval_mode(strategy: Any) -> str:
-    return next(p.peval_mode for p in strategy.plugins if isinstance(p, PeriodicEval))
+def _peval_mode(strategy: Options) -> str:
+    result: str = next(p.peval_mode for p in strategy.plugins if isinstance(p, PeriodicEval))
+    return result
 
 
 class Criterion:
     """The criterion: read, Avalanche's method; assigned, the loss that trains from then on."""
 
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+    def __get__(self, strategy: Options | None, owner: type | None = None) -> Any:
         return self if strategy is None else SupervisedTemplate.criterion.__get__(strategy)
 
-    def __set__(self, strategy: Any, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __set__(self, strategy: Options, value: Callable[[Tensor, Tensor], Tensor]) -> None:
         strategy._criterion = LabelledRows.of(value)
 
 
 class Options:
     """All options as attributes: each is in force when it is assigned, or the assignment fails."""
 
-    config: Config
+    _recipe: Recipe
     engine: Engine
     networks: Networks
     allocation: Allocation
     optimizers: StageOptimizers
-    records: Records
+    meters: LossMeters
     running: TrainingStage
-    data: Any
-    model: Any
+    plugins: list[Any]
+    _criterion: Callable[[Any, Tensor], Tensor]
+    training_data: TrainingData | None
+    model: CoupledModel
 
     variant = Option[Variant]()
     loss_weights = Option[Mapping[str, float]]()
@@ -196,20 +124,21 @@ class Options:
     input_noise = Option[float]()
     fixed_goal = Option[bool]()
     augment = Option[Callable[[Tensor], Tensor] | None]()
-    precision = Computed[str]()
-    channels_last = Computed[bool]()
-    accumulate = Computed[int]()
-    compile = Computed[bool | str]()
+    precision = Option[str]()
+    channels_last = Option[bool]()
+    accumulate = Option[int]()
+    compile = Option[bool | str]()
     eval_every = EvalEvery()
     criterion = Criterion()
-    recipe = Fixed(lambda strategy: strategy.config.recipe)
-    preset = Fixed(lambda strategy: strategy.config.preset)
+    recipe = Fixed(lambda strategy: strategy._recipe)
+    preset = Fixed(lambda strategy: strategy._recipe.preset)
     peval_mode = Fixed(_peval_mode)
 
     def _follow_variant(self) -> None:
         self.running = self.recipe.variant.stages[-1]
-        self.optimizers.follow(self.recipe.variant)
-        self.records.announce(self.recipe.variant.recorded)
+        self.optimizers.follow(self.recipe.variant, self.model)
+        self.networks.modules = self.optimizers.modules
+        self.meters.announce(self.recipe.variant.recorded)
 
     def configure(self, **options: Any) -> None:
         """Change options, as if they had been given when the strategy was made.
@@ -224,19 +153,19 @@ class Options:
             while an experience is in training; for ``variant`` where the preset's plugins depend
             on it.
         """
-        before, config = self.config, self.config.changed(options)
-        check_change(before, config, self.model, self.data is not None)
-        self.config, recipe = config, config.recipe
+        before, recipe = self._recipe, self._recipe.changed(options)
+        check_change(before, recipe, self.model, self.training_data is not None)
+        self._recipe = recipe
         self.networks.configure(recipe)
         self.allocation.configure(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
-        if config.engine_options != before.engine_options:
-            self.engine = config.engine()
-            self.networks.passes = self.engine.passes
-        if _other_variant(before, config):
+        if any(getattr(recipe, name) != getattr(before, name) for name in COMPUTED):
+            self.engine = recipe.engine()
+            self.networks.functions = self.engine.functions
+        if _other_variant(before, recipe):
             self._follow_variant()
 
 
-def check_change(old: Config, new: Config, model: CoupledModel, training: bool) -> None:
+def check_change(old: Recipe, new: Recipe, model: CoupledModel, training: bool) -> None:
     """Raise ValueError where options cannot change from one set to the other.
 
     :param old: the options in force.
@@ -244,13 +173,13 @@ def check_change(old: Config, new: Config, model: CoupledModel, training: bool) 
     :param model: the strategy's network.
     :param training: whether an experience is in training.
     """
-    new.recipe.check_warmup(model)
+    new.check_warmup(model)
     if new.values.plugins != old.values.plugins:
         raise ValueError(
             f"variant={new.given['variant']!r}: with preset={new.preset!r} the variant decides "
             "which plugins the strategy has. Give variant= when you make the strategy."
         )
-    fixed = [name for name in COMPUTED if new.given[name] != old.given[name]]
+    fixed = [name for name in COMPUTED if getattr(new, name) != getattr(old, name)]
     fixed += ["variant"] if _other_variant(old, new) else []
     if training and fixed:
         raise ValueError(
@@ -259,7 +188,7 @@ def check_change(old: Config, new: Config, model: CoupledModel, training: bool) 
         )
 
 
-def _other_variant(old: Config, new: Config) -> bool:
+def _other_variant(old: Recipe, new: Recipe) -> bool:
     """Whether options have another variant, and not a copy of the same or its name."""
     given = old.given["variant"], new.given["variant"]
-    return given[0] != given[1] and old.recipe.variant != new.recipe.variant
+    return given[0] != given[1] and old.variant != new.variant

@@ -34,11 +34,11 @@ from avalanche.core import BasePlugin
 
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.plugins.adaptation import InformationMaximization
-from avalanche_cetl.plugins.contract import names_of
+from avalanche_cetl.plugins.base import names_of
 from avalanche_cetl.plugins.hints import DecoderHints
 from avalanche_cetl.plugins.soft_targets import SoftTargets
 from avalanche_cetl.plugins.views import ViewConsistency
-from avalanche_cetl.training.choice import Choice, Rule, Situation
+from avalanche_cetl.training.choice import Choice, DataProfile, Rule
 from avalanche_cetl.training.variants import Variant, VariantName
 
 #: Names of the presets.
@@ -66,27 +66,6 @@ class Preset:
     lr_factors: tuple[float, float] = (1.0, 0.1)
     plugins: tuple[Rule, ...] = ()
 
-    def fill(self, given: dict[str, Any], *, needs_warmup: bool, fixable: bool) -> dict[str, Any]:
-        """Return the arguments by name; what was given, that is not None, stays.
-
-        :param given: by the user, by name; None where nothing was.
-        :param needs_warmup: whether the variant trains T1 on L_rs in the warm-up alone.
-        :param fixable: whether the goal of stage 2 can be fixed.
-        """
-        warmup_epochs = self.warmup_epochs
-        if warmup_epochs is None:
-            warmup_epochs = 10 if needs_warmup else 0
-        own = {
-            "dwa_lambda": self.dwa_lambda,
-            "gfi": self.gfi,
-            "warmup_epochs": warmup_epochs,
-            "input_noise": self.input_noise,
-            "fixed_goal": self.fixed_goal and fixable,
-            "stage_epochs": self.stage_epochs,
-            "lr_factors": self.lr_factors,
-        }
-        return {name: own[name] if given[name] is None else given[name] for name in own}
-
     def describe(self) -> dict[str, Any]:
         """Return its values by name, its plugins by class and settings: for records of runs.
 
@@ -102,13 +81,13 @@ class Preset:
         own["plugins"] = []
         for rule in self.plugins:
             plugin = rule.make()
-            found = {
+            settings = {
                 name: value
                 for name, value in vars(plugin).items()
                 if isinstance(value, int | float | str) and (name, value) != ("anneal", False)
             }
             weight = {} if rule.weight is None else {"weight": repr(rule.weight)}
-            own["plugins"].append({"class": type(plugin).__name__} | found | weight)
+            own["plugins"].append({"class": type(plugin).__name__} | settings | weight)
         return own
 
     def plugins_beside(self, plugins: Sequence[BasePlugin], model: Any) -> list[BasePlugin]:
@@ -125,16 +104,16 @@ class Preset:
         return [*choice, *(one for one, _ in own), *plugins]
 
 
-def _labelled(given: Situation) -> bool:
+def _labelled(given: DataProfile) -> bool:
     """Return whether a probe can be fitted: every class has a target row with a label."""
     return given.has_source and given.known > 1 and given.known == given.classes
 
 
-def _no_target_label(given: Situation) -> bool:
+def _no_target_label(given: DataProfile) -> bool:
     return given.labelled == 0
 
 
-def _source_teaches(given: Situation) -> bool:
+def _source_teaches(given: DataProfile) -> bool:
     if given.labelled or given.others:
         return given.labelled == 0 and given.same_classes
     if not given.source_classifies:
@@ -159,11 +138,15 @@ class ProbeWeight:
     full: float = 10.0
     labels: int = 10
 
-    def __call__(self, given: Situation) -> float:
-        """Return the weight, of a situation with labelled target rows."""
+    def __call__(self, given: DataProfile) -> float:
+        """Return the weight, of data with labelled target rows."""
         per_class = given.labelled / given.known
         rows = (given.labelled + given.unlabelled) / given.labelled
         return self.full * min(1.0, rows * self.labels / per_class)
+
+
+def _soft(weight: float, **options: Any) -> SoftTargets:
+    return SoftTargets(weight=weight, temperature=2.0, rows="target", **options)
 
 
 #: As the paper prints it: raw GFI, the goal T1(S(x)) from T1 as it changes, one pass for each
@@ -181,8 +164,8 @@ PAPER = Preset(
 BEST = Preset(
     variant="direct",
     plugins=(
-        Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe"), _labelled, ProbeWeight()),
-        Rule(lambda: SoftTargets(2.0, 0.3, rows="target", anneal=True), _source_teaches),
+        Rule(lambda: _soft(10.0, head="probe"), _labelled, ProbeWeight()),
+        Rule(lambda: _soft(0.3, anneal=True), _source_teaches),
         Rule(lambda: InformationMaximization(1.0, rampup_rounds=4), _no_target_label),
     ),
 )
@@ -196,7 +179,7 @@ BEST_COUPLED = Preset(
     lr_factors=(1.0, 1.0),
     plugins=(
         Rule(lambda: DecoderHints(1.0)),
-        Rule(lambda: SoftTargets(2.0, 10.0, rows="target", head="probe")),
+        Rule(lambda: _soft(10.0, head="probe")),
         Rule(lambda: ViewConsistency(10.0, threshold=0.968, rampup_rounds=6, rows="unlabelled")),
     ),
 )

@@ -1,19 +1,22 @@
-"""Recipe: every option that decides what CETL learns."""
+"""Recipe: every option of CETL's training, as it is in force."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.common.arguments import check_weight
+from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import Stage
-from avalanche_cetl.training.presets import Preset
+from avalanche_cetl.plugins.base import Stage
+from avalanche_cetl.training.engine.engine import Engine, Precision
+from avalanche_cetl.training.presets import Preset, parse_preset
+from avalanche_cetl.training.stages.base import TrainingStage
 from avalanche_cetl.training.variants import Variant, parse_variant
 
 #: The losses of eq. 6, in the order of lambda_1, lambda_2, lambda_3.
@@ -25,11 +28,16 @@ Alternate = Literal["epoch", "iteration"]
 #: ``stage_epochs`` by which stage 3 makes about as many steps as stage 2.
 BALANCED = "balanced"
 _ONE_EACH = (1, 1, 1)
+#: Options that say how it is computed.
+COMPUTED = ("precision", "channels_last", "accumulate", "compile")
+_OWN: dict[type, Callable[[Any], Any]] = {list: tuple, dict: dict, MappingProxyType: dict}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is learnt, as the keywords of :class:`CETLStrategy` say it; checks itself.
+    """What is learnt, and how it is computed, as the keywords of :class:`CETLStrategy` say it.
+
+    The one place where the options are; it checks itself.
 
     :ivar variant: which stages a round has, and what holds the weights between them.
     :ivar loss_weights: lambda_1, lambda_2, lambda_3 of eq. 6 by name: weights of L_rs, L_c, L_rt,
@@ -59,7 +67,11 @@ class Recipe:
     :ivar augment: random views of a mini-batch of images ``(N, C, H, W)``, of the same shape;
         applied to T2's input in stages 2 and 3, while stage 1 and the goal T1(S(x)) read the clean
         images, so that features stored once serve every view. None: no views.
-    :raises TypeError: when ``gfi`` is not :class:`GFISettings`.
+    :ivar precision: see :class:`Engine`, as the next three: they say how it is computed.
+    :ivar preset: name of the preset that gives what was not given.
+    :ivar given: the keywords of the strategy as they were given. What was not given follows from
+        what was, so another value of one option may change others.
+    :raises TypeError: for an option of a wrong type.
     :raises ValueError: for values out of range, or that do not go together.
     """
 
@@ -73,44 +85,89 @@ class Recipe:
     warmup_epochs: int
     input_noise: float
     fixed_goal: bool
-    augment: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor], Tensor] | None
+    precision: Precision
+    channels_last: bool
+    accumulate: int
+    compile: bool | str
+    preset: str | None
+    given: Mapping[str, Any] = field(compare=False, repr=False)
 
     @classmethod
     def of(
         cls,
-        preset: Preset,
+        preset: str | None = None,
         *,
-        variant: str | Variant,
-        loss_weights: Sequence[float] | Mapping[str, float],
-        alternate: Alternate,
-        augment: Callable[[Tensor], Tensor] | None,
-        **given: Any,
+        variant: str | Variant | None = None,
+        loss_weights: Sequence[float] | Mapping[str, float] = (1.0, 1.0, 1.0),
+        alternate: Alternate = "epoch",
+        **options: Any,
     ) -> Recipe:
-        """Return the recipe of a strategy's keywords; a preset fills those that are None."""
-        parsed = parse_variant(variant)
+        """Return the recipe of a strategy's keywords; its preset fills those that are None."""
+        given = {"variant": variant, "loss_weights": loss_weights, "alternate": alternate} | options
+        # Copies: what the user has may change.
+        given = {n: _OWN[type(v)](v) if type(v) in _OWN else v for n, v in given.items()}
+        values = parse_preset(preset, variant)
+        parsed = parse_variant(variant or values.variant)
         if isinstance(loss_weights, Mapping):  # as the recipe shows them
             if set(loss_weights) != set(LOSSES):
                 raise ValueError(f"loss_weights={loss_weights!r}: a weight of each of {LOSSES}.")
             loss_weights = [loss_weights[name] for name in LOSSES]
         if not isinstance(loss_weights, Sequence) or len(loss_weights) != 3:
             raise ValueError(f"loss_weights={loss_weights!r}: three weights, of L_rs, L_c, L_rt.")
-        fixable = alternate == "epoch" and not parsed.merged
-        chosen = preset.fill(given, needs_warmup=parsed.needs_warmup, fixable=fixable)
+        by_turns = alternate == "iteration"
+        defaults = {
+            "dwa_lambda": values.dwa_lambda,
+            "gfi": values.gfi,
+            "warmup_epochs": values.warmup_epochs,
+            "input_noise": values.input_noise,
+            "fixed_goal": values.fixed_goal and alternate == "epoch" and not parsed.merged,
+            "stage_epochs": _ONE_EACH if by_turns else values.stage_epochs,
+            "lr_factors": values.lr_factors,
+            "augment": None,
+            "precision": "float32",
+            "channels_last": False,
+            "accumulate": 1,
+            "compile": False,
+        }
+        if values.warmup_epochs is None:
+            defaults["warmup_epochs"] = 10 if parsed.needs_warmup else 0
+        unknown = sorted(options.keys() - defaults.keys())
+        if unknown:
+            known = ("variant", "loss_weights", "alternate", *defaults)
+            raise TypeError(
+                f"{unknown[0]}= is no option that can change. Those that can: {', '.join(known)}."
+            )
+        chosen: dict[str, Any] = {
+            name: default if given.get(name) is None else given[name]
+            for name, default in defaults.items()
+        }
         for name in ("lr_factors", "stage_epochs"):
             if isinstance(chosen[name], int | float):
                 raise TypeError(f"{name}={chosen[name]!r}: a number for each stage, as a sequence.")
-        chosen["lr_factors"] = tuple(chosen["lr_factors"])
-        if alternate == "iteration" and given["stage_epochs"] is None:
-            chosen["stage_epochs"] = _ONE_EACH
-        if not isinstance(chosen["stage_epochs"], str):
-            chosen["stage_epochs"] = tuple(chosen["stage_epochs"])
+            if not isinstance(chosen[name], str):
+                chosen[name] = tuple(chosen[name])
+        weights = dict(zip(LOSSES, map(float, loss_weights), strict=True))
         return cls(
-            variant=parsed,
-            loss_weights=dict(zip(LOSSES, map(float, loss_weights), strict=True)),
-            alternate=alternate,
-            augment=augment,
+            variant=parsed, loss_weights=weights, alternate=alternate, preset=preset, given=given,
             **chosen,
-        )
+        )  # fmt: skip
+
+    def changed(self, options: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with some options given anew; what was not given follows.
+
+        :raises TypeError: for a name that is no option.
+        """
+        return Recipe.of(self.preset, **{**self.given, **options})
+
+    @property
+    def values(self) -> Preset:
+        """Return the preset that gives what was not given, and plugins."""
+        return parse_preset(self.preset, self.given["variant"])
+
+    def engine(self) -> Engine:
+        """Return a new engine that computes as the recipe says."""
+        return Engine(self.precision, self.channels_last, self.accumulate, self.compile)
 
     def __post_init__(self) -> None:
         if not isinstance(self.gfi, GFISettings):
@@ -137,6 +194,7 @@ class Recipe:
                 "fixed_goal=True goes with alternate='epoch' and variants that have a stage 2: "
                 "otherwise the goal and T1 take turns at every mini-batch anyway."
             )
+        self.engine().check_accumulation(self.shares_steps)
 
     def _check_stages(self) -> None:
         alternate, epochs = self.alternate, self.stage_epochs
@@ -152,6 +210,12 @@ class Recipe:
             raise ValueError(
                 f"stage_epochs={epochs!r}: {BALANCED!r}, or three whole numbers >= 1, one for each "
                 "stage."
+            )
+        own = [stage for stage in self.variant.stages if stage.epochs not in (None, 1)]
+        if own and self.shares_steps:
+            raise ValueError(
+                f"stage {own[0].label!r} has epochs={own[0].epochs}, which goes with "
+                "alternate='epoch' and variants with separate stages: otherwise stages share steps."
             )
         if alternate == "iteration" and epochs != _ONE_EACH:
             raise ValueError(
@@ -171,20 +235,24 @@ class Recipe:
                 f"{self.variant.name!r}, which trains T1 on L_rs in the warm-up alone."
             )
 
-    def passes(self, kind: Stage, ratio: float = 1.0) -> int:
-        """Return how often a stage of that kind passes over its data in a round.
+    def epochs(self, stage: TrainingStage, ratio: float = 1.0) -> int:
+        """Return how often a stage passes over its data in a round.
 
-        :param kind: of the stage.
+        :param stage: of the round; its own ``epochs`` come first.
         :param ratio: mini-batches of target rows for one of labelled rows.
         """
+        if stage.epochs is not None:
+            return stage.epochs
         if isinstance(self.stage_epochs, str):
-            return max(1, round(ratio)) if kind is Stage.CLASSIFY else 1
-        return self.stage_epochs[_NUMBERED.index(kind)] if kind in _NUMBERED else 1
+            return max(1, round(ratio)) if stage.kind is Stage.CLASSIFY else 1
+        return self.stage_epochs[_NUMBERED.index(stage.kind)] if stage.kind in _NUMBERED else 1
 
-    def lr_factor(self, kind: Stage) -> float:
-        """Return the factor on the learning rates of a stage of that kind."""
-        number = _NUMBERED.index(kind) if kind in _NUMBERED else len(self.lr_factors)
-        return float(self.lr_factors[number]) if number < len(self.lr_factors) else 1.0
+    def lr_factor(self, stage: TrainingStage) -> float:
+        """Return the factor on the learning rates of a stage."""
+        if stage.lr_factor is not None:
+            return stage.lr_factor
+        factors = dict(zip(_NUMBERED, self.lr_factors, strict=False))  # stage 3 has none
+        return float(factors.get(stage.kind, 1.0))
 
     def weight(self, name: str) -> float:
         """Return the weight of a loss: lambda_i, of a mixture's losses as a share; 1 for others."""
@@ -197,5 +265,5 @@ class Recipe:
     def describe(self) -> dict[str, Any]:
         """Return what a checkpoint's strategy has to agree in, by name."""
         names = ("loss_weights", "dwa_lambda", "alternate", "stage_epochs", "lr_factors")
-        found = {name: getattr(self, name) for name in (*names, "input_noise", "fixed_goal")}
-        return {"variant": self.variant.name} | found | {"gfi": self.gfi}
+        options = {name: getattr(self, name) for name in (*names, "input_noise", "fixed_goal")}
+        return {"variant": self.variant.name} | options | {"gfi": self.gfi}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from avalanche.training.utils import trigger_plugins
 
-from avalanche_cetl.plugins.contract import Stage, reads_decoder_hidden
-from avalanche_cetl.training.batch import Batch
-from avalanche_cetl.training.engine.parts import WHOLE, Part
+from avalanche_cetl.allocation.sample import Sample
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.plugins.base import Stage
+from avalanche_cetl.training.engine.engine import WHOLE, MicroBatch
+from avalanche_cetl.training.host import Host
 from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
-from avalanche_cetl.training.stages.step import take_step
+from avalanche_cetl.training.step import take_step
 from avalanche_cetl.training.variants import WARMUP
 
 
@@ -22,131 +23,124 @@ class Round:
 
     :param host: the strategy.
     :param kwargs: of Avalanche's callbacks.
+    :ivar stages: those of the variant that run: some fall away without S.
+    :ivar alternates: whether they take turns from step to step.
     """
 
-    def __init__(self, host: Any, **kwargs: Any):
+    def __init__(self, host: Host, **kwargs: Any):
         self.host, self.kwargs = host, kwargs
+        variant, has_source = host.recipe.variant, host.networks.has_source
+        self.alternates = host.recipe.alternate == "iteration" and not variant.merged
+        self.stages = [stage for stage in variant.stages if has_source or not stage.needs_source]
+        if self.alternates and not host.data.counts[1]:
+            self.stages = [stage for stage in self.stages if stage.reads != "labelled"]
 
     def run(self) -> None:
         """Run the round; a stop that is asked for ends the stage that runs, and the others."""
-        recipe = self.host.recipe
-        if self._alternates:
-            self._by_iterations(self._with_rows())
+        if self.alternates:
+            self._by_iterations()
             return
-        for stage in self._stages():
-            self.run_stage(stage, recipe.passes(stage.kind, self._ratio()))
+        for stage in self.stages:
+            self.run_stage(stage, self._epochs(stage))
             self._measure(stage.measures)
 
     @property
     def iterations(self) -> int:
         """Return how many of Avalanche's training iterations the round has."""
-        host, ratio = self.host, self._ratio()
-        loaders = {"target": host.data.loader, "labelled": host.dataloader}
-        longer = max(map(len, loaders.values()))
-        count = 0
-        for stage in self._with_rows() if self._alternates else self._stages():
-            if stage.callbacks is not Callbacks.ALL:
-                continue
-            if self._alternates:
-                count += longer
-            else:
-                steps = longer if stage.beside else len(loaders[stage.reads])
-                count += host.recipe.passes(stage.kind, ratio) * steps
-        return count
+        lengths = {"target": len(self.host.data.loader), "labelled": len(self.host.dataloader)}
+        longer = max(lengths.values())
+        ordinary = [stage for stage in self.stages if stage.callbacks is Callbacks.ALL]
+        if self.alternates:
+            return longer * len(ordinary)
+        return sum(
+            self._epochs(stage) * (longer if stage.beside else lengths[stage.reads])
+            for stage in ordinary
+        )
 
-    def warm_up(self, passes: int) -> None:
+    def warm_up(self, epochs: int) -> None:
         """Prepare T1 for the first round: the statistics of S's features, and stage 1 alone."""
         host = self.host
         if not host.model.source_statistics_fitted:
-            batches = host.engine.batches(host.data.loader)
-            placed = (self._place(batch, "target") for batch, _ in batches)
+            loaded = host.engine.batches(host.data.loader)
+            placed = (self._place(batch, "target") for batch, _ in loaded)
             host.data.fit_source_statistics(host.networks, placed, host.engine.parallel)
-        if not host.resume.warm and host.networks.has_source and passes:
-            self.run_stage(WARMUP, passes)
+        if not host.resume.warm and host.networks.has_source and epochs:
+            self.run_stage(WARMUP, epochs)
         host.resume.warm = True
 
-    def run_stage(self, stage: TrainingStage, passes: int) -> None:
-        """Run one stage: some passes over the rows that it reads."""
+    def run_stage(self, stage: TrainingStage, epochs: int) -> None:
+        """Run one stage: some epochs over the rows that it reads."""
         host = self.host
         if stage.kind is Stage.COUPLED:
-            host.networks.fix_goal()
+            host.networks.fix_target()
         with self._running(stage):
-            for _ in range(passes):
-                for batch, part in self._batches(stage):
-                    if host._stop_training and part.first:
+            for _ in range(epochs):
+                for batches, place in self._batches(stage):
+                    if host._stop_training and place.first:
                         return
-                    take_step(host, stage, batch, part, **self.kwargs)
+                    take_step(host, stage, batches, place, **self.kwargs)
 
-    def _by_iterations(self, stages: list[TrainingStage]) -> None:
-        host = self.host
-        for target, labelled in host.engine.pairs(host.data.loader, host.dataloader):
-            if host._stop_training:
+    def _by_iterations(self) -> None:
+        for batches in self._pairs():
+            if self.host._stop_training:
                 return
-            rows = {"target": self._place(target, "target")}
-            if labelled is not None:
-                rows["labelled"] = self._place(labelled, "labelled")
-            for stage in stages:
+            for stage in self.stages:
                 with self._running(stage):
-                    take_step(host, stage, rows[stage.reads], **self.kwargs)
-        self._measure(tuple(name for stage in stages for name in stage.measures))
+                    take_step(self.host, stage, {stage.reads: batches[stage.reads]}, **self.kwargs)
+        self._measure(tuple(name for stage in self.stages for name in stage.measures))
 
-    @property
-    def _alternates(self) -> bool:
-        """Whether stages take turns from step to step."""
-        recipe = self.host.recipe
-        return recipe.alternate == "iteration" and not recipe.variant.merged
-
-    def _with_rows(self) -> list[TrainingStage]:
-        """Return the stages that run, without those of labelled rows where there are none."""
-        labelled = self.host.data.counts[1]
-        return [stage for stage in self._stages() if labelled or stage.reads != "labelled"]
-
-    def _ratio(self) -> float:
-        """Return how many mini-batches of target rows there are for one of labelled rows."""
+    def _epochs(self, stage: TrainingStage) -> int:
+        """Return how often a stage passes over its data in the round."""
         host = self.host
-        return len(host.data.loader) / max(1, len(host.dataloader))
+        return host.recipe.epochs(stage, len(host.data.loader) / max(1, len(host.dataloader)))
 
-    def _stages(self) -> list[TrainingStage]:
-        """Return the variant's stages that run: some fall away without S."""
-        has_source = self.host.networks.has_source
-        stages = self.host.recipe.variant.stages
-        return [stage for stage in stages if has_source or not stage.needs_source]
-
-    def _batches(self, stage: TrainingStage) -> Iterator[tuple[Batch, Part]]:
-        """Yield the mini-batches of one pass of a stage, in their place."""
+    def _batches(self, stage: TrainingStage) -> Iterator[tuple[dict[str, Batch], MicroBatch]]:
+        """Yield the mini-batches of one epoch of a stage, by the rows that they hold."""
         host = self.host
-        if stage.beside and not host.data.counts[1]:
-            for batch, part in host.engine.batches(host.data.loader):
-                self._place(batch, "target")
-                batch.beside, batch.labelled = replace(batch), False
-                yield batch, part
+        if stage.beside and host.data.counts[1]:
+            yield from ((batches, WHOLE) for batches in self._pairs())
             return
-        if stage.beside:
-            for target, labelled in host.engine.pairs(host.data.loader, host.dataloader):
-                assert labelled is not None, "there are labelled rows"
-                labelled.beside = self._place(target, "target")
-                yield self._place(labelled, "labelled"), WHOLE
-            return
-        loader = host.data.loader if stage.reads == "target" else host.dataloader
-        for batch, part in host.engine.batches(loader):
-            yield self._place(batch, stage.reads), part
+        rows = "target" if stage.beside else stage.reads
+        loader = host.data.loader if rows == "target" else host.dataloader
+        for batch, place in host.engine.batches(loader):
+            yield {rows: self._place(batch, rows)}, place
+
+    def _pairs(self) -> Iterator[dict[str, Batch]]:
+        """Yield mini-batches of target and labelled rows, for as long as the longer set lasts.
+
+        The other starts again; an empty one is left out.
+        """
+        host = self.host
+        loaders = {"target": host.data.loader}
+        if len(host.dataloader):
+            loaders["labelled"] = host.dataloader
+        steps = max(map(len, loaders.values()))
+        cycles = [host.engine.cycle(loader, steps) for loader in loaders.values()]
+        for batches in zip(*cycles, strict=True):
+            pairs = zip(loaders, batches, strict=True)
+            yield {rows: self._place(batch, rows) for rows, batch in pairs}
 
     def _place(self, batch: Batch, rows: str) -> Batch:
         host = self.host
-        features = rows == "target" and host.data.has_features
-        return host.engine.place(batch, host.device, features)
+        dataset = host.data.rows.target if rows == "target" else host.adapted_dataset
+        return host.engine.place(batch, host.device, dataset)
 
     def _measure(self, names: tuple[str, ...]) -> None:
         """Measure importances at the weights as they are, where they are due."""
         host = self.host
         if not names or host._stop_training:
             return
+
+        def read(rows: list[int]) -> Sample:
+            batch = host.data.sample(rows, host.device)
+            return Sample(batch.images, batch.labels, batch.tasks, batch.features)
+
         host.allocation.refresh(
             names,
             host.model,
             host.clock.train_exp_epochs,
             host.data.counts[0],
-            lambda rows: host.data.sample(rows, host.device),
+            read,
             host.engine.parallel.processes,
         )
 
@@ -154,8 +148,8 @@ class Round:
     def _running(self, stage: TrainingStage) -> Iterator[None]:
         host = self.host
         host.running = stage
-        host.networks.hidden = reads_decoder_hidden(host.plugins)
+        host.networks.hidden = any(getattr(p, "reads_decoder_hidden", False) for p in host.plugins)
         trigger_plugins(host, "before_stage", **self.kwargs)
         yield
         trigger_plugins(host, "after_stage", **self.kwargs)
-        host.coupled = None
+        host.batches = {}

@@ -8,6 +8,8 @@ from typing import Any
 
 from avalanche.evaluation import metrics
 
+from avalanche_cetl.training.host import Host
+
 #: Metrics of training that compare outputs with labels.
 READ_LABELS = (
     metrics.MinibatchAccuracy,
@@ -48,7 +50,7 @@ class Iterations:
 
 
 @contextmanager
-def iterations_shown(host: Any, count: int) -> Iterator[None]:
+def iterations_shown(host: Host, count: int) -> Iterator[None]:
     """Show the number of iterations of a round as the length of the strategy's loader.
 
     :param host: the strategy.
@@ -64,7 +66,7 @@ def iterations_shown(host: Any, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def accuracy_of_labels(host: Any) -> Iterator[None]:
+def accuracy_of_labels(host: Host) -> Iterator[None]:
     """Leave out accuracies of training where the experience has no label: they would all be 0.
 
     Within a round alone, where no checkpoint is written: the list of metrics is whole in those.

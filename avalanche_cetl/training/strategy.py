@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
 from avalanche.core import BasePlugin
+from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import trigger_plugins
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation import Allocation, GFISettings
-from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.allocation import GFISettings
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import CETLPlugin, CoupledStep, names_of
+from avalanche_cetl.plugins.base import CETLPlugin
 from avalanche_cetl.training import checks, shown
-from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.training.data import TrainingData, listed_classes
 from avalanche_cetl.training.engine.engine import Precision
-from avalanche_cetl.training.experience import Experience, listed_classes
-from avalanche_cetl.training.networks import Networks
-from avalanche_cetl.training.options import Config, Options
+from avalanche_cetl.training.parts import Parts
 from avalanche_cetl.training.presets import PresetName
-from avalanche_cetl.training.recipe import Alternate
-from avalanche_cetl.training.records import Records
-from avalanche_cetl.training.resume import Resume
+from avalanche_cetl.training.recipe import Alternate, Recipe
 from avalanche_cetl.training.rounds import Round
 from avalanche_cetl.training.stages import LabelledRows
-from avalanche_cetl.training.stages.optimizers import StageOptimizers, cover
 from avalanche_cetl.training.variants import Variant, VariantName
 
 
-class CETLStrategy(Options, SupervisedTemplate):
+class CETLStrategy(Parts, SupervisedTemplate):
     """Coupled end-to-end transfer learning (Chen, Zhang, Dong; CVPR 2018), Algorithm 1.
 
     One training epoch is one round over the stages of the variant; which callbacks fire in which
@@ -62,8 +57,8 @@ class CETLStrategy(Options, SupervisedTemplate):
         are as in every Avalanche strategy.
     :ivar recipe: the options that decide what is learnt. Each can also be read, and set, by its
         own name; :meth:`configure` sets several.
-    :ivar coupled: what stage 2 (or the merged step) computed on its latest mini-batch of
-        target images, a :class:`CoupledStep`; None in the other stages.
+    :ivar coupled: the step's mini-batch of target images, a :class:`Batch`, with what stage 2 (or
+        another stage that runs T2) computed on it; None in the other stages.
     :ivar resume: where it stands, and where a loaded checkpoint lets it go on.
     :raises TypeError: when the model is no CoupledModel.
     :raises ValueError: for arguments out of range; in training for data without labelled rows or
@@ -71,11 +66,10 @@ class CETLStrategy(Options, SupervisedTemplate):
     """
 
     PLUGIN_CLASS = CETLPlugin
-    has_stages = True
-
     adapted_dataset: Any
     dataloader: Any
     _stop_training: bool
+    optimized_param_id: Any
 
     @renamed(ewc_lambda="dwa_lambda")
     def __init__(
@@ -110,72 +104,22 @@ class CETLStrategy(Options, SupervisedTemplate):
         peval_mode: str = "epoch",
     ):
         checks.check_networks(model, optimizer)
-        config = Config(preset, dict(
+        recipe = Recipe.of(
+            preset,
             variant=variant, loss_weights=loss_weights, dwa_lambda=dwa_lambda, gfi=gfi,
             alternate=alternate, stage_epochs=stage_epochs, lr_factors=lr_factors,
             warmup_epochs=warmup_epochs, input_noise=input_noise, fixed_goal=fixed_goal,
             augment=augment, precision=precision, channels_last=channels_last,
             accumulate=accumulate, compile=compile,
-        ))  # fmt: skip
-        config.recipe.check_warmup(model)
+        )  # fmt: skip
+        recipe.check_warmup(model)
         super().__init__(
             model=model, optimizer=optimizer, criterion=LabelledRows.of(criterion),
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size,
-            device=device, plugins=config.values.plugins_beside(plugins or (), model),
+            device=device, plugins=recipe.values.plugins_beside(plugins or (), model),
             evaluator=evaluator, eval_every=eval_every, peval_mode=peval_mode,
         )  # fmt: skip
-        self._make_parts(config)
-
-    def _make_parts(self, config: Config) -> None:
-        self.config, self.engine, recipe = config, config.engine(), config.recipe
-        self.networks = Networks(self.model, recipe, self.engine.passes, self._criterion)
-        self.allocation = Allocation(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)
-        self.optimizers = StageOptimizers()
-        self.records = Records(names_of(self.plugins))
-        self.resume = Resume()
-        self.data: Experience | None = None
-        self.batch: Batch | None = None
-        self.coupled: CoupledStep | None = None
-        self._follow_variant()
-
-    def settings(self) -> dict[str, Any]:
-        """Return what has to be as it was for a checkpoint to go on, by name."""
-        own = {"train_mb_size": self.train_mb_size, "accumulate": self.engine.accumulate}
-        return self.recipe.describe() | own | {"precision": self.engine.precision}
-
-    def parts(self) -> dict[str, Any]:
-        """Return the parts that training changes, with ``state_dict`` and ``load_state_dict``."""
-        return {n: vars(self)[n] for n in ("networks", "allocation", "records", "resume")}
-
-    stage = property(attrgetter("running.kind"), doc="The :class:`Stage` that runs, or ran last.")
-    row_share = property(methodcaller("row_share_of", "target"), doc="The factor of target rows.")
-    reads = property(attrgetter("running.plugin_rows"), doc="The rows that the stage reads.")
-    labelled_classes = property(attrgetter("_data.classes"), doc="Those of labelled rows.")
-    importance = property(attrgetter("allocation.importance"), doc="The latest GFI1 to GFI3.")
-    source = property(attrgetter("model.source"), doc="The source network S; None without one.")
-    alone = property(attrgetter("engine.parallel.alone"), doc="Whether no other process trains.")
-
-    @property
-    def round_losses(self) -> dict[str, float]:
-        """Mean losses and penalties of the current (or last) round, by name."""
-        return self.records.result()
-
-    def row_share_of(self, rows: str) -> float:
-        """Return the factor of a mean over ``"target"`` or ``"labelled"`` rows of a step."""
-        return 1.0 if self.batch is None else self.batch.share_of(rows)
-
-    def announce(self, names: Sequence[str]) -> None:
-        """Tell loggers the names of losses that will be recorded."""
-        self.records.announce(names)
-
-    def record_loss(self, name: str, loss: Tensor, x: Tensor) -> None:
-        """Take a plugin's loss of a mini-batch ``x`` into ``round_losses``, under ``name``.
-
-        :param loss: a scalar, the mean over the batch of images x, without its weight.
-        :raises NonFiniteLossError: when it is NaN or infinite.
-        """
-        checks.check_finite_loss(self, name, loss, x)
-        self.records.add(name, float(loss.detach()), len(x) if self.row_share else 0)
+        self.make_parts(recipe)
 
     def target_sample(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the first target rows of the experience in training, or all of fewer.
@@ -183,29 +127,30 @@ class CETLStrategy(Options, SupervisedTemplate):
         Images ``(count, C, H, W)`` without training augmentation, labels (-1: unknown), and S's
         features where the benchmark has them.
         """
-        found = self._data.sample(range(min(count, self._data.counts[0])), self.device)
-        return found.images, found.labels, found.features
+        batch = self.data.sample(range(min(count, self.data.counts[0])), self.device)
+        return batch.images, batch.labels, batch.features
 
     def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
         """Return S's features ``(N, dim)`` of the N >= 0 target rows with a label, and the labels.
 
         They are on the CPU. S runs where the benchmark has no features of it.
         """
-        return self._data.labelled_features(source, max(64, self.train_mb_size), self.device)
+        return self.data.labelled_features(source, max(64, self.train_mb_size), self.device)
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Train on an experience or a stream; after ``load_checkpoint`` go on where that stood."""
         streams = [experiences] if eval_streams is None else eval_streams
         try:
             with self.engine.running(self.model):
-                result = super().train(self.resume.begin_call(experiences), streams, **kwargs)
+                rest = self.resume.begin_call(experiences)
+                results: dict[str, Any] = super().train(rest, streams, **kwargs)
         finally:
-            self.data = self.batch = None  # after an error no experience is in training either
+            self.training_data, self.batches = None, {}  # after an error none is in training either
         self.resume.end_call()
-        return result
+        return results
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        done = self.resume.begin_experience(self._data.counts)
+        done = self.resume.begin_experience(self.data.counts)
         for _ in range(done, self.train_epochs):
             with shown.iterations_shown(self, Round(self).iterations):
                 self._before_training_epoch(**kwargs)
@@ -217,12 +162,12 @@ class CETLStrategy(Options, SupervisedTemplate):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run one round: the stages of the variant."""
-        self.records.begin()
+        self.meters.begin()
         self.networks.criterion = self._criterion  # a plugin may have put another one there
         Round(self, **kwargs).run()
 
     def _after_training_epoch(self, **kwargs: Any) -> None:
-        self.records.merge(self.engine.parallel.processes)
+        self.meters.merge(self.engine.parallel.processes)
         checks.check_finite_weights(self.model, self.clock)
         with shown.accuracy_of_labels(self):
             super()._after_training_epoch(**kwargs)
@@ -234,15 +179,10 @@ class CETLStrategy(Options, SupervisedTemplate):
         super()._after_training_exp(**kwargs)
         self.resume.end_experience()
 
-    @property
-    def _data(self) -> Experience:
-        assert self.data is not None, "target images are there during training only"
-        return self.data
-
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
         super().train_dataset_adaptation(**kwargs)
-        self.data = Experience.of(self)
+        self.training_data = TrainingData.of(self, self.model)
         self.adapted_dataset = self.data.rows.labelled
 
     def model_adaptation(self, model: Any = None) -> Any:
@@ -252,9 +192,9 @@ class CETLStrategy(Options, SupervisedTemplate):
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Make stage 3's loader (Avalanche's own) and that of stages 1 and 2."""
-        labelled, self.adapted_dataset = self.adapted_dataset, self._data.rows.target
+        labelled, self.adapted_dataset = self.adapted_dataset, self.data.rows.target
         super().make_train_dataloader(**kwargs)
-        self._data.loader = self.engine.parallel.shared(self.dataloader)
+        self.data.loader = self.engine.parallel.shared(self.dataloader)
         self.adapted_dataset, self.dataloader = labelled, []
         if len(labelled):
             super().make_train_dataloader(**kwargs)
@@ -268,27 +208,37 @@ class CETLStrategy(Options, SupervisedTemplate):
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Cover the trainable parameters, S's never; the stages' optimisers follow."""
         self.networks.model = self.model
-        cover(self, reset_optimizer_state, **kwargs)
-        self.engine.parallel.cover(self.model)
+        self.optimized_param_id = update_optimizer(
+            self.optimizer,
+            {name: p for name, p in self.model.named_parameters() if p.requires_grad},
+            self.optimized_param_id,
+            reset_state=reset_optimizer_state,
+            remove_params=kwargs.get("remove_params", False),
+            verbose=kwargs.get("verbose_optimizer", False),
+        )
+        for own in self.optimizers.values():
+            own.prepare(self.optimizer, self.model)
+        self.engine.parallel.cover(self.model, self.networks.modules.values())
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         # A stop asked for in the last epoch would otherwise silence the next experience.
         self._stop_training = False
         super()._before_training_exp(**kwargs)
-        self._data.check_classes()
+        self.data.check_classes()
         Round(self, **kwargs).warm_up(self.warmup_epochs)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
-        self.data = self.batch = None
+        self.training_data, self.batches = None, {}
 
     def _unpack_minibatch(self) -> None:
         super()._unpack_minibatch()
-        self.mbatch[0] = self.engine.passes.laid_out(self.mbatch[0])
+        self.mbatch[0] = self.engine.functions.laid_out(self.mbatch[0])
 
     def forward(self) -> Tensor:
         """Return T2's logits, in float32, as Avalanche's loops ask for them."""
         with self.engine.cast(self.device):
-            if self.is_training and self.engine.passes.compiled:
+            if self.is_training and self.engine.functions.compiled:
                 return self.networks.logits(self.mb_x, self.mb_task_id).float()
-            return super().forward().float()
+            result: Tensor = super().forward().float()
+            return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,4 +104,25 @@ def parse_variant(variant: str | Variant) -> Variant:
             f"the stages of variant {variant.name!r} have the labels {labels}: a variant needs at "
             "least one stage, and each a name of its own."
         )
+    for stage in variant.stages:
+        _check_stage(stage)
     return variant
+
+
+def _check_stage(stage: TrainingStage) -> None:
+    """Raise ValueError for what a stage may not have of its own."""
+    epochs, factor = stage.epochs, stage.lr_factor
+    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
+        raise ValueError(f"stage {stage.label!r} has epochs={epochs!r}: None, or an int >= 1.")
+    if factor is not None and not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"stage {stage.label!r} has lr_factor={factor!r}: None, or a number > 0.")
+    inner = stage.stages if isinstance(stage, MergedStage) else (stage,)
+    for one in inner:
+        makes = type(one).make_module is not TrainingStage.make_module
+        rates = makes or one.lr_factor is not None or (one is not stage and one.epochs is not None)
+        if rates and not stage.own_optimizer:
+            raise ValueError(
+                f"stage {one.label!r} has a module, a learning rate or epochs of its own, so it "
+                f"needs an optimiser of its own, and {stage.label!r} steps the user's: give it "
+                "callbacks other than Callbacks.ALL, and do not merge it."
+            )

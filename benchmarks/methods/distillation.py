@@ -21,13 +21,17 @@ def of_probe(job: TransferJob, rows: str) -> SoftTargets:
     """Make soft targets, at temperature 2, of a probe on S fitted on the labelled images."""
     known = job.train[1] >= 0
     head = linear_probe(job.features[known], job.train[1][known], PROBE_STRENGTH)
-    return SoftTargets(2.0, job.strength, rows=rows, source=job.source, head=head)
+    return SoftTargets(
+        weight=job.strength, temperature=2.0, rows=rows, source=job.source, head=head
+    )
 
 
 def of_teacher(job: TransferJob, rows: str) -> SoftTargets:
     """Make soft targets, at temperature 4, of the teacher's own logits."""
     head = _Classifier(job.encoder)
-    return SoftTargets(4.0, job.strength, rows=rows, source=job.source, head=head)
+    return SoftTargets(
+        weight=job.strength, temperature=4.0, rows=rows, source=job.source, head=head
+    )
 
 
 class _Classifier(nn.Module):
@@ -71,7 +75,9 @@ def soft_targets(soft: Softened) -> Method:
 
 def feature_distillation(job: TransferJob) -> nn.Module:
     """Train T2's code towards S's features through a learned linear layer, beside the labels."""
-    hints = FitNetsHints("hidden", weight=job.strength, rows="labelled", source=job.source)
+    hints = FitNetsHints(
+        target_layer="hidden", weight=job.strength, rows="labelled", source=job.source
+    )
     return naive(job, job.network(), plugins=[hints])
 
 
@@ -79,14 +85,18 @@ def fitnets(job: TransferJob) -> nn.Module:
     """Train the last maps towards the teacher's last stage's (Romero et al. 2015)."""
     live = ModuleEncoder(Live(job), input_shape=job.shape)
     hints = FitNetsHints(
-        "features.11", "network.blocks", weight=job.strength, rows="labelled", source=live
+        target_layer="features.11",
+        source_layer="network.blocks",
+        weight=job.strength,
+        rows="labelled",
+        source=live,
     )
     return naive(job, job.network(), plugins=[hints])
 
 
 def feature_distillation_on_all(job: TransferJob) -> nn.Module:
     """Train T2's code towards S's features of all images, unlabelled and mixed ones too."""
-    return _on_all(job, FitNetsHints("hidden", weight=job.strength, rows="target"))
+    return _on_all(job, FitNetsHints(target_layer="hidden", weight=job.strength, rows="target"))
 
 
 def soft_targets_on_all(soft: Softened) -> Method:

@@ -69,8 +69,8 @@ def beside_labels(plugins: Callable[[Task], list[Any]]) -> Train:
 
 def _soft(task: Task) -> list[Any]:
     if task.kind == "few":
-        return [SoftTargets(2.0, 10.0, rows="target", head="probe")]
-    return [SoftTargets(2.0, 1.0, rows="target")]
+        return [SoftTargets(weight=10.0, temperature=2.0, rows="target", head="probe")]
+    return [SoftTargets(weight=1.0, temperature=2.0, rows="target")]
 
 
 def _views(task: Task) -> list[Any]:
@@ -86,7 +86,7 @@ def _confusion(task: Task) -> list[Any]:
 
 
 def _features(task: Task) -> list[Any]:
-    return [FitNetsHints("hidden", weight=1.0, rows="target")]
+    return [FitNetsHints(target_layer="hidden", weight=1.0, rows="target")]
 
 
 def _hints(task: Task, data: Data, seed: int, _: float) -> nn.Module:

@@ -55,8 +55,13 @@ class Trial(NamedTuple):
 
 def _probe(weight: float, features: bool = False, anneal: bool = False) -> Callable[[], list[Any]]:
     def plugins() -> list[Any]:
-        soft = SoftTargets(2.0, weight, rows="target", head="probe", anneal=anneal)
-        return [soft, *([FitNetsHints("hidden", weight=1.0, rows="target")] if features else [])]
+        soft = SoftTargets(
+            weight=weight, temperature=2.0, rows="target", head="probe", anneal=anneal
+        )
+        return [
+            soft,
+            *([FitNetsHints(target_layer="hidden", weight=1.0, rows="target")] if features else []),
+        ]
 
     return plugins
 
@@ -64,7 +69,7 @@ def _probe(weight: float, features: bool = False, anneal: bool = False) -> Calla
 def _information(weight: float, anneal: bool = False) -> Callable[[], list[Any]]:
     return lambda: [
         InformationMaximization(1.0, rampup_rounds=4),
-        SoftTargets(2.0, weight, rows="target", anneal=anneal),
+        SoftTargets(weight=weight, temperature=2.0, rows="target", anneal=anneal),
     ]
 
 
@@ -114,12 +119,12 @@ ROWS = {
     **{f"probe, weight {w:g}": Trial(_probe(w)) for w in (0.5, 1, 2, 3, 5, 10, 30)},
     **{f"probe, weight {w:g} falling": Trial(_probe(w, anneal=True)) for w in (3, 10)},
     **{f"probe, weight {w:g}, and features": Trial(_probe(w, features=True)) for w in (3, 10)},
-    "features": Trial(lambda: [FitNetsHints("hidden", weight=1.0, rows="target")]),
+    "features": Trial(lambda: [FitNetsHints(target_layer="hidden", weight=1.0, rows="target")]),
     "hints, joint": Trial(lambda: [DecoderHints(1.0)], _JOINT),
     "hints, joint, and probe, weight 10": Trial(
         lambda: [DecoderHints(1.0), *_probe(10.0)()], _JOINT
     ),
-    "S": Trial(lambda: [SoftTargets(2.0, 1.0, rows="target")]),
+    "S": Trial(lambda: [SoftTargets(weight=1.0, temperature=2.0, rows="target")]),
     "information maximisation": Trial(_information_alone(1.0)),
     **{f"information maximisation, weight {w:g}": Trial(_information_alone(w)) for w in (0.3, 3)},
     **{

@@ -99,7 +99,10 @@ def main(source_epochs=4, rounds=4):
 
     source = ac.ModuleEncoder(pretrained, input_shape=SHAPE)  # frozen from here on
     stored = ac.with_source_features(benchmark, source)
-    soft = [ac.SoftTargets(2.0, 3.0, rows="target", head="probe"), ac.DecoderHints(1.0)]
+    soft = [
+        ac.SoftTargets(weight=3.0, temperature=2.0, rows="target", head="probe"),
+        ac.DecoderHints(1.0),
+    ]
     for name, options in {
         "CETL, defaults": {},
         "CETL, soft targets": {"variant": "f", "plugins": soft},

@@ -25,7 +25,10 @@ def main(teacher_epochs=15, rounds=10):
     cetl = ac.CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
-        plugins=[ac.FitNetsHints("features.3", "features.3"), ac.DecoderHints(0.3)],
+        plugins=[
+            ac.FitNetsHints(target_layer="features.3", source_layer="features.3"),
+            ac.DecoderHints(0.3),
+        ],
         train_mb_size=32,
         train_epochs=rounds,
         eval_mb_size=256,

@@ -108,7 +108,7 @@ RUNS = {
     "cetl_plugins": (
         lambda: _coupled(
             [
-                SoftTargets(2.0, 0.5, rows="target"),
+                SoftTargets(weight=0.5, temperature=2.0, rows="target"),
                 InformationMaximization(0.5, prior=[0.4, 0.2, 0.2, 0.2]),
                 ViewConsistency(1.0, rampup_rounds=2),
             ],

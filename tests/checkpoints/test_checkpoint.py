@@ -63,7 +63,7 @@ def test_a_run_in_the_kronecker_basis_is_resumed_bit_for_bit(benchmark, tmp_path
 
 PLUGINS = {
     "views": lambda: [ViewConsistency(1.0)],
-    "hints": lambda: [DecoderHints(0.5), FitNetsHints("hidden", weight=0.5)],
+    "hints": lambda: [DecoderHints(0.5), FitNetsHints(target_layer="hidden", weight=0.5)],
     "ewc": lambda: [EWCPlugin(0.5)],
     "gfi plugin": lambda: [GFIPlugin(0.5, samples=8)],
     "early stopping": lambda: [EarlyStoppingPlugin(2, "test_stream", "Top1_Acc_Stream")],

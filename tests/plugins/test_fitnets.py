@@ -14,7 +14,7 @@ from avalanche_cetl.training import Stage
 @pytest.mark.parametrize("target_layer", ["features.0", "hidden"])
 def test_a_guided_layer_comes_nearer_to_its_hint(teacher, few, source_layer, target_layer):
     """Maps and vectors on either side; the regressor learns and T2's layer moves."""
-    plugin = FitNetsHints(target_layer, source_layer)
+    plugin = FitNetsHints(target_layer=target_layer, source_layer=source_layer)
     model = coupled(teacher)
     first = trained(model, few, plugin, train_epochs=1).round_losses["L_fitnet"]
     weights = [p.detach().clone() for p in plugin.regressor.parameters()]
@@ -28,7 +28,7 @@ def test_a_guided_layer_comes_nearer_to_its_hint(teacher, few, source_layer, tar
 
 def test_the_regressor_follows_the_schedule(teacher, few):
     model = coupled(teacher)
-    plugin = FitNetsHints("features.0", "0")
+    plugin = FitNetsHints(target_layer="features.0", source_layer="0")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     CETLStrategy(
@@ -47,10 +47,12 @@ def test_the_regressor_follows_the_schedule(teacher, few):
 
 @pytest.mark.parametrize("source_layer", [None, "0"])
 def test_a_regressor_in_half_precision_keeps_its_weights(teacher, few, source_layer):
-    plugin = FitNetsHints("features.0", source_layer)
+    plugin = FitNetsHints(target_layer="features.0", source_layer=source_layer)
     s = trained(coupled(teacher), few, plugin, precision="bfloat16")
     assert {p.dtype for p in plugin.regressor.parameters()} == {torch.float32}
-    plain = trained(coupled(teacher), few, FitNetsHints("features.0", source_layer))
+    plain = trained(
+        coupled(teacher), few, FitNetsHints(target_layer="features.0", source_layer=source_layer)
+    )
     assert s.round_losses["L_fitnet"] == pytest.approx(plain.round_losses["L_fitnet"], rel=0.1)
 
 
@@ -85,7 +87,7 @@ def test_hints_are_maps_with_their_channels_second_as_the_layers_gave_them(
         return hint_loss(found, hint)
 
     monkeypatch.setattr(fitnets, "hint_loss", spied)
-    plugin = Spy(layer, source_layer)
+    plugin = Spy(target_layer=layer, source_layer=source_layer)
     model = CoupledModel.build(teacher, ChannelsLast(), SHAPE)
     trained(model, few, plugin, train_epochs=1)
     assert (plugin.regressor.in_channels, plugin.regressor.out_channels) == (6, 6)
@@ -104,12 +106,20 @@ def test_fitnets_listens_in_the_stages_alone_that_read_its_layer(teacher, few):
             layer = strategy.model.target.module.features[0]
             found.setdefault(strategy.stage, set()).add(len(layer._forward_hooks))
 
-    trained(coupled(teacher), few, FitNetsHints("features.0", "0"), Spy(), train_epochs=1)
+    trained(
+        coupled(teacher),
+        few,
+        FitNetsHints(target_layer="features.0", source_layer="0"),
+        Spy(),
+        train_epochs=1,
+    )
     assert found == {Stage.COUPLED: {1}, Stage.CLASSIFY: {0}}
 
 
 def test_layers_that_are_not_there_are_refused(teacher, few):
     with pytest.raises(ValueError, match="target_layer='nowhere'"):
-        trained(coupled(teacher), few, FitNetsHints("nowhere"))
+        trained(coupled(teacher), few, FitNetsHints(target_layer="nowhere"))
     with pytest.raises(ValueError, match="source_layer='nowhere'"):
-        trained(coupled(teacher), few, FitNetsHints("features.0", "nowhere"))
+        trained(
+            coupled(teacher), few, FitNetsHints(target_layer="features.0", source_layer="nowhere")
+        )

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import math
 
 import pytest
@@ -11,8 +12,12 @@ from torch import nn
 from avalanche_cetl import (
     DecoderHints,
     FitNetsHints,
+    InformationMaximization,
+    LossPlugin,
+    MinimumClassConfusion,
     ModuleEncoder,
     SoftTargets,
+    ViewConsistency,
     distillation_benchmark,
     transfer_benchmark,
     with_source_features,
@@ -24,8 +29,8 @@ from avalanche_cetl.training import VARIANTS, NonFiniteLossError
 @pytest.mark.parametrize("rows", ["labelled", "target"])
 def test_every_variant_takes_every_loss(teacher, few, variant, rows):
     plugins = [
-        SoftTargets(2.0, 0.5, rows=rows),
-        FitNetsHints("features.0", "0", rows=rows),
+        SoftTargets(weight=0.5, temperature=2.0, rows=rows),
+        FitNetsHints(target_layer="features.0", source_layer="0", rows=rows),
         DecoderHints(0.3),
     ]
     s = trained(coupled(teacher), few, *plugins, variant=variant)
@@ -55,7 +60,9 @@ def test_a_loss_reads_every_row_of_its_stage_once(teacher, few, rows):
 def test_losses_train_in_a_stock_strategy_beside_another_plugin(teacher, digits):
     benchmark = distillation_benchmark(digits(60), digits(30, seed=1))
     net = student()
-    hints = FitNetsHints("features.0", "0", rows="labelled", source=teacher)
+    hints = FitNetsHints(
+        target_layer="features.0", source_layer="0", rows="labelled", source=teacher
+    )
     strategy = Naive(
         model=net,
         optimizer=torch.optim.Adam(net.parameters(), 1e-2),
@@ -107,7 +114,9 @@ def test_a_loss_in_a_strategy_without_its_rows_is_refused(teacher, few):
     with pytest.raises(ValueError, match="CoupledModel"):
         Naive(plugins=[DecoderHints()], **naive).train(few.train_stream)
     with pytest.raises(ValueError, match="rows='labelled'"):
-        Naive(plugins=[FitNetsHints("features.0", source=teacher)], **naive).train(few.train_stream)
+        Naive(plugins=[FitNetsHints(target_layer="features.0", source=teacher)], **naive).train(
+            few.train_stream
+        )
     with pytest.raises(ValueError, match="no stage 2"):
         Naive(plugins=[SoftTargets(rows="target", source=teacher)], **naive).train(few.train_stream)
 
@@ -146,3 +155,50 @@ def test_the_source_reads_the_images_as_they_were_before_the_student_wrote_into_
         strategy.train(transfer_benchmark(digits(30), digits(30)).train_stream)
         weights.append(student.layer.weight.detach())
     assert torch.equal(*weights)
+
+
+#: The loss plugins: what each has to be given, and the rows that it reads where none are given.
+LOSSES = {
+    LossPlugin: ({}, "labelled"),
+    SoftTargets: ({}, "labelled"),
+    FitNetsHints: ({"target_layer": "hidden"}, "target"),
+    DecoderHints: ({}, "target"),
+    InformationMaximization: ({}, "unlabelled"),
+    MinimumClassConfusion: ({}, "unlabelled"),
+    ViewConsistency: ({}, "target"),
+}
+UNLABELLED = (InformationMaximization, MinimumClassConfusion, ViewConsistency)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_has_its_weight_first_and_rows_of_its_own_by_default(kind):
+    given, rows = LOSSES[kind]
+    parameters = inspect.signature(kind).parameters
+    assert next(iter(parameters)) == "weight"
+    assert kind(**given).rows == rows
+    assert "rows" not in parameters or parameters["rows"].default is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        *((kind, {"weight": -1.0}, "weight=-1.0") for kind in LOSSES),
+        *((kind, {"weight": math.nan}, "weight=nan") for kind in LOSSES),
+        *((kind, {"weight": math.inf}, "weight=inf") for kind in LOSSES),
+        *((kind, {"rampup_rounds": -1}, "rampup_rounds") for kind in UNLABELLED),
+        *((kind, {"rows": "source"}, "'labelled', 'target', 'unl") for kind in UNLABELLED[:2]),
+        *((kind, {"temperature": math.nan}, "temperature") for kind in UNLABELLED[:2]),
+        *((kind, {"temperature": 0.0}, "finite and > 0") for kind in UNLABELLED[:2]),
+        (InformationMaximization, {"balance": -1.0}, "balance"),
+        (ViewConsistency, {"balance": math.nan}, "balance"),
+        (ViewConsistency, {"decay": 1.0}, "decay"),
+        (ViewConsistency, {"threshold": -0.1}, "threshold"),
+        (ViewConsistency, {"rows": "labelled"}, "Allowed: 'target', 'unlabelled'"),
+        (SoftTargets, {"temperature": 0}, "temperature=0"),
+        (SoftTargets, {"rows": "all"}, "'labelled', 'target'"),
+        (SoftTargets, {"head": "prob"}, "head='prob'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**{**LOSSES[kind][0], **arguments})

@@ -12,7 +12,7 @@ from avalanche_cetl import (
     adaptation_benchmark,
     transfer_benchmark,
 )
-from avalanche_cetl.plugins.contract import Stage
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.plugins.unlabelled import ramp
 from avalanche_cetl.plugins.views import balance_loss, consistency_loss
 
@@ -54,17 +54,6 @@ def test_balance_is_zero_for_even_classes_and_log_k_for_one():
     assert float(balance_loss(one)) == pytest.approx(math.log(3), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"weight": -1.0}, "weight"), ({"decay": 1.0}, "decay"), ({"threshold": -0.1}, "threshold"),
-     ({"balance": float("nan")}, "balance"), ({"rampup_rounds": -1}, "rampup_rounds"),
-     ({"rows": "labelled"}, "rows")],
-)  # fmt: skip
-def test_values_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ViewConsistency(**settings)
-
-
 def _strategy(plugins, **settings):
     torch.manual_seed(0)
     model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.05), SHAPE)
@@ -76,7 +65,7 @@ def _strategy(plugins, **settings):
 
 
 @pytest.mark.parametrize("alternate", ["epoch", "iteration"])
-def test_the_slow_network_is_the_running_mean(digits, alternate):
+def test_the_mean_teacher_is_the_running_mean(digits, alternate):
     data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
     plugin = ViewConsistency(decay=0.8)
     mean, seen = {}, []
@@ -177,18 +166,18 @@ class CachingTarget(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_the_slow_target_answers_with_the_weights_that_it_has_now(digits):
+def test_the_mean_teacher_answers_with_the_weights_that_it_has_now(digits):
     torch.manual_seed(0)
     model = CoupledModel.build(None, CachingTarget(), SHAPE)
     answers = []
 
     class Watch(ViewConsistency):
         def losses(self, strategy, batch):
-            found, slow = super().losses(strategy, batch), self._slow.module
+            found, teacher = super().losses(strategy, batch), self._teacher.module
             with torch.no_grad():
-                hidden = slow.features(batch.images) + slow.offsets
-                wanted = slow.head(torch.relu(hidden))
-                answers.append((slow(batch.images), wanted, slow.offsets.clone()))
+                hidden = teacher.features(batch.images) + teacher.offsets
+                wanted = teacher.head(torch.relu(hidden))
+                answers.append((teacher(batch.images), wanted, teacher.offsets.clone()))
             return found
 
     strategy = CETLStrategy(

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CICNN, CETLStrategy, CoupledModel, GFISettings, ModuleEncoder
-from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.common.batch import Batch
 
 SHAPE = (1, 8, 8)
 

@@ -4,7 +4,7 @@ from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datas
 from coupled_runs import coupled, strategy
 
 from avalanche_cetl import transfer_benchmark
-from avalanche_cetl.common.rows import Rows
+from avalanche_cetl.common.labels import Rows
 from avalanche_cetl.training import NonFiniteLossError
 from avalanche_cetl.training.checks import check_experience
 

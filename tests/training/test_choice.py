@@ -18,7 +18,7 @@ from avalanche_cetl import (
     load_checkpoint,
     transfer_benchmark,
 )
-from avalanche_cetl.training.choice import Choice, Situation
+from avalanche_cetl.training.choice import Choice, DataProfile
 
 SHAPE = (1, 8, 8)
 
@@ -215,12 +215,12 @@ def test_each_experience_is_looked_at_and_the_choice_is_logged(caplog):
         (lambda: adaptation_benchmark(None, images(), images()), (0, 30, 0)),
     ],
 )
-def test_a_situation_counts_rows_by_label_and_domain(make, found):
+def test_a_data_profile_counts_rows_by_label_and_domain(make, found):
     seen = []
 
     class Look(Choice):
         def before_training_exp(self, strategy, *args, **kwargs):
-            seen.append(Situation.of(strategy))
+            seen.append(DataProfile.of(strategy.data, 64, strategy.device))
 
     trained(make(), plugins=[Look([])], train_epochs=1)
     assert (seen[0].labelled, seen[0].unlabelled, seen[0].others) == found

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
-from coupled_runs import coupled, strategy
+from coupled_runs import batch, coupled, strategy
 
 from avalanche_cetl import CETLPlugin
+from avalanche_cetl.training import Stage
 
 
 def test_noise_hides_pixels_from_the_target_only(transfer):
@@ -53,3 +56,44 @@ def test_noise_goes_on_where_its_state_was_kept():
     first.noisy(x)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.noisy(x), second.noisy(x))
+
+
+def test_a_fixed_target_is_what_stage_1_made_of_s(transfer):
+    model = coupled()
+    targets, wanted = [], []
+
+    class Watch(CETLPlugin):
+        def before_stage(self, strategy, *args, **kwargs):
+            self.old = copy.deepcopy(model)
+
+        def before_backward(self, strategy, *args, **kwargs):
+            if strategy.stage is Stage.COUPLED:
+                step = strategy.coupled
+                targets.append(step.reconstruction_target)
+                wanted.append(self.old.reconstruct_source(features=step.features).detach())
+
+    settings = {"variant": "e", "train_epochs": 2, "plugins": [Watch()]}
+    strategy(model, fixed_goal=True, **settings).train(transfer.train_stream)
+    torch.testing.assert_close(targets, wanted)
+    assert all(not p.requires_grad for p in model.source.parameters())
+    targets.clear(), wanted.clear()
+    strategy(model, **settings).train(transfer.train_stream)
+    assert not torch.allclose(targets[-1], wanted[-1])
+
+
+def test_a_fixed_target_is_that_of_the_weights_when_it_was_fixed_last():
+    networks, rows = strategy(fixed_goal=True).networks, batch()
+    model = networks.model
+
+    def image():
+        return networks.reconstruction_target(rows)[0]
+
+    networks.fix_target()
+    first = model.reconstruct_source(rows.images).detach()
+    with torch.no_grad():
+        for parameter in model.decoder_parameters().values():
+            parameter.mul_(1.1)
+    assert torch.equal(image(), first)
+    networks.fix_target()
+    assert torch.equal(image(), model.reconstruct_source(rows.images))
+    assert not image().requires_grad

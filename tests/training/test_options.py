@@ -14,7 +14,7 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 from avalanche_cetl.training import VARIANTS, Recipe, Variant
-from avalanche_cetl.training.options import COMPUTED, LEARNT, Options
+from avalanche_cetl.training.options import Options
 
 
 def make(plugins=(), **arguments):
@@ -88,14 +88,13 @@ def test_every_argument_of_the_strategy_is_in_the_tables():
     )
 
 
-def test_options_are_the_fields_of_the_recipe_and_the_arguments_of_the_engine():
+def test_options_are_the_fields_of_the_recipe():
     one = make(variant="e", loss_weights=(1, 2, 3), lr_factors=(0.5, 1.0))
     found = {n: one for n, one in vars(Options).items() if not n.startswith("_")}
     names = [n for n, one in found.items() if hasattr(type(one), "__set__")]
-    assert set(names) == {*LEARNT, *COMPUTED, *FIXED, "eval_every", "criterion"}
-    assert set(LEARNT) == set(Recipe.__dataclass_fields__)
-    assert all(getattr(one, name) == getattr(one.recipe, name) for name in LEARNT)
-    assert all(getattr(one, name) == one.config.given[name] for name in COMPUTED)
+    own = set(Recipe.__dataclass_fields__) - {"given"}
+    assert set(names) == {*own, *FIXED, "eval_every", "criterion"}
+    assert all(getattr(one, name) == getattr(one.recipe, name) for name in own)
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +137,11 @@ def test_an_option_that_is_assigned_is_as_much_in_force_as_one_that_is_given(
     assert name in QUIET or not same(first, before)
 
 
-def test_passes_are_compiled_where_that_is_assigned():
+def test_forward_functions_are_compiled_where_that_is_assigned():
     one = make()
     one.compile = "eager"  # what it does in training is tested with the engine
-    assert one.networks.passes is one.engine.passes and one.engine.passes.compiled == "eager"
+    assert one.networks.functions is one.engine.functions
+    assert one.engine.functions.compiled == "eager"
 
 
 def test_several_options_change_at_once_and_what_was_not_given_follows(transfer):
@@ -155,7 +155,7 @@ def test_several_options_change_at_once_and_what_was_not_given_follows(transfer)
 def test_an_option_can_be_set_to_what_it_shows():
     one = make()
     before = one.recipe
-    for name in (*LEARNT, *COMPUTED):
+    for name in one.recipe.given:
         setattr(one, name, getattr(one, name))
     assert one.recipe == before
 
@@ -169,7 +169,7 @@ def test_what_cannot_change_says_so_when_it_is_assigned(name):
 
 def test_setting_an_option_checks_the_value_as_the_constructor_does():
     one = make(variant="e")
-    before = one.config
+    before = one.recipe
     wrong = {
         "lr_factors": (1.0, 0.0), "stage_epochs": (0, 1, 1), "gfi": None, "input_noise": 2,
         "precision": "float8", "accumulate": 0, "variant": "z", "loss_weights": {"L_rs": 1.0},
@@ -179,7 +179,7 @@ def test_setting_an_option_checks_the_value_as_the_constructor_does():
     for name, value in wrong.items():
         with pytest.raises((ValueError, TypeError), match=name):
             setattr(one, name, value)
-        assert one.config is before
+        assert one.recipe is before
     with pytest.raises(ValueError, match="accumulate=2 goes with"):
         one.configure(alternate="iteration", accumulate=2)
     with pytest.raises(TypeError, match="lambda= is no option that can change"):

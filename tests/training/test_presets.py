@@ -66,7 +66,7 @@ def test_the_best_preset_has_soft_targets_of_a_probe_where_target_rows_have_labe
     data = with_mixed_images(transfer_benchmark(digits(30), digits(30, seed=1)), 2)
     s.train(data.train_stream)
     assert s.round_losses["L_soft"] > 0 and s.round_losses["L_view"] >= 0
-    mine = SoftTargets(4.0, 1.0)
+    mine = SoftTargets(weight=1.0, temperature=4.0)
     assert _plugins(_strategy("best", variant="gfi", plugins=[mine]), SoftTargets) == [mine]
 
 

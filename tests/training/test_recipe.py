@@ -2,7 +2,13 @@ import pytest
 from coupled_runs import strategy
 from torch import nn
 
-from avalanche_cetl.training import Recipe, Stage, parse_preset
+from avalanche_cetl.training import (
+    ClassifyStage,
+    CoupledStage,
+    MergedStage,
+    Recipe,
+    SourceStage,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,56 +38,40 @@ def test_arguments_out_of_range_are_refused_with_what_is_allowed(arguments, erro
         strategy(**arguments)
 
 
-def recipe(preset=None, **arguments):
-    """A recipe of a strategy's keywords, those that are not given at their defaults."""
-    unset = (
-        "dwa_lambda", "gfi", "lr_factors", "warmup_epochs", "input_noise", "fixed_goal",
-        "stage_epochs",
-    )  # fmt: skip
-    given = {
-        "variant": "gfi",
-        "loss_weights": (1.0, 1.0, 1.0),
-        "alternate": "epoch",
-        "augment": None,
-        **dict.fromkeys(unset),
-        **arguments,
-    }
-    return Recipe.of(parse_preset(preset), **given)
-
-
 def test_weights_of_a_mixture_sum_to_one():
-    made = recipe(variant="two_step", loss_weights=(5.0, 1.0, 3.0))
+    made = Recipe.of(variant="two_step", loss_weights=(5.0, 1.0, 3.0))
     assert (made.weight("L_c"), made.weight("L_rt")) == (0.25, 0.75)
     assert made.weight("L_rs") == 5.0  # not part of the mixture
 
 
 def test_losses_without_a_weight_of_their_own_count_once():
-    made = recipe(loss_weights=(2.0, 3.0, 4.0))
+    made = Recipe.of(loss_weights=(2.0, 3.0, 4.0))
     found = [made.weight(name) for name in ("L_rs", "L_c", "L_rt", "L_own")]
     assert found == [2.0, 3.0, 4.0, 1.0]
 
 
 def test_numbers_by_stage_are_those_of_the_stages_of_algorithm_1():
-    made = recipe(stage_epochs=(2, 3, 4), lr_factors=(0.5, 0.25))
-    kinds = (Stage.SOURCE, Stage.COUPLED, Stage.CLASSIFY, Stage.MERGED)
-    assert [made.passes(kind) for kind in kinds] == [2, 3, 4, 1]
-    assert [made.lr_factor(kind) for kind in kinds] == [0.5, 0.25, 1.0, 1.0]
+    made = Recipe.of(stage_epochs=(2, 3, 4), lr_factors=(0.5, 0.25))
+    merged = MergedStage((ClassifyStage(),))
+    stages = (SourceStage(), CoupledStage(), ClassifyStage(), merged)
+    assert [made.epochs(stage) for stage in stages] == [2, 3, 4, 1]
+    assert [made.lr_factor(stage) for stage in stages] == [0.5, 0.25, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("ratio", "passes"), [(0.2, 1), (1.0, 1), (2.4, 2), (8.0, 8)])
-def test_balanced_stages_let_stage_3_make_as_many_steps_as_stage_2(ratio, passes):
-    made = recipe()
+@pytest.mark.parametrize(("ratio", "epochs"), [(0.2, 1), (1.0, 1), (2.4, 2), (8.0, 8)])
+def test_balanced_stages_let_stage_3_make_as_many_steps_as_stage_2(ratio, epochs):
+    made = Recipe.of()
     assert made.stage_epochs == "balanced"
-    assert made.passes(Stage.CLASSIFY, ratio) == passes
-    assert made.passes(Stage.COUPLED, ratio) == made.passes(Stage.SOURCE, ratio) == 1
-    assert recipe("paper").passes(Stage.CLASSIFY, ratio) == 1
-    assert recipe(alternate="iteration").stage_epochs == (1, 1, 1)
+    assert made.epochs(ClassifyStage(), ratio) == epochs
+    assert made.epochs(CoupledStage(), ratio) == made.epochs(SourceStage(), ratio) == 1
+    assert Recipe.of("paper").epochs(ClassifyStage(), ratio) == 1
+    assert Recipe.of(alternate="iteration").stage_epochs == (1, 1, 1)
 
 
 def test_a_preset_fills_what_is_not_given_and_nothing_else():
-    made = recipe("paper", dwa_lambda=0.0)
+    made = Recipe.of("paper", dwa_lambda=0.0)
     assert made.dwa_lambda == 0.0 and not made.fixed_goal and made.stage_epochs == (1, 1, 1)
-    assert recipe().warmup_epochs == 0 and recipe(variant="f").warmup_epochs == 10
+    assert Recipe.of().warmup_epochs == 0 and Recipe.of(variant="f").warmup_epochs == 10
 
 
 @pytest.mark.parametrize(
@@ -89,4 +79,4 @@ def test_a_preset_fills_what_is_not_given_and_nothing_else():
     [({}, False), ({"alternate": "iteration"}, True), ({"variant": "joint"}, True)],
 )
 def test_stages_share_steps_by_iterations_and_when_merged(arguments, shared):
-    assert recipe(**arguments).shares_steps == shared
+    assert Recipe.of(**arguments).shares_steps == shared

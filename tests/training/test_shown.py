@@ -88,7 +88,7 @@ def test_the_loader_s_length_is_the_number_of_iterations(digits, labels, setting
 def test_it_is_without_a_label_too(digits, settings, alternate):
     data = adaptation_benchmark(None, digits(40), digits(9))
     steps = Steps()
-    soft = SoftTargets(2.0, 1.0, rows="target")
+    soft = SoftTargets(weight=1.0, temperature=2.0, rows="target")
     s = strategy(plugins=[steps, soft], alternate=alternate, **settings)
     s.train(data.train_stream)
     assert steps.promised == steps.made

@@ -40,7 +40,7 @@ def strategy(plugins, rounds=1, **settings):
 
 
 def soft(weight=1.0):
-    return SoftTargets(2.0, weight, rows="target")
+    return SoftTargets(weight=weight, temperature=2.0, rows="target")
 
 
 def test_the_training_stream_has_target_rows_without_labels_alone():
@@ -103,7 +103,9 @@ def test_without_a_plugin_that_teaches_it_says_what_to_do():
     with pytest.raises(ValueError, match="InformationMaximization"):
         strategy([]).train(made.train_stream)
     with pytest.raises(ValueError, match="labelled row"):
-        strategy([SoftTargets(2.0, 1.0, rows="labelled")]).train(made.train_stream)
+        strategy([SoftTargets(weight=1.0, temperature=2.0, rows="labelled")]).train(
+            made.train_stream
+        )
     strategy([InformationMaximization(1.0)]).train(made.train_stream)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.inputs import own_copy
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.information.likelihood import BoundLoss
 
 

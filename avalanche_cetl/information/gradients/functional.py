@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
-from avalanche_cetl.common.inputs import map_tensors
+from avalanche_cetl.common.tensors import map_tensors
 from avalanche_cetl.information.likelihood import BoundLoss
 
 

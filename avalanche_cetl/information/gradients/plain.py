@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.state import ModelState
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.information.likelihood import BoundLoss, select
 
 Gradients = dict[str, Tensor | None]

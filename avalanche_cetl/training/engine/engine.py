@@ -1,24 +1,39 @@
-"""Engine: device, precision, layout, compiled passes, accumulation, processes."""
+"""Engine: device, precision, layout, compiled functions, accumulation, processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import repeat
-from typing import Any, Literal, get_args
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from avalanche_cetl.common.rows import FEATURES_INDEX
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.batch import Batch
-from avalanche_cetl.training.engine.parallel import DataParallel, batches_of, explained
-from avalanche_cetl.training.engine.parts import Part, parts
-from avalanche_cetl.training.engine.passes import Passes, casting
+from avalanche_cetl.plugins.base import Strategy
+from avalanche_cetl.training.engine.forward import ForwardFunctions
+from avalanche_cetl.training.engine.group import TrainingGroup, batches_of, explained
 
 #: Names of the types that forward passes compute in.
 Precision = Literal["float32", "bfloat16"]
+
+
+class MicroBatch(NamedTuple):
+    """A mini-batch's place among those that one step of the optimiser is made of.
+
+    :ivar weight: its rows, of all processes, over the rows of all of them.
+    """
+
+    first: bool = True
+    last: bool = True
+    weight: float = 1.0
+
+
+#: The place of a mini-batch that makes a step by itself.
+WHOLE = MicroBatch()
 
 
 class Engine:
@@ -32,7 +47,7 @@ class Engine:
         those of other processes too.
     :param compile: compile T1's and T2's training passes by ``torch.compile``; True, or the name
         of a backend.
-    :ivar passes: T1's and T2's passes, compiled or not.
+    :ivar functions: T1's and T2's forward functions, compiled or not.
     :ivar parallel: the processes that train together.
     :raises ValueError: for values out of range.
     """
@@ -42,8 +57,8 @@ class Engine:
     ) -> None:
         _check(precision, channels_last, accumulate, compile)
         self.precision, self.channels_last, self.accumulate = precision, channels_last, accumulate
-        self.passes = Passes(compile, channels_last)
-        self.parallel = DataParallel()
+        self.functions = ForwardFunctions(compile, channels_last)
+        self.parallel = TrainingGroup()
 
     def check_accumulation(self, shares_steps: bool) -> None:
         """Raise ValueError where stages share steps, and so would share gradients."""
@@ -56,7 +71,7 @@ class Engine:
     @contextmanager
     def running(self, model: CoupledModel) -> Iterator[None]:
         """Run a call of ``train()``: with the processes that are there, and their errors told."""
-        now = DataParallel()
+        now = TrainingGroup()
         if now.processes.size != self.parallel.processes.size:  # a group has begun, or ended
             self.parallel = now
         if self.channels_last:
@@ -69,47 +84,49 @@ class Engine:
                 raise
             raise told from problem
 
-    def batches(self, loader: Any) -> Iterator[tuple[Batch, Part]]:
-        """Yield the mini-batches of one pass, and their places in the steps."""
-        yield from parts(batches_of(loader), self.accumulate)
+    def batches(self, loader: Any) -> Iterator[tuple[Batch, MicroBatch]]:
+        """Yield the mini-batches of one epoch, and their places in the steps.
 
-    def pairs(self, first: Any, second: Any) -> Iterator[tuple[Batch, Batch | None]]:
-        """Yield batches of two loaders, for as long as the longer lasts; the other starts again.
-
-        An empty second loader gives None.
+        What is left at its end makes a step of its own.
         """
-        steps = max(len(first), len(second))
-        others = _cycle(second, steps) if len(second) else repeat(None, steps)
-        yield from zip(_cycle(first, steps), others, strict=True)
+        left = batches_of(loader)
+        while group := list(islice(left, self.accumulate)):
+            rows = [batch.rows for batch in group]
+            for i, batch in enumerate(group):
+                yield batch, MicroBatch(i == 0, i == len(group) - 1, rows[i] / sum(rows))
 
-    def place(self, batch: Batch, device: torch.device, features: bool) -> Batch:
+    def cycle(self, loader: Any, steps: int) -> Iterator[Batch]:
+        """Yield so many mini-batches, starting the loader again when it ends."""
+        while steps > 0:
+            for batch in islice(batches_of(loader), steps):
+                yield batch
+                steps -= 1
+
+    def place(self, batch: Batch, device: torch.device, dataset: Any) -> Batch:
         """Put a mini-batch where and as the networks read it, and return it.
 
         :param batch: as it was loaded.
         :param device: of the networks.
-        :param features: whether S's features stand among its tensors.
+        :param dataset: whose rows it has; S's features may be among them.
         """
         batch.tensors = [part.to(device, non_blocking=True) for part in batch.tensors]
-        batch.tensors[0] = self.passes.laid_out(batch.tensors[0])
-        if features:
-            batch.features = batch.tensors[FEATURES_INDEX]
+        batch.tensors[0] = self.functions.laid_out(batch.tensors[0])
+        batch.features = features_in(dataset, batch.tensors)
         return batch
 
-    def cast(self, device: torch.device) -> Any:
-        """Return the context of forward passes in the precision that is set."""
-        return casting(self.precision, device)
+    def cast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context of forward functions in the precision that is set."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
 
     def compute(self, loss: Callable[[], Tensor], device: torch.device) -> Tensor:
         """Compute the loss of a step in the precision, and over the processes, that are set."""
-
-        def cast() -> Tensor:
-            with self.cast(device):
-                return loss()
-
-        return self.parallel.step(cast)
+        with self.cast(device):
+            return self.parallel.step(loss)
 
     @contextmanager
-    def whole_batch(self, host: Any, batch: Batch) -> Iterator[None]:
+    def whole_batch(self, host: Strategy, batch: Batch) -> Iterator[None]:
         """Show metrics labels, tasks, outputs and loss of all processes' rows."""
         if self.parallel.alone:
             yield
@@ -124,17 +141,6 @@ class Engine:
             yield
         finally:
             host.mbatch, host.mb_output, host.loss = tensors, output, loss
-
-
-def _cycle(loader: Any, steps: int) -> Iterator[Batch]:
-    """Yield so many batches, starting the loader again when it ends."""
-    done = 0
-    while done < steps:
-        for batch in batches_of(loader):
-            yield batch
-            done += 1
-            if done == steps:
-                return
 
 
 def _check(precision: Any, channels_last: Any, accumulate: Any, compiled: Any) -> None:

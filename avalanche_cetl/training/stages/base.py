@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import Stage
-from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.networks import Networks
 
 
@@ -45,6 +45,10 @@ class TrainingStage:
     :cvar trains: whose parameters its optimiser steps, of ``"decoder"`` (T1 with its adapters)
         and ``"target"`` (T2). With ``Callbacks.ALL`` that is the user's optimiser, and None means
         whatever that holds; else an optimiser of the stage's own.
+    :cvar epochs: how often it passes over its data in a round, >= 1; None: as ``stage_epochs`` say
+        for its kind.
+    :cvar lr_factor: factor on the learning rates of the user's optimiser, finite and > 0; None: as
+        ``lr_factors`` say for its kind.
     :cvar names: of the losses that it computes.
     :cvar pays: the penalty that is added to them; None: no penalty.
     :cvar measures: importances measured after it, of ``"GFI1"``, ``"GFI2"``, ``"GFI3"``.
@@ -57,6 +61,8 @@ class TrainingStage:
     reads: str = "target"
     beside: str | None = None
     trains: tuple[str, ...] | None = ("decoder", "target")
+    epochs: int | None = None
+    lr_factor: float | None = None
     names: tuple[str, ...] = ()
     pays: Payment | None = None
     measures: tuple[str, ...] = ()
@@ -80,8 +86,19 @@ class TrainingStage:
             return ()
         return (self.reads,) if self.beside is None else (self.reads, self.beside)
 
+    def make_module(self, model: CoupledModel) -> nn.Module | None:
+        """Return a module that only this stage has, such as a projection head; None: none.
+
+        Each strategy has its own, which :meth:`losses` finds in ``networks.modules`` under the
+        stage's name. The stage's optimiser steps its parameters, with the settings of the user's
+        first parameter group, and checkpoints hold it.
+
+        :param model: the coupled network.
+        """
+        return None
+
     def parameters(self, model: CoupledModel) -> list[nn.Parameter]:
-        """Return the parameters that the stage trains; all of T1 and T2 where it names none."""
+        """Return the parameters of T1 and T2 that the stage trains; all where it names none."""
         groups = {"decoder": model.decoder_parameters, "target": model.target_parameters}
         chosen = groups if self.trains is None else self.trains
         return [p for name in chosen for p in groups[name]().values()]
@@ -90,10 +107,15 @@ class TrainingStage:
         """Return the losses of a mini-batch by name: scalars, means over its rows.
 
         Where the stage runs T2 on the rows by ``networks.encode`` or ``networks.logits``, plugins
-        that read such rows add their losses, of the logits of its latest pass.
+        that read such rows add their losses, of the logits of its latest pass. Where that pass had
+        other rows (two views of each image), the stage sets ``batch.logits`` to those of the
+        mini-batch's rows; without them such a plugin raises a ValueError.
         """
         raise NotImplementedError
 
-    def pieces(self, batch: Batch) -> Iterator[tuple[TrainingStage, Batch]]:
-        """Yield the stages whose losses make a step, each with the mini-batch that it reads."""
-        yield self, batch
+    def pieces(self, batches: dict[str, Batch]) -> Iterator[tuple[TrainingStage, Batch]]:
+        """Yield the stages whose losses make a step, each with the mini-batch that it reads.
+
+        :param batches: of the step, by the rows that they hold.
+        """
+        yield self, batches[self.reads]

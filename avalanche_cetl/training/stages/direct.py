@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from avalanche_cetl.plugins.contract import Stage
-from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.stages.base import TrainingStage
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from avalanche_cetl.plugins.contract import Stage
-from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
 
 
 class MergedStage(TrainingStage):
     """One step on the sum of other stages' losses; Avalanche's callbacks all fire.
 
-    :param stages: the first one reads the labelled rows, the others the target rows beside them.
+    Where an experience has no labelled row, its steps are those of the target rows alone.
+
+    :param stages: those of labelled rows first, then those of the target rows beside them.
     :param trains: see :class:`TrainingStage`.
     """
 
@@ -27,10 +29,6 @@ class MergedStage(TrainingStage):
         self.stages, self.trains = stages, trains
         self.names = tuple(name for stage in stages for name in stage.names)
 
-    def pieces(self, batch: Batch) -> Iterator[tuple[TrainingStage, Batch]]:
+    def pieces(self, batches: dict[str, Batch]) -> Iterator[tuple[TrainingStage, Batch]]:
         """Yield the stages, each with the mini-batch of its rows."""
-        for stage in self.stages:
-            rows = batch if stage.reads == "labelled" else batch.beside
-            assert rows is not None, "a merged step reads both kinds of rows"
-            if batch.labelled or stage.reads != "labelled":
-                yield stage, rows
+        return ((stage, batches[stage.reads]) for stage in self.stages if stage.reads in batches)

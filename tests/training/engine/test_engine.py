@@ -5,6 +5,7 @@ import torch
 from engine_runs import distance, moved, trained
 
 from avalanche_cetl import CETLPlugin, DecoderHints, GFISettings
+from avalanche_cetl.training.engine.engine import WHOLE, Engine
 
 
 @pytest.mark.parametrize("variant", ["gfi", "e", "joint"])
@@ -127,3 +128,40 @@ def test_cuda_gives_what_the_cpu_gives(benchmark, arguments):
 def test_settings_out_of_range_are_refused(benchmark, arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         trained(benchmark, **arguments)
+
+
+def engine(accumulate):
+    return Engine("float32", False, accumulate, False)
+
+
+def loader(rows):
+    """A loader of mini-batches of so many rows."""
+    return [[torch.zeros(count)] for count in rows]
+
+
+@pytest.mark.parametrize("together", [2, 3, 7])
+def test_weights_of_micro_batches_sum_to_one_over_a_step_and_count_their_rows(together):
+    rows = [8, 8, 4, 8, 1]
+    found = list(engine(together).batches(loader(rows)))
+    assert [batch.rows for batch, _ in found] == rows
+    for start in range(0, len(rows), together):
+        step = found[start : start + together]
+        total = sum(batch.rows for batch, _ in step)
+        assert [place.weight for _, place in step] == [batch.rows / total for batch, _ in step]
+        assert sum(place.weight for _, place in step) == pytest.approx(1, abs=1e-12)
+
+
+def test_batches_that_are_left_at_the_end_make_a_step_of_their_own():
+    found = [place for _, place in engine(2).batches(loader([2] * 5))]
+    assert [place.first for place in found] == [True, False, True, False, True]
+    assert [place.last for place in found] == [False, True, False, True, True]
+
+
+def test_a_batch_alone_is_a_whole_step():
+    assert [place for _, place in engine(1).batches(loader([3, 5]))] == [WHOLE, WHOLE]
+    assert WHOLE == (True, True, 1.0)
+
+
+def test_a_short_loader_starts_again_until_the_steps_are_made():
+    assert [len(batch) for batch in engine(1).cycle(loader([3, 5]), 5)] == [3, 5, 3, 5, 3]
+    assert list(engine(1).cycle(loader([3]), 0)) == []

@@ -3,8 +3,8 @@ from avalanche.core import SupervisedPlugin
 from coupled_runs import SHAPE, strategy
 from torch.nn import functional as F
 
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.training import ClassifyStage
-from avalanche_cetl.training.batch import Batch
 from avalanche_cetl.training.stages import LabelledRows
 
 
@@ -34,6 +34,7 @@ def test_a_criterion_that_is_a_plugin_stays_as_it_is():
 
 def test_l_c_is_the_criterion_of_logits_and_labels():
     logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, -1])
-    rows = Batch([torch.rand(4, *SHAPE), labels, torch.zeros(4)], logits=logits)
+    rows = Batch([torch.rand(4, *SHAPE), labels, torch.zeros(4)])
+    rows.logits = logits
     found = ClassifyStage().losses(strategy().networks, rows)
     torch.testing.assert_close(found, {"L_c": F.cross_entropy(logits[:3], labels[:3])})

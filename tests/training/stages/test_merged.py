@@ -1,8 +1,8 @@
 import torch
 from coupled_runs import coupled, strategy
 
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.training import ClassifyStage, CoupledStage, MergedStage, SourceStage
-from avalanche_cetl.training.batch import Batch
 
 
 def test_the_losses_of_a_merged_stage_are_those_of_its_parts_in_their_order():
@@ -12,11 +12,10 @@ def test_the_losses_of_a_merged_stage_are_those_of_its_parts_in_their_order():
 
 def test_parts_of_a_merged_stage_read_the_labelled_rows_or_those_beside():
     stages = (ClassifyStage(), CoupledStage())
-    target = Batch([torch.zeros(3)])
-    labelled = Batch([torch.zeros(2)], beside=target)
-    found = list(MergedStage(stages).pieces(labelled))
-    assert [stage for stage, _ in found] == list(stages)
-    assert found[0][1] is labelled and found[1][1] is target
+    target, labelled = Batch([torch.zeros(3)]), Batch([torch.zeros(2)])
+    found = list(MergedStage(stages).pieces({"labelled": labelled, "target": target}))
+    assert found == [(stages[0], labelled), (stages[1], target)]
+    assert list(MergedStage(stages).pieces({"target": target})) == [(stages[1], target)]
 
 
 def test_a_merged_step_without_a_source_network_leaves_l_rs_out(transfer):

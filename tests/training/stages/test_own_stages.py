@@ -1,11 +1,13 @@
 """Stages of a user's own: plugins act in every stage that reads their rows, and keep nothing."""
 
+import copy
 import gc
 import weakref
 
 import pytest
 import torch
-from coupled_runs import coupled, strategy
+from coupled_runs import coupled, moved, snapshot, strategy
+from torch import nn
 
 from avalanche_cetl import (
     CETLPlugin,
@@ -15,8 +17,8 @@ from avalanche_cetl import (
     SoftTargets,
     ViewConsistency,
 )
-from avalanche_cetl.common.outputs import Kept
-from avalanche_cetl.training import ClassifyStage, Stage, TrainingStage, Variant
+from avalanche_cetl.common.hooks import Kept
+from avalanche_cetl.training import ClassifyStage, MergedStage, Stage, TrainingStage, Variant
 from avalanche_cetl.training.stages import Callbacks
 
 
@@ -58,9 +60,9 @@ def same(first, second):
 
 KINDS = list(Stage)
 MAKE = {
-    "SoftTargets": lambda rows: SoftTargets(2.0, 1.0, rows=rows),
+    "SoftTargets": lambda rows: SoftTargets(weight=1.0, temperature=2.0, rows=rows),
     "InformationMaximization": lambda rows: InformationMaximization(1.0, rows=rows),
-    "FitNetsHints": lambda rows: FitNetsHints("hidden.1", rows=rows),
+    "FitNetsHints": lambda rows: FitNetsHints(target_layer="hidden.1", rows=rows),
 }
 
 
@@ -83,7 +85,7 @@ def test_plugins_of_labelled_rows_act_in_a_stage_that_reads_them(transfer, make)
 @pytest.mark.parametrize("rows", ["target", "labelled"])
 def test_plugins_do_not_act_in_a_stage_of_other_rows(transfer, rows):
     stage = Own(reads={"target": "labelled", "labelled": "target"}[rows])
-    s = run(transfer, stage, SoftTargets(2.0, 1.0, rows=rows))
+    s = run(transfer, stage, SoftTargets(weight=1.0, temperature=2.0, rows=rows))
     assert "L_soft" not in s.round_losses and same(s, run(transfer, stage))
 
 
@@ -94,24 +96,27 @@ def test_plugins_do_not_act_in_a_stage_of_other_rows(transfer, rows):
 )
 def test_plugins_add_nothing_where_they_cannot(transfer, stage):
     rows = stage.reads
-    s = run(transfer, stage, SoftTargets(2.0, 1.0, rows=rows))
+    s = run(transfer, stage, SoftTargets(weight=1.0, temperature=2.0, rows=rows))
     assert "L_soft" not in s.round_losses and same(s, run(transfer, stage))
 
 
 @pytest.mark.parametrize("reads", ["target", "labelled"])
 def test_a_stage_with_all_of_avalanches_callbacks_is_such_a_stage(transfer, reads):
     stage = Own(reads=reads, callbacks=Callbacks.ALL)
-    assert run(transfer, stage, SoftTargets(2.0, 1.0, rows=reads)).round_losses["L_soft"] > 0
+    assert (
+        run(transfer, stage, SoftTargets(weight=1.0, temperature=2.0, rows=reads)).round_losses[
+            "L_soft"
+        ]
+        > 0
+    )
 
 
 @pytest.mark.parametrize("alternate", ["epoch", "iteration"])
 def test_it_acts_beside_other_stages_of_the_same_rows(transfer, alternate):
     second = Own()
     second.name = "second"
-    s = run(
-        transfer, Own(), SoftTargets(2.0, 1.0, rows="target"), beside=(second, ClassifyStage()),
-        alternate=alternate,
-    )  # fmt: skip
+    soft = SoftTargets(weight=1.0, temperature=2.0, rows="target")
+    s = run(transfer, Own(), soft, beside=(second, ClassifyStage()), alternate=alternate)
     assert s.round_losses["L_soft"] > 0 and s.round_losses["L_c"] > 0
 
 
@@ -133,16 +138,16 @@ def test_the_loss_is_of_the_rows_and_logits_of_the_stage(transfer):
         assert batch.images.shape[0] == len(batch.labels) == len(batch.tasks)
 
 
-def test_a_slow_t2_follows_in_such_a_stage(transfer):
-    slow = []
+def test_a_mean_teacher_follows_in_such_a_stage(transfer):
+    teachers = []
 
     class Look(CETLPlugin):
         def after_stage(self, strategy, *args, **kwargs):
-            slow.append([p.clone() for p in view._slow.parameters()])
+            teachers.append([p.clone() for p in view._teacher.parameters()])
 
     view = ViewConsistency(10.0, decay=0.5)
     run(transfer, Own(Stage.CLASSIFY), view, Look(), train_epochs=2)
-    assert any(not torch.equal(a, b) for a, b in zip(slow[-2], slow[-1], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(teachers[-2], teachers[-1], strict=True))
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -174,11 +179,136 @@ def test_fitnets_keeps_no_pass_after_the_step(
             alive.append(weakref.ref(self.values[-1]))
 
     monkeypatch.setattr(Kept, "_keep", kept)
-    hints = FitNetsHints("hidden.1", rows=rows)
+    hints = FitNetsHints(target_layer="hidden.1", rows=rows)
     stage = Own(reads=stage_rows, callbacks=callbacks, times=times)
     run(transfer, stage, hints, Watch(), train_mb_size=30)  # few steps: collecting takes long
     assert count and set(count) == {0}
     assert bool(alive) is (stage_rows == rows and callbacks is not Callbacks.NONE)
+
+
+class Pairs(Own):
+    """T2 sees every image twice; ``told`` is whether plugins are told which logits are whose."""
+
+    def __init__(self, reads, told):
+        super().__init__(reads=reads)
+        self.told = told
+
+    def losses(self, networks, batch):
+        twice = torch.cat([batch.images, batch.images])
+        _, logits = networks.encode(twice, batch.tasks.repeat(2))
+        if self.told:
+            batch.logits = logits[: len(batch)]
+        return {"L_own": logits.square().mean()}
+
+
+@pytest.mark.parametrize("rows", ["target", "labelled"])
+def test_a_stage_that_runs_t2_on_other_rows_says_which_logits_are_whose(transfer, rows):
+    soft = SoftTargets(weight=1.0, rows=rows)
+    assert run(transfer, Pairs(rows, True), soft).round_losses["L_soft"] > 0
+    with pytest.raises(ValueError, match=r"ran T2 on \d+ rows for a mini-batch of .*batch.logits"):
+        run(transfer, Pairs(rows, False), soft)
+    assert run(transfer, Pairs(rows, False)).round_losses["L_own"] > 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_fitnets_refuses_a_stage_that_runs_t2_on_other_rows(transfer, told):
+    with pytest.raises(ValueError, match=r"target_layer='hidden\.1' gave"):
+        run(transfer, Pairs("target", told), FitNetsHints(target_layer="hidden.1"))
+
+
+class Headed(Own):
+    """A stage with a layer of its own."""
+
+    def make_module(self, model):
+        return nn.Linear(model.code_dim, 1)
+
+    def losses(self, networks, batch):
+        code, _ = networks.encode(batch.images, batch.tasks)
+        return {"L_own": networks.modules[self.label](code).square().mean()}
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_module_of_a_stage_learns_and_drops_its_gradients(transfer, alternate, accumulate):
+    if alternate == "iteration" and accumulate > 1:
+        return
+    before, seen = [], []
+
+    class Look(CETLPlugin):
+        def before_stage(self, strategy, *args, **kwargs):
+            before.append(strategy.networks.modules["own"].weight.detach().clone())
+
+        def before_backward(self, strategy, *args, **kwargs):
+            seen.append(strategy.networks.modules["own"].weight.grad)
+
+    s = run(transfer, Headed(), Look(), alternate=alternate, accumulate=accumulate)
+    assert not torch.equal(s.networks.modules["own"].weight, before[0])
+    assert [grad is None for grad in seen[:accumulate]] == [True, False][:accumulate]
+
+
+def test_every_strategy_has_a_module_of_its_own_of_a_stage(transfer):
+    stage = Headed()
+    first, second = (run(transfer, stage) for _ in range(2))
+    modules = [s.networks.modules["own"] for s in (first, second, copy.deepcopy(first))]
+    assert len(set(map(id, modules))) == 3
+    third = copy.deepcopy(first)
+    torch.manual_seed(0), first.train(transfer.train_stream)
+    torch.manual_seed(0), third.train(transfer.train_stream)
+    assert torch.equal(third.networks.modules["own"].weight, first.networks.modules["own"].weight)
+
+
+def test_epochs_and_learning_rate_of_a_stage_come_before_those_of_its_kind(transfer):
+    stage = Own()
+    stage.epochs, stage.lr_factor = 3, 0.25
+    steps = []
+
+    class Count(CETLPlugin):
+        def after_step(self, strategy, *args, **kwargs):
+            if strategy.running is stage:
+                steps.append(strategy.optimizers["own"].optimizer.param_groups[0]["lr"])
+
+    run(transfer, stage, Count(), train_mb_size=30)  # 60 rows
+    assert steps == [0.25 * 1e-2] * 6
+
+
+def changed(stage, **attributes):
+    for name, value in attributes.items():
+        setattr(stage, name, value)
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (changed(Own(), epochs=0), "epochs=0"),
+        (changed(Own(), epochs=1.5), "epochs=1.5"),
+        (changed(Own(), lr_factor=0.0), "lr_factor=0.0"),
+        (changed(Own(), lr_factor=float("nan")), "lr_factor=nan"),
+        (Headed(callbacks=Callbacks.ALL), "stage 'own' has a module"),
+        (MergedStage((ClassifyStage(), Headed())), "stage 'own' has a module.*'merged' steps"),
+        (MergedStage((ClassifyStage(), changed(Own(), epochs=2))), "do not merge it"),
+    ],
+    ids=str,
+)
+def test_what_a_stage_cannot_have_is_refused_when_the_strategy_is_made(stage, message):
+    with pytest.raises(ValueError, match=message):
+        strategy(coupled(), variant=Variant("own", (stage,)))
+
+
+def test_epochs_of_a_stage_that_shares_its_steps_are_refused():
+    variant = Variant("own", (changed(Own(), epochs=2),))
+    with pytest.raises(ValueError, match="stage 'own' has epochs=2"):
+        strategy(coupled(), variant=variant, alternate="iteration")
+
+
+@pytest.mark.parametrize("callbacks", [Callbacks.NONE, Callbacks.PENALTIES], ids=str)
+def test_a_stage_without_a_loss_leaves_the_weights(transfer, callbacks):
+    class Idle(Own):
+        def losses(self, networks, batch):
+            return {}
+
+    before = snapshot(coupled())
+    assert not moved(run(transfer, Idle(callbacks=callbacks), warmup_epochs=0).model, before)
 
 
 def test_networks_keep_no_logits_after_a_step(transfer):

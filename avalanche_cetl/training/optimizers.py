@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from avalanche.models.dynamic_optimizers import update_optimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.models.coupled import CoupledModel
@@ -18,13 +17,15 @@ class StageOptimizer:
     """An optimiser of the same class and settings as the user's, with moments of its own.
 
     Learning rate and all other settings are read from the user's optimiser at every step,
-    group by group, so a scheduler on it moves this one too.
+    group by group, so a scheduler on it moves this one too. The stage's own module is a group after
+    those, with the settings of the first.
 
     :param stage: whose parameters it steps.
+    :param module: that the stage brings; None: none.
     """
 
-    def __init__(self, stage: TrainingStage):
-        self.stage = stage
+    def __init__(self, stage: TrainingStage, module: nn.Module | None = None):
+        self.stage, self.module = stage, module
         self.optimizer: Optimizer | None = None
 
     def prepare(self, template: Optimizer, model: CoupledModel) -> None:
@@ -42,6 +43,11 @@ class StageOptimizer:
         covered = {id(p) for group in groups for p in group["params"]}
         if covered != wanted:
             raise ValueError("the optimizer does not cover all parameters of this stage.")
+        if self.module is not None:
+            self.module.to(next(model.target.parameters()).device)
+            own = [p for p in self.module.parameters() if p.requires_grad]
+            groups.append({**_settings(template.param_groups[0]), "params": own})
+            wanted |= {id(p) for p in own}
         kind = type(template)
         # Moments of another class of optimiser mean something else.
         state: dict[Tensor, Any] = self.optimizer.state if type(self.optimizer) is kind else {}
@@ -59,26 +65,65 @@ class StageOptimizer:
         :param factor: on its learning rates.
         """
         assert self.optimizer is not None, "prepare() comes first"
-        for own, group in zip(self.optimizer.param_groups, template.param_groups, strict=True):
+        groups = [*template.param_groups, template.param_groups[0]]
+        for own, group in zip(self.optimizer.param_groups, groups, strict=False):
             own.update(_settings(group))
             if factor != 1.0:
                 own["lr"] = own["lr"] * factor
         self.optimizer.step()
 
+    def zero_grad(self) -> None:
+        """Drop the gradients of the stage's own module; the user's optimiser drops the others."""
+        if self.module is not None:
+            self.module.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the module's weights and moments by name, for checkpoints."""
+        assert self.module is not None
+        state = {} if self.optimizer is None else self.optimizer.state
+        return {
+            "weights": dict(self.module.state_dict()),
+            "moments": {n: dict(state[p]) for n, p in self.module.named_parameters() if p in state},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the module's weights and moments."""
+        assert self.module is not None and self.optimizer is not None
+        self.module.load_state_dict(state["weights"])
+        for name, parameter in self.module.named_parameters():
+            self.optimizer.state.pop(parameter, None)
+            if name in state["moments"]:
+                self.optimizer.state[parameter] = dict(state["moments"][name])
+
 
 class StageOptimizers(dict[str, StageOptimizer]):
     """The optimisers of the warm-up and of the stages that have one of their own, by label."""
 
-    def follow(self, variant: Variant) -> None:
+    def follow(self, variant: Variant, model: CoupledModel) -> None:
         """Have those of a variant's stages; stages that it shares with the last keep theirs."""
         stages = [stage for stage in (WARMUP, *variant.stages) if stage.own_optimizer]
-        kept = dict(self)
+        earlier = dict(self)
         self.clear()
         for stage in stages:
-            own = kept.get(stage.label)
+            own = earlier.get(stage.label)
             # Not by identity: a copy of a strategy has copies of the stages.
-            same = own is not None and _like(own.stage) == _like(stage)
-            self[stage.label] = own if own is not None and same else StageOptimizer(stage)
+            if own is None or _like(own.stage) != _like(stage):
+                own = StageOptimizer(stage, stage.make_module(model))
+            self[stage.label] = own
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules that stages bring themselves, by the label of the stage."""
+        return {label: own.module for label, own in self.items() if own.module is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of those modules, for checkpoints."""
+        return {label: self[label].state_dict() for label in self.modules}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the states of those modules."""
+        for label in self.modules:
+            self[label].load_state_dict(state[label])
 
 
 def _like(stage: TrainingStage) -> tuple[type, dict[str, Any]]:
@@ -87,22 +132,3 @@ def _like(stage: TrainingStage) -> tuple[type, dict[str, Any]]:
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
-
-
-def cover(host: Any, reset_state: bool, **kwargs: Any) -> None:
-    """Let the user's optimiser cover what can learn now, S never, and the stages' own follow.
-
-    :param host: the strategy.
-    :param reset_state: whether moments begin anew.
-    :param kwargs: of Avalanche's ``make_optimizer``.
-    """
-    host.optimized_param_id = update_optimizer(
-        host.optimizer,
-        {name: p for name, p in host.model.named_parameters() if p.requires_grad},
-        host.optimized_param_id,
-        reset_state=reset_state,
-        remove_params=kwargs.get("remove_params", False),
-        verbose=kwargs.get("verbose_optimizer", False),
-    )
-    for own in host.optimizers.values():
-        own.prepare(host.optimizer, host.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.processes import OtherProcessError, Processes
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.batch import Batch
 
 
-class DataParallel:
+class TrainingGroup:
     """The processes that train together, or this one alone.
 
     All have the same model, and see the mini-batches that one process would see; each loads and
@@ -39,20 +39,24 @@ class DataParallel:
         """Whether this is the process that writes files and shows bars."""
         return self.processes.rank == 0
 
-    def cover(self, model: CoupledModel) -> None:
-        """Take T1 and T2 as they are now, with the first process's weights everywhere."""
+    def cover(self, model: CoupledModel, modules: Iterable[nn.Module] = ()) -> None:
+        """Take T1 and T2 as they are now, with the first process's weights everywhere.
+
+        :param model: with T1 and T2.
+        :param modules: those of the stages.
+        """
         if self.alone:
             return
         self._wrapped = None  # its hooks go before new ones come
         # A stage trains some of the weights only.
-        self._wrapped = DistributedDataParallel(_Steps(model), find_unused_parameters=True)
+        self._wrapped = DistributedDataParallel(_Steps(model, modules), find_unused_parameters=True)
 
     def step(self, loss: Callable[[], Tensor]) -> Tensor:
         """Compute a loss whose backward pass averages gradients over the processes."""
         if self._wrapped is None:
             return loss()
-        found: Tensor = self._wrapped(loss)
-        return found
+        total: Tensor = self._wrapped(loss)
+        return total
 
     def shared(self, loader: Any) -> Any:
         """Return a loader of this process's share of every mini-batch."""
@@ -81,21 +85,13 @@ class DataParallel:
 class _Steps(nn.Module):
     """T1 and T2; its forward pass is whatever a step computes with them."""
 
-    def __init__(self, model: CoupledModel):
+    def __init__(self, model: CoupledModel, modules: Iterable[nn.Module]):
         super().__init__()
-        self.parts = nn.ModuleList(
-            part
-            for part in (
-                model.decoder,
-                model.source_adapter,
-                model.target_adapter,
-                model.target,
-            )
-            if part is not None
-        )
+        own = (model.decoder, model.source_adapter, model.target_adapter, model.target, *modules)
+        self.parts = nn.ModuleList(part for part in own if part is not None)
 
     def forward(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Compute."""
+        """Compute the loss of a step."""
         return loss()
 
 
@@ -117,10 +113,10 @@ class SharedLoader:
 
     def _torch(self) -> DataLoader[Any]:
         """Torch's loader behind Avalanche's."""
-        found: DataLoader[Any] = (
+        inner: DataLoader[Any] = (
             self.loader if isinstance(self.loader, DataLoader) else self.loader._get_loader()
         )
-        return found
+        return inner
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches():
@@ -146,16 +142,16 @@ class SharedLoader:
             generator=torch.Generator().manual_seed(seed + self.processes.rank),
         )
         for (share, total), tensors in zip(counts, loader, strict=True):
-            yield Batch(tensors, share, total)
+            yield Batch(tensors, share=share, rows=total)
 
     def _order(self, whole: DataLoader[Any]) -> list[list[int]]:
         """Rows of every mini-batch, as the first process draws them."""
         assert whole.batch_sampler is not None
-        found: list[Any] = [None]
+        shared: list[Any] = [None]
         if self.processes.rank == 0:
-            found = [[[int(row) for row in rows] for rows in whole.batch_sampler]]
-        distributed.broadcast_object_list(found, src=0, group=self.processes.group)
-        batches: list[list[int]] = found[0]
+            shared = [[[int(row) for row in rows] for rows in whole.batch_sampler]]
+        distributed.broadcast_object_list(shared, src=0, group=self.processes.group)
+        batches: list[list[int]] = shared[0]
         return batches
 
 
@@ -168,13 +164,13 @@ def batches_of(loader: Any) -> Iterator[Batch]:
         yield Batch(tensors, rows=len(tensors[0]))
 
 
-def explained(problem: RuntimeError, parallel: DataParallel) -> RuntimeError:
+def explained(problem: RuntimeError, group: TrainingGroup) -> RuntimeError:
     """Say so when another process has gone."""
     text = str(problem)
     lost = ("onnection closed", "onnection reset", "Timed out", "timed out", "NCCL", "Broken pipe")
-    if parallel.alone or not any(sign in text for sign in lost):
+    if group.alone or not any(sign in text for sign in lost):
         return problem
     return OtherProcessError(
-        f"process {parallel.processes.rank} stops, because another process of the group ended or "
+        f"process {group.processes.rank} stops, because another process of the group ended or "
         f"does not answer: {text[:300]}"
     )

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from avalanche_cetl.common.arguments import check_positive, check_weight, renamed
+from avalanche_cetl.common.validation import check_positive, check_weight, order_of_0_2, renamed
 
 
 @renamed(theirs="ours")
@@ -41,3 +41,28 @@ def test_weights_and_positive_numbers_are_finite(value):
     check_weight("name", 0.0)
     with pytest.raises(ValueError, match="> 0"):
         check_positive("name", 0.0)
+
+
+class Ordered:
+    @order_of_0_2("temperature", "weight")
+    def __init__(self, weight=1.0, *, temperature=4.0):
+        self.found = weight, temperature
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"), [((2.0,), (1.0, 2.0)), ((2.0, 3.0), (3.0, 2.0))], ids=str
+)
+def test_positional_arguments_are_taken_in_their_earlier_order_with_a_warning(arguments, found):
+    with pytest.warns(DeprecationWarning, match="give the arguments of Ordered by name: temper"):
+        assert Ordered(*arguments).found == found
+
+
+def test_arguments_by_name_are_taken_without_a_warning(recwarn):
+    assert Ordered(weight=3.0, temperature=2.0).found == (3.0, 2.0) and not recwarn
+
+
+def test_an_argument_that_is_given_twice_or_has_no_place_is_a_type_error():
+    with pytest.raises(TypeError, match="temperature= twice"):
+        Ordered(2.0, temperature=3.0)
+    with pytest.raises(TypeError, match="by name"):
+        Ordered(1.0, 2.0, 3.0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import ModuleEncoder, as_target
-from avalanche_cetl.common.outputs import Kept, watched
+from avalanche_cetl.common.hooks import Kept, watched
 
 
 class InPlace(nn.Module):

@@ -1,26 +1,20 @@
-"""How the networks' passes are computed: precision, memory layout, compiled."""
+"""The networks' forward functions in training: precision, memory layout, compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_cetl.models.coupled import CoupledModel
 
-
-def casting(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of the forward passes."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Passes:
-    """The networks' passes in training, compiled where that is asked for.
+class ForwardFunctions:
+    """T1's and T2's forward functions in training, compiled where that is asked for.
 
     The compiled functions stand beside the modules, which keep their names and stay as they are
     for evaluation, importance passes and checkpoints.
@@ -41,27 +35,32 @@ class Passes:
 
     def encode(self, model: CoupledModel, x: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """Return T2's code, as T1 reads it, and T2's logits, by task where it has such heads."""
-        labels = (tasks,) if model.target.heads_by_task else ()
-        return self._of("encode", model, model.target_code)(x, *labels)
+        return self._of("encode", model, model.target_code)(x, tasks)
 
     def logits(self, model: CoupledModel, x: Tensor, tasks: Tensor) -> Tensor:
         """Return T2's logits."""
         labels = (tasks,) if model.target.heads_by_task else ()
         return self._of("logits", model, model.forward)(x, *labels)
 
-    def decode(self, decoder: Any, code: Tensor) -> Tensor:
+    def decode(self, decoder: nn.Module, code: Tensor) -> Tensor:
         """Return T1's image."""
-        return self._of("decode", decoder, decoder.forward)(code)
+        # Called as a module T1 runs its hooks; compiled it is a function beside the module.
+        function = self._of("decode", decoder, decoder.forward) if self.compiled else decoder
+        image: Tensor = function(code)
+        return image
 
     def decode_hidden(self, decoder: Any, code: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return T1's image and hidden layers."""
-        return self._of("hidden", decoder, decoder.forward_hidden)(code)
+        outputs: tuple[Tensor, list[Tensor]] = self._of("hidden", decoder, decoder.forward_hidden)(
+            code
+        )
+        return outputs
 
-    def _of(self, name: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _of(self, name: str, owner: Any, function: Function) -> Function:
         if not self.compiled:
-            return owner if name == "decode" else function
+            return function
         key = name, id(owner)
         if key not in self._made:
             backend = self.compiled if isinstance(self.compiled, str) else "inductor"
             self._made[key] = owner, torch.compile(function, backend=backend)
-        return self._made[key][1]
+        return self._made[key][1]  # type: ignore[return-value]

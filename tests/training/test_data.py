@@ -6,7 +6,7 @@ from coupled_runs import coupled, strategy
 
 from avalanche_cetl import transfer_benchmark
 from avalanche_cetl.training import Stage
-from avalanche_cetl.training.experience import listed_classes
+from avalanche_cetl.training.data import listed_classes
 
 
 def test_adaptation_classifies_source_rows_and_reconstructs_target_rows(adaptation):

@@ -4,6 +4,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
 
+import avalanche_cetl.plugins
 from avalanche_cetl import (
     CICNN,
     CETLPlugin,
@@ -12,8 +13,8 @@ from avalanche_cetl import (
     DecoderHints,
     ViewConsistency,
 )
-from avalanche_cetl.plugins import training_of
-from avalanche_cetl.plugins.contract import names_of
+from avalanche_cetl.plugins import Batch, training_of
+from avalanche_cetl.plugins.base import names_of
 from avalanche_cetl.training import Stage
 
 
@@ -44,7 +45,7 @@ def test_a_stock_strategy_is_read_as_one_that_is_always_in_stage_3():
     assert found.source is None and found.coupled is None
     found.announce(["L_own"])
     found.record_loss("L_own", torch.ones(()), torch.rand(2, 2))
-    assert found.round_losses == {} and found.row_share_of("labelled") == 1.0
+    assert found.round_losses == {} and found.batch_of("target") is None
 
 
 def test_a_stock_strategy_has_no_target_rows_of_its_own():
@@ -57,3 +58,11 @@ def test_a_plugin_listens_to_nothing_by_default():
     calls = (plugin.before_stage, plugin.after_stage, plugin.after_step, plugin.after_round)
     assert all(call(stock()) is None for call in calls)
     assert plugin.fits(nn.Linear(1, 1)) and plugin.names == ()
+
+
+@pytest.mark.parametrize("name", ["CoupledStep", "LossRows"])
+def test_earlier_names_of_a_batch_are_read_with_a_warning(name):
+    with pytest.warns(DeprecationWarning, match=f"{name} is called Batch"):
+        assert getattr(avalanche_cetl.plugins, name) is Batch
+    with pytest.raises(AttributeError, match="no attribute 'Rest'"):
+        avalanche_cetl.plugins.Rest  # noqa: B018

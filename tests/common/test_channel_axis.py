@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_cetl.common.layout import channel_axis, channels_second
+from avalanche_cetl.common.channel_axis import channel_axis, channels_second
 
 
 class Block(nn.Module):

@@ -4,7 +4,7 @@ from coupled_runs import coupled, moved, snapshot, strategy
 
 from avalanche_cetl import CETLPlugin
 from avalanche_cetl.training import SourceStage, Stage
-from avalanche_cetl.training.stages.optimizers import StageOptimizer
+from avalanche_cetl.training.optimizers import StageOptimizer
 
 
 def test_stages_have_their_own_moments(transfer):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import ModuleEncoder, as_target
-from avalanche_cetl.common.inputs import map_tensors, own_copy
+from avalanche_cetl.common.tensors import map_tensors, own_copy
 
 
 class Writing(nn.Module):

@@ -1,4 +1,4 @@
-"""Experience: the rows of the experience in training, by use, and how they are read."""
+"""TrainingData: the rows of the experience in training, by use, and how they are read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from avalanche.models.dynamic_modules import DynamicModule
 from avalanche.training.plugins.clock import Clock
 from torch import Tensor
 
-from avalanche_cetl.allocation.sample import Sample
-from avalanche_cetl.common.rows import FEATURES_INDEX, split_rows
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.labels import FEATURES_INDEX, split_rows
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.contract import teach_without_labels
-from avalanche_cetl.training.batch import Batch
+from avalanche_cetl.plugins.base import Strategy
 from avalanche_cetl.training.checks import check_classes, check_experience, check_finite_images
-from avalanche_cetl.training.engine.parallel import DataParallel
+from avalanche_cetl.training.engine.group import TrainingGroup
 from avalanche_cetl.training.networks import Networks
 
 
-class Experience:
+class TrainingData:
     """The rows of the experience in training.
 
     :param dataset: an AvalancheDataset, its labels and domains by the data rule.
@@ -48,10 +47,10 @@ class Experience:
         self.classes = tuple(sorted({int(label) for label in self.rows.labelled.targets}))
 
     @classmethod
-    def of(cls, host: Any) -> Experience:
+    def of(cls, strategy: Strategy, model: CoupledModel) -> TrainingData:
         """Return that of a strategy whose data set has just been adapted."""
-        taught = teach_without_labels(host.plugins)
-        return cls(host.adapted_dataset, host.model, host.experience, host.clock, taught)
+        taught = any(getattr(p, "teaches_without_labels", False) for p in strategy.plugins)
+        return cls(strategy.adapted_dataset, model, strategy.experience, strategy.clock, taught)
 
     def check_classes(self) -> None:
         """Raise ValueError when a label has no output of T2, as it is adapted now."""
@@ -68,11 +67,11 @@ class Experience:
         """Whether S's features come with the images, and there is an S whose they are."""
         return self.rows.has_features and self.model.source is not None
 
-    def sample(self, indices: Sequence[int], device: torch.device) -> Sample:
+    def sample(self, indices: Sequence[int], device: torch.device) -> Batch:
         """Return target rows, without training augmentation."""
         return self._read(self.rows.target, indices, device)
 
-    def _read(self, dataset: Any, indices: Sequence[int], device: torch.device) -> Sample:
+    def _read(self, dataset: Any, indices: Sequence[int], device: torch.device) -> Batch:
         """Return rows of a data set, without training augmentation."""
         clean = dataset.eval()
         rows = [clean[i] for i in indices]
@@ -84,17 +83,17 @@ class Experience:
         known = getattr(dataset, "targets_task_labels", None)
         tasks = [0 if known is None else int(known[i]) for i in indices]
         check_finite_images(images, self._clock)
-        return Sample(images, labels, torch.tensor(tasks, device=device), features)
+        return Batch([images, labels, torch.tensor(tasks, device=device)], features)
 
     @torch.no_grad()
     def fit_source_statistics(
-        self, networks: Networks, batches: Iterable[Batch], parallel: DataParallel
+        self, networks: Networks, batches: Iterable[Batch], group: TrainingGroup
     ) -> None:
         """Standardise S's features by those of the target rows.
 
         :param networks: that keep the statistics.
         :param batches: this process's rows, in their place.
-        :param parallel: the processes that share the rows.
+        :param group: the processes that share the rows.
         """
         features, counted = [], 0
         for batch in batches:
@@ -102,7 +101,7 @@ class Experience:
             features.append(networks.source_features(batch).float())
             counted += batch.counted
         # A small last mini-batch may have left a row here that is another process's.
-        networks.model.fit_source_statistics(parallel.rows(torch.cat(features), counted))
+        networks.model.fit_source_statistics(group.rows(torch.cat(features), counted))
 
     @torch.no_grad()
     def labelled_features(
@@ -120,11 +119,11 @@ class Experience:
         features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
         stored = self.rows.has_features and features_are_of(target, source)
         for start in range(0, len(known), size):
-            found = self.sample(known[start : start + size], device)
-            given = found.features if stored else None
-            rows = source(found.images) if given is None else given
+            batch = self.sample(known[start : start + size], device)
+            given = batch.features if stored else None
+            rows = source(batch.images) if given is None else given
             features.append(rows.float().cpu())
-            labels.append(found.labels.cpu())
+            labels.append(batch.labels.cpu())
         return torch.cat(features), torch.cat(labels)
 
     @property
@@ -173,11 +172,11 @@ class Experience:
         indices = drawn[:most].tolist()
         right, seen = torch.zeros(classes), torch.zeros(classes)
         for start in range(0, len(indices), size):
-            found = self._read(dataset, indices[start : start + size], device)
-            named = source.cheapest_logits(found.images, found.features).argmax(1)
-            labels = found.labels.cpu()
+            batch = self._read(dataset, indices[start : start + size], device)
+            named = source.cheapest_logits(batch.images, batch.features).argmax(1)
+            labels = batch.labels.cpu()
             seen += torch.bincount(labels, minlength=classes)
-            right += torch.bincount(labels[(named == found.labels).cpu()], minlength=classes)
+            right += torch.bincount(labels[(named == batch.labels).cpu()], minlength=classes)
         return float((right[seen > 0] / seen[seen > 0]).mean())
 
 

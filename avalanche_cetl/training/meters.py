@@ -1,4 +1,4 @@
-"""The mean losses of a round, by name."""
+"""LossMeters: the mean losses of a round, by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from avalanche_cetl.common.processes import Processes
 
 
-class Records:
+class LossMeters:
     """Means over the rows of a round of named losses and penalties.
 
     :param names: of the losses that the stages record.
@@ -38,9 +38,9 @@ class Records:
         """Take in what the other processes counted; all do so at once."""
         if processes.alone:
             return
-        found = processes.meet((self._sums, self._rows))
+        counts = processes.meet((self._sums, self._rows))
         self.begin()
-        for sums, rows in found:
+        for sums, rows in counts:
             for name in sums:
                 self._sums[name] = self._sums.get(name, 0.0) + sums[name]
                 self._rows[name] = self._rows.get(name, 0) + rows[name]
@@ -56,5 +56,5 @@ class Records:
         return {"sums": dict(self._sums), "rows": dict(self._rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them."""
+        """Restore sums and rows."""
         self._sums, self._rows = dict(state["sums"]), dict(state["rows"])

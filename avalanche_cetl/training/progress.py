@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass
-class Resume:
+class TrainingProgress:
     """Counts calls, experiences and rounds; holds what a loaded checkpoint is to do.
 
     :ivar whole: between two rounds, or outside of ``train()``: the state is whole.
@@ -36,7 +36,7 @@ class Resume:
         return {"warm": self.warm}
 
     def load_state_dict(self, state: dict[str, bool]) -> None:
-        """Take it."""
+        """Restore it."""
         self.warm = bool(state["warm"])
 
     def expect(
@@ -89,11 +89,11 @@ class Resume:
         return self._rounds
 
     def end_experience(self) -> None:
-        """Count it."""
+        """Count an experience that is finished."""
         self.inside = False
         self.finished += 1
 
     def end_call(self) -> None:
-        """Count it."""
+        """Count a call of ``train()`` that is finished."""
         self.whole, self.inside, self.finished = True, False, 0
         self.calls += 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_cetl.common.outputs import watched
+from avalanche_cetl.common.hooks import watched
 
 POOLINGS = (
     nn.MaxPool1d,

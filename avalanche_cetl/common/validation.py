@@ -6,13 +6,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import ParamSpec, SupportsFloat, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, TypeVar
 
 from avalanche_cetl.common.warning import warn_caller
 
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
 
 
@@ -51,6 +49,37 @@ def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         ]
         checked.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
         return checked
+
+    return decorate
+
+
+def order_of_0_2(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a constructor take positional arguments in their order of 0.2, with a warning.
+
+    Their order has changed, and a number in the first place would silently mean something else.
+
+    :param names: the arguments in their earlier order.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> R:
+            if len(args) > len(names):
+                raise TypeError(f"{type(self).__name__} takes its arguments by name.")
+            given = dict(zip(names, args, strict=False))
+            twice = given.keys() & kwargs.keys()
+            if twice:
+                raise TypeError(f"{type(self).__name__} got {min(twice)}= twice.")
+            if given:
+                call = ", ".join(f"{name}={value!r}" for name, value in given.items())
+                warn_caller(
+                    f"weight comes first in every loss plugin from the next release on, so give "
+                    f"the arguments of {type(self).__name__} by name: {call}.",
+                    DeprecationWarning,
+                )
+            return function(self, **given, **kwargs)
+
+        return checked  # type: ignore[return-value]
 
     return decorate
 

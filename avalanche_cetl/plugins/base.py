@@ -1,19 +1,23 @@
-"""The contract between a strategy and its plugins: the stages, and what a plugin may read.
+"""What a strategy and its plugins agree on: the stages, and what a plugin may read.
 
-A plugin reads a strategy through :class:`Training`, and through what every Avalanche strategy has
-(``model``, ``optimizer``, ``clock``, ``mbatch``, ``mb_output``, ``loss``, ...). A strategy without
-stages, such as ``Naive``, has a stand-in: ask for either with :func:`training_of`.
+A plugin reads a strategy through :class:`Strategy`, what every Avalanche strategy has, and through
+:class:`Training`. A strategy without stages, such as ``Naive``, has a stand-in for the latter: ask
+for either with :func:`training_of`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.encoders import Encoder
 
 
@@ -26,86 +30,74 @@ class Stage(Enum):
     MERGED = "merged"  #: several losses in one step
 
 
-class CoupledStep(NamedTuple):
-    """What stage 2 computed on a mini-batch of N target images.
+class Strategy(Protocol):
+    """What this package reads of any supervised strategy of Avalanche, under Avalanche's names."""
 
-    :ivar images: x, ``(N, C, H, W)``.
-    :ivar features: S's features ``(N, dim)``; None without S.
-    :ivar goal: T1(S(x)), detached; without S, x itself.
-    :ivar reconstruction: T1(T2(x)).
-    :ivar logits: T2's, ``(N, K)``.
-    :ivar goal_hidden: T1's hidden layers as read from S's code, detached; empty without S, and
-        where no plugin has ``reads_decoder_hidden = True``.
-    :ivar hidden: the same as read from T2's code.
-    :ivar labels: ``(N,)``, -1 where there is none.
-    :ivar tasks: task labels, ``(N,)``.
-    """
-
-    images: Tensor
-    features: Tensor | None
-    goal: Tensor
-    reconstruction: Tensor
-    logits: Tensor
-    goal_hidden: list[Tensor]
-    hidden: list[Tensor]
-    labels: Tensor
-    tasks: Tensor
+    model: nn.Module
+    optimizer: Optimizer
+    device: torch.device
+    plugins: list[Any]
+    evaluator: Any
+    clock: Any
+    experience: Any
+    adapted_dataset: Any
+    mbatch: list[Tensor]
+    mb_output: Any
+    loss: Tensor
+    train_epochs: int
 
 
 class Training(Protocol):
-    """What a plugin may read of a strategy beside what every Avalanche strategy has.
+    """What a plugin, and the loop, read of a strategy beside what every Avalanche strategy has.
 
     :ivar has_stages: whether a round has stages; False for the stand-in of a stock strategy.
-    :ivar stage: the stage that runs; ``Stage.CLASSIFY`` in a stock strategy.
-    :ivar reads: ``"labelled"``, ``"target"`` or both: the rows that the stage reads; empty where
-        plugins add no loss to its steps (stage 1). A stock strategy reads labelled rows.
-    :ivar coupled: what stage 2, or another stage that runs T2 on target rows, computed on its
-        latest mini-batch; None elsewhere.
-    :ivar source: S of the ``CoupledModel``; None where there is none.
-    :ivar labelled_classes: of the labelled rows of the experience, in either domain; empty where
-        there is none, and in a stock strategy.
-    :ivar alone: whether this process trains without others.
-    :ivar round_losses: the round's mean losses and penalties so far, by name.
     """
 
     has_stages: bool
 
     @property
     def stage(self) -> Stage:
-        """Return the stage that runs."""
+        """Return the stage that runs; ``Stage.CLASSIFY`` in a stock strategy."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Return which rows the stage that runs reads, of those that plugins add losses for."""
+        """Return the rows that the stage reads, of ``"labelled"`` and ``"target"``.
+
+        Empty where plugins add no loss to its steps (stage 1). A stock strategy reads labelled
+        rows.
+        """
+
+    def batch_of(self, rows: str) -> Batch | None:
+        """Return the step's mini-batch of ``"labelled"`` or ``"target"`` rows; None without one."""
 
     @property
-    def coupled(self) -> CoupledStep | None:
-        """Return what the stage computed on target rows."""
+    def coupled(self) -> Batch | None:
+        """Return the step's mini-batch of target rows, where T2 has run on it; else None."""
 
     @property
     def source(self) -> Any:
-        """Return S, or None."""
+        """Return S of the ``CoupledModel``; None where there is none."""
 
     @property
     def alone(self) -> bool:
-        """Return whether there is no other process."""
+        """Return whether this process trains without others."""
 
     @property
     def round_losses(self) -> dict[str, float]:
-        """Return the round's means."""
+        """Return the round's mean losses and penalties so far, by name."""
 
     @property
     def labelled_classes(self) -> tuple[int, ...]:
-        """Return the classes that labelled rows of the experience have; empty: none is known."""
+        """Return the classes of the experience's labelled rows, in either domain.
+
+        Empty where there is none, and in a stock strategy.
+        """
 
     def announce(self, names: Sequence[str]) -> None:
         """Tell loggers the names of losses that will be recorded."""
 
     def record_loss(self, name: str, loss: Tensor, x: Tensor) -> None:
         """Take a loss of a mini-batch of images into the round's mean of that name."""
-
-    def row_share_of(self, rows: str) -> float:
-        """Return what a mean over these rows of a step is to be multiplied by."""
 
     def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
         """Return S's features of the target rows that have a label, and the labels."""
@@ -126,9 +118,19 @@ class StockTraining:
     alone = True
     labelled_classes: tuple[int, ...] = ()
 
-    def __init__(self, strategy: Any):
+    def __init__(self, strategy: Strategy):
         self.strategy = strategy
         self.round_losses: dict[str, float] = {}
+
+    def batch_of(self, rows: str) -> Batch | None:
+        """Return the mini-batch, whose rows are all labelled ones; None for other rows."""
+        strategy = self.strategy
+        if rows != "labelled" or strategy.mb_output is None:
+            return None
+        tensors = list(strategy.mbatch)
+        batch = Batch(tensors, features_in(strategy.adapted_dataset, tensors))
+        batch.logits = strategy.mb_output
+        return batch
 
     @property
     def source(self) -> Any:
@@ -140,10 +142,6 @@ class StockTraining:
 
     def record_loss(self, name: str, loss: Tensor, x: Tensor) -> None:
         """Do nothing: a stock strategy keeps no losses by name."""
-
-    def row_share_of(self, rows: str) -> float:
-        """Return 1: all rows of a mini-batch are here."""
-        return 1.0
 
     def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
         """Raise TypeError: a stock strategy does not read target rows by themselves."""
@@ -159,7 +157,7 @@ class CETLPlugin(SupervisedPlugin):
     """Base class of plugins that also listen to the stages of a round.
 
     The callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage
-    is one pass over its data, with ``"iteration"`` one mini-batch. A plugin that reads T1's
+    is some epochs over its data, with ``"iteration"`` one mini-batch. A plugin that reads T1's
     hidden layers (``strategy.coupled``) sets ``reads_decoder_hidden``.
 
     :cvar names: of the losses that it records, by which they reach loggers; a preset's plugin
@@ -177,7 +175,7 @@ class CETLPlugin(SupervisedPlugin):
         """Whether T2 learns classes from it without a label: data may then have none."""
         return False
 
-    def fits(self, model: Any) -> bool:
+    def fits(self, model: nn.Module) -> bool:
         """Return whether a preset may add this plugin beside such a model; by default it may."""
         return True
 
@@ -196,15 +194,5 @@ class CETLPlugin(SupervisedPlugin):
 
 def names_of(plugins: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of all losses that plugins record, each once."""
-    found = [name for plugin in plugins for name in getattr(plugin, "names", ())]
-    return tuple(dict.fromkeys(found))
-
-
-def teach_without_labels(plugins: Sequence[Any]) -> bool:
-    """Return whether T2 learns classes from any plugin without a label."""
-    return any(getattr(plugin, "teaches_without_labels", False) for plugin in plugins)
-
-
-def reads_decoder_hidden(plugins: Sequence[Any]) -> bool:
-    """Return whether any plugin reads T1's hidden layers."""
-    return any(getattr(plugin, "reads_decoder_hidden", False) for plugin in plugins)
+    names = [name for plugin in plugins for name in getattr(plugin, "names", ())]
+    return tuple(dict.fromkeys(names))

@@ -17,6 +17,8 @@ from avalanche_cetl import (
     ModuleEncoder, ViewConsistency, load_checkpoint, transfer_benchmark,
 )
 
+from avalanche_cetl.training import ClassifyStage, TrainingStage, Variant
+
 home, tasks = sys.argv[1], json.loads(sys.argv[2])
 rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if size > 1:
@@ -33,6 +35,18 @@ def made(count, seed):
     for i, label in enumerate(labels.tolist()):
         images[i, 0, 1 + 2 * label : 3 + 2 * label] += 0.6
     return images, labels
+
+class Headed(TrainingStage):
+    name, trains, names = "headed", ("target",), ("L_rt",)
+
+    def make_module(self, model):
+        return nn.Linear(model.code_dim, 2)
+
+    def losses(self, networks, batch):
+        code, _ = networks.encode(batch.images, batch.tasks)
+        return {"L_rt": (networks.modules[self.name](code) - 1).square().mean()}
+
+VARIANTS = {"headed": Variant("headed", (Headed(), ClassifyStage()))}
 
 def work(folder, task):
     torch.manual_seed(rank)  # the processes start with other weights; the first one's count
@@ -61,7 +75,8 @@ def work(folder, task):
     )
     strategy = CETLStrategy(
         model=model, optimizer=torch.optim.SGD(model.parameters(), 0.02, momentum=0.9),
-        variant=task["variant"], alternate=task.get("alternate", "epoch"),
+        variant=VARIANTS.get(task["variant"], task["variant"]),
+        alternate=task.get("alternate", "epoch"),
         dwa_lambda=task.get("dwa_lambda", 0.1),
         gfi=GFISettings(samples=10, **task.get("gfi", {})), warmup_epochs=1, train_mb_size=8,
         accumulate=task.get("accumulate", 1),
@@ -80,7 +95,10 @@ def work(folder, task):
         load_checkpoint(strategy, task["resume"])
     strategy.train(benchmark.train_stream, eval_streams=[], num_workers=task.get("workers", 0))
     strategy.eval(benchmark.test_stream)
-    torch.save(model.state_dict(), f"{folder}/weights{rank}.pt")
+    weights = model.state_dict()
+    for module in strategy.networks.modules.values():
+        weights |= {f"own.{name}": value for name, value in module.state_dict().items()}
+    torch.save(weights, f"{folder}/weights{rank}.pt")
     kept = {}
     for one in strategy.importance.values():
         kept |= {name: float(value.sum()) for name, value in one.values.items()}
@@ -132,6 +150,7 @@ def assert_close(mine, its):
 TASKS = {
     "e": {"variant": "e", "rows": 17},  # in the last mini-batch the second process has no row
     "gfi": {"variant": "gfi", "rows": 20, "plugins": True},
+    "module": {"variant": "headed", "rows": 21},
     "iteration": {"variant": "gfi", "rows": 22, "alternate": "iteration"},
     "joint": {"variant": "joint", "rows": 19, "workers": 1},
     "accumulate": {"variant": "gfi", "rows": 21, "accumulate": 2, "plugins": True},

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from avalanche_cetl.common.standard import floored_deviation
+from avalanche_cetl.common.standardize import floored_deviation
 
 
 @pytest.mark.parametrize("correction", [0, 1])
