@@ -2,7 +2,7 @@
 
 import torch
 
-from avalanche_cetl.information.gradients.rotation import LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import LayerBasis
 
 
 def drawn_layer(seed, shape, rank=99, *, weight="w", bias="b", groups=None):

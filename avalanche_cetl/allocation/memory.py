@@ -20,7 +20,7 @@ from avalanche_cetl.allocation.parameters import anchors_of, grown
 from avalanche_cetl.allocation.proximal import Pull
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.information.generalized import mean_importance, normalize_importance
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 Weights = dict[str, Tensor]
 #: The tasks whose heads an experience has; empty for a network without heads by task.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 #: Weights that the penalty is computed for at once. Measured over 8 million float32 weights on one
 #: core: 2^17 and 2^19 are equal, 2^15 takes 1.5 times as long (too many small operations), 2^23 1.3

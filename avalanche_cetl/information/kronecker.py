@@ -32,16 +32,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
-from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params
-from avalanche_cetl.information.gradients.batches import slices
-from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
-from avalanche_cetl.information.gradients.forms import Factors
-from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
-from avalanche_cetl.information.gradients.precision import without_dust
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis, columns_of
-from avalanche_cetl.information.likelihood import BoundLoss, Loss, LossName
+from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES
+from avalanche_cetl.information.gradients.closed_form import ClosedForm
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis, columns_of
+from avalanche_cetl.information.gradients.grad_sample import slices
+from avalanche_cetl.information.gradients.per_sample import (
+    PerSampleGradients,
+    per_sample_gradients,
+)
+from avalanche_cetl.information.gradients.precision import flush_denormals
+from avalanche_cetl.information.gradients.registry import Factors
+from avalanche_cetl.information.likelihood import Loss, LossName
 from avalanche_cetl.information.outputs import Likelihood
 
 #: Rows of a factor from which on it is not made. A dense eigendecomposition of 1,024 rows takes
@@ -90,70 +91,59 @@ def kronecker_basis(
         raise ValueError(f"rank={rank!r} has to be a whole number >= 1.")
     if not 0 < share <= 1:
         raise ValueError(f"share={share} is outside (0, 1].")
-    with gradients_allowed(model), evaluation_mode(model) as state:
-        parts = outside_of_inference(as_tuple(inputs))
-        chosen = select_params(model, params)
-        bound = BoundLoss(loss, outside_of_inference(targets), len(parts[0]), likelihood, generator)
-        return with_engine(
-            lambda engine: _basis_of(engine, rank, share),
-            model,
-            parts,
-            [bound],
-            chosen,
-            chunk_bytes,
-            Processes(process_group),
-            state,
-        )
+    with per_sample_gradients(
+        model, inputs, [(loss, targets)], params, chunk_bytes, process_group,
+        likelihood=likelihood, generator=generator,
+    ) as gradients:  # fmt: skip
+        return gradients.reduce(lambda g: _basis(g, rank, share))
 
 
 @torch.no_grad()
-def _basis_of(engine: PerSampleGradients, rank: int, share: float) -> KroneckerBasis:
+def _basis(gradients: PerSampleGradients, rank: int, share: float) -> KroneckerBasis:
     layers: dict[str, _Layer] = {}
     passes, done = 1, 0
     while done < passes:
-        for batch in engine.batches():
-            for bundle in batch.bundles:
-                if not (isinstance(bundle, LayerBundle) and bundle.factored and bundle.alive(0)):
+        for batch in gradients.batches():
+            for sample in batch.grad_samples:
+                if not (isinstance(sample, ClosedForm) and sample.factored and sample.reached(0)):
                     continue
-                if bundle.name not in layers:
-                    layers[bundle.name] = _Layer(bundle, _bias_of(engine, bundle), rank)
-                for rows in slices(batch.samples, _rows_at_once(bundle)):
-                    layers[bundle.name].add(bundle.factors(rows, 0))
-        factors = [(name, side) for name, layer in layers.items() for side in layer.sides]
-        engine.meet([(name, side.sums.shape) for name, side in factors])
-        for _, side in factors:
+                if sample.name not in layers:
+                    bias = _bias_of(gradients, sample)
+                    layers[sample.name] = _Layer(sample, bias, rank)
+                rows_at_once = max(1, _BLOCK // max(1, sample.factor_bytes))
+                for rows in slices(batch.samples, rows_at_once):
+                    layers[sample.name].add(sample.factors(rows, 0))
+        sides = [(name, side) for name, layer in layers.items() for side in layer.sides]
+        gradients.meet([(name, side.sums.shape) for name, side in sides])
+        for _, side in sides:
             if not side.done:
-                engine.processes.add([side.sums, side.trace] if done == 0 else [side.sums])
-                side.finish(engine.total)
+                sums = [side.sums, side.trace] if done == 0 else [side.sums]
+                gradients.processes.add(sums)
+                side.finish(gradients.total)
         done += 1
-        passes = max([passes, *(side.passes for _, side in factors)])
+        passes = max([passes, *(side.passes for _, side in sides)])
     return KroneckerBasis({name: layer.basis(share) for name, layer in layers.items()})
 
 
-def _bias_of(engine: PerSampleGradients, bundle: LayerBundle) -> str | None:
+def _bias_of(gradients: PerSampleGradients, sample: ClosedForm) -> str | None:
     """Return the bias that is one more input of a layer; None where it is not, or not measured."""
-    module = bundle.uses[0].module
-    name = bundle.name.removesuffix("weight") + "bias"
+    module = sample.uses[0].module
+    name = sample.name.removesuffix("weight") + "bias"
     plain = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     bias = getattr(module, "bias", None)
-    if not plain or name not in engine.params or bias is None:
+    if not plain or name not in gradients.params or bias is None:
         return None
-    route = engine.routes[name]
-    once = route.kind == "layer" and len(route.owners) == 1
-    return name if engine.params[name] is bias and once else None
-
-
-def _rows_at_once(bundle: LayerBundle) -> int:
-    """Return how many samples are read together."""
-    return max(1, _BLOCK // max(1, bundle.factor_bytes))
+    route = gradients.routes[name]
+    once = route.kind == "closed_form" and len(route.owners) == 1
+    return name if gradients.params[name] is bias and once else None
 
 
 class _Layer:
     """The two Kronecker factors of a layer while they are added up."""
 
-    def __init__(self, bundle: LayerBundle, bias: str | None, rank: int):
-        self.name, self.bias = bundle.name, bias
-        self._columns = columns_of(bundle)
+    def __init__(self, sample: ClosedForm, bias: str | None, rank: int):
+        self.name, self.bias = sample.name, bias
+        self._columns = columns_of(sample)
         self.sides = (_Side(rank), _Side(rank, one_more=bias is not None))
 
     def add(self, factors: Factors) -> None:
@@ -230,8 +220,8 @@ class _Side:
 
     def _times(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``X^T Y``, with the column of ones in X."""
-        found = x.mT @ y
-        return torch.cat([found, y.sum(-2, keepdim=True)], -2) if self.one_more else found
+        product = x.mT @ y
+        return torch.cat([product, y.sum(-2, keepdim=True)], -2) if self.one_more else product
 
     def finish(self, samples: int) -> None:
         """End a round over the samples."""
@@ -254,4 +244,4 @@ class _Side:
         missing = max(_ROUNDING, _UNITS * torch.finfo(self._dtype).eps)
         needed = int((held < share * (1 - missing)).sum(-1).max()) + 1
         kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
-        return without_dust(kept.contiguous(), self._dtype)
+        return flush_denormals(kept.contiguous(), self._dtype)

@@ -59,7 +59,7 @@ from avalanche_cetl.common.picks import Output
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood
 

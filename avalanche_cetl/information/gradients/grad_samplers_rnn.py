@@ -1,4 +1,4 @@
-"""Closed forms of recurrent layers: each of their weights is a linear layer over time steps.
+"""Grad samplers of recurrent layers: each of their weights is a linear layer over time steps.
 
 The pre-activations of step t are ``W_ih x_t + b_ih`` and ``W_hh h_(t-1) + b_hh``. Once their
 gradients are known, those of a weight are a sum of outer products over the steps, as of a linear
@@ -23,8 +23,8 @@ RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Cell = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def unrolled(module: nn.Module) -> bool:
-    """Return whether it is a recurrent layer whose weights have a closed form: batch first."""
+def can_be_unrolled(module: nn.Module) -> bool:
+    """Return whether it is a recurrent layer whose weights have grad samplers: batch first."""
     return isinstance(module, RECURRENT) and module.batch_first
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from avalanche_cetl.information import fisher_and_relative
 from avalanche_cetl.information.estimators import ESTIMATORS, LOG_FLOOR
-from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
+from avalanche_cetl.information.gradients.closed_form import ClosedForm
 
 
 def _log(values):
@@ -48,9 +48,9 @@ def test_a_layer_that_each_loss_reads_by_its_own_call_keeps_its_closed_form(
     goal = torch.randn(20, 1, 5, 5).double()
     losses = (_image_loss(0), _image_loss(1))
     outer = []
-    plain = LayerBundle.outer
+    plain = ClosedForm.outer
     monkeypatch.setattr(
-        LayerBundle, "outer", lambda self, k: outer.append(found := plain(self, k)) or found
+        ClosedForm, "outer", lambda self, k: outer.append(found := plain(self, k)) or found
     )
     fisher, relative = fisher_and_relative(
         model, inputs, losses, targets=(goal, goal), estimator=estimator, chunk_bytes=chunk_bytes

@@ -2,7 +2,7 @@
 
 import torch
 
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
 
 def layer(groups=()):
