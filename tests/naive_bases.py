@@ -55,6 +55,13 @@ def matrices(layer, values):
     return found
 
 
+def rotated(layer, values):
+    """``U^T W V`` of weight and bias, group by group."""
+    pairs = zip(sides(layer), matrices(layer, values), strict=True)
+    parts = [left.T @ matrix @ right for (left, right), matrix in pairs]
+    return torch.stack(parts).reshape(layer.shape)
+
+
 def directions(layer):
     """Every direction: its place in the importance, its group, u and v."""
     for k, (left, right) in enumerate(sides(layer)):

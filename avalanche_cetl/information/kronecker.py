@@ -13,11 +13,11 @@ U, a direction is ``u_i v_j^T``, and its Fisher information is ``F_ij = mean_n (
 the diagonal of the exact Fisher information in these coordinates (EKFAC; George et al. 2018), not
 the product of two eigenvalues.
 
-The leading eigenvectors alone are kept: those that hold a share of the factor's trace, at most
-``rank``. They are computed in float64 (in float32 ``eigh`` does not converge where inputs are
-always blank), and, where a factor has more than ``_DENSE`` rows, by a randomised method with two
-subspace iterations (Halko, Martinsson and Tropp 2011), which needs products with the factor and
-never the factor itself.
+The leading eigenvectors alone are kept: those that hold the factor's trace, at most ``rank``. They
+are computed in float64 (in float32 ``eigh`` does not converge where inputs are always blank), and,
+where a factor has more than ``_DENSE`` rows, by a randomised method with two subspace iterations
+(Halko, Martinsson and Tropp 2011), which needs products with the factor and never the factor
+itself.
 
 Layers that are shared or called several times, and all that have no weight matrix (norms,
 embeddings), stay diagonal in their own coordinates.
@@ -54,7 +54,7 @@ _OVERSAMPLING = 16
 _BLOCK = 32 * 2**20
 #: A trace below this counts as this.
 _TINY = 1e-300
-#: A share of 1 is held when rounding alone is missing: this, or so many units in the last place of
+#: A trace is held when rounding alone is missing: this share, or so many units in the last place of
 #: the gradients' type.
 _ROUNDING, _UNITS = 1e-12, 8
 
@@ -69,7 +69,6 @@ def kronecker_basis(
     likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
     rank: int = 64,
-    share: float = 1.0,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
 ) -> KroneckerBasis:
@@ -80,26 +79,22 @@ def kronecker_basis(
     that takes targets that were drawn before (:func:`sample_targets`), with ``"logits"`` vectors
     (:func:`sample_output_vectors`), which :func:`projected_outputs` reads.
 
-    :param model: see :func:`fisher_information`, as all below but ``rank`` and ``share``.
+    :param model: see :func:`fisher_information`, as all below but ``rank``.
     :param rank: most directions kept on either side of a layer, >= 1.
-    :param share: of a factor's trace that the directions kept hold at least, in (0, 1]; the cap
-        ``rank`` goes first.
     :return: the basis; its layers are those with a weight matrix that is used once.
     :raises ValueError: for values out of range, and as in :func:`fisher_information`.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank={rank!r} has to be a whole number >= 1.")
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} is outside (0, 1].")
     with per_sample_gradients(
         model, inputs, [(loss, targets)], params, chunk_bytes, process_group,
         likelihood=likelihood, generator=generator,
     ) as gradients:  # fmt: skip
-        return gradients.reduce(lambda g: _basis(g, rank, share))
+        return gradients.reduce(lambda g: _basis(g, rank))
 
 
 @torch.no_grad()
-def _basis(gradients: PerSampleGradients, rank: int, share: float) -> KroneckerBasis:
+def _basis(gradients: PerSampleGradients, rank: int) -> KroneckerBasis:
     layers: dict[str, _Layer] = {}
     passes, done = 1, 0
     while done < passes:
@@ -122,7 +117,7 @@ def _basis(gradients: PerSampleGradients, rank: int, share: float) -> KroneckerB
                 side.finish(gradients.total)
         done += 1
         passes = max([passes, *(side.passes for _, side in sides)])
-    return KroneckerBasis({name: layer.basis(share) for name, layer in layers.items()})
+    return KroneckerBasis({name: layer.basis() for name, layer in layers.items()})
 
 
 def _bias_of(gradients: PerSampleGradients, sample: ClosedForm) -> str | None:
@@ -151,9 +146,9 @@ class _Layer:
         for side, rows in zip(self.sides, (factors.left.mT, factors.right), strict=True):
             side.add(rows.movedim(0, -3).flatten(-3, -2))
 
-    def basis(self, share: float) -> LayerBasis:
+    def basis(self) -> LayerBasis:
         """Return the leading eigenvectors of both, the inputs in the order of the weight."""
-        left, right = (side.leading(share) for side in self.sides)
+        left, right = (side.leading() for side in self.sides)
         count = len(self._columns)
         right = torch.cat([right[..., self._columns, :], right[..., count:, :]], -2)
         return LayerBasis(self.name, self.bias, left, right)
@@ -233,7 +228,7 @@ class _Side:
             self._sketch = torch.linalg.qr(self.sums).Q
             self._begun = False
 
-    def leading(self, share: float) -> Tensor:
+    def leading(self) -> Tensor:
         """Return the leading eigenvectors as columns, ``([G,] d, r)``."""
         values, vectors = torch.linalg.eigh(self.sums)
         values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
@@ -242,6 +237,6 @@ class _Side:
         held = values.cumsum(-1) / self.trace.clamp_min(_TINY).unsqueeze(-1)
         # Else rounding would decide whether directions without any information are kept.
         missing = max(_ROUNDING, _UNITS * torch.finfo(self._dtype).eps)
-        needed = int((held < share * (1 - missing)).sum(-1).max()) + 1
+        needed = int((held < 1 - missing).sum(-1).max()) + 1
         kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
         return flush_denormals(kept.contiguous(), self._dtype)

@@ -67,23 +67,13 @@ class LayerBasis:
         """Return it on a device, or in a floating-point type."""
         return replace(self, left=self.left.to(where), right=self.right.to(where))
 
-    def matrix(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
-        """Return weight and bias as one matrix ``(..., O, I)``, or one for each group.
-
-        :param values: by parameter, ``(..., *shape)``.
-        :param lead: number of leading dimensions that are not the parameter's.
-        """
-        weight = values[self.weight]
-        sides = (*weight.shape[:lead], *self.left.shape[:-1])
-        matrix = weight.reshape(*sides, -1)
-        if self.bias is None:
-            return matrix
-        return torch.cat([matrix, values[self.bias].reshape(*sides, 1)], -1)
-
     def rotate(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
         """Return ``U^T W V``, ``(..., *shape)``, of weight and bias, in their type.
 
-        Autocast does not change the type; see :meth:`matrix` for the arguments.
+        Autocast does not change the type.
+
+        :param values: by parameter, ``(..., *shape)``.
+        :param lead: number of leading dimensions that are not the parameter's.
         """
         weight = values[self.weight]
         sides = (*weight.shape[:lead], *self.left.shape[:-1])
