@@ -11,8 +11,8 @@ where ``chunk_bytes`` would not hold them). Linear, convolution, normalisation, 
 recurrent layers have closed forms, and a user's own layers may have
 (:func:`~avalanche_cetl.information.register_layer_gradients`); class tokens and the like take one
 copy per sample, and torch.func runs what is left, module by module. What torch.func cannot run
-takes a plain backward pass for each sample, with one warning in the log. Every route is tried on
-two samples against autograd first, and proven on samples of the batch with the loss itself.
+takes a loop over single samples, with one warning in the log. Every route is verified against that
+loop: on two samples when it is chosen, and on samples of the batch with the loss itself.
 """
 
 from __future__ import annotations

@@ -197,17 +197,17 @@ class _Side:
     def _begin(self, x: Tensor) -> None:
         """Make room for the sums of a round."""
         self._begun, self._dtype = True, x.dtype
-        size, kept = x.shape[-1] + self.one_more, self.rank + _OVERSAMPLING
+        size, columns = x.shape[-1] + self.one_more, self.rank + _OVERSAMPLING
         if self._rounds == 0:
             self.trace = x.new_zeros(x.shape[:-2], dtype=torch.float64)
-            if size > max(_DENSE, kept):
+            if size > max(_DENSE, columns):
                 self.passes = 3
                 generator = torch.Generator().manual_seed(0)
-                drawn = torch.randn(size, kept, generator=generator, dtype=torch.float64)
-                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, kept)
-        shape = (size, size) if self._sketch is None else (size, kept)
+                drawn = torch.randn(size, columns, generator=generator, dtype=torch.float64)
+                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, columns)
+        shape = (size, size) if self._sketch is None else (size, columns)
         if self._sketch is not None and self._rounds == self.passes - 1:
-            shape = (kept, kept)
+            shape = (columns, columns)
         self.sums = x.new_zeros(*x.shape[:-2], *shape, dtype=torch.float64)
 
     def _with_one(self, x: Tensor) -> Tensor:
@@ -238,5 +238,5 @@ class _Side:
         # Else rounding would decide whether directions without any information are kept.
         missing = max(_ROUNDING, _UNITS * torch.finfo(self._dtype).eps)
         needed = int((held < 1 - missing).sum(-1).max()) + 1
-        kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
-        return flush_denormals(kept.contiguous(), self._dtype)
+        leading = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
+        return flush_denormals(leading.contiguous(), self._dtype)

@@ -132,7 +132,8 @@ def _mark(value: Any, depth: int) -> Any:
         return tuple(_mark(part, depth - 1) for part in value)
     if isinstance(value, set | frozenset):
         return hash(frozenset(_mark(part, 0) for part in value))
-    own = getattr(value, "__dict__", None)
-    if depth and isinstance(own, dict) and not isinstance(value, type | nn.Module | FunctionType):
-        return id(value), _mark(own, depth - 1)  # settings in an object
+    attributes = getattr(value, "__dict__", None)
+    opaque = isinstance(value, type | nn.Module | FunctionType)
+    if depth and isinstance(attributes, dict) and not opaque:
+        return id(value), _mark(attributes, depth - 1)  # settings in an object
     return id(value)

@@ -103,12 +103,12 @@ def dispatch(loop: Loop, inputs: Sequence[Tensor], losses: int) -> Dispatch:
     if key in entries:
         entries.move_to_end(key)
         return entries[key]
-    found = _dispatched(loop, [part[:2] for part in inputs], losses)
-    if found.proven or all(route.kind == "closed_form" for route in found.routes.values()):
-        entries[key] = found
+    chosen = _dispatched(loop, [part[:2] for part in inputs], losses)
+    if chosen.proven or all(route.kind == "closed_form" for route in chosen.routes.values()):
+        entries[key] = chosen
         while len(entries) > _MOST_ENTRIES:
             entries.popitem(last=False)
-    return found
+    return chosen
 
 
 def forget(loop: Loop, inputs: Sequence[Tensor], losses: int) -> None:
@@ -202,9 +202,9 @@ def _settle_in_float64(trial: Trial) -> _Settled | None:
     """Try a copy of the model in float64; return None for a model that cannot be that."""
     try:
         double = copied(trial.model).double()
-        own = dict(double.named_parameters())
+        named = dict(double.named_parameters())
         two = [part.double() if part.is_floating_point() else part for part in trial.two]
-        loop = Loop(double, two, {name: own[name] for name in trial.params}, ModelState(double))
+        loop = Loop(double, two, {name: named[name] for name in trial.params}, ModelState(double))
         exact = Trial(double, two, loop, trial.losses)
     except Exception as problem:
         logger.debug("%s has no copy in float64: %s", type(trial.model).__name__, problem)

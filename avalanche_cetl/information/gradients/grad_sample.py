@@ -1,6 +1,6 @@
 """Per-sample gradients of parameters, computed from a captured batch a few samples at a time.
 
-Whatever way they are computed (:mod:`closed_form`, :mod:`vmap`, :mod:`loop`), whoever reads them
+Whatever way they are computed (closed form, torch.func, loop), whoever reads them
 walks over :meth:`GradSample.pieces`, which stay in the processor's cache and within
 ``chunk_bytes``.
 """
@@ -112,9 +112,12 @@ class GradSample:
             yield from self._parts(losses, samples, limit)
             return
         for rows in slices(samples, max(1, min(samples, step))):
-            found = [self.gradients(k, rows) for k in losses]
+            by_loss = [self.gradients(k, rows) for k in losses]
             # A parameter without dimensions has a layout of one entry.
-            flat = [{n: g if g.dim() > 1 else g.unsqueeze(1) for n, g in f.items()} for f in found]
+            flat = [
+                {name: g if g.dim() > 1 else g.unsqueeze(1) for name, g in of_loss.items()}
+                for of_loss in by_loss
+            ]
             yield Piece(rows, slice(None), flat)
 
     def _block_bytes(self) -> int:

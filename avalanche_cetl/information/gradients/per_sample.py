@@ -22,7 +22,7 @@ from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, rota
 from avalanche_cetl.information.gradients.grad_sample import Batch, GradSample, Layout
 from avalanche_cetl.information.gradients.loop import Loop, LoopGradSample
 from avalanche_cetl.information.gradients.precision import current_autocast, magnitude, to_float32
-from avalanche_cetl.information.gradients.routes import Route, capture_for, grad_samples
+from avalanche_cetl.information.gradients.routes import Route, capture_for, grad_samples_of
 from avalanche_cetl.information.gradients.verification import (
     StaleRoutesError,
     Trial,
@@ -174,16 +174,16 @@ class PerSampleGradients:
         self._state.put_back()
         with self._autocast():
             captured = self._capture(rows)
-            found = grad_samples(self.model, self.params, self.routes, captured)
-            found += self._of_the_whole_model(rows, captured)
+            gradients = grad_samples_of(self.model, self.params, self.routes, captured)
+            gradients += self._of_the_whole_model(rows, captured)
             if self._to_verify:
-                self._verify(captured, found)
+                self._verify(captured, gradients)
         if self.basis:
-            found = rotated(found, self.basis)
-        for sample in found:
+            gradients = rotated(gradients, self.basis)
+        for sample in gradients:
             for name in sample.names:
                 self.layouts.setdefault(name, sample.layout(name))
-        return Batch(rows, found, self.chunk_bytes)
+        return Batch(rows, gradients, self.chunk_bytes)
 
     def _capture(self, rows: slice) -> Captured:
         if self.samples == 1 and self._loop.pairs:
@@ -193,26 +193,26 @@ class PerSampleGradients:
 
     def _of_the_whole_model(self, rows: slice, captured: Captured) -> list[GradSample]:
         """Return gradients of the parameters that take a pass through the whole model."""
-        found: list[GradSample] = []
+        gradients: list[GradSample] = []
         for kind in ("loop", "model"):
             params = {n: p for n, p in self.params.items() if self.routes[n].kind == kind}
             if not params:
                 continue
             by_loop = LoopGradSample(params, self._loop, rows.start, self.losses, captured.targets)
             if kind == "loop":
-                found.append(by_loop)
+                gradients.append(by_loop)
                 continue
             parts = [part[rows] for part in self.inputs]
-            found.append(ModelVmap(params, self.model, parts, by_loop, self._model_bytes))
-        return found
+            gradients.append(ModelVmap(params, self.model, parts, by_loop, self._model_bytes))
+        return gradients
 
-    def _verify(self, captured: Captured, found: Sequence[GradSample]) -> None:
+    def _verify(self, captured: Captured, gradients: Sequence[GradSample]) -> None:
         """Compare the gradients of the first batch with the loop's.
 
         :raises StaleRoutesError: where they differ.
         """
         count, self._to_verify = self._to_verify, 0
-        if found and all(isinstance(sample, LoopGradSample) for sample in found):
+        if gradients and all(isinstance(sample, LoopGradSample) for sample in gradients):
             return
         n = captured.samples
         # A trial ran the first two samples of a call; this looks at others of the batch.
@@ -228,7 +228,7 @@ class PerSampleGradients:
             self._try_anew()
         else:
             for k, reference in enumerate(by_loss):
-                compare(reference, k, self.params, found)
+                compare(reference, k, self.params, gradients)
 
     def _try_anew(self) -> None:
         trial = Trial(self.model, [p[:2] for p in self.inputs], self._loop, len(self.losses))

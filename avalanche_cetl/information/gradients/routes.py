@@ -91,14 +91,14 @@ def capture_for(
     return capture(model, inputs, losses, rows, list(modules), expand)
 
 
-def grad_samples(
+def grad_samples_of(
     model: nn.Module, params: Mapping[str, Tensor], routes: Mapping[str, Route], captured: Captured
 ) -> list[GradSample]:
     """Return the gradients of a captured batch, by all routes but ``"model"`` and ``"loop"``.
 
     :raises RowMismatchError: where a module is not called as it was when its route was tried.
     """
-    found: list[GradSample] = []
+    gradients: list[GradSample] = []
     by_module: dict[nn.Module, list[str]] = {}
     for name, parameter in params.items():
         route = routes[name]
@@ -110,9 +110,9 @@ def grad_samples(
                 if any(g is not None for g in call.gradients)
             ]
             if uses:  # a parameter that no loss reaches has none
-                found.append(ClosedForm(name, parameter, uses))
+                gradients.append(ClosedForm(name, parameter, uses))
         elif route.kind == "expanded":
-            found.append(ExpandedGradSample(name, parameter, captured.expanded[name]))
+            gradients.append(ExpandedGradSample(name, parameter, captured.expanded[name]))
         elif route.kind == "module":
             by_module.setdefault(route.modules(model)[0], []).append(name)
     for module, names in by_module.items():
@@ -121,8 +121,8 @@ def grad_samples(
         rowwise = rowwise or [call.rowwise(captured.samples) for call in calls]
         _check_rows(names[0], calls, rowwise, captured.samples)
         chosen = {name: params[name] for name in names}
-        found.append(ModuleVmap(chosen, module, local, calls, rowwise))
-    return found
+        gradients.append(ModuleVmap(chosen, module, local, calls, rowwise))
+    return gradients
 
 
 def _use(name: str, module: nn.Module, local: str, call: Call, route: Route, samples: int) -> Use:

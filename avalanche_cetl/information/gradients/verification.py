@@ -34,7 +34,7 @@ from avalanche_cetl.information.gradients.grad_sample import GradSample
 from avalanche_cetl.information.gradients.grad_samplers import is_torchs_own
 from avalanche_cetl.information.gradients.loop import Loop, LoopGradSample, RowLoss, row_loss
 from avalanche_cetl.information.gradients.precision import magnitude
-from avalanche_cetl.information.gradients.routes import Route, capture_for, grad_samples
+from avalanche_cetl.information.gradients.routes import Route, capture_for, grad_samples_of
 from avalanche_cetl.information.gradients.vmap import model_gradients
 from avalanche_cetl.information.likelihood import BoundLoss
 
@@ -140,17 +140,17 @@ def references(
     :raises StaleRoutesError: when a loss of a sample on its own is not that in the batch.
     :raises Exception: whatever a loss raises when it is given a single sample.
     """
-    found = []
+    by_loss = []
     for loss, targets, values in zip(losses, captured.targets, captured.values, strict=False):
         reference = Reference(loop, row_loss(loss, targets), rows, strict=False)
         if not reference.has_losses(values[list(rows)]):
             raise StaleRoutesError("a loss or a layer depends on the number of samples")
-        found.append(reference)
-    return found
+        by_loss.append(reference)
+    return by_loss
 
 
 def compare(
-    reference: Reference, loss: int, params: Mapping[str, Tensor], found: Sequence[GradSample]
+    reference: Reference, loss: int, params: Mapping[str, Tensor], samples: Sequence[GradSample]
 ) -> None:
     """Compare the gradients of the first batch with the loop's.
 
@@ -158,14 +158,14 @@ def compare(
     three samples two have to differ there, in float64 one.
 
     :param loss: its number.
-    :param params: all that are measured; those that are in none of ``found`` have no gradient.
+    :param params: all that are measured; those that are in none of ``samples`` have no gradient.
     :raises StaleRoutesError: where they differ.
     """
     exact = all(p.dtype == torch.float64 for p in params.values())
     enough = 1 if exact or len(reference.rows) == 1 else 2
     refuted = dict.fromkeys(params, 0)
     without = dict(params)
-    for sample in found:
+    for sample in samples:
         if not sample.reached(loss):
             continue
         for name in sample.names:
@@ -311,7 +311,7 @@ class Trial:
         for names in groups.values():
             chosen = {name: self.params[name] for name in names}
             try:
-                for sample in grad_samples(self.model, chosen, routes, captured):
+                for sample in grad_samples_of(self.model, chosen, routes, captured):
                     if sample.reached(0):
                         gradients |= sample.in_shape(0, slice(0, 2))
             except Exception as problem:

@@ -158,10 +158,10 @@ def model_gradients(
         outputs = functional_call(model, fixed | weights, batch)
         return loss(outputs, map_tensors(target, batch_of))[0]
 
-    def one(sample: Any, target: Any) -> dict[str, Tensor]:
+    def of_sample(sample: Any, target: Any) -> dict[str, Tensor]:
         return grad(sample_loss)(chosen, sample, target)
 
-    return _vectorised(one, (tuple(inputs), targets))
+    return _vectorised(of_sample, (tuple(inputs), targets))
 
 
 def call_gradients(
@@ -186,11 +186,11 @@ def call_gradients(
     chosen, fixed = _split(module, params)
     order = list(named)
     everything = [*args, *named.values()]
-    own = [i for i, flag in enumerate(rowwise) if flag]
+    rowwise_inputs = [i for i, flag in enumerate(rowwise) if flag]
 
-    def one(samples: tuple[Tensor, ...], g: Tensor) -> dict[str, Tensor]:
+    def of_sample(samples: tuple[Tensor, ...], g: Tensor) -> dict[str, Tensor]:
         given = list(everything)
-        for i, sample in zip(own, samples, strict=True):
+        for i, sample in zip(rowwise_inputs, samples, strict=True):
             given[i] = sample.unsqueeze(0).clone()  # the module may write into it
 
         def output(weights: dict[str, Tensor]) -> Tensor:
@@ -200,8 +200,8 @@ def call_gradients(
 
         return vjp(output, chosen)[1](g.unsqueeze(0))[0]
 
-    samples = tuple(everything[i].detach() for i in own)
-    return _vectorised(one, (samples, gradient))
+    samples = tuple(everything[i].detach() for i in rowwise_inputs)
+    return _vectorised(of_sample, (samples, gradient))
 
 
 def _split(
@@ -212,11 +212,13 @@ def _split(
     return chosen, fixed | dict(module.named_buffers())
 
 
-def _vectorised(one: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any]) -> dict[str, Tensor]:
+def _vectorised(
+    of_sample: Callable[..., dict[str, Tensor]], batch: tuple[Any, Any]
+) -> dict[str, Tensor]:
     in_dims = tuple(None if part is None else 0 for part in batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop")
-        gradients = vmap(one, in_dims=in_dims, randomness="error")(*batch)
+        gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(*batch)
     return {name: _own(values) for name, values in gradients.items()}
 
 
