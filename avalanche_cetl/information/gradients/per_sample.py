@@ -23,12 +23,7 @@ from avalanche_cetl.information.gradients.grad_sample import Batch, GradSample, 
 from avalanche_cetl.information.gradients.loop import Loop, LoopGradSample
 from avalanche_cetl.information.gradients.precision import current_autocast, magnitude, to_float32
 from avalanche_cetl.information.gradients.routes import Route, capture_for, grad_samples_of
-from avalanche_cetl.information.gradients.verification import (
-    StaleRoutesError,
-    Trial,
-    compare,
-    references,
-)
+from avalanche_cetl.information.gradients.verification import StaleRoutesError, verify
 from avalanche_cetl.information.gradients.vmap import ModelVmap
 from avalanche_cetl.information.likelihood import BoundLoss, Loss, LossName
 
@@ -177,7 +172,11 @@ class PerSampleGradients:
             gradients = grad_samples_of(self.model, self.params, self.routes, captured)
             gradients += self._of_the_whole_model(rows, captured)
             if self._to_verify:
-                self._verify(captured, gradients)
+                verify(
+                    self._to_verify, self._loop, self.inputs, self.losses, captured, gradients,
+                    self.routes,
+                )  # fmt: skip
+                self._to_verify = 0
         if self.basis:
             gradients = rotated(gradients, self.basis)
         for sample in gradients:
@@ -205,37 +204,6 @@ class PerSampleGradients:
             parts = [part[rows] for part in self.inputs]
             gradients.append(ModelVmap(params, self.model, parts, by_loop, self._model_bytes))
         return gradients
-
-    def _verify(self, captured: Captured, gradients: Sequence[GradSample]) -> None:
-        """Compare the gradients of the first batch with the loop's.
-
-        :raises StaleRoutesError: where they differ.
-        """
-        count, self._to_verify = self._to_verify, 0
-        if gradients and all(isinstance(sample, LoopGradSample) for sample in gradients):
-            return
-        n = captured.samples
-        # A trial ran the first two samples of a call; this looks at others of the batch.
-        rows = {3: {0, n // 3, 2 * n // 3}, 2: {n // 3, 2 * n // 3}, 1: {n // 2}}[count]
-        losses = self.losses[:1] if count == 1 else self.losses
-        try:
-            by_loss = references(self._loop, losses, captured, sorted(rows))
-        except StaleRoutesError:
-            raise
-        except Exception as problem:
-            # Such as a loss that reads all samples at once: routes are tried as they first were.
-            logger.debug("routes are tried anew: %s: %s", type(problem).__name__, problem)
-            self._try_anew()
-        else:
-            for k, reference in enumerate(by_loss):
-                compare(reference, k, self.params, gradients)
-
-    def _try_anew(self) -> None:
-        trial = Trial(self.model, [p[:2] for p in self.inputs], self._loop, len(self.losses))
-        tried = {n: r for n, r in self.routes.items() if r.kind not in ("model", "loop")}
-        for name, right in trial.verdicts(tried).items():
-            if not right:
-                raise StaleRoutesError(name)
 
     def restored(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return values in layout in the parameters' shapes, or in the basis; zeros for others."""

@@ -6,9 +6,9 @@ custom forward passes and layers that mix samples find the one that holds for th
 - :class:`Trial`, of a network that is new: two samples, on a loss that reads every output, since a
   route has to be right for all losses. Two show whether samples influence one another, and whether
   a gradient belongs to its own sample.
-- :func:`references` and :func:`compare`, on some samples of the batch that is measured, with its
-  own losses: they also see parameters that a loss reads by itself, and losses and networks that
-  depend on how many samples there are.
+- :func:`verify`, on some samples of the batch that is measured, with its own losses: it also sees
+  parameters that a loss reads by itself, and losses and networks that depend on how many samples
+  there are.
 
 A route is either right, and differs from the loop by rounding, or wrong, and differs by a term.
 The tolerances have to lie between the two. Measured over the 69 small networks that the tests try
@@ -131,36 +131,57 @@ def _tolerance(like: Tensor) -> float:
     return _TOLERANCE.get(like.dtype, _HALF_TOLERANCE)
 
 
-def references(
-    loop: Loop, losses: Sequence[BoundLoss], captured: Captured, rows: Sequence[int]
-) -> list[Reference]:
-    """Return the loop's gradients of some samples of the first batch, for each loss.
-
-    :param captured: the batch, which starts with the first sample of all.
-    :raises StaleRoutesError: when a loss of a sample on its own is not that in the batch.
-    :raises Exception: whatever a loss raises when it is given a single sample.
-    """
-    by_loss = []
-    for loss, targets, values in zip(losses, captured.targets, captured.values, strict=False):
-        reference = Reference(loop, row_loss(loss, targets), rows, strict=False)
-        if not reference.has_losses(values[list(rows)]):
-            raise StaleRoutesError("a loss or a layer depends on the number of samples")
-        by_loss.append(reference)
-    return by_loss
-
-
-def compare(
-    reference: Reference, loss: int, params: Mapping[str, Tensor], samples: Sequence[GradSample]
+def verify(
+    samples: int,
+    loop: Loop,
+    inputs: Sequence[Tensor],
+    losses: Sequence[BoundLoss],
+    captured: Captured,
+    gradients: Sequence[GradSample],
+    routes: Mapping[str, Route],
 ) -> None:
-    """Compare the gradients of the first batch with the loop's.
+    """Compare gradients of the first batch with the loop's, on some of its samples.
 
-    In float32 a unit of one sample may lie so near a kink that rounding decides its gradient: of
-    three samples two have to differ there, in float64 one.
+    A loss may read all samples at once; then routes are tried as they were when they were chosen.
 
-    :param loss: its number.
-    :param params: all that are measured; those that are in none of ``samples`` have no gradient.
+    :param samples: how many, 1 to 3; with 1 only the first loss is read.
+    :param loop: over all inputs.
+    :param captured: the batch.
+    :param gradients: along the routes, of those parameters that have any.
+    :param routes: of all parameters.
     :raises StaleRoutesError: where they differ.
     """
+    if gradients and all(isinstance(sample, LoopGradSample) for sample in gradients):
+        return
+    n = captured.samples
+    # A trial ran the first two samples of a call; this looks at others of the batch.
+    rows = {3: {0, n // 3, 2 * n // 3}, 2: {n // 3, 2 * n // 3}, 1: {n // 2}}[samples]
+    by_loss: list[Reference] = []
+    try:
+        for k, loss in enumerate(losses[:1] if samples == 1 else losses):
+            of_row = row_loss(loss, captured.targets[k])
+            by_loss.append(Reference(loop, of_row, sorted(rows), strict=False))
+            if not by_loss[k].has_losses(captured.values[k][sorted(rows)]):
+                raise StaleRoutesError("a loss or a layer depends on the number of samples")
+    except StaleRoutesError:
+        raise
+    except Exception as problem:
+        logger.debug("routes are tried anew: %s", described(problem))
+        trial = Trial(loop.model, [part[:2] for part in inputs], loop, len(losses))
+        tried = {n: r for n, r in routes.items() if r.kind not in ("model", "loop")}
+        wrong = [name for name, right in trial.verdicts(tried).items() if not right]
+        if wrong:
+            raise StaleRoutesError(wrong[0]) from problem
+        return
+    for k, reference in enumerate(by_loss):
+        _compare(reference, k, loop.params, gradients)
+
+
+def _compare(
+    reference: Reference, loss: int, params: Mapping[str, Tensor], samples: Sequence[GradSample]
+) -> None:
+    # In float32 a unit of one sample may lie so near a kink that rounding decides its gradient: of
+    # three samples two have to differ there, in float64 one.
     exact = all(p.dtype == torch.float64 for p in params.values())
     enough = 1 if exact or len(reference.rows) == 1 else 2
     refuted = dict.fromkeys(params, 0)
