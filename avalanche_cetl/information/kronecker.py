@@ -185,7 +185,8 @@ class _Side:
             self.trace += torch.linalg.vector_norm(x, dim=(-2, -1)).double().square()
             self.trace += x.shape[-2] * self.one_more
         if self._sketch is None:
-            self.sums += self._times(x, self._with_one(x)).double()
+            with_one = torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.one_more else x
+            self.sums += self._times(x, with_one).double()
             return
         sketch = self._sketch.to(x)
         seen = x @ sketch[..., : x.shape[-1], :]
@@ -209,9 +210,6 @@ class _Side:
         if self._sketch is not None and self._rounds == self.passes - 1:
             shape = (columns, columns)
         self.sums = x.new_zeros(*x.shape[:-2], *shape, dtype=torch.float64)
-
-    def _with_one(self, x: Tensor) -> Tensor:
-        return torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.one_more else x
 
     def _times(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``X^T Y``, with the column of ones in X."""

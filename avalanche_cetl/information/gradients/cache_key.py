@@ -40,12 +40,16 @@ def cache_key(
     """Return what a network has to have in common with another one to take the same routes.
 
     :param wrapped: whether the model is a wrapper around the network, made anew for every
-        measurement: then its choices of outputs and heads count in the place of itself.
+        measurement: then its choices (names of outputs, tasks of heads) count in its place.
     """
-    choices = {n: v for n, v in vars(model).items() if _is_choice(v)} if wrapped else {}
+    choices = [
+        (name, value)
+        for name, value in vars(model).items()
+        if wrapped and isinstance(value, tuple) and all(isinstance(v, str | int) for v in value)
+    ]
     return (
         type(model),
-        tuple(sorted(choices.items())),
+        tuple(sorted(choices)),
         tuple((name, id(module), type(module)) for name, module in model.named_modules() if name),
         tuple((name, id(p), p.shape, p.dtype, p.device) for name, p in params.items()),
         tuple((part.shape[1:], part.dtype) for part in inputs),
@@ -53,11 +57,6 @@ def cache_key(
         losses,
         registrations(),
     )
-
-
-def _is_choice(value: Any) -> bool:
-    """Return whether a wrapper is made with this choice: names of outputs, tasks of heads."""
-    return isinstance(value, tuple) and all(isinstance(part, str | int) for part in value)
 
 
 def signature(model: nn.Module, losses: Sequence[BoundLoss] = ()) -> int:

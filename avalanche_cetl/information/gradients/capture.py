@@ -119,11 +119,6 @@ def _expanded(model: nn.Module, names: Sequence[str], samples: int) -> Iterator[
             owner._parameters[local] = parameter
 
 
-def _differentiable(outputs: Any) -> bool:
-    """Return whether the one output has a gradient: of several, a loss may read one without."""
-    return isinstance(outputs, Tensor) and outputs.requires_grad
-
-
 def capture(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -186,7 +181,9 @@ def capture(
                     f"the loss gave {len(values[-1])} values for {n} samples; it has to give one "
                     "per sample, shape (N,)."
                 )
-            if _differentiable(outputs) and not values[-1].requires_grad:
+            # Of several outputs a loss may read one that has no gradient.
+            alone = isinstance(outputs, Tensor) and outputs.requires_grad
+            if alone and not values[-1].requires_grad:
                 raise ValueError(
                     f"the loss has no gradient: it is detached, or of type {values[-1].dtype}. It "
                     "has to be computed from the model's outputs by differentiable operations."

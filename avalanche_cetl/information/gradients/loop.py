@@ -50,11 +50,6 @@ class Loop:
         self._inputs = list(inputs)
         self._seen = self._by_backward = False
 
-    @cached_property
-    def pairs(self) -> bool:
-        """Whether single samples run as pairs; found out when it is first asked for."""
-        return self._loses_its_batch_axis()
-
     def of(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
         """Run one sample.
 
@@ -70,16 +65,17 @@ class Loop:
                 # Checkpointing in its reentrant form refuses autograd.grad, which is to be had
                 # otherwise: backward() calls hooks of parameters, which may step an optimiser
                 # or reduce gradients over processes.
-                if self._hooked:
+                hooks = "_post_accumulate_grad_hooks"
+                if any(getattr(p, hooks, None) for p in self.model.parameters()):
                     raise
-        with self._differentiating(), _gradients_put_back(self.model):
+        with requires_grad(self.params.values(), True), _gradients_put_back(self.model):
             value = self._loss(row, loss)
             value.backward()
             self._by_backward = True
             return value.detach(), {name: _dense(p.grad) for name, p in self.params.items()}
 
     def _by_grad(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
-        with self._differentiating():
+        with requires_grad(self.params.values(), True):
             value = self._loss(row, loss)
             if not value.requires_grad:
                 return value, dict.fromkeys(self.params)
@@ -92,15 +88,10 @@ class Loop:
             self._seen = True
             return value.detach(), dict(zip(self.params, map(_dense, gradients), strict=False))
 
-    @property
-    def _hooked(self) -> bool:
-        """Whether a backward pass would call hooks of parameters."""
-        hooks = "_post_accumulate_grad_hooks"
-        return any(getattr(p, hooks, None) for p in self.model.parameters())
-
     def _loss(self, row: int, loss: RowLoss) -> Tensor:
         rows = [row, row] if self.pairs else [row]
-        return loss(self.outputs(row, self.pairs), rows)[0]
+        with torch.enable_grad():
+            return loss(self.outputs(row, self.pairs), rows)[0]
 
     def outputs(self, row: int, pair: bool) -> Any:
         """Run the model on one sample, or on the same sample twice."""
@@ -108,14 +99,10 @@ class Loop:
         one = [part[row : row + 1].detach() for part in self._inputs]
         return self.model(*(torch.cat([part, part]) if pair else own_copy(part) for part in one))
 
-    @contextmanager
-    def _differentiating(self) -> Iterator[None]:
-        with requires_grad(self.params.values(), True), torch.enable_grad():
-            yield
-
+    @cached_property
     @torch.no_grad()
-    def _loses_its_batch_axis(self) -> bool:
-        """Return whether outputs for one sample are not those for two with one row less."""
+    def pairs(self) -> bool:
+        """Whether single samples run as pairs: their outputs are not those of two less a row."""
         try:
             two = _shapes(self.outputs(0, pair=True))
         except Exception:

@@ -219,9 +219,8 @@ def _vectorised(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop")
         gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(*batch)
-    return {name: _own(values) for name, values in gradients.items()}
-
-
-def _own(values: Tensor) -> Tensor:
-    """Return values with memory for each sample: vmap repeats equal ones by a stride of 0."""
-    return values.clone(memory_format=torch.contiguous_format) if 0 in values.stride() else values
+    # Memory for each sample: vmap repeats equal values by a stride of 0.
+    return {
+        name: g.clone(memory_format=torch.contiguous_format) if 0 in g.stride() else g
+        for name, g in gradients.items()
+    }
