@@ -2,7 +2,7 @@
 
 import torch
 
-from avalanche_cetl.information.gradients.rotation import LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import LayerBasis
 
 
 def drawn_layer(seed, shape, rank=99, *, weight="w", bias="b", groups=None):
@@ -53,6 +53,13 @@ def matrices(layer, values):
             matrix = torch.cat([matrix, values[layer.bias][own].unsqueeze(1)], 1)
         found.append(matrix)
     return found
+
+
+def rotated(layer, values):
+    """``U^T W V`` of weight and bias, group by group."""
+    pairs = zip(sides(layer), matrices(layer, values), strict=True)
+    parts = [left.T @ matrix @ right for (left, right), matrix in pairs]
+    return torch.stack(parts).reshape(layer.shape)
 
 
 def directions(layer):

@@ -26,7 +26,7 @@ from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.generalized import dwa_penalty
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.information.likelihood import negative_log_likelihood, sample_targets
 from avalanche_cetl.information.outputs import sample_output_vectors
 from avalanche_cetl.models.coupled import CoupledModel, Outputs, TargetTasks

@@ -20,7 +20,7 @@ from avalanche_cetl.information.generalized import (
     normalize_importance,
     shared_weights,
 )
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.information.kronecker import kronecker_basis
 from avalanche_cetl.information.likelihood import Loss, select
 from avalanche_cetl.information.relative import fisher_and_relative

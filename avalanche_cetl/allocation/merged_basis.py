@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avalanche_cetl.allocation.parameters import grown
-from avalanche_cetl.information.gradients.precision import without_dust
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.precision import flush_denormals
 
 Weights = dict[str, Tensor]
 
@@ -158,7 +158,7 @@ def _together(
     for u, v, f in wide:
         total = total + (left.mT @ u).square() @ f @ (v.mT @ right).square()
     kind = parts[0][1].dtype
-    left, right, total = (without_dust(one, kind) for one in (left, right, total))
+    left, right, total = (flush_denormals(one, kind) for one in (left, right, total))
     return replace(whole, left=left, right=right), total
 
 

@@ -14,7 +14,7 @@ from avalanche_cetl.allocation.sample import TaskSample
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.picks import Output, check_output, pick
 from avalanche_cetl.common.tensors import own_copy
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.information.likelihood import (
     check_targets,
     negative_log_likelihood,

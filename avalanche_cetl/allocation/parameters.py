@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 #: Modules that only run another one, and the name of it in them, which stands in the names of all
 #: its parameters. They are told by their classes: a network may have a ``module`` of its own.

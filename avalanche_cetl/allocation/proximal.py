@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.parameters import basis_of, widened
 from avalanche_cetl.information.generalized import dwa_penalty
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
 Weights = dict[str, Tensor]
 

@@ -22,7 +22,7 @@ from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.sample import Heads
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.information.generalized import mean_importance, normalize_importance
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 
 class ImportanceStore(ABC):

@@ -16,7 +16,7 @@ from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.allocation.sample import Heads, Rows, TaskSample, in_turn
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.models.targets import reads_task_labels
 
 

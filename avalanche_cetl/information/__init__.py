@@ -8,8 +8,8 @@ from avalanche_cetl.information.generalized import (
     normalize_importance,
     shared_weights,
 )
-from avalanche_cetl.information.gradients.forms import register_layer_gradients
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.registry import register_layer_gradients
 from avalanche_cetl.information.kronecker import kronecker_basis
 from avalanche_cetl.information.outputs import (
     every_output_vector,

@@ -57,7 +57,7 @@ def default_bins(samples: int) -> int:
     return max(2, int((samples / _SAMPLES_PER_CELL) ** 0.5))
 
 
-def histogram(first: Tensor, second: Tensor, bins: int | None = None) -> Tensor:
+def histogram(first: Tensor, second: Tensor) -> Tensor:
     """Compute plug-in mutual information over quantile bins, over the mean of the two entropies.
 
     ``2 I(A, B) / (H(A) + H(B))`` with ``A`` and ``B`` the bins of the two values: the
@@ -66,13 +66,10 @@ def histogram(first: Tensor, second: Tensor, bins: int | None = None) -> Tensor:
 
     :param first: per-sample values ``(N, P)``.
     :param second: the same for the other task.
-    :param bins: bins per axis; None for :func:`default_bins`.
     :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
     """
     n = len(first)
-    bins = default_bins(n) if bins is None else bins
-    if bins < 2:
-        raise ValueError(f"bins={bins}: mutual information needs at least 2 bins.")
+    bins = default_bins(n)
     a, b = quantile_bins(first, bins), quantile_bins(second, bins)
     cells = (a * bins + b).T
     joint = torch.zeros(cells.shape[0], bins * bins, dtype=first.dtype, device=first.device)

@@ -11,8 +11,8 @@ where ``chunk_bytes`` would not hold them). Linear, convolution, normalisation, 
 recurrent layers have closed forms, and a user's own layers may have
 (:func:`~avalanche_cetl.information.register_layer_gradients`); class tokens and the like take one
 copy per sample, and torch.func runs what is left, module by module. What torch.func cannot run
-takes a plain backward pass for each sample, with one warning in the log. Every route is tried on
-two samples against autograd first, and proven on samples of the batch with the loss itself.
+takes a loop over single samples, with one warning in the log. Every route is verified against that
+loop: on two samples when it is chosen, and on samples of the batch with the loss itself.
 """
 
 from __future__ import annotations
@@ -24,82 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
-from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.information.gradients.engine import with_engine
-from avalanche_cetl.information.gradients.means import restored, square_means
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
-from avalanche_cetl.information.likelihood import BoundLoss, Loss, LossName
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
+from avalanche_cetl.information.gradients.per_sample import per_sample_gradients
+from avalanche_cetl.information.gradients.second_moments import square_means
+from avalanche_cetl.information.likelihood import Loss, LossName
 from avalanche_cetl.information.outputs import Likelihood
 
 #: Bound on activations and per-sample gradients held at once. 500 images of 32 x 32 pixels fit into
 #: it for CICNN (1 MiB each), 104 for ResNet-26.
 DEFAULT_CHUNK_BYTES = 512 * 2**20
-
-
-def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the positional inputs of a model, all with the same first dimension N.
-
-    :raises ValueError: when there are no samples, or lengths differ.
-    :raises TypeError: for anything but tensors.
-    """
-    parts = (inputs,) if isinstance(inputs, Tensor) else inputs
-    if not isinstance(parts, tuple | list) or not all(isinstance(p, Tensor) for p in parts):
-        raise TypeError(
-            "inputs have to be a tensor (N, ...) or a tuple of tensors, got "
-            f"{type(inputs).__name__}; torch.as_tensor(...) makes one of an array."
-        )
-    parts = tuple(parts)
-    lengths = {len(part) if part.dim() else 0 for part in parts}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(
-            "inputs need the same, non-zero number of samples in their first dimension; "
-            f"got {[tuple(part.shape) for part in parts]}."
-        )
-    return parts
-
-
-def select_params(
-    model: nn.Module, params: Sequence[str] | Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Return the parameters to measure: those named, or all that require a gradient.
-
-    :param model: that has them.
-    :param params: names (or a mapping keyed by names) out of ``model.named_parameters()``.
-    :raises ValueError: when a name is unknown or nothing is left to measure.
-    """
-    named: dict[str, Tensor] = dict(model.named_parameters())
-    if params is None:
-        chosen = {name: p for name, p in named.items() if p.requires_grad}
-        if not chosen:
-            raise ValueError(
-                "the model has no parameter that requires a gradient, so it has no Fisher "
-                "information; name frozen parameters in `params=` to measure them."
-            )
-        return chosen
-    if isinstance(params, str):
-        raise TypeError(f"params={params!r} is one name; give a list of names, [{params!r}].")
-    unknown = [name for name in params if name not in named]
-    if unknown:
-        raise ValueError(f"params {unknown} are not among the model's {sorted(named)}.")
-    return {name: named[name] for name in params}
-
-
-def within(basis: KroneckerBasis | None, params: Mapping[str, Tensor]) -> KroneckerBasis | None:
-    """Return the basis of those of its layers that are measured.
-
-    :raises ValueError: when a layer is measured without a bias that is part of it.
-    """
-    if basis is None:
-        return None
-    layers = {name: layer for name, layer in basis.items() if name in params}
-    for name, layer in layers.items():
-        if layer.bias is not None and layer.bias not in params:
-            raise ValueError(
-                f"the basis of {name!r} has {layer.bias!r} in it, which params= leaves out: name "
-                "both, or make the basis with the same params=."
-            )
-    return KroneckerBasis(layers)
 
 
 def fisher_information(
@@ -156,19 +89,8 @@ def fisher_information(
     >>> fisher_information(model, x, loss=lambda out: out.squeeze(1))["weight"]
     tensor([[ 5., 10.]])
     """
-    with gradients_allowed(model), evaluation_mode(model) as state:
-        parts = outside_of_inference(as_tuple(inputs))
-        chosen = select_params(model, params)
-        targets = outside_of_inference(targets)
-        bound = BoundLoss(loss, targets, len(parts[0]), likelihood, generator)
-        return with_engine(
-            lambda engine: restored(engine, square_means(engine).fisher[0]),
-            model,
-            parts,
-            [bound],
-            chosen,
-            chunk_bytes,
-            Processes(process_group),
-            state,
-            within(basis, chosen),
-        )
+    with per_sample_gradients(
+        model, inputs, [(loss, targets)], params, chunk_bytes, process_group, basis,
+        likelihood, generator,
+    ) as gradients:  # fmt: skip
+        return gradients.reduce(lambda g: g.restored(square_means(g).fisher[0]))

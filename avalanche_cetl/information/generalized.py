@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 #: Weights that the penalty is computed for at once. Measured over 8 million float32 weights on one
 #: core: 2^17 and 2^19 are equal, 2^15 takes 1.5 times as long (too many small operations), 2^23 1.3
@@ -145,9 +145,9 @@ def _total_and_count(
     total, count = 0.0, 0.0
     for name, value in importance.items():
         total += float(value.sum(dtype=torch.float64))
-        found = int(value.count_nonzero())
+        live = int(value.count_nonzero())
         layer = None if basis is None else basis.get(name)
-        count += found if layer is None else found / max(1, value.numel()) * layer.weights
+        count += live if layer is None else live / max(1, value.numel()) * layer.weights
     return total, count
 
 
@@ -185,7 +185,7 @@ def dwa_penalty(
             raise ValueError(f"importance has {name!r}, which params or anchors lack.")
         parameter, anchor = params[name], anchors[name]
         if basis is not None and name in basis:
-            away = {one: params[one] - anchors[one] for one in basis[name].parameters}
+            away = {n: params[n] - anchors[n] for n in basis[name].parameters}
             parameter = basis[name].rotate(away)
             anchor = torch.zeros_like(parameter)
         if not parameter.shape == anchor.shape == weight.shape:
@@ -221,20 +221,20 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
-        found: Sequence[Tensor]
+        gradients_of_params: Sequence[Tensor]
         if torch.is_grad_enabled() or ctx.pull is None:  # differentiated twice, or once more
             parts = ctx.saved_tensors
-            found = [
+            gradients_of_params = [
                 scale * ctx.lam * weight * (parameter - anchor)
                 for parameter, anchor, weight in zip(
                     parts[0::3], parts[1::3], parts[2::3], strict=True
                 )
             ]
         else:
-            found, ctx.pull = ctx.pull, None
+            gradients_of_params, ctx.pull = ctx.pull, None
             if scale.device.type != "cpu" or scale != 1:
-                found = [gradient.mul_(scale) for gradient in found]
-        return None, *(part for gradient in found for part in (gradient, None, None))
+                gradients_of_params = [gradient.mul_(scale) for gradient in gradients_of_params]
+        return None, *(part for gradient in gradients_of_params for part in (gradient, None, None))
 
 
 def _in_blocks(

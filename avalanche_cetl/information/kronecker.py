@@ -13,11 +13,11 @@ U, a direction is ``u_i v_j^T``, and its Fisher information is ``F_ij = mean_n (
 the diagonal of the exact Fisher information in these coordinates (EKFAC; George et al. 2018), not
 the product of two eigenvalues.
 
-The leading eigenvectors alone are kept: those that hold a share of the factor's trace, at most
-``rank``. They are computed in float64 (in float32 ``eigh`` does not converge where inputs are
-always blank), and, where a factor has more than ``_DENSE`` rows, by a randomised method with two
-subspace iterations (Halko, Martinsson and Tropp 2011), which needs products with the factor and
-never the factor itself.
+The leading eigenvectors alone are kept: those that hold the factor's trace, at most ``rank``. They
+are computed in float64 (in float32 ``eigh`` does not converge where inputs are always blank), and,
+where a factor has more than ``_DENSE`` rows, by a randomised method with two subspace iterations
+(Halko, Martinsson and Tropp 2011), which needs products with the factor and never the factor
+itself.
 
 Layers that are shared or called several times, and all that have no weight matrix (norms,
 embeddings), stay diagonal in their own coordinates.
@@ -32,16 +32,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
-from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params
-from avalanche_cetl.information.gradients.batches import slices
-from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
-from avalanche_cetl.information.gradients.forms import Factors
-from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
-from avalanche_cetl.information.gradients.precision import without_dust
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis, columns_of
-from avalanche_cetl.information.likelihood import BoundLoss, Loss, LossName
+from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES
+from avalanche_cetl.information.gradients.closed_form import ClosedForm
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis, columns_of
+from avalanche_cetl.information.gradients.grad_sample import slices
+from avalanche_cetl.information.gradients.per_sample import (
+    PerSampleGradients,
+    per_sample_gradients,
+)
+from avalanche_cetl.information.gradients.precision import flush_denormals
+from avalanche_cetl.information.gradients.registry import Factors
+from avalanche_cetl.information.likelihood import Loss, LossName
 from avalanche_cetl.information.outputs import Likelihood
 
 #: Rows of a factor from which on it is not made. A dense eigendecomposition of 1,024 rows takes
@@ -53,7 +54,7 @@ _OVERSAMPLING = 16
 _BLOCK = 32 * 2**20
 #: A trace below this counts as this.
 _TINY = 1e-300
-#: A share of 1 is held when rounding alone is missing: this, or so many units in the last place of
+#: A trace is held when rounding alone is missing: this share, or so many units in the last place of
 #: the gradients' type.
 _ROUNDING, _UNITS = 1e-12, 8
 
@@ -68,7 +69,6 @@ def kronecker_basis(
     likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
     rank: int = 64,
-    share: float = 1.0,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
 ) -> KroneckerBasis:
@@ -79,81 +79,66 @@ def kronecker_basis(
     that takes targets that were drawn before (:func:`sample_targets`), with ``"logits"`` vectors
     (:func:`sample_output_vectors`), which :func:`projected_outputs` reads.
 
-    :param model: see :func:`fisher_information`, as all below but ``rank`` and ``share``.
+    :param model: see :func:`fisher_information`, as all below but ``rank``.
     :param rank: most directions kept on either side of a layer, >= 1.
-    :param share: of a factor's trace that the directions kept hold at least, in (0, 1]; the cap
-        ``rank`` goes first.
     :return: the basis; its layers are those with a weight matrix that is used once.
     :raises ValueError: for values out of range, and as in :func:`fisher_information`.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank={rank!r} has to be a whole number >= 1.")
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} is outside (0, 1].")
-    with gradients_allowed(model), evaluation_mode(model) as state:
-        parts = outside_of_inference(as_tuple(inputs))
-        chosen = select_params(model, params)
-        bound = BoundLoss(loss, outside_of_inference(targets), len(parts[0]), likelihood, generator)
-        return with_engine(
-            lambda engine: _basis_of(engine, rank, share),
-            model,
-            parts,
-            [bound],
-            chosen,
-            chunk_bytes,
-            Processes(process_group),
-            state,
-        )
+    with per_sample_gradients(
+        model, inputs, [(loss, targets)], params, chunk_bytes, process_group,
+        likelihood=likelihood, generator=generator,
+    ) as gradients:  # fmt: skip
+        return gradients.reduce(lambda g: _basis(g, rank))
 
 
 @torch.no_grad()
-def _basis_of(engine: PerSampleGradients, rank: int, share: float) -> KroneckerBasis:
+def _basis(gradients: PerSampleGradients, rank: int) -> KroneckerBasis:
     layers: dict[str, _Layer] = {}
     passes, done = 1, 0
     while done < passes:
-        for batch in engine.batches():
-            for bundle in batch.bundles:
-                if not (isinstance(bundle, LayerBundle) and bundle.factored and bundle.alive(0)):
+        for batch in gradients.batches():
+            for sample in batch.grad_samples:
+                if not (isinstance(sample, ClosedForm) and sample.factored and sample.reached(0)):
                     continue
-                if bundle.name not in layers:
-                    layers[bundle.name] = _Layer(bundle, _bias_of(engine, bundle), rank)
-                for rows in slices(batch.samples, _rows_at_once(bundle)):
-                    layers[bundle.name].add(bundle.factors(rows, 0))
-        factors = [(name, side) for name, layer in layers.items() for side in layer.sides]
-        engine.meet([(name, side.sums.shape) for name, side in factors])
-        for _, side in factors:
+                if sample.name not in layers:
+                    bias = _bias_of(gradients, sample)
+                    layers[sample.name] = _Layer(sample, bias, rank)
+                rows_at_once = max(1, _BLOCK // max(1, sample.factor_bytes))
+                for rows in slices(batch.samples, rows_at_once):
+                    layers[sample.name].add(sample.factors(rows, 0))
+        sides = [(name, side) for name, layer in layers.items() for side in layer.sides]
+        gradients.meet([(name, side.sums.shape) for name, side in sides])
+        for _, side in sides:
             if not side.done:
-                engine.processes.add([side.sums, side.trace] if done == 0 else [side.sums])
-                side.finish(engine.total)
+                sums = [side.sums, side.trace] if done == 0 else [side.sums]
+                gradients.processes.add(sums)
+                side.finish(gradients.total)
         done += 1
-        passes = max([passes, *(side.passes for _, side in factors)])
-    return KroneckerBasis({name: layer.basis(share) for name, layer in layers.items()})
+        passes = max([passes, *(side.passes for _, side in sides)])
+    return KroneckerBasis({name: layer.basis() for name, layer in layers.items()})
 
 
-def _bias_of(engine: PerSampleGradients, bundle: LayerBundle) -> str | None:
+def _bias_of(gradients: PerSampleGradients, sample: ClosedForm) -> str | None:
     """Return the bias that is one more input of a layer; None where it is not, or not measured."""
-    module = bundle.uses[0].module
-    name = bundle.name.removesuffix("weight") + "bias"
+    module = sample.uses[0].module
+    name = sample.name.removesuffix("weight") + "bias"
     plain = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     bias = getattr(module, "bias", None)
-    if not plain or name not in engine.params or bias is None:
+    if not plain or name not in gradients.params or bias is None:
         return None
-    route = engine.routes[name]
-    once = route.kind == "layer" and len(route.owners) == 1
-    return name if engine.params[name] is bias and once else None
-
-
-def _rows_at_once(bundle: LayerBundle) -> int:
-    """Return how many samples are read together."""
-    return max(1, _BLOCK // max(1, bundle.factor_bytes))
+    route = gradients.routes[name]
+    once = route.kind == "closed_form" and len(route.owners) == 1
+    return name if gradients.params[name] is bias and once else None
 
 
 class _Layer:
     """The two Kronecker factors of a layer while they are added up."""
 
-    def __init__(self, bundle: LayerBundle, bias: str | None, rank: int):
-        self.name, self.bias = bundle.name, bias
-        self._columns = columns_of(bundle)
+    def __init__(self, sample: ClosedForm, bias: str | None, rank: int):
+        self.name, self.bias = sample.name, bias
+        self._columns = columns_of(sample)
         self.sides = (_Side(rank), _Side(rank, one_more=bias is not None))
 
     def add(self, factors: Factors) -> None:
@@ -161,9 +146,9 @@ class _Layer:
         for side, rows in zip(self.sides, (factors.left.mT, factors.right), strict=True):
             side.add(rows.movedim(0, -3).flatten(-3, -2))
 
-    def basis(self, share: float) -> LayerBasis:
+    def basis(self) -> LayerBasis:
         """Return the leading eigenvectors of both, the inputs in the order of the weight."""
-        left, right = (side.leading(share) for side in self.sides)
+        left, right = (side.leading() for side in self.sides)
         count = len(self._columns)
         right = torch.cat([right[..., self._columns, :], right[..., count:, :]], -2)
         return LayerBasis(self.name, self.bias, left, right)
@@ -200,7 +185,8 @@ class _Side:
             self.trace += torch.linalg.vector_norm(x, dim=(-2, -1)).double().square()
             self.trace += x.shape[-2] * self.one_more
         if self._sketch is None:
-            self.sums += self._times(x, self._with_one(x)).double()
+            with_one = torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.one_more else x
+            self.sums += self._times(x, with_one).double()
             return
         sketch = self._sketch.to(x)
         seen = x @ sketch[..., : x.shape[-1], :]
@@ -212,26 +198,23 @@ class _Side:
     def _begin(self, x: Tensor) -> None:
         """Make room for the sums of a round."""
         self._begun, self._dtype = True, x.dtype
-        size, kept = x.shape[-1] + self.one_more, self.rank + _OVERSAMPLING
+        size, columns = x.shape[-1] + self.one_more, self.rank + _OVERSAMPLING
         if self._rounds == 0:
             self.trace = x.new_zeros(x.shape[:-2], dtype=torch.float64)
-            if size > max(_DENSE, kept):
+            if size > max(_DENSE, columns):
                 self.passes = 3
                 generator = torch.Generator().manual_seed(0)
-                drawn = torch.randn(size, kept, generator=generator, dtype=torch.float64)
-                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, kept)
-        shape = (size, size) if self._sketch is None else (size, kept)
+                drawn = torch.randn(size, columns, generator=generator, dtype=torch.float64)
+                self._sketch = drawn.to(x.device).expand(*x.shape[:-2], size, columns)
+        shape = (size, size) if self._sketch is None else (size, columns)
         if self._sketch is not None and self._rounds == self.passes - 1:
-            shape = (kept, kept)
+            shape = (columns, columns)
         self.sums = x.new_zeros(*x.shape[:-2], *shape, dtype=torch.float64)
-
-    def _with_one(self, x: Tensor) -> Tensor:
-        return torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.one_more else x
 
     def _times(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``X^T Y``, with the column of ones in X."""
-        found = x.mT @ y
-        return torch.cat([found, y.sum(-2, keepdim=True)], -2) if self.one_more else found
+        product = x.mT @ y
+        return torch.cat([product, y.sum(-2, keepdim=True)], -2) if self.one_more else product
 
     def finish(self, samples: int) -> None:
         """End a round over the samples."""
@@ -243,7 +226,7 @@ class _Side:
             self._sketch = torch.linalg.qr(self.sums).Q
             self._begun = False
 
-    def leading(self, share: float) -> Tensor:
+    def leading(self) -> Tensor:
         """Return the leading eigenvectors as columns, ``([G,] d, r)``."""
         values, vectors = torch.linalg.eigh(self.sums)
         values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
@@ -252,6 +235,6 @@ class _Side:
         held = values.cumsum(-1) / self.trace.clamp_min(_TINY).unsqueeze(-1)
         # Else rounding would decide whether directions without any information are kept.
         missing = max(_ROUNDING, _UNITS * torch.finfo(self._dtype).eps)
-        needed = int((held < share * (1 - missing)).sum(-1).max()) + 1
-        kept = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
-        return without_dust(kept.contiguous(), self._dtype)
+        needed = int((held < 1 - missing).sum(-1).max()) + 1
+        leading = vectors[..., : min(self.rank, needed, vectors.shape[-1])]
+        return flush_denormals(leading.contiguous(), self._dtype)

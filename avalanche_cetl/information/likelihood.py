@@ -89,9 +89,9 @@ def check_targets(targets: Tensor, likelihood: str) -> None:
     rows = (~good.reshape(len(targets), -1).all(1)).nonzero().flatten()
     if len(rows):
         row = int(rows[0])
-        found = targets[row].reshape(-1)[~good[row].reshape(-1)][0].item()
+        value = targets[row].reshape(-1)[~good[row].reshape(-1)][0].item()
         raise ValueError(
-            f"targets[{row}] is {found} (of {len(rows)} such rows); likelihood={likelihood!r} "
+            f"targets[{row}] is {value} (of {len(rows)} such rows); likelihood={likelihood!r} "
             f"needs {allowed}. An unknown label has no empirical Fisher information: leave "
             "those rows out, draw their labels with sample_targets, or use loss='sampled'."
         )

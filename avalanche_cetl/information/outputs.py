@@ -179,7 +179,7 @@ def every_output_vector(outputs: Tensor, likelihood: str = "categorical") -> Ten
         p = torch.arange(1, size, dtype=torch.float64).view(-1, 1, 1)
         each = ((place < p).double() - p * (place == p)) / (p * (p + 1)).sqrt()
         each = each * (p < count) * ((size - 1) / count).sqrt()
-    return torch.stack([_placed(one * there, outputs) for one in each])
+    return torch.stack([_placed(vector * there, outputs) for vector in each])
 
 
 def _there(outputs: Tensor) -> Tensor:
@@ -193,5 +193,5 @@ def _placed(vectors: Tensor, outputs: Tensor) -> Tensor:
     They are NaN where an output is: the gradients of a product do not depend on the outputs, and a
     network that has diverged would have an importance as every other has.
     """
-    found = vectors.reshape(outputs.shape).to(outputs)
-    return torch.where(outputs.detach().isnan(), math.nan, found)
+    placed = vectors.reshape(outputs.shape).to(outputs)
+    return torch.where(outputs.detach().isnan(), math.nan, placed)

@@ -39,17 +39,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.common.modes import evaluation_mode, gradients_allowed, outside_of_inference
-from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.estimators import ESTIMATORS, Estimator, check_estimator
-from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES, as_tuple, select_params, within
-from avalanche_cetl.information.gradients.batches import Batch
-from avalanche_cetl.information.gradients.bundles import Bundle
-from avalanche_cetl.information.gradients.engine import PerSampleGradients, with_engine
-from avalanche_cetl.information.gradients.means import SquareMeans, restored, square_means
-from avalanche_cetl.information.gradients.moments import gaussian_relative
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
-from avalanche_cetl.information.likelihood import BoundLoss, Loss
+from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
+from avalanche_cetl.information.gradients.gaussian_copula import gaussian_relative
+from avalanche_cetl.information.gradients.grad_sample import Batch, GradSample
+from avalanche_cetl.information.gradients.per_sample import (
+    PerSampleGradients,
+    per_sample_gradients,
+)
+from avalanche_cetl.information.gradients.second_moments import SquareMeans, square_means
+from avalanche_cetl.information.likelihood import Loss
 
 #: Copies of a group's values that exist at once: two tasks', and about six in an estimator that
 #: sorts.
@@ -136,43 +136,45 @@ def fisher_and_relative(
     """
     check_estimator(estimator)
 
-    def work(engine: PerSampleGradients) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        means = square_means(engine, norms=normalize_samples)
+    def both(gradients: PerSampleGradients) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        means = square_means(gradients, norms=normalize_samples)
         if estimator == "gaussian":
-            relative = gaussian_relative(engine, means, normalize_samples)
+            relative = gaussian_relative(gradients, means, normalize_samples)
         else:
-            relative = _estimated(engine, means, estimator, normalize_samples)
-        return restored(engine, means.fisher[0]), restored(engine, relative)
+            relative = _estimated(gradients, means, estimator, normalize_samples)
+        return gradients.restored(means.fisher[0]), gradients.restored(relative)
 
-    with gradients_allowed(model), evaluation_mode(model) as state:
-        parts = outside_of_inference(as_tuple(inputs))
-        chosen = select_params(model, params)
-        bound = [
-            BoundLoss(loss, outside_of_inference(goal), len(parts[0]))
-            for loss, goal in zip(losses, targets, strict=True)
-        ]
-        processes = Processes(process_group)
-        return with_engine(
-            work, model, parts, bound, chosen, chunk_bytes, processes, state, within(basis, chosen)
-        )
+    with per_sample_gradients(
+        model, inputs, list(zip(losses, targets, strict=True)), params, chunk_bytes,
+        process_group, basis,
+    ) as gradients:  # fmt: skip
+        return gradients.reduce(both)
 
 
 @torch.no_grad()
 def _estimated(
-    engine: PerSampleGradients, means: SquareMeans, estimator: Estimator, normalize_samples: bool
+    gradients: PerSampleGradients,
+    means: SquareMeans,
+    estimator: Estimator,
+    normalize_samples: bool,
 ) -> dict[str, Tensor]:
     """Compute relative Fisher by an estimator that needs all samples of a weight at once."""
     relative: dict[str, Tensor] = {}
-    for group in _groups(engine, means):
+    for group in _groups(gradients, means):
         values = [
             {
-                name: task[name].new_zeros(engine.samples, columns.stop - columns.start)
+                name: task[name].new_zeros(gradients.samples, columns.stop - columns.start)
                 for name, columns in group.items()
             }
             for task in means.fisher
         ]
-        _fill(engine, group, values)
-        engine.processes.meet()
+        for batch in gradients.batches():
+            for sample in batch.grad_samples:
+                if any(name in group for name in sample.names):
+                    for k in (0, 1):
+                        if sample.reached(k):
+                            _fill(batch, sample, k, group, values[k])
+        gradients.processes.meet()
         for name, columns in group.items():
             tasks = []
             for k in (0, 1):
@@ -182,7 +184,7 @@ def _estimated(
                     value /= (
                         norm.to(value.dtype).clamp_min(torch.finfo(value.dtype).tiny).unsqueeze(1)
                     )
-                tasks.append(engine.processes.rows(value, engine.counts))
+                tasks.append(gradients.processes.rows(value, gradients.counts))
             if name not in relative:
                 relative[name] = torch.zeros_like(means.fisher[0][name])
             relative[name].view(-1)[columns] = ESTIMATORS[estimator](*tasks)
@@ -190,27 +192,15 @@ def _estimated(
 
 
 def _fill(
-    engine: PerSampleGradients, group: dict[str, slice], values: list[dict[str, Tensor]]
+    batch: Batch, sample: GradSample, k: int, group: dict[str, slice], values: dict[str, Tensor]
 ) -> None:
     """Write the squared gradients of some weights into ``values``, ``(N, columns)`` each."""
-    for batch in engine.batches():
-        for bundle in batch.bundles:
-            if not any(name in group for name in bundle.names):
-                continue
-            for k in (0, 1):
-                if bundle.alive(k):
-                    _fill_from(batch, bundle, k, group, values[k])
-
-
-def _fill_from(
-    batch: Batch, bundle: Bundle, k: int, group: dict[str, slice], values: dict[str, Tensor]
-) -> None:
-    for rows, part, (gradients,) in batch.pieces(bundle, [k]):
-        target = slice(batch.start + rows.start, batch.start + rows.stop)
+    for rows, part, (gradients,) in batch.pieces(sample, [k]):
+        target = slice(batch.rows.start + rows.start, batch.rows.start + rows.stop)
         for name, gradient in gradients.items():
             if name not in group:
                 continue
-            shape = bundle.layout(name).shape
+            shape = sample.layout(name).shape
             # Where this piece and the wanted columns overlap, counted in flat weights.
             first = (part.start or 0) * (shape[1:].numel() if shape else 1)
             flat = gradient.flatten(1)
@@ -221,9 +211,9 @@ def _fill_from(
                 values[name][target, start - columns.start : stop - columns.start] = square
 
 
-def _groups(engine: PerSampleGradients, means: SquareMeans) -> Iterator[dict[str, slice]]:
+def _groups(gradients: PerSampleGradients, means: SquareMeans) -> Iterator[dict[str, slice]]:
     """Iterate over groups of weights, so small that their values stay within ``chunk_bytes``."""
-    room = max(1, engine.chunk_bytes // (engine.total * _COPIES * 8))  # as of float64
+    room = max(1, gradients.chunk_bytes // (gradients.total * _COPIES * 8))  # as of float64
     group: dict[str, slice] = {}
     used = 0
     for name, value in means.fisher[0].items():

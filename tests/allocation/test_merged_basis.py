@@ -14,7 +14,7 @@ from naive_bases import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from avalanche_cetl.allocation.merged_basis import COPIES, NARROW, ROOM, MergedBasis
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 #: By name: shape of the weight, and what its basis is made with.
 CASES = {

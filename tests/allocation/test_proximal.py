@@ -6,7 +6,7 @@ from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import nn
 
 from avalanche_cetl.allocation.proximal import QuadraticPenalty, step_sizes
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 
 def held(experiences=3, dtype=torch.float64):

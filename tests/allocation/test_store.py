@@ -19,7 +19,7 @@ from avalanche_cetl.information.generalized import (
     mean_importance,
     normalize_importance,
 )
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
 SHAPES = {"w": torch.Size([4, 5]), "b": torch.Size([4]), "norm": torch.Size([3])}
 OPEN = {"threshold": 0.0, "probability": 1.0}

@@ -14,7 +14,6 @@ from avalanche_cetl.information.estimators import (
     LOG_FLOOR,
     default_bins,
     gaussian,
-    histogram,
     quantile_bins,
     rank,
 )
@@ -125,8 +124,3 @@ def test_quantile_bins_are_even_and_keep_ties_together():
     counts = torch.bincount(quantile_bins(values, 5)[:, 0])
     assert counts.tolist() == [20] * 5
     assert quantile_bins(torch.zeros(10, 1).double(), 4).unique().tolist() == [0]
-
-
-def test_one_bin_is_an_error():
-    with pytest.raises(ValueError, match="at least 2"):
-        histogram(*_pair(10), bins=1)

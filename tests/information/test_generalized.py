@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from avalanche_cetl import Quantile, dwa_penalty, generalized_fisher
 from avalanche_cetl.information import normalize_importance, shared_weights
 from avalanche_cetl.information.generalized import mean_importance
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
 
 def _pair():

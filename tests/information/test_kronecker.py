@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_bases import quadratic, rotated
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,207 +16,146 @@ from avalanche_cetl.information import (
 )
 from avalanche_cetl.information.estimators import gaussian, histogram, rank
 
-
-class Mean(nn.Module):
-    """The mean over all positions, whose dimensions stand after the channels."""
-
-    def forward(self, x):
-        return x.flatten(2).mean(2)
-
-
-class Sequence(nn.Module):
-    """A linear layer that reads every token."""
-
-    def __init__(self):
-        super().__init__()
-        self.token, self.head = nn.Linear(3, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.token(x)).mean(1))
+#: Of the shared cases, those with layers that have a weight matrix.
+NAMES = [
+    "mlp", "linear without bias", "tokens", "conv 1d", "conv dilation", "conv stride",
+    "conv to one pixel", "conv stride, many channels", "conv reflect", "conv groups",
+    "conv depthwise", "conv 3d", "transposed", "transposed, dilated, grouped", "group norm",
+    "layer norm", "shared layer",
+]  # fmt: skip
 
 
-class Shared(nn.Module):
-    """A layer that runs twice, and one that runs once."""
+@pytest.fixture
+def made(named_case):
+    """A network, its samples, and how it is measured."""
 
-    def __init__(self):
-        super().__init__()
-        self.twice, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+    def make(name, count=12):
+        case = named_case(name)
+        model, x, targets = case.make(count)
+        options = {"loss": "empirical", "targets": targets, "likelihood": case.likelihood}
+        return model.eval(), x, options, case.losses
 
-    def forward(self, x):
-        return self.head(torch.tanh(self.twice(torch.tanh(self.twice(x)))))
-
-
-def convolutional(layer, channels=4):
-    return nn.Sequential(layer, nn.Tanh(), Mean(), nn.Linear(channels, 3))
+    return make
 
 
-CASES = {
-    "linear": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), (5,)),
-    "no bias": (lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3)), (5,)),
-    "sequence": (Sequence, (6, 3)),
-    "conv1d": (lambda: convolutional(nn.Conv1d(2, 4, 3, stride=2, padding=1)), (2, 9)),
-    "conv2d": (lambda: convolutional(nn.Conv2d(2, 4, 3, padding=2, dilation=2)), (2, 6, 6)),
-    "strided": (lambda: convolutional(nn.Conv2d(2, 4, (3, 2), stride=(1, 2))), (2, 6, 6)),
-    "one pixel": (lambda: convolutional(nn.Conv2d(2, 4, 5)), (2, 5, 5)),
-    "many channels": (lambda: convolutional(nn.Conv2d(8, 4, 3, padding=1)), (8, 4, 4)),
-    "reflecting": (
-        lambda: convolutional(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect")), (2, 5, 5)
-    ),
-    "groups": (lambda: convolutional(nn.Conv2d(4, 4, 3, groups=2, padding=1)), (4, 5, 5)),
-    "depthwise": (lambda: convolutional(nn.Conv2d(4, 4, 3, groups=4)), (4, 5, 5)),
-    "conv3d": (lambda: convolutional(nn.Conv3d(2, 4, 2)), (2, 3, 4, 3)),
-    "transposed": (lambda: convolutional(nn.ConvTranspose2d(2, 4, 3, stride=2)), (2, 3, 3)),
-    "transposed groups": (
-        lambda: convolutional(nn.ConvTranspose2d(4, 4, 3, groups=2, padding=1)), (4, 4, 4)
-    ),
-    "norms": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), Mean(), nn.LayerNorm(4), nn.Linear(4, 3)
-        ), (2, 5, 5),
-    ),
-}  # fmt: skip
-
-
-def made(name, count=12):
-    build, shape = CASES[name]
-    torch.manual_seed(0)
-    model = build().double()
-    x = torch.randn(count, *shape, dtype=torch.float64)
-    return model, x, torch.arange(count) % 3
-
-
-def loop(model, x, losses):
-    """The gradients of every sample and loss by parameter, one backward pass after another."""
+def per_sample(model, x, loss, targets):
+    """The gradients of every sample by parameter, one backward pass after another."""
     params = dict(model.named_parameters())
-    found = [{name: [] for name in params} for _ in losses]
-    for k, loss in enumerate(losses):
-        for i in range(len(x)):
-            value = loss(model(x[i : i + 1]), slice(i, i + 1)).sum()
-            for name, g in zip(params, torch.autograd.grad(value, params.values()), strict=True):
-                found[k][name].append(g)
-    return [{name: torch.stack(g) for name, g in task.items()} for task in found]
+    rows = [
+        torch.autograd.grad(loss(model(x[i : i + 1]), targets[i : i + 1]).sum(), params.values())
+        for i in range(len(x))
+    ]
+    return {
+        n: torch.stack(values) for n, values in zip(params, zip(*rows, strict=True), strict=True)
+    }
 
 
-def rotated(gradients, layer):
-    """``U^T G_n V`` of every sample, group by group."""
-    g = gradients[layer.weight]
-    groups = layer.left.shape[0] if layer.left.dim() == 3 else 1
-    left = layer.left.reshape(groups, *layer.left.shape[-2:])
-    right = layer.right.reshape(groups, *layer.right.shape[-2:])
-    rows = g.shape[1] // groups
-    found = []
-    for n in range(len(g)):
-        parts = []
-        for k in range(groups):
-            matrix = g[n, k * rows : (k + 1) * rows].flatten(1)
-            if layer.bias is not None:
-                bias = gradients[layer.bias][n, k * rows : (k + 1) * rows]
-                matrix = torch.cat([matrix, bias.unsqueeze(1)], 1)
-            parts.append(left[k].T @ matrix @ right[k])
-        found.append(torch.stack(parts).reshape(layer.shape))
-    return torch.stack(found)
-
-
-def nll(y):
-    return lambda out, rows: F.cross_entropy(out, y[rows], reduction="none")
-
-
-def two_losses(y):
-    """Two losses per sample, and the same as the library takes them."""
-    ours = (
-        lambda out, y: F.cross_entropy(out, y, reduction="none"),
-        lambda out, y: out.square().sum(1) * (1 + y),
-    )
-    return [lambda out, rows, one=one: one(out, y[rows]) for one in ours], ours
+def second_loss(out, targets):
+    return out.flatten(1).square().sum(1) * (1 + targets.flatten(1).sum(1) ** 2)
 
 
 def wanted(gradients, basis):
     """Per-sample values by the names that a basis measures."""
-    values = {name: rotated(gradients, layer) for name, layer in basis.items()}
+    count = len(next(iter(gradients.values())))
+    rows = [{name: g[n] for name, g in gradients.items()} for n in range(count)]
+    values = {n: torch.stack([rotated(layer, row) for row in rows]) for n, layer in basis.items()}
     others = {n: g for n, g in gradients.items() if n not in basis and n not in basis.folded}
     return values | others
 
 
-@pytest.mark.parametrize("rank_", [64, 2])
-@pytest.mark.parametrize("name", CASES)
-def test_fisher_in_a_basis_is_the_mean_square_of_rotated_gradients(name, rank_):
-    model, x, y = made(name)
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=rank_)
-    found = fisher_information(model, x, "empirical", targets=y, basis=basis)
-    (gradients,) = loop(model, x, [nll(y)])
+def assert_means_of_squares(fisher, gradients, basis):
     values = wanted(gradients, basis)
-    assert found.keys() == values.keys()
-    for one, value in values.items():
-        torch.testing.assert_close(found[one], value.square().mean(0), rtol=1e-10, atol=1e-15)
+    assert fisher.keys() == values.keys()
+    for name, value in values.items():
+        torch.testing.assert_close(fisher[name], value.square().mean(0), rtol=1e-10, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_full_basis_keeps_the_sum_of_the_fisher_information(name):
-    model, x, y = made(name)
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=1000)
-    within = fisher_information(model, x, "empirical", targets=y, basis=basis)
-    plain = fisher_information(model, x, "empirical", targets=y)
+@pytest.mark.parametrize("rank_", [64, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_fisher_in_a_basis_is_the_mean_square_of_rotated_gradients(made, name, rank_):
+    model, x, options, loss = made(name)
+    basis = kronecker_basis(model, x, rank=rank_, **options)
+    fisher = fisher_information(model, x, basis=basis, **options)
+    assert_means_of_squares(fisher, per_sample(model, x, loss, options["targets"]), basis)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_basis_keeps_the_sum_of_the_fisher_information(made, name):
+    model, x, options, _ = made(name)
+    basis = kronecker_basis(model, x, rank=1000, **options)
+    within = fisher_information(model, x, basis=basis, **options)
+    plain = fisher_information(model, x, **options)
     for weight, layer in basis.items():
         total = sum(plain[one].sum() for one in layer.parameters)
         torch.testing.assert_close(within[weight].sum(), total, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", ["linear", "groups", "norms"])
-def test_few_samples_are_measured_in_the_basis_of_many(name, count):
-    model, x, y = made(name)
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
-    x, y = x[:count], y[:count]
-    found = fisher_information(model, x, "empirical", targets=y, basis=basis)
-    (gradients,) = loop(model, x, [nll(y)])
-    for one, value in wanted(gradients, basis).items():
-        torch.testing.assert_close(found[one], value.square().mean(0), rtol=1e-10, atol=1e-15)
+@pytest.mark.parametrize("name", ["mlp", "conv groups", "group norm"])
+def test_few_samples_are_measured_in_the_basis_of_many(made, name, count):
+    model, x, options, loss = made(name)
+    basis = kronecker_basis(model, x, rank=3, **options)
+    options["targets"] = options["targets"][:count]
+    fisher = fisher_information(model, x[:count], basis=basis, **options)
+    gradients = per_sample(model, x[:count], loss, options["targets"])
+    assert_means_of_squares(fisher, gradients, basis)
 
 
-def test_fisher_in_a_basis_does_not_depend_on_the_room_for_activations():
-    model, x, y = made("conv2d", 24)
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
-    small = kronecker_basis(model, x, "empirical", targets=y, rank=3, chunk_bytes=20_000)
+def test_fisher_in_a_basis_does_not_depend_on_the_room_for_activations(made):
+    model, x, options, _ = made("conv dilation", 24)
+    basis = kronecker_basis(model, x, rank=3, **options)
+    small = kronecker_basis(model, x, rank=3, chunk_bytes=20_000, **options)
     for name, layer in basis.items():
-        products = (
-            (layer.right.T @ small[name].right).abs(),
-            (layer.left.T @ small[name].left).abs(),
-        )
-        for product in products:  # the same directions, up to their sign
-            torch.testing.assert_close(
-                product, torch.eye(len(product)).to(product), atol=1e-8, rtol=0
-            )
-    whole = fisher_information(model, x, "empirical", targets=y, basis=basis)
-    pieces = fisher_information(model, x, "empirical", targets=y, basis=basis, chunk_bytes=20_000)
+        for one, other in ((layer.right, small[name].right), (layer.left, small[name].left)):
+            overlap = (one.T @ other).abs()  # the same directions, up to their sign
+            torch.testing.assert_close(overlap, torch.eye(len(overlap)).double(), atol=1e-8, rtol=0)
+    whole = fisher_information(model, x, basis=basis, **options)
+    pieces = fisher_information(model, x, basis=basis, chunk_bytes=20_000, **options)
     for name, value in whole.items():
         torch.testing.assert_close(pieces[name], value, rtol=1e-10, atol=1e-15)
 
 
-@pytest.mark.parametrize(("estimator", "naive"), [("rank", rank), ("histogram", histogram)])
-@pytest.mark.parametrize("name", ["linear", "conv2d", "groups", "transposed"])
-def test_relative_fisher_in_a_basis_is_the_estimate_from_rotated_gradients(name, estimator, naive):
-    model, x, y = made(name, 30)
-    own, ours = two_losses(y)
-    basis = kronecker_basis(model, x, ours[0], targets=y, rank=3)
+def both_losses(made, name, **estimator):
+    """Fisher and relative Fisher of two losses in a basis, and squares of rotated gradients."""
+    model, x, options, loss = made(name, 30)
+    losses, targets = (loss, second_loss), options["targets"]
+    targets = (targets, targets.reshape(len(targets), -1).double())
+    basis = kronecker_basis(model, x, rank=3, **options)
     fisher, relative = fisher_and_relative(
-        model, x, ours, targets=(y, y), estimator=estimator, basis=basis
+        model, x, losses, targets=targets, basis=basis, **estimator
     )
-    first, second = (wanted(g, basis) for g in loop(model, x, own))
-    for one in relative:
-        a, b = first[one].square().flatten(1), second[one].square().flatten(1)
-        torch.testing.assert_close(relative[one].flatten(), naive(a, b), rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(fisher[one].flatten(), a.mean(0), rtol=1e-10, atol=1e-15)
+    pairs = zip(losses, targets, strict=True)
+    values = [wanted(per_sample(model, x, loss, of_loss), basis) for loss, of_loss in pairs]
+    squares = [{n: v.square().flatten(1) for n, v in of_loss.items()} for of_loss in values]
+    return fisher, relative, squares
 
 
-@pytest.mark.parametrize("name", ["conv2d", "groups", "transposed"])
-def test_gaussian_relative_fisher_in_a_basis_is_that_of_rotated_gradients(name):
-    model, x, y = made(name, 30)
-    own, ours = two_losses(y)
-    basis = kronecker_basis(model, x, ours[0], targets=y, rank=3)
-    _, relative = fisher_and_relative(model, x, ours, targets=(y, y), basis=basis)
-    first, second = (wanted(g, basis) for g in loop(model, x, own))
-    a, b = first["0.weight"].square().flatten(1), second["0.weight"].square().flatten(1)
-    torch.testing.assert_close(relative["0.weight"].flatten(), gaussian(a, b), rtol=1e-8, atol=1e-8)
+@pytest.mark.parametrize(("estimator", "naive"), [("rank", rank), ("histogram", histogram)])
+@pytest.mark.parametrize("name", ["mlp", "conv dilation", "conv groups", "transposed"])
+def test_relative_fisher_in_a_basis_is_the_estimate_from_rotated_gradients(
+    made, name, estimator, naive
+):
+    fisher, relative, (first, second) = both_losses(made, name, estimator=estimator)
+    for one, value in relative.items():
+        wanted = naive(first[one], second[one])
+        torch.testing.assert_close(value.flatten(), wanted, rtol=1e-8, atol=1e-10)
+        mean = first[one].mean(0)
+        torch.testing.assert_close(fisher[one].flatten(), mean, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["conv dilation", "conv groups", "transposed"])
+def test_gaussian_relative_fisher_in_a_basis_is_that_of_rotated_gradients(made, name):
+    _, relative, (first, second) = both_losses(made, name)
+    weight = "2.weight" if name == "transposed" else "0.weight"
+    naive = gaussian(first[weight], second[weight])
+    torch.testing.assert_close(relative[weight].flatten(), naive, rtol=1e-8, atol=1e-8)
+
+
+def test_the_gate_draws_direction_by_direction(made):
+    fisher, relative, _ = both_losses(made, "conv dilation")
+    gated = generalized_fisher(fisher, relative, probability=1.0)
+    for name, value in gated.items():
+        assert torch.equal(value, torch.where(relative[name] >= 0.5, fisher[name], 0))
 
 
 def factors_of(model, layer, x, y, unfold):
@@ -241,15 +181,15 @@ def factors_of(model, layer, x, y, unfold):
 @pytest.mark.parametrize(
     ("name", "unfold"),
     [
-        ("linear", lambda a: a.unsqueeze(1)),
-        ("conv2d", lambda a: F.unfold(a, 3, padding=2, dilation=2).mT),
-        ("many channels", lambda a: F.unfold(a, 3, padding=1).mT),
+        ("mlp", lambda a: a.unsqueeze(1)),
+        ("conv dilation", lambda a: F.unfold(a, 2, padding=(0, 2), dilation=(2, 3)).mT),
+        ("conv stride, many channels", lambda a: F.unfold(a, 3, stride=(2, 1)).mT),
     ],
 )
-def test_the_basis_has_the_leading_eigenvectors_of_both_factors(name, unfold):
-    model, x, y = made(name)
-    layer = kronecker_basis(model, x, "empirical", targets=y, rank=3)["0.weight"]
-    inputs, outputs = factors_of(model, model[0], x, y, unfold)
+def test_the_basis_has_the_leading_eigenvectors_of_both_factors(made, name, unfold):
+    model, x, options, _ = made(name)
+    layer = kronecker_basis(model, x, rank=3, **options)["0.weight"]
+    inputs, outputs = factors_of(model, model[0], x, options["targets"], unfold)
     for factor, vectors in ((inputs, layer.right), (outputs, layer.left)):
         values = torch.linalg.eigvalsh(factor).flip(0)[: vectors.shape[1]]
         torch.testing.assert_close(vectors.T @ factor @ vectors, values.diag(), rtol=0, atol=1e-12)
@@ -271,20 +211,6 @@ def test_large_factors_give_the_same_directions_without_being_made(monkeypatch):
         torch.testing.assert_close(overlap, torch.eye(4).double(), rtol=0, atol=1e-6)
 
 
-def test_directions_hold_the_share_of_the_trace_that_is_asked_for():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3)).double()
-    x = torch.randn(50, 6).double() * torch.tensor([10.0, 5.0, 1.0, 0.1, 0.1, 0.1])
-    y = torch.arange(50) % 3
-    values = torch.linalg.eigvalsh(x.T @ x / 50).flip(0)
-    held = values.cumsum(0) / values.sum()
-    for share in (0.5, 0.9, 0.99, 1.0):
-        layer = kronecker_basis(model, x, "empirical", targets=y, share=share)["0.weight"]
-        kept = layer.right.shape[1]
-        assert held[kept - 1] >= share * (1 - 1e-9)
-        assert kept == 1 or held[kept - 2] < share
-
-
 def test_rounding_in_single_precision_keeps_no_direction_without_information():
     torch.manual_seed(0)
     model, x = nn.Linear(30, 12), torch.randn(4, 30)
@@ -294,15 +220,15 @@ def test_rounding_in_single_precision_keeps_no_direction_without_information():
         assert layer.shape == (4, 4)
 
 
-def test_shared_layers_stay_diagonal():
-    torch.manual_seed(0)
-    model, x, y = Shared().double(), torch.randn(9, 5).double(), torch.arange(9) % 3
-    basis = kronecker_basis(model, x, "empirical", targets=y)
-    assert set(basis) == {"head.weight"} and basis.folded == {"head.bias"}
-    found = fisher_information(model, x, "empirical", targets=y, basis=basis)
-    plain = fisher_information(model, x, "empirical", targets=y)
-    assert found.keys() == {"twice.weight", "twice.bias", "head.weight"}
-    torch.testing.assert_close(found["twice.weight"], plain["twice.weight"], rtol=1e-10, atol=0)
+def test_shared_layers_stay_diagonal(made):
+    model, x, options, _ = made("shared layer")
+    basis = kronecker_basis(model, x, **options)
+    fisher = fisher_information(model, x, basis=basis, **options)
+    plain = fisher_information(model, x, **options)
+    shared = [name for name in plain if name not in basis and name not in basis.folded]
+    assert basis and shared
+    for name in shared:
+        torch.testing.assert_close(fisher[name], plain[name], rtol=1e-10, atol=0)
 
 
 class BiasTwice(nn.Module):
@@ -323,24 +249,19 @@ def test_a_bias_that_is_read_elsewhere_too_stays_out_of_the_basis(count):
     basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
     assert "layer.bias" not in basis.folded and "head.bias" in basis.folded
     x, y = x[:count], y[:count]
-    found = fisher_information(model, x, "empirical", targets=y, basis=basis)
-    (gradients,) = loop(model, x, [nll(y)])
-    values = wanted(gradients, basis)
-    assert found.keys() == values.keys()
-    for one, value in values.items():
-        torch.testing.assert_close(found[one], value.square().mean(0), rtol=1e-10, atol=1e-15)
-
-
-@pytest.mark.parametrize("name", ["linear", "groups", "transposed", "norms"])
-def test_the_penalty_in_a_basis_is_eq_11_over_directions(name):
-    model, x, y = made(name)
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
     fisher = fisher_information(model, x, "empirical", targets=y, basis=basis)
+    assert_means_of_squares(fisher, per_sample(model, x, F.cross_entropy, y), basis)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv groups", "transposed", "group norm"])
+def test_the_penalty_in_a_basis_is_eq_11_over_directions(made, name):
+    model, x, options, _ = made(name)
+    basis = kronecker_basis(model, x, rank=3, **options)
+    fisher = fisher_information(model, x, basis=basis, **options)
     anchors = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in model.named_parameters()}
     params = dict(model.named_parameters())
     penalty = dwa_penalty(params, anchors, fisher, 0.7, basis)
-    moved = {n: (p - anchors[n]).unsqueeze(0) for n, p in params.items()}
-    total = sum((fisher[n] * value[0].square()).sum() for n, value in wanted(moved, basis).items())
+    total = quadratic(fisher, basis, {n: p - anchors[n] for n, p in params.items()})
     torch.testing.assert_close(penalty, 0.35 * total, rtol=1e-12, atol=0)
     for got, want in zip(
         torch.autograd.grad(penalty, params.values()),
@@ -350,12 +271,12 @@ def test_the_penalty_in_a_basis_is_eq_11_over_directions(name):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["linear", "groups"])
-def test_autocast_does_not_round_a_penalty_in_a_basis(name):
-    model, x, y = made(name)
+@pytest.mark.parametrize("name", ["mlp", "conv groups"])
+def test_autocast_does_not_round_a_penalty_in_a_basis(made, name):
+    model, x, options, _ = made(name)
     model, x = model.float(), x.float()
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
-    fisher = fisher_information(model, x, "empirical", targets=y, basis=basis)
+    basis = kronecker_basis(model, x, rank=3, **options)
+    fisher = fisher_information(model, x, basis=basis, **options)
     params = dict(model.named_parameters())
     anchors = {n: p.detach() + 0.1 for n, p in params.items()}
     found = []
@@ -368,19 +289,9 @@ def test_autocast_does_not_round_a_penalty_in_a_basis(name):
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_the_gate_draws_direction_by_direction():
-    model, x, y = made("conv2d")
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
-    _, ours = two_losses(y)
-    fisher, relative = fisher_and_relative(model, x, ours, targets=(y, y), basis=basis)
-    gated = generalized_fisher(fisher, relative, probability=1.0)
-    for name, value in gated.items():
-        assert torch.equal(value, torch.where(relative[name] >= 0.5, fisher[name], 0))
-
-
-def test_directions_come_back_from_weights_that_are_made_of_them():
-    model, x, y = made("groups")
-    for layer in kronecker_basis(model, x, "empirical", targets=y, rank=3).values():
+def test_directions_come_back_from_weights_that_are_made_of_them(made):
+    model, x, options, _ = made("conv groups")
+    for layer in kronecker_basis(model, x, rank=3, **options).values():
         params = {n: p.detach() for n, p in model.named_parameters()}
         directions = layer.rotate(params)
         made_of_them = layer.restore(directions, {n: p.shape for n, p in params.items()})
@@ -388,38 +299,38 @@ def test_directions_come_back_from_weights_that_are_made_of_them():
         torch.testing.assert_close(layer.rotate(made_of_them), directions, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"rank": 0}, "rank=0"), ({"rank": 2.0}, "rank=2.0"), ({"share": 0}, "share=0")],
-)
-def test_arguments_out_of_range_are_refused(options, message):
-    model, x, y = made("linear")
-    with pytest.raises(ValueError, match=message):
-        kronecker_basis(model, x, "empirical", targets=y, **options)
+@pytest.mark.parametrize("rank_", [0, 2.0])
+def test_ranks_out_of_range_are_refused(made, rank_):
+    model, x, options, _ = made("mlp")
+    with pytest.raises(ValueError, match=f"rank={rank_}"):
+        kronecker_basis(model, x, rank=rank_, **options)
 
 
-def test_a_layer_without_the_bias_of_its_basis_is_refused():
-    model, x, y = made("linear")
-    basis = kronecker_basis(model, x, "empirical", targets=y)
+def test_a_layer_without_the_bias_of_its_basis_is_refused(made):
+    model, x, options, _ = made("mlp")
+    basis = kronecker_basis(model, x, **options)
     with pytest.raises(ValueError, match=r"'0\.bias'"):
-        fisher_information(model, x, "empirical", ["0.weight"], targets=y, basis=basis)
+        fisher_information(model, x, params=["0.weight"], basis=basis, **options)
 
 
-@pytest.mark.parametrize("name", ["linear", "no bias", "conv2d", "strided", "many channels"])
-def test_fisher_in_a_full_basis_is_the_ekfac_of_curvlinops(name):
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "linear without bias", "conv dilation", "conv stride", "conv stride, many channels"],
+)
+def test_fisher_in_a_full_basis_is_the_ekfac_of_curvlinops(made, name):
     curvlinops = pytest.importorskip("curvlinops")
-    model, x, y = made(name)
+    model, x, options, _ = made(name)
     theirs = curvlinops.EKFACLinearOperator(
         model,
         nn.CrossEntropyLoss(),
         list(model.parameters()),
-        [(x, y)],
+        [(x, options["targets"])],
         fisher_type=curvlinops.FisherType.EMPIRICAL,
         separate_weight_and_bias=False,
         check_deterministic=False,
     )
-    basis = kronecker_basis(model, x, "empirical", targets=y, rank=1000)
-    fisher = fisher_information(model, x, "empirical", targets=y, basis=basis)
+    basis = kronecker_basis(model, x, rank=1000, **options)
+    fisher = fisher_information(model, x, basis=basis, **options)
     vector = torch.randn(theirs.shape[1], dtype=torch.float64)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from naive_bases import matrices, sides
+from naive_bases import rotated
 from torch import nn
 
 from avalanche_cetl.information import (
@@ -100,18 +100,7 @@ def test_importance_of_every_case_in_its_basis_is_that_of_the_rotated_jacobian(c
         for k in range(len(next(iter(one.values()))))
     ]
     for name, layer in basis.items():
-        squares = [
-            torch.stack(
-                [
-                    (left.T @ matrix @ right).square()
-                    for (left, right), matrix in zip(
-                        sides(layer), matrices(layer, row), strict=True
-                    )
-                ]
-            )
-            for row in rows
-        ]
-        wanted = torch.stack(squares).mean(0).reshape(layer.shape)
+        wanted = torch.stack([rotated(layer, row).square() for row in rows]).mean(0)
         torch.testing.assert_close(found[name], wanted, rtol=1e-8, atol=1e-14, msg=name)
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from avalanche_cetl import relative_fisher
+from avalanche_cetl.information import fisher_and_relative
 from avalanche_cetl.information.estimators import ESTIMATORS, LOG_FLOOR
 
 
@@ -13,21 +14,54 @@ def _second(out, targets):
     return (out.flatten(1) * targets).sum(1).tanh() + out.flatten(1).square().sum(1)
 
 
-def _outer_logs(model, layer, x, loss, target):
+class _TwoCodes(nn.Module):
+    """A decoder that each loss reads by a call of its own, as CETL's is."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 4), nn.Linear(3, 4)
+        self.decoder = nn.Sequential(
+            nn.Tanh(), nn.Linear(4, 18), nn.Tanh(), nn.Unflatten(1, (2, 3, 3)),
+            nn.ConvTranspose2d(2, 1, 3),
+        )  # fmt: skip
+
+    def forward(self, a, b):
+        return self.decoder(self.one(a)), self.decoder(self.two(b))
+
+
+def _image_loss(index):
+    return lambda outputs, goal: 0.5 * (outputs[index] - goal).square().flatten(1).sum(1)
+
+
+def _two_codes():
+    torch.manual_seed(0)
+    inputs = torch.randn(24, 5).double(), torch.randn(24, 3).double()
+    goal = torch.randn(24, 1, 5, 5).double()
+    return _TwoCodes().double(), inputs, (_image_loss(0), _image_loss(1)), (goal, goal)
+
+
+def _of_case(case):
+    model, x, targets = case.make(24)
+    weights = torch.randn_like(model.eval()(x).flatten(1)).detach()
+    return model, (x,), (case.losses, _second), (targets, weights)
+
+
+def _outer_logs(model, layer, inputs, loss, target):
     """Logs of a layer whose gradients are single outer products: the floor is on each factor."""
     calls = []
     handle = layer.register_forward_hook(lambda m, a, out: calls.append((a[0].detach(), out)))
-    losses = loss(model(x), target)
+    losses = loss(model(*inputs), target)
     handle.remove()
-    if len(calls) != 1:
+    gradients = torch.autograd.grad(losses.sum(), [out for _, out in calls], allow_unused=True)
+    read = [(x, g) for (x, _), g in zip(calls, gradients, strict=True) if g is not None]
+    if len(read) != 1:
         return None
-    inside, out = calls[0]
-    (g,) = torch.autograd.grad(losses.sum(), out)
+    ((x, g),) = read
     if isinstance(layer, nn.Conv2d) and g[0, 0].numel() == 1:
-        inside, g = inside.flatten(1), g.flatten(1)
+        x, g = x.flatten(1), g.flatten(1)
     elif not isinstance(layer, nn.Linear) or g.dim() != 2:
         return None
-    return (_log(g.square()).unsqueeze(2) + _log(inside.square()).unsqueeze(1)).flatten(1)
+    return (_log(g.square()).unsqueeze(2) + _log(x.square()).unsqueeze(1)).flatten(1)
 
 
 def _log(values):
@@ -51,7 +85,20 @@ RELATIVE = [
     "tied by a function",
     "shared layer",
     "residual",
+    "two codes",
 ]
+
+
+def _squares(model, inputs, loss, target):
+    """Of every sample and parameter, one backward pass after another, ``(N, P)`` each."""
+    params, rows = dict(model.named_parameters()), []
+    for i in range(len(target)):
+        value = loss(model(*(part[i : i + 1] for part in inputs)), target[i : i + 1]).sum()
+        gradients = torch.autograd.grad(value, params.values(), allow_unused=True)
+        pairs = zip(params.values(), gradients, strict=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
+    squares = [torch.stack(g).reshape(len(target), -1) ** 2 for g in zip(*rows, strict=True)]
+    return dict(zip(params, squares, strict=True))
 
 
 @pytest.mark.parametrize("chunk_bytes", [2**20, 2**15])
@@ -61,54 +108,43 @@ RELATIVE = [
 def test_relative_fisher_equals_the_estimator_on_naive_values(
     named_case, name, estimator, normalize_samples, chunk_bytes
 ):
-    case = named_case(name)
-    model, x, targets = case.make(24)
-    model.eval()
-    weights = torch.randn_like(model(x).flatten(1)).detach()
-    losses = (case.losses, _second)
-    found = relative_fisher(
+    made = _two_codes() if name == "two codes" else _of_case(named_case(name))
+    model, inputs, losses, targets = made
+    fisher, relative = fisher_and_relative(
         model,
-        x,
+        inputs,
         losses,
-        targets=(targets, weights),
+        targets=targets,
         estimator=estimator,
         normalize_samples=normalize_samples,
         chunk_bytes=chunk_bytes,
     )
-    params = dict(model.named_parameters())
-    tasks, norms = [], []
-    for loss, target in zip(losses, (targets, weights), strict=True):
-        rows = [
-            torch.autograd.grad(loss(model(x[i : i + 1]), target[i : i + 1]).sum(), params.values())
-            for i in range(len(x))
-        ]
-        squares = [torch.stack(p).reshape(len(x), -1) ** 2 for p in zip(*rows, strict=True)]
-        tasks.append(dict(zip(params, squares, strict=True)))
-        norms.append(sum(p.sum(1, keepdim=True) for p in squares))
-    for key, p in params.items():
+    pairs = list(zip(losses, targets, strict=True))
+    tasks = [_squares(model, inputs, *pair) for pair in pairs]
+    norms = [sum(s.sum(1, keepdim=True) for s in task.values()) for task in tasks]
+    for key, p in model.named_parameters():
         first, second = tasks[0][key], tasks[1][key]
-        owner = model.get_submodule(key.rpartition(".")[0])
         if estimator == "gaussian":
             logs = [_log(first), _log(second)]
             if key.endswith("weight") and name != "tied by a function":
-                pairs = zip(losses, (targets, weights), strict=True)
-                outer = [_outer_logs(model, owner, x, f, t) for f, t in pairs]
-                logs = logs if outer[0] is None else outer
+                owner = model.get_submodule(key.rpartition(".")[0])
+                outer = [_outer_logs(model, owner, inputs, *pair) for pair in pairs]
+                logs = logs if any(of_task is None for of_task in outer) else outer
             if normalize_samples:
                 logs = [log - norm.log() for log, norm in zip(logs, norms, strict=True)]
-            wanted = _correlation(*logs).view_as(p)
-            alive = ((first.sum(0) > 0) & (second.sum(0) > 0)).view_as(p)
-            wanted = torch.where(alive, wanted, torch.zeros_like(wanted))
+            alive = (first.sum(0) > 0) & (second.sum(0) > 0)
+            wanted = torch.where(alive, _correlation(*logs), 0.0)
         else:
             if normalize_samples:
                 first, second = first / norms[0], second / norms[1]
-            wanted = ESTIMATORS[estimator](first, second).view_as(p)
+            wanted = ESTIMATORS[estimator](first, second)
         # Gradients that are zero but for rounding (a bias in front of a softmax) rank at random.
-        real = (first.mean(0) > 1e-25).view_as(p) & (second.mean(0) > 1e-25).view_as(p)
-        torch.testing.assert_close(
-            found[key][real], wanted[real], rtol=1e-7, atol=1e-9, msg=f"{key} {found[key]}"
-        )
-        assert (found[key] >= 0).all() and (found[key] <= 1).all()
+        real = (tasks[0][key].mean(0) > 1e-25) & (tasks[1][key].mean(0) > 1e-25)
+        found = relative[key].flatten()
+        torch.testing.assert_close(found[real], wanted[real], rtol=1e-7, atol=1e-9, msg=key)
+        assert (found >= 0).all() and (found <= 1).all()
+        mean = tasks[0][key].mean(0).view_as(p)
+        torch.testing.assert_close(fisher[key], mean, rtol=1e-9, atol=1e-14, msg=key)
 
 
 def test_relative_fisher_is_symmetric_and_scale_free(named_case):

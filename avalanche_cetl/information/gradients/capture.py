@@ -6,7 +6,7 @@ of activations only. Tensor hooks keep the output gradient of every layer in que
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.processes import StartAgainError
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.information.likelihood import BoundLoss
+
+
+class RowMismatchError(StartAgainError):
+    """A layer was given other rows than the batch's: its calls cannot be split by sample."""
 
 
 @dataclass
@@ -34,9 +39,20 @@ class Call:
     steps: dict[str, Call] | None = None
 
     @property
+    def values(self) -> tuple[Any, ...]:
+        """All inputs: positional ones, then those by keyword."""
+        return (*self.inputs, *self.named.values())
+
+    @property
     def x(self) -> Any:
         """The first input."""
-        return self.inputs[0] if self.inputs else next(iter(self.named.values()))
+        return self.values[0]
+
+    def rowwise(self, samples: int) -> tuple[bool, ...]:
+        """Return which of the inputs have as many rows as there are samples."""
+        return tuple(
+            isinstance(v, Tensor) and v.dim() > 0 and len(v) == samples for v in self.values
+        )
 
 
 @dataclass
@@ -71,17 +87,16 @@ class _Start(torch.autograd.Function):
 
 
 @contextmanager
-def gradients_for(model: nn.Module, chosen: Sequence[Tensor]) -> Iterator[None]:
-    """Make exactly these parameters require a gradient; put everything back afterwards."""
-    wanted = {id(p) for p in chosen}
-    before = [(p, p.requires_grad) for p in model.parameters()]
+def requires_grad(parameters: Iterable[Tensor], required: bool) -> Iterator[None]:
+    """Let parameters require a gradient, or none; put everything back afterwards."""
+    before = [(p, p.requires_grad) for p in parameters]
     try:
         for p, _ in before:
-            p.requires_grad_(id(p) in wanted)
+            p.requires_grad_(required)
         yield
     finally:
-        for p, required in before:
-            p.requires_grad_(required)
+        for p, was_required in before:
+            p.requires_grad_(was_required)
 
 
 @contextmanager
@@ -102,11 +117,6 @@ def _expanded(model: nn.Module, names: Sequence[str], samples: int) -> Iterator[
     finally:
         for owner, local, parameter in places:
             owner._parameters[local] = parameter
-
-
-def _differentiable(outputs: Any) -> bool:
-    """Return whether the one output has a gradient: of several, a loss may read one without."""
-    return isinstance(outputs, Tensor) and outputs.requires_grad
 
 
 def capture(
@@ -155,7 +165,7 @@ def capture(
 
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(bool(modules or expand)))
-        stack.enter_context(gradients_for(model, ()))
+        stack.enter_context(requires_grad(model.parameters(), False))
         copies = stack.enter_context(_expanded(model, expand, n))
         for module in modules:
             handle = module.register_forward_hook(keep, with_kwargs=True)
@@ -171,7 +181,9 @@ def capture(
                     f"the loss gave {len(values[-1])} values for {n} samples; it has to give one "
                     "per sample, shape (N,)."
                 )
-            if _differentiable(outputs) and not values[-1].requires_grad:
+            # Of several outputs a loss may read one that has no gradient.
+            alone = isinstance(outputs, Tensor) and outputs.requires_grad
+            if alone and not values[-1].requires_grad:
                 raise ValueError(
                     f"the loss has no gradient: it is detached, or of type {values[-1].dtype}. It "
                     "has to be computed from the model's outputs by differentiable operations."
@@ -180,12 +192,12 @@ def capture(
         for current, value in enumerate(values):
             if not value.requires_grad:
                 continue
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 value.sum(),
                 [token, *copies.values()],
                 retain_graph=current + 1 < len(values),
                 allow_unused=True,
             )
-            for name, gradient in zip(copies, found[1:], strict=True):
+            for name, gradient in zip(copies, gradients[1:], strict=True):
                 captured.expanded[name][current] = gradient
     return captured

@@ -1,7 +1,8 @@
-"""What per-sample gradients are cast to before they are squared or added up."""
+"""What per-sample gradients are cast to before they are squared or added up, and autocast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,7 +19,7 @@ def magnitude(gradient: Tensor) -> Tensor:
     return gradient.abs() if gradient.is_complex() else gradient
 
 
-def single(values: Tensor) -> Tensor:
+def to_float32(values: Tensor) -> Tensor:
     """Return half precision as float32, anything else as it is.
 
     The squares of gradients below 2.4e-4 are 0 in float16, and a sum in bfloat16 stops to grow
@@ -27,13 +28,13 @@ def single(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def wide(x: Tensor, like: Tensor) -> Tensor:
+def like_dtype(x: Tensor, gradient: Tensor) -> Tensor:
     """Return a layer's input, detached; floating point in the type of its output gradient."""
     x = x.detach()
-    return x.to(like.dtype) if x.is_floating_point() else x
+    return x.to(gradient.dtype) if x.is_floating_point() else x
 
 
-def without_dust(x: Tensor, dtype: torch.dtype) -> Tensor:
+def flush_denormals(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in a floating-point type, 0 where it is nothing beside its largest entry.
 
     Entries that a product cannot notice may be denormal numbers, with which processors calculate
@@ -41,6 +42,13 @@ def without_dust(x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     largest = x.abs().max() if x.numel() else x.new_zeros(())
     return torch.where(x.abs() < torch.finfo(dtype).eps ** 2 * largest, 0, x).to(dtype)
+
+
+def current_autocast(device: torch.device) -> Callable[[], torch.autocast]:
+    """Return a function that makes contexts with the autocast state of now."""
+    kind = device.type
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
 def without_autocast(values: Tensor) -> AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
-"""Closed forms of torch's own layers: per-sample gradients from input and output gradient.
+"""Grad samplers of torch's own layers: per-sample gradients from input and output gradient.
 
 A weight's per-sample gradient is mostly a sum of outer products over positions (tokens,
-pixels), and is returned as its two :class:`~avalanche_cetl.information.gradients.forms.Factors`.
+pixels), and is returned as its two :class:`~avalanche_cetl.information.gradients.registry.Factors`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl.information.gradients.forms import (
+from avalanche_cetl.information.gradients.grad_samplers_rnn import RECURRENT, can_be_unrolled
+from avalanche_cetl.information.gradients.registry import (
     Factors,
-    Form,
-    form_for,
+    GradSampler,
     register_layer_factors,
     register_layer_gradients,
+    registered_for,
 )
-from avalanche_cetl.information.gradients.recurrent import RECURRENT, unrolled
 
 Inputs = tuple[Any, ...]
 
@@ -212,30 +212,34 @@ def _indices(module: nn.Embedding, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor
     return index, g
 
 
-def form_of(module: nn.Module, name: str) -> Form | None:
-    """Return the closed form of a layer's own parameter of that name; None where it has none.
+def grad_sampler_of(module: nn.Module, name: str) -> GradSampler | None:
+    """Return the grad sampler of a layer's own parameter of that name; None where it has none.
 
     The weights of a recurrent layer have that of a linear layer which reads its steps; see
-    :mod:`~avalanche_cetl.information.gradients.recurrent`.
+    :mod:`~avalanche_cetl.information.gradients.grad_samplers_rnn`.
     """
-    form = form_for(type(module), name)
-    if form is not None:
+    sampler = registered_for(type(module), name)
+    if sampler is not None:
         # Rows are divided by how often they were read in the whole batch.
-        frequency = form.rule is embedding and module.scale_grad_by_freq
-        return None if frequency else form
-    if unrolled(module):
-        kind = next(kind for kind in RECURRENT if isinstance(module, kind))
+        by_frequency = sampler.function is embedding and module.scale_grad_by_freq
+        return None if by_frequency else sampler
+    if can_be_unrolled(module):
+        layer_type = next(kind for kind in RECURRENT if isinstance(module, kind))
         if name.startswith("weight_"):
-            return Form(kind, linear, factored=True, by_step=True)
+            return GradSampler(layer_type, linear, factored=True, by_step=True)
         if name.startswith("bias_"):
-            return Form(kind, linear_bias, factored=False, by_step=True)
+            return GradSampler(layer_type, linear_bias, factored=False, by_step=True)
     return None
 
 
 def is_torchs_own(module: nn.Module, name: str) -> bool:
-    """Return whether the form is this package's, and the forward pass torch's that it was made for.
+    """Return whether the grad sampler is ours, and the forward pass torch's that it was made for.
 
-    Where no gradient reaches such a layer, its form is taken without having been seen at work.
+    Where no gradient reaches such a layer, it is taken without having been seen at work.
     """
-    form = form_of(module, name)
-    return form is not None and form.builtin and type(module).forward is form.kind.forward
+    sampler = grad_sampler_of(module, name)
+    return (
+        sampler is not None
+        and sampler.builtin
+        and type(module).forward is sampler.layer_type.forward
+    )

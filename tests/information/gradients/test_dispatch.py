@@ -1,4 +1,4 @@
-"""Plans: which routes they choose, and how long they are kept."""
+"""Which routes are chosen, and how long they are kept."""
 
 import logging
 
@@ -9,16 +9,13 @@ from torch.nn import functional as F
 
 from avalanche_cetl import fisher_information
 from avalanche_cetl.common.state import ModelState
-from avalanche_cetl.information.gradients import plan
-from avalanche_cetl.information.gradients.plain import PlainGradients
-from avalanche_cetl.information.likelihood import BoundLoss
+from avalanche_cetl.information.gradients.dispatch import dispatch
+from avalanche_cetl.information.gradients.loop import Loop
 
 
-def _plan(model, x):
+def _dispatched(model, x):
     params = dict(model.eval().named_parameters())
-    plain = PlainGradients(model, [x], params, ModelState(model))
-    losses = [BoundLoss(lambda out: out.flatten(1).sum(1), None, len(x))]
-    return plan.plan_routes(model, [x], params, losses, plain)[0]
+    return dispatch(Loop(model, [x], params, ModelState(model)), [x], 1)
 
 
 CLOSED = [
@@ -33,20 +30,20 @@ CLOSED = [
 @pytest.mark.parametrize("name", CLOSED)
 def test_known_layers_take_their_closed_form(named_case, name):
     model, x, _ = named_case(name).make(5)
-    planned = _plan(model, x).routes
-    assert {route.kind for route in planned.values()} == {"layer"}
+    routes = _dispatched(model, x).routes
+    assert {route.kind for route in routes.values()} == {"closed_form"}
 
 
 def test_other_routes_are_taken_where_they_are_right_and_named(named_case, caplog):
     caplog.set_level(logging.DEBUG, "avalanche_cetl")
     model, x, _ = named_case("class token").make(5)
-    planned = _plan(model, x).routes
-    assert planned["token"].kind == planned["position"].kind == "expanded"
-    assert planned["scale.gamma"].kind == "module" and "scale.gamma" in caplog.text
-    assert planned["qkv.weight"].kind == "layer"
+    routes = _dispatched(model, x).routes
+    assert routes["token"].kind == routes["position"].kind == "expanded"
+    assert routes["scale.gamma"].kind == "module" and "scale.gamma" in caplog.text
+    assert routes["qkv.weight"].kind == "closed_form"
     model, x, _ = named_case("tied by a function").make(5)
-    planned = _plan(model, x).routes
-    assert planned["embedding.weight"].kind == "model"
+    routes = _dispatched(model, x).routes
+    assert routes["embedding.weight"].kind == "model"
 
 
 class _Kink(nn.Module):
@@ -68,16 +65,16 @@ def test_rounding_at_a_kink_costs_no_closed_form():
     torch.manual_seed(0)
     model, x = _Kink(), torch.randn(20, 4)
     x[0] = 0.0
-    planned = _plan(model, x).routes
-    assert {route.kind for route in planned.values()} == {"layer"}
+    routes = _dispatched(model, x).routes
+    assert {route.kind for route in routes.values()} == {"closed_form"}
 
 
 def test_memory_of_the_whole_model_route_is_counted(named_case):
     model, x, _ = named_case("tied by a function").make(5)
-    assert _plan(model, x).model_bytes > 0
+    assert _dispatched(model, x).model_bytes > 0
 
 
-def test_a_plan_that_proved_nothing_is_not_kept(named_case):
+def test_routes_that_showed_no_gradient_are_not_kept(named_case):
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -98,7 +95,7 @@ def test_a_plan_that_proved_nothing_is_not_kept(named_case):
         torch.testing.assert_close(found[key], rows.square().mean(0), rtol=1e-10, atol=1e-14)
 
 
-def test_a_changed_module_is_planned_anew(named_case):
+def test_routes_of_a_changed_module_are_chosen_anew(named_case):
     model, x, targets = named_case("mlp").make(6)
     fisher_information(model, x, "empirical", targets=targets)
     model[0] = nn.Sequential(nn.Linear(5, 7)).double()
@@ -107,7 +104,7 @@ def test_a_changed_module_is_planned_anew(named_case):
     torch.testing.assert_close(found["0.0.weight"], wanted["0.0.weight"].square().mean(0))
 
 
-def test_plans_do_not_keep_models_alive():
+def test_kept_routes_do_not_keep_models_alive():
     import gc
     import weakref
 
@@ -125,21 +122,21 @@ def _network():
     return model, torch.randn(7, 6, dtype=torch.float64), torch.randint(3, (7,))
 
 
-def test_an_unchanged_network_is_planned_once_and_proven_when_due(counted):
+def test_routes_of_an_unchanged_network_are_chosen_once_and_verified_when_due(counted):
     model, x, y = _network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(5):
         fisher_information(model, x, "empirical", targets=y)
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    # In full when it is made, and with one sample after each step.
-    assert counted == {"plans": 1, "proofs": 5}
+    # In full when they are chosen, and with one sample after each step.
+    assert counted == {"chosen": 1, "verified": 5}
     for _ in range(4):
         fisher_information(model, x, "empirical", targets=y)
-    assert counted == {"plans": 1, "proofs": 6}
-    for _ in range(2):  # the tenth use since it was proven in full
+    assert counted == {"chosen": 1, "verified": 6}
+    for _ in range(2):  # the tenth use since they were verified in full
         fisher_information(model, x, "empirical", targets=y)
-    assert counted == {"plans": 1, "proofs": 7}
+    assert counted == {"chosen": 1, "verified": 7}
 
 
 class _Wrapper(nn.Module):
@@ -154,7 +151,7 @@ class _Wrapper(nn.Module):
         return tuple(found if name == "logits" else found.tanh() for name in self.outputs)
 
 
-def test_a_wrapper_made_anew_is_not_planned_anew(counted):
+def test_a_wrapper_made_anew_takes_the_routes_that_were_kept(counted):
     model, x, y = _network()
     for _ in range(3):
         for outputs in (("logits", "tanh"), ("tanh",)):
@@ -162,7 +159,7 @@ def test_a_wrapper_made_anew_is_not_planned_anew(counted):
                 _Wrapper(model, outputs), x,
                 lambda out, y: F.cross_entropy(out[0], y, reduction="none"), targets=y,
             )  # fmt: skip
-    assert counted["plans"] == 2
+    assert counted["chosen"] == 2
 
 
 class _Sign(torch.autograd.Function):
@@ -176,7 +173,7 @@ class _Sign(torch.autograd.Function):
 
 
 class _Slow(nn.Module):
-    """Nothing but plain autograd runs it."""
+    """Nothing but the loop runs it."""
 
     def __init__(self):
         super().__init__()

@@ -2,7 +2,7 @@
 
 import torch
 
-from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
 
 def layer(groups=()):
@@ -15,7 +15,6 @@ def layer(groups=()):
 def test_directions_are_products_with_both_bases():
     basis, values = layer(), {"w": torch.randn(4, 5).double(), "b": torch.randn(4).double()}
     whole = torch.cat([values["w"], values["b"].unsqueeze(1)], 1)
-    assert torch.equal(basis.matrix(values), whole)
     torch.testing.assert_close(basis.rotate(values), basis.left.T @ whole @ basis.right)
 
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.batches import Batch
-from avalanche_cetl.information.gradients.bundles import Bundle
-from avalanche_cetl.information.gradients.engine import PerSampleGradients
-from avalanche_cetl.information.gradients.precision import magnitude, single
+from avalanche_cetl.information.gradients.grad_sample import Batch, GradSample
+from avalanche_cetl.information.gradients.per_sample import PerSampleGradients
 
 #: Sums of fewer entries than this are made in one go, ``(a * b).sum(0)``; those of more entries one
 #: sample at a time, which needs no product tensor. Measured with 64 samples in float32 on one core:
@@ -35,7 +33,7 @@ class SquareMeans:
 
 
 @torch.no_grad()
-def square_means(engine: PerSampleGradients, norms: bool = False) -> SquareMeans:
+def square_means(gradients: PerSampleGradients, norms: bool = False) -> SquareMeans:
     """Compute means of squares in one round over all samples.
 
     Where each gradient is one outer product ``g_n a_n^T``, the squares are outer products of
@@ -43,43 +41,45 @@ def square_means(engine: PerSampleGradients, norms: bool = False) -> SquareMeans
     ``|g_n|^2 |a_n|^2``. No per-sample gradient is made. The sums run in the gradients' own type
     (half precision in float32), norms in float64, since they add up over all layers.
 
-    :param engine: over all samples.
+    :param gradients: over all samples.
     :param norms: compute every sample's norm as well; else they are zeros.
     """
-    count = range(len(engine.losses))
-    device = engine.inputs[0].device
+    losses = range(len(gradients.losses))
     result = SquareMeans(
-        [{} for _ in count],
-        [{} for _ in count],
-        [torch.zeros(engine.samples, device=device, dtype=torch.float64) for _ in count],
+        [{} for _ in losses],
+        [{} for _ in losses],
+        [
+            torch.zeros(gradients.samples, device=gradients.device, dtype=torch.float64)
+            for _ in losses
+        ],
     )
-    for batch in engine.batches():
-        rows = slice(batch.start, batch.start + batch.samples)
-        for bundle in batch.bundles:
-            for k in count:
-                if bundle.alive(k):
-                    part = result.norms[k][rows] if norms else None
-                    _add_squares(result, k, batch, bundle, part)
+    for batch in gradients.batches():
+        for sample in batch.grad_samples:
+            for k in losses:
+                if sample.reached(k):
+                    of_batch = result.norms[k][batch.rows] if norms else None
+                    _add_squares(result, k, batch, sample, of_batch)
     sums = []
-    for k in count:
+    for k in losses:
         # In the parameters' order: processes may have met their layers in different ones.
-        result.fisher[k] = {n: result.fisher[k][n] for n in engine.params if n in result.fisher[k]}
-        for name, value in result.fisher[k].items():
+        fisher = {n: result.fisher[k][n] for n in gradients.params if n in result.fisher[k]}
+        result.fisher[k] = fisher
+        for name, value in fisher.items():
             parts = (value, *result.factors[k].get(name, ()))
             sums += [(f"{k} {name}", part) for part in parts]
-    engine.meet([(name, value.shape) for name, value in sums])
-    engine.processes.add([value for _, value in sums])
+    gradients.meet([(name, value.shape) for name, value in sums])
+    gradients.processes.add([value for _, value in sums])
     for _, value in sums:
-        value /= engine.total
+        value /= gradients.total
     return result
 
 
 def _add_squares(
-    result: SquareMeans, k: int, batch: Batch, bundle: Bundle, norms: Tensor | None
+    result: SquareMeans, k: int, batch: Batch, sample: GradSample, norms: Tensor | None
 ) -> None:
     """Add a batch's squared gradients to the sums; a sample's own sum goes to ``norms``."""
-    fisher, name = result.fisher[k], bundle.names[0]
-    factors = bundle.outer(k)
+    fisher, name = result.fisher[k], sample.names[0]
+    factors = sample.outer(k)
     if factors is not None:
         left, right = factors.left.squeeze(-1).square(), factors.right.squeeze(1).square()
         pair = (left.sum(0), right.sum(0))
@@ -93,14 +93,14 @@ def _add_squares(
         if norms is not None:
             norms += left.sum(1).double() * right.sum(1).double()
         return
-    short = bundle.square_sum(k) if norms is None else None
+    short = sample.square_sum(k) if norms is None else None
     if short is not None:
         fisher[name] = fisher[name] + short if name in fisher else short
         return
-    for rows, part, (gradients,) in batch.pieces(bundle, [k]):
+    for rows, part, (gradients,) in batch.pieces(sample, [k]):
         for name, gradient in gradients.items():
             if name not in fisher:
-                fisher[name] = gradient.new_zeros(bundle.layout(name).shape)
+                fisher[name] = gradient.new_zeros(sample.layout(name).shape)
             if norms is not None:
                 norms[rows] += gradient.flatten(1).square().sum(1).double()
             add_products(fisher[name][part], gradient, gradient)
@@ -113,17 +113,3 @@ def add_products(sums: Tensor, a: Tensor, b: Tensor) -> None:
         return
     for one, other in zip(a, b, strict=True):
         sums.addcmul_(one, other)
-
-
-def restored(engine: PerSampleGradients, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return values in the parameters' shapes, or in the basis; missing ones are zeros."""
-    result = {}
-    for name, parameter in engine.params.items():
-        if name in engine.basis.folded:
-            continue
-        shape = engine.basis[name].shape if name in engine.basis else parameter.shape
-        if name in values:
-            result[name] = engine.restore(name, values[name]).reshape(shape).contiguous()
-        else:
-            result[name] = single(magnitude(parameter.detach())).new_zeros(shape)
-    return result

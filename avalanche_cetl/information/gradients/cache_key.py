@@ -1,21 +1,25 @@
-"""What a network's forward pass depends on beside its weights, as far as it can be seen cheaply.
+"""What routes depend on: the key that they are kept by, and when they are verified again.
 
-A kept plan is proven again when this has changed: a mask put on a layer, a hook, another setting,
-a buffer that was written. It reads no content of tensors, only which they are and how often they
-were written into.
+The key (:func:`cache_key`) is which modules, parameters and inputs there are. Routes are verified
+again where the :func:`signature` has changed, which is what a forward pass depends on beside its
+weights, as far as it can be seen cheaply: a mask put on a layer, a hook, another setting, a buffer
+that was written. It reads no content of tensors, only which they are and how often they were
+written into.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from inspect import getattr_static
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.state import OWN_ATTRIBUTES, version_of
+from avalanche_cetl.information.gradients.registry import registrations
 from avalanche_cetl.information.likelihood import BoundLoss
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -24,6 +28,35 @@ _VALUES = (*_PLAIN, Tensor, dict, list, tuple, set)
 #: Containers inside containers that are looked into: a tensor in a list in a dictionary of an
 #: object that a layer holds is just seen. A list may hold itself, so there has to be an end.
 _DEPTH = 3
+
+
+def cache_key(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor],
+    losses: int,
+    wrapped: bool,
+) -> Hashable:
+    """Return what a network has to have in common with another one to take the same routes.
+
+    :param wrapped: whether the model is a wrapper around the network, made anew for every
+        measurement: then its choices (names of outputs, tasks of heads) count in its place.
+    """
+    choices = [
+        (name, value)
+        for name, value in vars(model).items()
+        if wrapped and isinstance(value, tuple) and all(isinstance(v, str | int) for v in value)
+    ]
+    return (
+        type(model),
+        tuple(sorted(choices)),
+        tuple((name, id(module), type(module)) for name, module in model.named_modules() if name),
+        tuple((name, id(p), p.shape, p.dtype, p.device) for name, p in params.items()),
+        tuple((part.shape[1:], part.dtype) for part in inputs),
+        torch.is_autocast_enabled(inputs[0].device.type),
+        losses,
+        registrations(),
+    )
 
 
 def signature(model: nn.Module, losses: Sequence[BoundLoss] = ()) -> int:
@@ -98,7 +131,8 @@ def _mark(value: Any, depth: int) -> Any:
         return tuple(_mark(part, depth - 1) for part in value)
     if isinstance(value, set | frozenset):
         return hash(frozenset(_mark(part, 0) for part in value))
-    own = getattr(value, "__dict__", None)
-    if depth and isinstance(own, dict) and not isinstance(value, type | nn.Module | FunctionType):
-        return id(value), _mark(own, depth - 1)  # settings in an object
+    attributes = getattr(value, "__dict__", None)
+    opaque = isinstance(value, type | nn.Module | FunctionType)
+    if depth and isinstance(attributes, dict) and not opaque:
+        return id(value), _mark(attributes, depth - 1)  # settings in an object
     return id(value)

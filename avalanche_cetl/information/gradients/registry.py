@@ -1,13 +1,14 @@
-"""Which layers have closed forms of their per-sample gradients, and how one is registered.
+"""The registry of grad samplers: closed forms of a parameter's per-sample gradients.
 
 A layer's forward pass reads inputs and parameters; the gradient of its output is known from one
-backward pass of the whole batch. A closed form computes from these two what the parameter's
-gradient is for every sample on its own, for all samples at once. The forms of torch's layers
-(:mod:`~avalanche_cetl.information.gradients.layers`) are registered here as a user's are.
+backward pass of the whole batch. A grad sampler (the word is that of opacus) computes from these
+two what the parameter's gradient is for every sample on its own, for all samples at once. Those of
+torch's layers (:mod:`~avalanche_cetl.information.gradients.grad_samplers`) are registered here as
+a user's are.
 
-No form is trusted because it is registered. It is tried on two samples against plain autograd, and
-proven again on samples of the batch that is measured; one that gives other values is left aside
-for a slower way, and a warning names it where it is a user's.
+None is trusted because it is registered: :mod:`~avalanche_cetl.information.gradients.verification`
+compares it with a loop over single samples. One that gives other values is left aside for a slower
+way, and a warning names it where it is a user's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 #: ``(layer, inputs, gradient) -> per-sample gradients``, see :func:`register_layer_gradients`.
-Rule = TypeVar("Rule", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Factors(NamedTuple):
@@ -39,35 +40,37 @@ class Factors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
+class GradSampler:
     """A closed form of one parameter's per-sample gradients.
 
-    :ivar kind: the type of layer that it is registered for.
-    :ivar rule: the function itself.
+    :ivar layer_type: that it is registered for.
+    :ivar function: computes the gradients.
     :ivar factored: whether it returns :class:`Factors` in the place of the gradients.
     :ivar by_step: whether it reads the calls that its parameter has in an unrolled recurrent layer.
     """
 
-    kind: type[nn.Module]
-    rule: Callable[..., Any]
+    layer_type: type[nn.Module]
+    function: Callable[..., Any]
     factored: bool
     by_step: bool = False
 
     @property
     def builtin(self) -> bool:
-        """Whether the form is this package's own."""
-        module = self.rule.__module__ or ""  # functions made by exec() have none
+        """Whether it is this package's own."""
+        module = self.function.__module__ or ""  # functions made by exec() have none
         return module.startswith(__name__.partition(".")[0] + ".")
 
 
-_forms: dict[type[nn.Module], dict[str, Form]] = {}
+_grad_samplers: dict[type[nn.Module], dict[str, GradSampler]] = {}
 _registrations = 0
 
 
-def register_layer_gradients(*kinds: type[nn.Module], parameter: str) -> Callable[[Rule], Rule]:
+def register_layer_gradients(
+    *layer_types: type[nn.Module], parameter: str
+) -> Callable[[Function], Function]:
     """Register a closed form of the per-sample gradients of a parameter of a layer of one's own.
 
-    The decorated function is called as ``rule(layer, inputs, gradient)``, where
+    The decorated function is called as ``function(layer, inputs, gradient)``, where
 
     - ``layer`` is the module,
     - ``inputs`` is the tuple of what one call of it was given, positional arguments first. Tensors
@@ -84,7 +87,7 @@ def register_layer_gradients(*kinds: type[nn.Module], parameter: str) -> Callabl
     those whose form does not agree with autograd go by torch.func or a backward pass per sample,
     and in the last case a warning tells which form was refused and why.
 
-    :param kinds: types of layers.
+    :param layer_types: for which it counts.
     :param parameter: name of the parameter in the layer, as ``"weight"``.
     :return: a decorator that returns the function as it is.
     :raises TypeError: for anything but types of modules and a name.
@@ -105,47 +108,52 @@ def register_layer_gradients(*kinds: type[nn.Module], parameter: str) -> Callabl
     >>> fisher_information(Scale(), x, loss=lambda out: out.sum(1))["gamma"]
     tensor([3.6667, 1.6667])
     """
-    return _registering(kinds, parameter, factored=False)
+    return _registering(layer_types, parameter, factored=False)
 
 
-def register_layer_factors(*kinds: type[nn.Module], parameter: str) -> Callable[[Rule], Rule]:
+def register_layer_factors(
+    *layer_types: type[nn.Module], parameter: str
+) -> Callable[[Function], Function]:
     """Register a closed form that returns :class:`Factors`, see :func:`register_layer_gradients`.
 
     It is the faster of the two for weights whose per-sample gradients are sums of outer products,
     as in linear layers and convolutions.
     """
-    return _registering(kinds, parameter, factored=True)
+    return _registering(layer_types, parameter, factored=True)
 
 
-def form_for(kind: type[nn.Module], parameter: str) -> Form | None:
-    """Return the form that is registered for a type of layer, or for the nearest of its bases."""
-    for base in kind.__mro__:
-        if parameter in _forms.get(base, ()):
-            return _forms[base][parameter]
+def registered_for(layer_type: type[nn.Module], parameter: str) -> GradSampler | None:
+    """Return the grad sampler of a type of layer, or of the nearest of its bases."""
+    for base in layer_type.__mro__:
+        if parameter in _grad_samplers.get(base, ()):
+            return _grad_samplers[base][parameter]
     return None
 
 
 def registrations() -> int:
-    """Return how often forms were registered: what was planned before holds no more."""
+    """Return how often grad samplers were registered: routes found before hold no more."""
     return _registrations
 
 
 def _registering(
-    kinds: tuple[type[nn.Module], ...], parameter: str, factored: bool
-) -> Callable[[Rule], Rule]:
-    if not kinds or not all(isinstance(k, type) and issubclass(k, nn.Module) for k in kinds):
+    layer_types: tuple[type[nn.Module], ...], parameter: str, factored: bool
+) -> Callable[[Function], Function]:
+    if not layer_types or not all(
+        isinstance(k, type) and issubclass(k, nn.Module) for k in layer_types
+    ):
         raise TypeError(
-            f"a closed form is registered for types of layers, got {kinds}; write "
+            f"a closed form is registered for types of layers, got {layer_types}; write "
             '@register_layer_gradients(MyLayer, parameter="weight").'
         )
     if not isinstance(parameter, str):
         raise TypeError(f"parameter={parameter!r} has to be a parameter's name in the layer.")
 
-    def register(rule: Rule) -> Rule:
+    def register(function: Function) -> Function:
         global _registrations
-        for kind in kinds:
-            _forms.setdefault(kind, {})[parameter] = Form(kind, rule, factored)
+        for layer_type in layer_types:
+            sampler = GradSampler(layer_type, function, factored)
+            _grad_samplers.setdefault(layer_type, {})[parameter] = sampler
         _registrations += 1
-        return rule
+        return function
 
     return register

@@ -1,4 +1,4 @@
-"""Closed forms of recurrent layers: each of their weights is a linear layer over time steps.
+"""Grad samplers of recurrent layers: each of their weights is a linear layer over time steps.
 
 The pre-activations of step t are ``W_ih x_t + b_ih`` and ``W_hh h_(t-1) + b_hh``. Once their
 gradients are known, those of a weight are a sum of outer products over the steps, as of a linear
@@ -23,8 +23,8 @@ RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 Cell = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def unrolled(module: nn.Module) -> bool:
-    """Return whether it is a recurrent layer whose weights have a closed form: batch first."""
+def can_be_unrolled(module: nn.Module) -> bool:
+    """Return whether it is a recurrent layer whose weights have grad samplers: batch first."""
     return isinstance(module, RECURRENT) and module.batch_first
 
 
@@ -96,9 +96,9 @@ class _Direction:
 
         reads = Call((self.x,), {}, [None if g is None else g[0] for g in gradients])
         back = Call((torch.stack(self.before, 1),), {}, stacked(1))
-        found = {"weight_ih": reads, "bias_ih": reads, "weight_hh": back, "bias_hh": back}
-        found["weight_hr"] = Call((torch.stack(self.inside, 1),), {}, stacked(1 + count))
-        return {f"{name}{self.suffix}": call for name, call in found.items()}
+        calls = {"weight_ih": reads, "bias_ih": reads, "weight_hh": back, "bias_hh": back}
+        calls["weight_hr"] = Call((torch.stack(self.inside, 1),), {}, stacked(1 + count))
+        return {f"{name}{self.suffix}": call for name, call in calls.items()}
 
     def differentiated(self) -> list[Tensor]:
         """Return what the losses are differentiated with respect to."""
@@ -111,17 +111,19 @@ def _unroll(module: nn.RNNBase, call: Call) -> dict[str, Call]:
         x = call.x.detach()
         for layer in range(module.num_layers):
             suffixes = (f"_l{layer}", f"_l{layer}_reverse")[: 1 + module.bidirectional]
-            own = [_Direction(module, suffix, x) for suffix in suffixes]
-            x = torch.cat([torch.stack(direction.out, 1) for direction in own], 2)
-            directions += own
+            of_layer = [_Direction(module, suffix, x) for suffix in suffixes]
+            x = torch.cat([torch.stack(direction.out, 1) for direction in of_layer], 2)
+            directions += of_layer
     wanted = [tensor for direction in directions for tensor in direction.differentiated()]
     gradients: list[list[Tensor] | None] = []
     for g in call.gradients:
         if g is None:
             gradients.append(None)
             continue
-        found = torch.autograd.grad(x, wanted, g.to(x.dtype), retain_graph=True, allow_unused=True)
-        pairs = zip(found, wanted, strict=True)
+        of_loss = torch.autograd.grad(
+            x, wanted, g.to(x.dtype), retain_graph=True, allow_unused=True
+        )
+        pairs = zip(of_loss, wanted, strict=True)
         gradients.append([torch.zeros_like(t) if g is None else g for g, t in pairs])
     result: dict[str, Call] = {}
     start = 0

@@ -1,7 +1,7 @@
-"""Per-sample gradients by plain autograd: one backward pass a sample, on the model itself.
+"""The reference: per-sample gradients by a loop, one backward pass a sample, on the model itself.
 
 The slowest way, and right for whatever trains: packed sequences, autograd functions of one's
-own, checkpointing, forward passes that write buffers. The other ways are tried against it.
+own, checkpointing, forward passes that write buffers. The other ways are verified against it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from torch.utils._pytree import tree_leaves
 
 from avalanche_cetl.common.state import ModelState
 from avalanche_cetl.common.tensors import own_copy
+from avalanche_cetl.information.gradients.capture import requires_grad
+from avalanche_cetl.information.gradients.grad_sample import KeptGradSample
+from avalanche_cetl.information.gradients.precision import current_autocast, magnitude, to_float32
 from avalanche_cetl.information.likelihood import BoundLoss, select
 
 Gradients = dict[str, Tensor | None]
 RowLoss = Callable[[Any, list[int]], Tensor]
 
 
-class PlainGradients:
+class Loop:
     """Gradients of one sample after another, each run on its own.
 
     Before each sample the model's buffers and kept values are put back, so that every sample
@@ -47,11 +50,6 @@ class PlainGradients:
         self._inputs = list(inputs)
         self._seen = self._by_backward = False
 
-    @cached_property
-    def pairs(self) -> bool:
-        """Whether single samples run as pairs; found out when it is first asked for."""
-        return self._loses_its_batch_axis()
-
     def of(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
         """Run one sample.
 
@@ -67,16 +65,17 @@ class PlainGradients:
                 # Checkpointing in its reentrant form refuses autograd.grad, which is to be had
                 # otherwise: backward() calls hooks of parameters, which may step an optimiser
                 # or reduce gradients over processes.
-                if self._hooked:
+                hooks = "_post_accumulate_grad_hooks"
+                if any(getattr(p, hooks, None) for p in self.model.parameters()):
                     raise
-        with self._requiring_gradients(), _gradients_put_back(self.model):
+        with requires_grad(self.params.values(), True), _gradients_put_back(self.model):
             value = self._loss(row, loss)
             value.backward()
             self._by_backward = True
             return value.detach(), {name: _dense(p.grad) for name, p in self.params.items()}
 
     def _by_grad(self, row: int, loss: RowLoss) -> tuple[Tensor, Gradients]:
-        with self._requiring_gradients():
+        with requires_grad(self.params.values(), True):
             value = self._loss(row, loss)
             if not value.requires_grad:
                 return value, dict.fromkeys(self.params)
@@ -85,19 +84,14 @@ class PlainGradients:
                 # Parameters inside of a reentrant checkpoint are unseen, and refused only where
                 # a gradient is asked for that lies behind it.
                 wanted += [p for p in self.model.parameters() if p.requires_grad]
-            found = torch.autograd.grad(value, wanted, allow_unused=True)
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True)
             self._seen = True
-            return value.detach(), dict(zip(self.params, map(_dense, found), strict=False))
-
-    @property
-    def _hooked(self) -> bool:
-        """Whether a backward pass would call hooks of parameters."""
-        hooks = "_post_accumulate_grad_hooks"
-        return any(getattr(p, hooks, None) for p in self.model.parameters())
+            return value.detach(), dict(zip(self.params, map(_dense, gradients), strict=False))
 
     def _loss(self, row: int, loss: RowLoss) -> Tensor:
         rows = [row, row] if self.pairs else [row]
-        return loss(self.outputs(row, self.pairs), rows)[0]
+        with torch.enable_grad():
+            return loss(self.outputs(row, self.pairs), rows)[0]
 
     def outputs(self, row: int, pair: bool) -> Any:
         """Run the model on one sample, or on the same sample twice."""
@@ -105,21 +99,10 @@ class PlainGradients:
         one = [part[row : row + 1].detach() for part in self._inputs]
         return self.model(*(torch.cat([part, part]) if pair else own_copy(part) for part in one))
 
-    @contextmanager
-    def _requiring_gradients(self) -> Iterator[None]:
-        before = [(p, p.requires_grad) for p in self.params.values()]
-        try:
-            for p, _ in before:
-                p.requires_grad_(True)
-            with torch.enable_grad():
-                yield
-        finally:
-            for p, required in before:
-                p.requires_grad_(required)
-
+    @cached_property
     @torch.no_grad()
-    def _loses_its_batch_axis(self) -> bool:
-        """Return whether outputs for one sample are not those for two with one row less."""
+    def pairs(self) -> bool:
+        """Whether single samples run as pairs: their outputs are not those of two less a row."""
         try:
             two = _shapes(self.outputs(0, pair=True))
         except Exception:
@@ -132,13 +115,48 @@ class PlainGradients:
 
 
 def row_loss(loss: BoundLoss, targets: Any, start: int = 0) -> RowLoss:
-    """Return a loss as :class:`PlainGradients` reads it.
+    """Return a loss as :class:`Loop` reads it.
 
     :param loss: of a batch.
     :param targets: of a batch.
     :param start: index of the batch's first sample.
     """
     return lambda outputs, rows: loss(outputs, select(targets, [row - start for row in rows]))
+
+
+class LoopGradSample(KeptGradSample):
+    """Parameters by the loop.
+
+    :param params: by name.
+    :param loop: over all samples of the call.
+    :param start: index of the batch's first sample among them.
+    :param losses: over the batch.
+    :param targets: per loss, those of the batch.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        loop: Loop,
+        start: int,
+        losses: Sequence[BoundLoss],
+        targets: Sequence[Any],
+    ):
+        super().__init__(params)
+        self.loop, self.start, self.losses, self.targets = loop, start, losses, targets
+        self._autocast = current_autocast(next(iter(params.values())).device)
+
+    def _computed(self, loss: int, rows: slice) -> dict[str, Tensor]:
+        of_rows = row_loss(self.losses[loss], self.targets[loss], self.start)
+        by_row: dict[str, list[Tensor]] = {name: [] for name in self.params}
+        for row in range(rows.start, rows.stop):
+            with self._autocast():
+                _, gradients = self.loop.of(self.start + row, of_rows)
+            for name, parameter in self.params.items():
+                gradient = gradients[name]
+                gradient = torch.zeros_like(parameter) if gradient is None else gradient
+                by_row[name].append(magnitude(gradient.detach()))
+        return {name: to_float32(torch.stack(values)) for name, values in by_row.items()}
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:

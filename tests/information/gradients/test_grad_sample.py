@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from avalanche_cetl import fisher_information
+from avalanche_cetl.information.gradients.grad_sample import ExpandedGradSample, KeptGradSample
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, 20_000])
@@ -21,7 +22,7 @@ def test_fisher_does_not_depend_on_chunks_and_order(named_case, name, chunk_byte
 
 
 def test_a_layer_larger_than_the_block_is_taken_in_parts(named_case, monkeypatch):
-    monkeypatch.setattr("avalanche_cetl.information.gradients.batches._CPU_BLOCK", 64)
+    monkeypatch.setattr("avalanche_cetl.information.gradients.grad_sample._CPU_BLOCK", 64)
     for name in ("conv of many channels", "conv groups", "tokens", "transposed, padded"):
         case = named_case(name)
         model, x, targets = case.make(11)
@@ -48,3 +49,32 @@ def test_sampled_targets_do_not_depend_on_chunks(named_case):
         )
         for key in whole:
             torch.testing.assert_close(parts[key], whole[key], rtol=1e-10, atol=1e-14)
+
+
+class _Counting(KeptGradSample):
+    """Gradients that count how often they are computed."""
+
+    def __init__(self):
+        super().__init__({"w": torch.zeros(3)})
+        self.computed = 0
+
+    def _computed(self, loss, rows):
+        self.computed += 1
+        return {"w": torch.ones(rows.stop - rows.start, 3) * (loss + 1)}
+
+
+def test_kept_gradients_are_computed_once_and_may_be_written_into():
+    sample = _Counting()
+    sample.gradients(0, slice(0, 2))["w"].zero_()
+    assert torch.equal(sample.gradients(0, slice(0, 2))["w"], torch.ones(2, 3))
+    assert sample.computed == 1
+    sample.gradients(1, slice(0, 2))
+    assert sample.computed == 2
+
+
+def test_an_expanded_parameter_has_one_gradient_per_sample_and_zeros_without_a_loss():
+    g = torch.arange(6.0).reshape(3, 2)
+    sample = ExpandedGradSample("token", torch.zeros(1, 2), [g, None])
+    assert torch.equal(sample.gradients(0, slice(1, 3))["token"], g[1:].unsqueeze(1))
+    assert sample.reached(0) and not sample.reached(1)
+    assert not sample.gradients(1, slice(0, 3))["token"].any()

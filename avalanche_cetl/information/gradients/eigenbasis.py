@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_cetl.information.gradients.bundles import Bundle, Layout
-from avalanche_cetl.information.gradients.forms import Factors
-from avalanche_cetl.information.gradients.layer_bundle import LayerBundle
-from avalanche_cetl.information.gradients.precision import magnitude, single, without_autocast
+from avalanche_cetl.information.gradients.closed_form import ClosedForm
+from avalanche_cetl.information.gradients.grad_sample import GradSample, Layout
+from avalanche_cetl.information.gradients.precision import magnitude, to_float32, without_autocast
+from avalanche_cetl.information.gradients.registry import Factors
 
 
 @dataclass(frozen=True)
@@ -55,35 +55,25 @@ class LayerBasis:
 
     def fits(self, params: Mapping[str, Tensor]) -> bool:
         """Return whether a network has the layer's parameters, in the shapes of its matrix."""
-        own = [params[name] for name in self.parameters if name in params]
+        of_layer = [params[name] for name in self.parameters if name in params]
         outputs = self.left.shape[:-1].numel()
         return (
-            len(own) == len(self.parameters)
-            and all(p.dim() > 0 and len(p) == outputs for p in own)
-            and sum(p.numel() for p in own) == self.weights
+            len(of_layer) == len(self.parameters)
+            and all(p.dim() > 0 and len(p) == outputs for p in of_layer)
+            and sum(p.numel() for p in of_layer) == self.weights
         )
 
     def to(self, where: Any) -> LayerBasis:
         """Return it on a device, or in a floating-point type."""
         return replace(self, left=self.left.to(where), right=self.right.to(where))
 
-    def matrix(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
-        """Return weight and bias as one matrix ``(..., O, I)``, or one for each group.
-
-        :param values: by parameter, ``(..., *shape)``.
-        :param lead: number of leading dimensions that are not the parameter's.
-        """
-        weight = values[self.weight]
-        sides = (*weight.shape[:lead], *self.left.shape[:-1])
-        found = weight.reshape(*sides, -1)
-        if self.bias is None:
-            return found
-        return torch.cat([found, values[self.bias].reshape(*sides, 1)], -1)
-
     def rotate(self, values: Mapping[str, Tensor], lead: int = 0) -> Tensor:
         """Return ``U^T W V``, ``(..., *shape)``, of weight and bias, in their type.
 
-        Autocast does not change the type; see :meth:`matrix` for the arguments.
+        Autocast does not change the type.
+
+        :param values: by parameter, ``(..., *shape)``.
+        :param lead: number of leading dimensions that are not the parameter's.
         """
         weight = values[self.weight]
         sides = (*weight.shape[:lead], *self.left.shape[:-1])
@@ -91,10 +81,10 @@ class LayerBasis:
         left, (right, row) = self.left.to(whole), self._sides(whole)
         with without_autocast(whole):
             first = _left_first(left, right)
-            found = left.mT @ whole @ right if first else left.mT @ (whole @ right)
+            directions = left.mT @ whole @ right if first else left.mT @ (whole @ right)
             if self.bias is not None:
-                found = found + left.mT @ values[self.bias].reshape(*sides, 1) * row
-        return found
+                directions = directions + left.mT @ values[self.bias].reshape(*sides, 1) * row
+        return directions
 
     def restore(self, directions: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Return ``U D V^T`` as weight and bias, in the type of D whatever autocast is set to.
@@ -108,10 +98,10 @@ class LayerBasis:
                 whole = left @ (directions @ right.mT)
             else:
                 whole = left @ directions @ right.mT
-            found = {self.weight: whole.reshape(shapes[self.weight])}
+            params = {self.weight: whole.reshape(shapes[self.weight])}
             if self.bias is not None:
-                found[self.bias] = (left @ (directions @ row.mT)).reshape(shapes[self.bias])
-        return found
+                params[self.bias] = (left @ (directions @ row.mT)).reshape(shapes[self.bias])
+        return params
 
     def _sides(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of V that are the weight's, and the one that is the bias's, if any."""
@@ -135,7 +125,7 @@ class KroneckerBasis(Mapping[str, LayerBasis]):
     @property
     def folded(self) -> frozenset[str]:
         """Return the names of the biases that are part of a layer's matrix."""
-        return frozenset(one.bias for one in self._layers.values() if one.bias is not None)
+        return frozenset(layer.bias for layer in self.values() if layer.bias is not None)
 
     def to(self, where: Any) -> KroneckerBasis:
         """Return it on a device, or in a floating-point type."""
@@ -162,7 +152,7 @@ class KroneckerBasis(Mapping[str, LayerBasis]):
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the layers of a state."""
-        self._layers = {name: LayerBasis(**one) for name, one in state.items()}
+        self._layers = {name: LayerBasis(**layer) for name, layer in state.items()}
 
     def __getitem__(self, name: str) -> LayerBasis:
         return self._layers[name]
@@ -174,44 +164,41 @@ class KroneckerBasis(Mapping[str, LayerBasis]):
         return len(self._layers)
 
 
-def columns_of(bundle: LayerBundle) -> Tensor:
+def columns_of(sample: ClosedForm) -> Tensor:
     """Return the column of the right factor at each place of a row of the weight, ``(I,)``.
 
     Factors may have their columns in another order than the weight's dimensions.
     """
-    probe = bundle.factors(slice(0, 1), 0)
+    probe = sample.factors(slice(0, 1), 0)
     count = probe.right.shape[-1]
     grid = torch.arange(count, device=probe.right.device)
     return probe.restore(grid.reshape(*[1] * (probe.left.dim() - 2), count)).reshape(-1)
 
 
-class RotatedLayer(Bundle):
+class RotatedClosedForm(GradSample):
     """A layer's gradients in its basis, from factors in the basis."""
 
-    def __init__(self, bundle: LayerBundle, layer: LayerBasis):
-        super().__init__(bundle.params)
-        self._bundle, self._layer, self.name = bundle, layer, bundle.name
-        columns = columns_of(bundle)
+    def __init__(self, sample: ClosedForm, layer: LayerBasis):
+        super().__init__(sample.params)
+        self._sample, self._layer, self.name = sample, layer, sample.name
+        columns = columns_of(sample)
         weight = layer.right[..., : len(columns), :]
         self._right = torch.empty_like(weight)
         self._right[..., columns, :] = weight
         self._bias = None if layer.bias is None else layer.right[..., -1:, :]
 
-    def alive(self, loss: int) -> bool:
+    def reached(self, loss: int) -> bool:
         """Return whether the loss reaches the layer."""
-        return self._bundle.alive(loss)
+        return self._sample.reached(loss)
 
     def row_bytes(self) -> int:
         """Return the memory of one sample's gradients and what they take to make."""
-        return self._bundle.factor_bytes + self._layer.shape.numel() * 4
+        return self._sample.factor_bytes + self._layer.shape.numel() * 4
 
-    def factors(self, rows: slice, loss: int) -> Factors:
-        """Return ``U^T left`` and ``right V`` of some samples."""
-        return self._rotated(self._bundle.factors(rows, loss))
-
-    def _rotated(self, found: Factors) -> Factors:
-        left = self._layer.left.to(found.left).mT @ found.left
-        right = found.right @ self._right.to(found.right)
+    def _rotated(self, factors: Factors) -> Factors:
+        """Return ``U^T left`` and ``right V``."""
+        left = self._layer.left.to(factors.left).mT @ factors.left
+        right = factors.right @ self._right.to(factors.right)
         if self._bias is not None:
             right = right + self._bias.to(right)
         return Factors(left, right, lambda t: t)
@@ -222,13 +209,13 @@ class RotatedLayer(Bundle):
         With many positions the gradient itself is the smaller matrix: it is then rotated in the
         place of its factors.
         """
-        found = self._bundle.factors(rows, loss)
-        if not self._rotates_whole(found):
-            found = self._rotated(found)
-            return {self.name: found.left @ found.right}
-        whole = found.left @ found.right @ self._right.to(found.right)
+        factors = self._sample.factors(rows, loss)
+        if not self._rotates_whole(factors):
+            factors = self._rotated(factors)
+            return {self.name: factors.left @ factors.right}
+        whole = factors.left @ factors.right @ self._right.to(factors.right)
         if self._bias is not None:
-            whole = whole + found.left.sum(-1, keepdim=True) * self._bias.to(whole)
+            whole = whole + factors.left.sum(-1, keepdim=True) * self._bias.to(whole)
         return {self.name: self._layer.left.to(whole).mT @ whole}
 
     def _rotates_whole(self, factors: Factors) -> bool:
@@ -240,45 +227,45 @@ class RotatedLayer(Bundle):
 
     def outer(self, loss: int) -> Factors | None:
         """Return both factors, where there is one position."""
-        return None if self._bundle.outer(loss) is None else self.factors(slice(None), loss)
+        factors = self._sample.outer(loss)
+        return None if factors is None else self._rotated(factors)
 
     def layout(self, name: str) -> Layout:
         """Return the shape of the directions."""
         return Layout(self._layer.shape, lambda t: t)
 
 
-class RotatedWhole(Bundle):
-    """Gradients of whole bundles, those of layers with a basis rotated one by one."""
+class RotatedGradSamples(GradSample):
+    """Gradients of any kind, those of layers with a basis rotated one by one."""
 
-    def __init__(self, bundles: Sequence[Bundle], layers: Sequence[LayerBasis]):
-        self._bundles, self._layers = list(bundles), {one.weight: one for one in layers}
-        folded = {one.bias for one in layers}
-        params = {n: p for bundle in bundles for n, p in bundle.params.items()}
-        super().__init__({n: p for n, p in params.items() if n not in folded})
-        self._all = params
+    def __init__(self, samples: Sequence[GradSample], layers: Sequence[LayerBasis]):
+        self._samples, self._layers = list(samples), {layer.weight: layer for layer in layers}
+        folded = {layer.bias for layer in layers}
+        self._all = {n: p for sample in samples for n, p in sample.params.items()}
+        super().__init__({n: p for n, p in self._all.items() if n not in folded})
 
-    def alive(self, loss: int) -> bool:
+    def reached(self, loss: int) -> bool:
         """Return whether the loss reaches any of them."""
-        return any(bundle.alive(loss) for bundle in self._bundles)
+        return any(sample.reached(loss) for sample in self._samples)
 
     def row_bytes(self) -> int:
         """Return the memory of one sample's gradients."""
-        return sum(bundle.row_bytes() for bundle in self._bundles)
+        return sum(sample.row_bytes() for sample in self._samples)
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Compute per-sample gradients of some rows, rotated where a layer has a basis."""
-        found = {}
-        for bundle in self._bundles:
-            if bundle.alive(loss):
-                for name, value in bundle.gradients(loss, rows).items():
-                    whole = bundle.layout(name).restore(value)
-                    found[name] = whole.reshape(len(whole), *self._all[name].shape)
+        gradients: dict[str, Tensor] = {}
+        for sample in self._samples:
+            if sample.reached(loss):
+                gradients |= sample.in_shape(loss, rows)
         for name, parameter in self._all.items():
-            if name not in found:
-                like = single(magnitude(parameter.detach()))
-                found[name] = like.new_zeros(rows.stop - rows.start, *like.shape)
+            if name not in gradients:
+                like = to_float32(magnitude(parameter.detach()))
+                gradients[name] = like.new_zeros(rows.stop - rows.start, *like.shape)
         return {
-            name: self._layers[name].rotate(found, 1) if name in self._layers else found[name]
+            name: self._layers[name].rotate(gradients, 1)
+            if name in self._layers
+            else gradients[name]
             for name in self.names
         }
 
@@ -289,26 +276,26 @@ class RotatedWhole(Bundle):
         return super().layout(name)
 
 
-def rotated(bundles: Sequence[Bundle], basis: KroneckerBasis) -> list[Bundle]:
-    """Return the bundles of a batch with their layers' gradients in a basis."""
-    holder = {name: bundle for bundle in bundles for name in bundle.names}
-    used: list[Bundle] = []
-    found: list[Bundle] = []
+def rotated(samples: Sequence[GradSample], basis: KroneckerBasis) -> list[GradSample]:
+    """Return the gradients of a batch with those of layers in a basis."""
+    holder = {name: sample for sample in samples for name in sample.names}
+    used: list[GradSample] = []
+    in_basis: list[GradSample] = []
     whole: list[LayerBasis] = []
     for name, layer in basis.items():
-        own = holder.get(name)
-        if own is None:
+        weight = holder.get(name)
+        if weight is None:
             continue
         bias = None if layer.bias is None else holder.get(layer.bias)
         # A bias is one more input of its layer where its own gradient has a closed form too.
-        folds = layer.bias is None or isinstance(bias, LayerBundle)
-        if isinstance(own, LayerBundle) and own.factored and folds:
-            found.append(RotatedLayer(own, layer))
+        folds = layer.bias is None or isinstance(bias, ClosedForm)
+        if isinstance(weight, ClosedForm) and weight.factored and folds:
+            in_basis.append(RotatedClosedForm(weight, layer))
         else:
             whole.append(layer)
-        used += [one for one in (own, bias) if one is not None]
+        used += [sample for sample in (weight, bias) if sample is not None]
     if whole:
-        names = [name for one in whole for name in (one.weight, one.bias) if name is not None]
+        names = [name for layer in whole for name in layer.parameters]
         inner = list(dict.fromkeys(holder[name] for name in names if name in holder))
-        found.append(RotatedWhole(inner, whole))
-    return [bundle for bundle in bundles if bundle not in used] + found
+        in_basis.append(RotatedGradSamples(inner, whole))
+    return [sample for sample in samples if sample not in used] + in_basis

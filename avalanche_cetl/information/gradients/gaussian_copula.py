@@ -31,10 +31,9 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.information.estimators import LOG_FLOOR, correlation
-from avalanche_cetl.information.gradients.batches import Batch
-from avalanche_cetl.information.gradients.bundles import Bundle
-from avalanche_cetl.information.gradients.engine import PerSampleGradients
-from avalanche_cetl.information.gradients.means import SquareMeans, add_products
+from avalanche_cetl.information.gradients.grad_sample import Batch, GradSample
+from avalanche_cetl.information.gradients.per_sample import PerSampleGradients
+from avalanche_cetl.information.gradients.second_moments import SquareMeans, add_products
 
 #: A mean of squares below this (gradients of 1e-15) counts as this: its reciprocal has to be finite
 #: in float32.
@@ -81,37 +80,37 @@ class _Sums:
 
 @torch.no_grad()
 def gaussian_relative(
-    engine: PerSampleGradients, means: SquareMeans, normalize_samples: bool
+    gradients: PerSampleGradients, means: SquareMeans, normalize_samples: bool
 ) -> dict[str, Tensor]:
     """Compute the "gaussian" relative Fisher information of two losses, in layout.
 
-    :param engine: of both losses, over all samples.
-    :param means: of the same engine, with norms for ``normalize_samples``.
+    :param gradients: of both losses, over all samples.
+    :param means: of the same, with norms for ``normalize_samples``.
     :param normalize_samples: see :func:`~avalanche_cetl.information.relative_fisher`.
     """
     tiny = torch.finfo(torch.float64).tiny
     scales = [norm.clamp_min(tiny).log() for norm in means.norms] if normalize_samples else []
     sums: dict[str, _Sums] = {}
     relative: dict[str, Tensor] = {}
-    for batch in engine.batches():
-        rows = slice(batch.start, batch.start + batch.samples)
-        for bundle in batch.bundles:
-            if not all(name in task for task in means.fisher for name in bundle.names):
+    for batch in gradients.batches():
+        of_batch = [scale[batch.rows] for scale in scales]
+        for sample in batch.grad_samples:
+            if not all(name in task for task in means.fisher for name in sample.names):
                 continue
-            for name in bundle.names:
+            for name in sample.names:
                 if name not in sums:
                     sums[name] = _Sums.zeros(means.fisher[0][name])
-            if bundle.names[0] in means.factors[0] and bundle.names[0] in means.factors[1]:
-                _add_outer(sums, bundle, means, [scale[rows] for scale in scales])
+            if all(sample.names[0] in factors for factors in means.factors):
+                _add_outer(sums, sample, means, of_batch)
             else:
-                _add_blocks(sums, batch, bundle, means, [scale[rows] for scale in scales])
-            if engine.one_batch and engine.processes.alone:
-                _finish(relative, sums, means, engine.total)
-    engine.processes.meet()
-    for name in engine.params:
+                _add_blocks(sums, batch, sample, means, of_batch)
+            if gradients.one_batch and gradients.processes.alone:
+                _finish(relative, sums, means, gradients.total)
+    gradients.processes.meet()
+    for name in gradients.params:
         if name in sums:
-            engine.processes.add(sums[name].tensors())
-    _finish(relative, sums, means, engine.total)
+            gradients.processes.add(sums[name].tensors())
+    _finish(relative, sums, means, gradients.total)
     return relative
 
 
@@ -126,17 +125,17 @@ def _finish(
 
 
 def _add_outer(
-    sums: dict[str, _Sums], bundle: Bundle, means: SquareMeans, scales: Sequence[Tensor]
+    sums: dict[str, _Sums], sample: GradSample, means: SquareMeans, scales: Sequence[Tensor]
 ) -> None:
     """Add a batch whose gradients are single outer products: ``u_ij = l_i + r_j``.
 
     Two losses of one layer's output have the same input, and often one factor in common: then
     their matrix products are the same, and made once.
     """
-    name = bundle.names[0]
+    name = sample.names[0]
     lefts, rights = [], []
     for k in (0, 1):
-        factors = bundle.outer(k)
+        factors = sample.outer(k)
         assert factors is not None
         left, right = factors.left.squeeze(-1), factors.right.squeeze(1)
         mean_left, mean_right = means.factors[k][name]
@@ -175,20 +174,20 @@ def _log_over_mean(values: Tensor, mean_square: Tensor) -> Tensor:
 def _add_blocks(
     sums: dict[str, _Sums],
     batch: Batch,
-    bundle: Bundle,
+    sample: GradSample,
     means: SquareMeans,
     scales: Sequence[Tensor],
 ) -> None:
     """Add a batch, a few samples at a time."""
     stretch = [
-        {name: means.fisher[k][name].clamp_min(_TINY).reciprocal() for name in bundle.names}
+        {name: means.fisher[k][name].clamp_min(_TINY).reciprocal() for name in sample.names}
         for k in (0, 1)
     ]
-    for rows, part, found in batch.pieces(bundle, (0, 1)):
-        for name in bundle.names:
+    for rows, part, by_loss in batch.pieces(sample, (0, 1)):
+        for name in sample.names:
             logs = []
             for k in (0, 1):
-                gradient = found[k][name]
+                gradient = by_loss[k][name]
                 floor = gradient.new_tensor(LOG_FLOOR)
                 value = torch.addcmul(floor, gradient.square_(), stretch[k][name][part]).log_()
                 if scales:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avalanche_cetl.information.gradients.means import add_products
+from avalanche_cetl.information.gradients.second_moments import add_products
 
 
 @pytest.mark.parametrize("entries", [2**12, 2**14])
