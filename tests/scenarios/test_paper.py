@@ -134,7 +134,7 @@ def one_round(benchmark, shape, classes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_loads_native_files_and_trains_one_round(tmp_path, unchecked, name):
+def test_every_name_loads_native_files_and_trains_one_round(tmp_path, unchecked, few_digits, name):
     for part in NEEDS.get(name) or [p for p in name.split("-") if p in WRITERS and p != "digits"]:
         WRITERS[part](tmp_path)
     benchmark = paper_benchmark(name, tmp_path)
