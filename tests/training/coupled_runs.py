@@ -14,6 +14,23 @@ def source_net(seed=0):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
+class SmallTarget(nn.Module):
+    """A classifier of one convolution and one hidden layer, for tests that train often."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def small_coupled(source=True):
+    torch.manual_seed(1)
+    return coupled(source=source, target=SmallTarget())
+
+
 def coupled(seed=1, source=True, target=None):
     torch.manual_seed(seed)
     target = CICNN(3, SHAPE, width=0.05) if target is None else target

@@ -3,7 +3,7 @@ import inspect
 
 import pytest
 import torch
-from coupled_runs import coupled, snapshot
+from coupled_runs import small_coupled, snapshot
 from torch import nn
 
 from avalanche_cetl import (
@@ -18,7 +18,7 @@ from avalanche_cetl.training.options import Options
 
 
 def make(plugins=(), **arguments):
-    model = coupled()
+    model = small_coupled()
     settings = {"train_mb_size": 8, "train_epochs": 1, "eval_mb_size": 32, "evaluator": None}
     return CETLStrategy(
         model=model,

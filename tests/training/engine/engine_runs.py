@@ -1,9 +1,10 @@
 """A run with any setting of the engine, and how far its weights are from those of another."""
 
 import torch
+from coupled_runs import SmallTarget
 from torch import nn
 
-from avalanche_cetl import CICNN, CETLStrategy, CoupledModel, GFISettings, ModuleEncoder
+from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, ModuleEncoder
 
 SHAPE = (1, 8, 8)
 
@@ -12,7 +13,7 @@ def coupled(dtype=torch.float32):
     torch.manual_seed(0)
     source = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
     source = ModuleEncoder(source.to(dtype), input_shape=SHAPE)
-    return CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE).to(dtype)
+    return CoupledModel.build(source, SmallTarget(), SHAPE).to(dtype)
 
 
 def trained(benchmark, model=None, workers=0, plugins=(), **arguments):

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche_cetl import (
-    CICNN, CETLPlugin, CETLStrategy, CheckpointPlugin, CoupledModel, GFISettings,
+    CETLPlugin, CETLStrategy, CheckpointPlugin, CoupledModel, GFISettings,
     ModuleEncoder, ViewConsistency, load_checkpoint, transfer_benchmark,
 )
 
@@ -54,9 +54,11 @@ def work(folder, task):
     with torch.no_grad():
         for p in source.parameters():
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) / 4)
-    model = CoupledModel.build(
-        ModuleEncoder(source, input_shape=SHAPE), CICNN(3, SHAPE, width=0.05), SHAPE
+    target = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3),
     )
+    model = CoupledModel.build(ModuleEncoder(source, input_shape=SHAPE), target, SHAPE)
     class Death(CETLPlugin):
         def after_step(self, strategy, *args, **kwargs):
             if rank and "die" in task and strategy.clock.train_exp_epochs == 1:
