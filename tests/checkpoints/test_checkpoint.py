@@ -23,7 +23,7 @@ from avalanche_cetl import (
     save_checkpoint,
     transfer_benchmark,
 )
-from avalanche_cetl.checkpoints.plain import equal
+from avalanche_cetl.checkpoints.codec import equal
 
 VARIANTS = ["gfi", "fi", "e", "f", "joint", "two_step"]
 

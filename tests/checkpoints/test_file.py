@@ -3,9 +3,9 @@ import torch
 from saved_runs import coupled, make
 
 from avalanche_cetl import CheckpointError, save_checkpoint
-from avalanche_cetl.checkpoints import file
-from avalanche_cetl.checkpoints.file import read_checkpoint_file, write_checkpoint_file
-from avalanche_cetl.checkpoints.plain import equal
+from avalanche_cetl.checkpoints import codec as file
+from avalanche_cetl.checkpoints.codec import read_checkpoint_file, write_checkpoint_file
+from avalanche_cetl.checkpoints.codec import equal
 
 
 def write(path, **changes):
@@ -52,7 +52,7 @@ def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch):
 
 
 def test_plain_data_that_outgrow_the_header_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(file, "MOST_HEADER_BYTES", 100)
+    monkeypatch.setattr(file, "MAX_HEADER_BYTES", 100)
     with pytest.raises(CheckpointError, match="keeps too much"):
         write(tmp_path / "a")
     assert not (tmp_path / "a").exists()

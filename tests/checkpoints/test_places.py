@@ -2,21 +2,21 @@ import pytest
 import torch
 
 from avalanche_cetl import CheckpointError
-from avalanche_cetl.checkpoints.places import places_of, rows_at
-from avalanche_cetl.checkpoints.plain import Packer, Unpacker
-from avalanche_cetl.checkpoints.rows import rows_from, rows_state
+from avalanche_cetl.checkpoints.datasets import indices_of, rows_at
+from avalanche_cetl.checkpoints.codec import Decoder, encode
+from avalanche_cetl.checkpoints.datasets import dataset_from, dataset_state
 
 
 def through_a_file(state):
-    packer = Packer()
-    packed = packer.pack(state)
-    return Unpacker(packer.tensors).unpack(packed)
+    tensors = {}
+    encoded = encode(state, tensors)
+    return Decoder(tensors).decode(encoded)
 
 
 def again(dataset, experiences):
-    state = through_a_file(rows_state(dataset, "plugin.buffer"))
+    state = through_a_file(dataset_state(dataset, "plugin.buffer"))
     assert "places" in state
-    return rows_from(state, experiences, "plugin.buffer")
+    return dataset_from(state, experiences, "plugin.buffer")
 
 
 def shaken(image):
@@ -42,7 +42,7 @@ def test_rows_by_place_pass_through_both_groups_of_transforms(small):
 
 def test_places_are_the_data_set_and_the_number_of_every_row(small):
     one = stream(small)
-    places = places_of(one[1].dataset.subset([9, 4]).concat(one[2].dataset.subset([5])))
+    places = indices_of(one[1].dataset.subset([9, 4]).concat(one[2].dataset.subset([5])))
     assert places["leaf"].tolist() == [0, 0, 1] and places["row"].tolist() == [9, 4, 5]
     assert [leaf["rows"] for leaf in places["leaves"]] == [60, 60]
     found = rows_at(places, [experience.dataset for experience in stream(small)], "buffer")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from avalanche_cetl import CheckpointError
-from avalanche_cetl.checkpoints.random import random_states, set_random_states
+from avalanche_cetl.checkpoints.parts import random_states, load_random_states
 
 
 def draws():
@@ -16,7 +16,7 @@ def test_all_generators_go_on_where_their_states_were_kept():
     states = random_states()
     first = draws()
     assert draws() != first
-    set_random_states(states)
+    load_random_states(states)
     assert draws() == first
 
 
@@ -28,5 +28,5 @@ def test_all_generators_go_on_where_their_states_were_kept():
 def test_states_of_no_generator_are_refused(change):
     states = random_states()
     with pytest.raises(CheckpointError, match="random states are not in order"):
-        set_random_states(states | change)
-    set_random_states(states)
+        load_random_states(states | change)
+    load_random_states(states)

@@ -3,7 +3,7 @@ from saved_runs import make, source_net
 from torch import nn
 
 from avalanche_cetl import CETLPlugin, CheckpointError, load_checkpoint, save_checkpoint
-from avalanche_cetl.checkpoints.taking import Taker
+from avalanche_cetl.checkpoints.objects import Collector
 
 
 def test_state_that_cannot_be_kept_is_named_when_saving(benchmark, tmp_path):
@@ -37,8 +37,8 @@ class Thing:
         vars(self).update(attributes)
 
 
-def take(value, **arguments):
-    return Taker([], nn.Linear(2, 2), **arguments).take(value, "plugin.value")
+def take(value):
+    return Collector(nn.Linear(2, 2)).collect(value, "plugin.value")
 
 
 def test_an_object_is_taken_by_its_attributes_without_those_that_keep_nothing():

@@ -9,7 +9,7 @@ from avalanche.models import (
 from avalanche.training.plugins import EWCPlugin, LwFPlugin
 
 from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint, transfer_benchmark
-from avalanche_cetl.checkpoints.networks import copy_with, network_state
+from avalanche_cetl.checkpoints.parts import copy_with, network_state
 
 
 def growing_benchmark(task_labels=False):

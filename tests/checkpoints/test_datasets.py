@@ -8,19 +8,19 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.training.plugins import LwFPlugin, ReplayPlugin
 
 from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint
-from avalanche_cetl.checkpoints.plain import Packer, Unpacker
-from avalanche_cetl.checkpoints.rows import rows_from, rows_state
+from avalanche_cetl.checkpoints.codec import Decoder, encode
+from avalanche_cetl.checkpoints.datasets import dataset_from, dataset_state
 
 
 def through_a_file(state):
-    packer = Packer()
-    packed = packer.pack(state)
-    return Unpacker(packer.tensors).unpack(packed)
+    tensors = {}
+    encoded = encode(state, tensors)
+    return Decoder(tensors).decode(encoded)
 
 
 def again(dataset, experiences=None):
-    return rows_from(
-        through_a_file(rows_state(dataset, "plugin.buffer")), experiences, "plugin.buffer"
+    return dataset_from(
+        through_a_file(dataset_state(dataset, "plugin.buffer")), experiences, "plugin.buffer"
     )
 
 
@@ -84,7 +84,7 @@ def test_items_keep_their_types(rows):
 def test_reading_rows_moves_no_random_state(small):
     dataset = small.benchmark(train_transform=shaken).train_stream[0].dataset
     before = torch.get_rng_state()
-    rows_state(dataset, "plugin.buffer")
+    dataset_state(dataset, "plugin.buffer")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -135,13 +135,13 @@ def test_a_data_set_of_a_class_of_the_users_own_is_refused():
         pass
 
     with pytest.raises(CheckpointError, match=r"plugin\.buffer is a Mine"):
-        rows_state(Mine([[(1, 2)]]), "plugin.buffer")
+        dataset_state(Mine([[(1, 2)]]), "plugin.buffer")
 
 
 def test_an_attribute_that_is_no_data_is_refused():
     dataset = AvalancheDataset([[(1, 2)]], data_attributes=[DataAttribute([object()], "origin")])
     with pytest.raises(CheckpointError, match="'origin'"):
-        rows_state(dataset, "plugin.buffer")
+        dataset_state(dataset, "plugin.buffer")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_an_attribute_that_is_no_data_is_refused():
     ids=str,
 )
 def test_forged_rows_make_nothing_large_or_foreign(small, change):
-    state = rows_state(small.benchmark().train_stream[0].dataset.subset([1]), "plugin.buffer")
+    state = dataset_state(small.benchmark().train_stream[0].dataset.subset([1]), "plugin.buffer")
     with pytest.raises((CheckpointError, KeyError)):
-        rows_from({**state, **change}, None, "plugin.buffer")
+        dataset_from({**state, **change}, None, "plugin.buffer")

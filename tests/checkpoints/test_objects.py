@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CheckpointError
-from avalanche_cetl.checkpoints.putting import Putter
-from avalanche_cetl.checkpoints.taking import Taker
+from avalanche_cetl.checkpoints.objects import Restorer
+from avalanche_cetl.checkpoints.objects import Collector
 
 
 class Thing:
@@ -17,7 +17,7 @@ class Thing:
 def through(value, current):
     """Take the state of a value, and put it into another one."""
     network = nn.Linear(2, 2)
-    return Putter(network).put(current, Taker([], network).take(value, "plugin"), "plugin")
+    return Restorer(network).restore(current, Collector(network).collect(value, "plugin"), "plugin")
 
 
 def test_containers_and_objects_change_in_place():
@@ -41,7 +41,7 @@ def test_two_places_that_shared_an_object_share_one_again():
         ([1], {"a": 1}, "is a dict, in the checkpoint a list"),
         (Thing(count=1), nn.Identity(), "is a Identity, in the checkpoint a Thing"),
         ((nn.Identity(),), (), "has 0 entries, in the checkpoint 1"),
-        ([torch.Generator()], [], r"plugin\[0\] is not there, and cannot be made"),
+        ([torch.Generator()], [], r"plugin\[0\] is not there, in the checkpoint a generator"),
     ],
     ids=["another container", "another class", "fewer entries", "nothing there"],
 )
@@ -59,4 +59,4 @@ def test_methods_and_inner_attributes_are_never_overwritten(name):
     state = {"how": "object", "type": Other.__qualname__}
     state["attributes"] = {name: {"how": "plain", "value": 1}}
     with pytest.raises(CheckpointError, match="has no attribute"):
-        Putter(nn.Linear(1, 1)).put(Other(), state, "plugin")
+        Restorer(nn.Linear(1, 1)).restore(Other(), state, "plugin")
