@@ -23,9 +23,9 @@ torch.set_num_threads(1)  # the networks here are small
 #: the quick loop: ``pytest -m "not slow"``.
 SLOW = (
     "benchmarks",
+    "checkpoints/test_adapters.py",
     "checkpoints/test_checkpoint.py",
     "checkpoints/test_plugin.py",
-    "checkpoints/test_stock.py",
     "common/test_processes.py",
     "demo",
     "encoders/test_timm.py",

@@ -144,7 +144,7 @@ def _within(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
 
 
 def _content(value: Any) -> Callable[[], Any] | None:
-    """Return what restores the present content of a value; None where it is not changed in place."""
+    """Return what restores a value's present content; None where it is not changed in place."""
     if isinstance(value, Tensor):
         return None if is_lazy(value) else _tensor_content(value)
     if isinstance(value, np.ndarray) and value.flags.writeable:

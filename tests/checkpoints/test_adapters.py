@@ -6,123 +6,195 @@ from avalanche.training import plugins as ap
 from avalanche.training import storage_policy as sp
 from avalanche.training import supervised as strategies
 from avalanche.training.plugins.feature_distillation import FeatureDistillationPlugin
+from saved_runs import assert_resumed_as_straight, assert_same, make, make_stock, three_experiences
 
 from avalanche_cetl import (
-    CICNN,
-    CETLStrategy,
     CheckpointError,
     CheckpointPlugin,
-    CoupledModel,
     GFIPlugin,
     load_checkpoint,
     save_checkpoint,
-    transfer_benchmark,
 )
+from avalanche_cetl.checkpoints import adapters, register_state_adapter
+from avalanche_cetl.checkpoints.adapters import differences, settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+class Features(torch.nn.Module):
+    """A network that keeps its latest features."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(64, 8), torch.nn.Linear(8, 10)
+        self.features = None
+
+    def forward(self, x):
+        self.features = self.body(x.flatten(1))
+        return self.head(self.features)
+
+
 def replay(policy):
-    return ap.ReplayPlugin(policy.max_size, storage_policy=policy)
+    return lambda model: [ap.ReplayPlugin(policy(model).max_size, storage_policy=policy(model))]
 
 
 def herding(model):
     chosen = sp.HerdingSelectionStrategy(model, "features")
-    return replay(sp.ParametricBuffer(20, groupby="class", selection_strategy=chosen))
+    return sp.ParametricBuffer(20, groupby="class", selection_strategy=chosen)
 
 
-PLUGINS = {
-    "replay": lambda m: ap.ReplayPlugin(20),
-    "replay, reservoir": lambda m: replay(sp.ReservoirSamplingBuffer(20)),
-    "replay, by class": lambda m: replay(sp.ClassBalancedBuffer(23)),
-    "replay, by experience": lambda m: replay(sp.ExperienceBalancedBuffer(20, False, 3)),
-    "replay, parametric": lambda m: replay(sp.ParametricBuffer(20, groupby="class")),
-    "replay, herding": herding,
-    "LwF": lambda m: ap.LwFPlugin(),
-    "MAS": lambda m: ap.MASPlugin(),
-    "LFL": lambda m: ap.LFLPlugin(0.1),
-    "EWC": lambda m: ap.EWCPlugin(0.1),
-    "EWC online": lambda m: ap.EWCPlugin(0.1, "online", 0.5),
-    "SI": lambda m: ap.SynapticIntelligencePlugin(0.1),
-    "RWalk": lambda m: ap.RWalkPlugin(delta_t=2),
-    "GDumb": lambda m: ap.GDumbPlugin(20),
-    "A-GEM": lambda m: ap.AGEMPlugin(10, 10),
-    "GFI": lambda m: GFIPlugin(0.1, samples=8),
-    "GFI kronecker": lambda m: GFIPlugin(0.1, basis="kronecker", samples=8),
-    "GFI kronecker online": lambda m: GFIPlugin(0.1, "online", 0.5, basis="kronecker", samples=8),
-}
 CRITERION = {"criterion": torch.nn.CrossEntropyLoss()}
-STRATEGIES = {
-    "Cumulative": (strategies.Cumulative, CRITERION),
-    "DER": (strategies.DER, {"mem_size": 20}),
-    "ER_ACE": (strategies.ER_ACE, {"mem_size": 20}),
-    "FromScratchTraining": (strategies.FromScratchTraining, CRITERION),
+#: Arguments of the strategy: a row for each plugin and strategy of Avalanche that has state.
+RUNS = {
+    "replay": {"plugins": lambda m: [ap.ReplayPlugin(20)]},
+    "replay, reservoir": {"plugins": replay(lambda m: sp.ReservoirSamplingBuffer(20))},
+    "replay, by class": {"plugins": replay(lambda m: sp.ClassBalancedBuffer(23))},
+    "replay, by experience": {
+        "plugins": replay(lambda m: sp.ExperienceBalancedBuffer(20, False, 3))
+    },
+    "replay, parametric": {"plugins": replay(lambda m: sp.ParametricBuffer(20, groupby="class"))},
+    "replay, herding": {"plugins": replay(herding)},
+    "LwF": {"plugins": lambda m: [ap.LwFPlugin()]},
+    "MAS": {"plugins": lambda m: [ap.MASPlugin()]},
+    "LFL": {"plugins": lambda m: [ap.LFLPlugin(0.1)]},
+    "EWC": {"plugins": lambda m: [ap.EWCPlugin(0.1)]},
+    "EWC online": {"plugins": lambda m: [ap.EWCPlugin(0.1, "online", 0.5)]},
+    "SI": {"plugins": lambda m: [ap.SynapticIntelligencePlugin(0.1)]},
+    "RWalk": {"plugins": lambda m: [ap.RWalkPlugin(delta_t=2)]},
+    "GDumb": {"plugins": lambda m: [ap.GDumbPlugin(20)]},
+    "A-GEM": {"plugins": lambda m: [ap.AGEMPlugin(10, 10)]},
+    "features": {"plugins": lambda m: [FeatureDistillationPlugin()], "network": Features},
+    "GFI": {"plugins": lambda m: [GFIPlugin(0.1, samples=8)]},
+    "GFI kronecker": {"plugins": lambda m: [GFIPlugin(0.1, basis="kronecker", samples=8)]},
+    "GFI kronecker online": {
+        "plugins": lambda m: [GFIPlugin(0.1, "online", 0.5, basis="kronecker", samples=8)]
+    },
+    "Cumulative": {"kind": strategies.Cumulative, **CRITERION},
+    "DER": {"kind": strategies.DER, "mem_size": 20},
+    "ER_ACE": {"kind": strategies.ER_ACE, "mem_size": 20},
+    "FromScratchTraining": {"kind": strategies.FromScratchTraining, **CRITERION},
 }
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_a_run_with_the_plugin_ends_as_one_that_was_never_stopped(small, tmp_path, name):
-    def make():
-        return small.strategy(lambda model: [PLUGINS[name](model)])
-
-    small.resumed_as_straight(make, small.benchmark(), tmp_path / "c")
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_state_that_a_strategy_keeps_of_its_own_is_resumed(small, tmp_path, name):
-    kind, arguments = STRATEGIES[name]
-    small.resumed_as_straight(
-        lambda: small.strategy(kind=kind, **arguments), small.benchmark(), tmp_path / "c"
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_ends_as_one_that_was_never_stopped(tmp_path, name):
+    assert_resumed_as_straight(
+        lambda: make_stock(**RUNS[name]), three_experiences(), tmp_path / "c"
     )
 
 
-def test_features_of_the_old_network_are_resumed(small, tmp_path):
-    class Network(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = torch.nn.Linear(64, 8), torch.nn.Linear(8, 10)
-            self.features = None
-
-        def forward(self, x):
-            self.features = self.body(x.flatten(1))
-            return self.head(self.features)
-
-    def make():
-        return small.strategy(lambda model: [FeatureDistillationPlugin()], network=Network)
-
-    small.resumed_as_straight(make, small.benchmark(), tmp_path / "c")
+def plugins_of(name):
+    return RUNS[name]["plugins"](None)
 
 
-def test_the_memory_of_gem_is_kept(small, tmp_path):
-    strategy = small.strategy(lambda model: [ap.GEMPlugin(10, 0.5)])
-    strategy.train(small.benchmark().train_stream[0])
-    save_checkpoint(strategy, tmp_path / "c")
-    again = small.strategy(lambda model: [ap.GEMPlugin(10, 0.5)])
-    load_checkpoint(again, tmp_path / "c")
-    assert torch.equal(again.plugins[0].memory_x[0], strategy.plugins[0].memory_x[0])
-    assert len(again.plugins[0].memory_y[0]) == 10
+@pytest.mark.parametrize("name", ["replay", "replay, by class", "LwF", "MAS"])
+def test_checkpoints_of_every_round_are_resumed(stream, tmp_path, name):
+    settings = {"variant": "e", "train_epochs": 2, "eval_every": -1}
+    whole = make(tmp_path, plugins=plugins_of(name), **settings)
+    torch.manual_seed(3)
+    whole.train(stream)
+    for stopped_after in (1, 3):
+        again = make(plugins=plugins_of(name), **settings)
+        load_checkpoint(again, tmp_path / f"checkpoint-{stopped_after:06}.safetensors")
+        again.train(stream)
+        assert_same(whole, again)
 
 
-def test_a_buffer_that_two_plugins_share_is_shared_again(small, tmp_path):
-    class Reads(ap.LwFPlugin):
-        buffer = None
+def saved_and_loaded(plugins, path):
+    strategy, again = (make_stock(lambda model: plugins()) for _ in range(2))
+    strategy.train(three_experiences().train_stream[0])
+    save_checkpoint(strategy, path)
+    load_checkpoint(again, path)
+    return strategy.plugins, again.plugins
 
-        def after_training_exp(self, strategy, **kwargs):
-            super().after_training_exp(strategy, **kwargs)
-            self.buffer = strategy.plugins[0].storage_policy.buffer_groups[0].buffer
-            self.teacher = self.lwf.prev_model
 
-    def make():
-        return small.strategy(lambda model: [ap.ReplayPlugin(20), Reads()])
+def test_the_memory_of_gem_is_kept(tmp_path):
+    (gem, *_), (again, *_) = saved_and_loaded(lambda: [ap.GEMPlugin(10, 0.5)], tmp_path / "c")
+    assert torch.equal(again.memory_x[0], gem.memory_x[0]) and len(again.memory_y[0]) == 10
 
-    strategy = make()
-    strategy.train(small.benchmark().train_stream[0])
-    save_checkpoint(strategy, tmp_path / "c")
-    again = make()
-    load_checkpoint(again, tmp_path / "c")
-    replayed, reads = again.plugins[:2]
+
+class Reads(ap.LwFPlugin):
+    buffer = None
+
+    def after_training_exp(self, strategy, **kwargs):
+        super().after_training_exp(strategy, **kwargs)
+        self.buffer = strategy.plugins[0].storage_policy.buffer_groups[0].buffer
+        self.teacher = self.lwf.prev_model
+
+
+def test_a_buffer_that_two_plugins_share_is_shared_again(tmp_path):
+    _, (replayed, reads, *_) = saved_and_loaded(
+        lambda: [ap.ReplayPlugin(20), Reads()], tmp_path / "c"
+    )
     assert reads.buffer is replayed.storage_policy.buffer_groups[0].buffer
     assert reads.teacher is reads.lwf.prev_model is not None
+
+
+# ------------------------------------------------------------------ adapters of others
+
+
+class Counts(ap.LwFPlugin):
+    """Holds what a checkpoint does not keep."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = iter(range(9))
+
+
+def load_counted(plugin, state):
+    plugin.counted = iter(range(state["left"], 9))
+
+
+def test_an_adapter_keeps_objects_of_its_class_and_of_those_derived_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
+    register_state_adapter(
+        Counts, lambda plugin: {"left": 9 - plugin.counted.__length_hint__()}, load_counted
+    )
+    derived = type("Derived", (Counts,), {})
+    (counts, *_), (again, *_) = saved_and_loaded(lambda: [derived()], tmp_path / "c")
+    next(counts.counted)
+    save_checkpoint(make_stock(lambda model: [counts]), tmp_path / "c")
+    load_checkpoint(make_stock(lambda model: [again]), tmp_path / "c")
+    assert list(again.counted) == list(range(1, 9))
+
+
+def test_an_adapter_stands_for_a_refusal(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
+    register_state_adapter(ap.MIRPlugin, lambda plugin: {}, lambda plugin, state: None)
+    save_checkpoint(make_stock(lambda model: [ap.MIRPlugin(10, 10, 10)]), tmp_path / "c")
+
+
+@pytest.mark.parametrize("arguments", [("Counts", len, len), (Counts, None, len)], ids=str)
+def test_an_adapter_needs_a_class_and_two_functions(arguments):
+    with pytest.raises(TypeError, match="state_dict and load_state_dict"):
+        register_state_adapter(*arguments)
+
+
+# ------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    ("plugin", "other", "told"),
+    [
+        (ap.MASPlugin(lambda_reg=1.0), ap.MASPlugin(lambda_reg=2.0), ["lambda_reg=2.0 for 1.0"]),
+        (ap.LwFPlugin(1.0, 2.0), ap.LwFPlugin(1.0, 3.0), ["lwf.temperature=3.0 for 2.0"]),
+        (ap.EWCPlugin(1), ap.EWCPlugin(1.0), []),
+        (ap.ReplayPlugin(20), ap.ReplayPlugin(30), ["mem_size=30 for 20"]),
+        (GFIPlugin(1.0), GFIPlugin(1.0, threshold=0.2), ["threshold=0.2 for 0.5"]),
+    ],
+    ids=["renamed", "plain", "numbers", "a part", "ours"],
+)
+def test_settings_that_differ_are_named(plugin, other, told):
+    found = list(differences(other, settings_of(plugin)))
+    assert set(found) >= set(told) and bool(found) == bool(told)
+    assert list(differences(plugin, settings_of(plugin))) == []
+
+
+def test_an_option_that_one_of_two_versions_does_not_have_counts_as_its_default():
+    plugin, saved = ap.EWCPlugin(1.0), settings_of(ap.EWCPlugin(1.0))
+    assert saved.pop("mode") == ["separate", "separate"] and list(differences(plugin, saved)) == []
+    saved |= {"new": [1, 1], "newer": [2, 1], "given": [3]}
+    assert list(differences(plugin, saved)) == ["newer=1 for 2", "given=nothing for 3"]
 
 
 # ------------------------------------------------------------------ refused
@@ -137,32 +209,12 @@ NEVER = {
 
 
 @pytest.mark.parametrize("name", NEVER)
-def test_a_plugin_that_cannot_be_kept_is_refused_before_it_has_any_state(small, tmp_path, name):
-    strategy = small.strategy(lambda model: [NEVER[name]()])
+def test_a_plugin_that_cannot_be_kept_is_refused_before_it_has_any_state(tmp_path, name):
+    strategy = make_stock(lambda model: [NEVER[name]()])
     plugin = type(strategy.plugins[0]).__name__
     with pytest.raises(CheckpointError, match=f"{plugin}.*ignore"):
         save_checkpoint(strategy, tmp_path / "c")
     save_checkpoint(strategy, tmp_path / "c", ignore=[plugin])
-
-
-def coupled_strategy(plugins, train_epochs=2, **arguments):
-    torch.manual_seed(2)
-    model = CoupledModel.build(None, CICNN(3, (1, 8, 8), width=0.02), (1, 8, 8))
-    return CETLStrategy(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.02),
-        variant="e",
-        plugins=plugins,
-        train_mb_size=10,
-        train_epochs=train_epochs,
-        evaluator=None,
-        **arguments,
-    )
-
-
-def small_stream(digits):
-    parts = [digits(20), digits(20, seed=1)]
-    return transfer_benchmark(parts, [digits(10)] * 2).train_stream
 
 
 class KeepsALoader(ap.LwFPlugin):
@@ -176,25 +228,10 @@ class KeepsALoader(ap.LwFPlugin):
     [*NEVER.values(), lambda: ap.AGEMPlugin(5, 5), KeepsALoader],
     ids=[*NEVER, "A-GEM", "own"],
 )
-def test_a_run_that_could_not_be_kept_is_refused_when_it_begins(digits, tmp_path, plugin):
-    strategy = coupled_strategy([plugin(), CheckpointPlugin(tmp_path)])
+def test_a_run_that_could_not_be_kept_is_refused_when_it_begins(stream, tmp_path, plugin):
+    strategy = make(plugins=[plugin(), CheckpointPlugin(tmp_path)], variant="e")
     before = [p.clone() for p in strategy.model.parameters()]
     with pytest.raises(CheckpointError, match=type(strategy.plugins[0]).__name__):
-        strategy.train(small_stream(digits))
+        strategy.train(stream)
     assert all(map(torch.equal, before, strategy.model.parameters()))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["replay", "replay, by class", "LwF", "MAS"])
-@pytest.mark.parametrize("stopped_after", [1, 3])
-def test_checkpoints_of_every_round_are_resumed(digits, tmp_path, name, stopped_after):
-    stream = small_stream(digits)
-    whole = coupled_strategy([PLUGINS[name](None), CheckpointPlugin(tmp_path, keep=9)])
-    torch.manual_seed(3)
-    whole.train(stream)
-    again = coupled_strategy([PLUGINS[name](None), CheckpointPlugin(tmp_path / "b")])
-    load_checkpoint(again, tmp_path / f"checkpoint-{stopped_after:06}.safetensors")
-    again.train(stream)
-    mine, its = whole.model.state_dict(), again.model.state_dict()
-    assert [name for name in mine if not torch.equal(mine[name], its[name])] == []
-    assert whole.round_losses == again.round_losses

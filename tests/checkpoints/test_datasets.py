@@ -6,29 +6,22 @@ import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.training.plugins import LwFPlugin, ReplayPlugin
+from saved_runs import assert_resumed_as_straight, make_stock, three_experiences, weights
 
-from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint
+from avalanche_cetl import CheckpointError, load_checkpoint
 from avalanche_cetl.checkpoints.codec import Decoder, encode
-from avalanche_cetl.checkpoints.datasets import dataset_from, dataset_state
-
-
-def through_a_file(state):
-    tensors = {}
-    encoded = encode(state, tensors)
-    return Decoder(tensors).decode(encoded)
+from avalanche_cetl.checkpoints.datasets import dataset_from, dataset_state, indices_of, rows_at
 
 
 def again(dataset, experiences=None):
-    return dataset_from(
-        through_a_file(dataset_state(dataset, "plugin.buffer")), experiences, "plugin.buffer"
-    )
+    tensors = {}
+    encoded = encode(dataset_state(dataset, "plugin.buffer"), tensors)
+    return dataset_from(Decoder(tensors).decode(encoded), experiences, "plugin.buffer")
 
 
 def assert_same_rows(one, other):
     assert type(one) is type(other)
-    assert len(one) == len(other)
     for mine, its in zip(one, other, strict=True):
-        assert len(mine) == len(its)
         for a, b in zip(mine, its, strict=True):
             assert type(a) is type(b)
             assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
@@ -38,110 +31,55 @@ def shaken(image):
     return image + 0.1 * torch.randn_like(image)
 
 
-def shaken_by_python(image):
-    return image * random.random()
+def shaken_stream():
+    return three_experiences(train_transform=shaken, eval_transform=torch.neg).train_stream
 
 
-def shaken_by_numpy(image):
-    return image + np.random.rand()
+# ------------------------------------------------------------------ rows as they read
 
 
-AUGMENTATIONS = [shaken, shaken_by_python, shaken_by_numpy]
-
-
-def test_rows_and_their_attributes_come_back_without_the_data(small):
-    dataset = small.benchmark(
+def test_rows_and_their_attributes_come_back_without_the_data():
+    benchmark = three_experiences(
         train_transform=lambda image: image - 0.5, eval_transform=lambda image: image - 0.5
     )
-    dataset = dataset.train_stream[0].dataset.subset([7, 3, 7, 50])
-    found = again(dataset)
-    assert_same_rows(dataset, found)
-    assert list(found.targets) == list(dataset.targets)
-    assert list(found.targets_task_labels) == [0, 0, 0, 0]
-    assert list(found.domain_labels) == [0, 0, 0, 0]
-
-
-def test_an_empty_data_set_comes_back():
-    assert len(again(AvalancheDataset([]))) == 0
+    old, new = (experience.dataset for experience in benchmark.train_stream[:2])
+    old = old.subset([7, 3, 7, 50])
+    found = again(old)
+    assert_same_rows(old, found)
+    assert list(found.targets) == list(old.targets)
+    assert list(found.targets_task_labels) == list(found.domain_labels) == [0, 0, 0, 0]
+    assert_same_rows(new.concat(old), new.concat(found))
+    assert_same_rows(old.concat(new), found.concat(new))
 
 
 @pytest.mark.parametrize(
     "rows",
     [
+        [],
         [(torch.rand(3, dtype=torch.float64), np.float32(0.5), 1.5, "a")] * 3,
         [(torch.rand(1 + n), n, None, (n, True)) for n in range(3)],
         [(np.arange(3.0), torch.tensor(True))] * 2,
     ],
-    ids=["numbers and words", "tensors of several shapes", "arrays"],
+    ids=["none", "numbers and words", "tensors of several shapes", "arrays"],
 )
 def test_items_keep_their_types(rows):
-    found = again(AvalancheDataset([rows]))
+    found = again(AvalancheDataset([rows] if rows else []))
     for mine, its in zip(rows, found, strict=True):
         assert [type(value) for value in mine] == [type(value) for value in its]
         assert repr(tuple(mine)) == repr(tuple(its))
 
 
-def test_reading_rows_moves_no_random_state(small):
-    dataset = small.benchmark(train_transform=shaken).train_stream[0].dataset
-    before = torch.get_rng_state()
-    dataset_state(dataset, "plugin.buffer")
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_rows_that_came_back_are_joined_with_new_data(small):
-    stream = small.benchmark().train_stream
-    old, new = stream[0].dataset.subset([1, 2, 3]), stream[1].dataset
-    assert_same_rows(new.concat(old), new.concat(again(old)))
-    assert_same_rows(old.concat(new), again(old).concat(new))
-
-
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_a_buffer_with_augmentation_is_resumed(small, tmp_path, augment):
-    def benchmark():
-        return small.benchmark(train_transform=augment)
-
-    def make():
-        return small.strategy(lambda model: [ReplayPlugin(20), LwFPlugin()])
-
-    stream = benchmark().train_stream
-    small.resumed_as_straight(make, benchmark(), tmp_path / "c", experiences=stream)
-
-
-def test_attributes_that_a_plugin_added_are_kept_with_rows_by_place(small):
-    stream = small.benchmark(train_transform=shaken).train_stream
-    logits = DataAttribute([torch.ones(2), torch.zeros(2)], "logits")
-    dataset = stream[0].dataset.subset([1, 2]).update_data_attribute("logits", logits)
-    found = again(dataset, stream)
-    assert [value.tolist() for value in found.logits] == [[1, 1], [0, 0]]
-
-
-def test_rows_by_place_without_their_data_are_refused_with_the_remedy(small, tmp_path):
-    def make():
-        return small.strategy(lambda model: [ReplayPlugin(20)])
-
-    benchmark, strategy = small.benchmark(train_transform=shaken), make()
-    strategy.train(benchmark.train_stream[0])
-    save_checkpoint(strategy, tmp_path / "c")
-    other = make()
-    before = [p.clone() for p in other.model.parameters()]
-    with pytest.raises(CheckpointError, match=r"experiences=benchmark\.train_stream"):
-        load_checkpoint(other, tmp_path / "c")
-    assert all(map(torch.equal, before, other.model.parameters()))
-    assert len(other.plugins[0].storage_policy.buffer) == 0
-
-
-def test_a_data_set_of_a_class_of_the_users_own_is_refused():
-    class Mine(AvalancheDataset):
-        pass
-
-    with pytest.raises(CheckpointError, match=r"plugin\.buffer is a Mine"):
-        dataset_state(Mine([[(1, 2)]]), "plugin.buffer")
-
-
-def test_an_attribute_that_is_no_data_is_refused():
-    dataset = AvalancheDataset([[(1, 2)]], data_attributes=[DataAttribute([object()], "origin")])
-    with pytest.raises(CheckpointError, match="'origin'"):
-        dataset_state(dataset, "plugin.buffer")
+@pytest.mark.parametrize(
+    ("kind", "attributes", "told"),
+    [
+        (type("Mine", (AvalancheDataset,), {}), [], r"plugin\.buffer is a Mine"),
+        (AvalancheDataset, [DataAttribute([object()], "origin")], "'origin'"),
+    ],
+    ids=["a class of the user's", "an attribute that is no data"],
+)
+def test_a_data_set_that_cannot_be_made_again_is_refused(kind, attributes, told):
+    with pytest.raises(CheckpointError, match=told):
+        dataset_state(kind([[(1, 2)]], data_attributes=attributes), "plugin.buffer")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +92,71 @@ def test_an_attribute_that_is_no_data_is_refused():
     ],
     ids=str,
 )
-def test_forged_rows_make_nothing_large_or_foreign(small, change):
-    state = dataset_state(small.benchmark().train_stream[0].dataset.subset([1]), "plugin.buffer")
+def test_forged_rows_make_nothing_large_or_foreign(change):
+    dataset = three_experiences().train_stream[0].dataset.subset([1])
+    state = dataset_state(dataset, "plugin.buffer")
     with pytest.raises((CheckpointError, KeyError)):
         dataset_from({**state, **change}, None, "plugin.buffer")
+
+
+# ------------------------------------------------------------------ rows by their indices
+
+
+def test_rows_by_index_pass_through_both_groups_of_transforms():
+    one = shaken_stream()
+    dataset = one[1].dataset.subset([9, 4]).concat(one[2].dataset.subset([5]))
+    before = torch.get_rng_state()
+    found = again(dataset, shaken_stream())
+    assert torch.equal(before, torch.get_rng_state())
+    for wanted, its in ((dataset, found), (dataset.eval(), found.eval())):
+        torch.manual_seed(3)
+        images = [wanted[n][0] for n in range(3)]
+        torch.manual_seed(3)
+        assert all(torch.equal(images[n], its[n][0]) for n in range(3))
+    assert type(found) is type(dataset) and list(found.targets) == [9, 4, 5]
+
+
+def test_indices_are_the_data_set_and_the_number_of_every_row():
+    one = shaken_stream()
+    indices = indices_of(one[1].dataset.subset([9, 4]).concat(one[2].dataset.subset([5])))
+    assert indices["leaf"].tolist() == [0, 0, 1] and indices["row"].tolist() == [9, 4, 5]
+    assert [leaf["rows"] for leaf in indices["leaves"]] == [60, 60]
+    twice = [experience.dataset for experience in (*shaken_stream(), *shaken_stream())]
+    assert list(rows_at(indices, twice, "buffer").targets) == [9, 4, 5]
+
+
+def test_attributes_that_a_plugin_added_are_kept_with_rows_by_index():
+    stream = shaken_stream()
+    logits = DataAttribute([torch.ones(2), torch.zeros(2)], "logits")
+    dataset = stream[0].dataset.subset([1, 2]).update_data_attribute("logits", logits)
+    found = again(dataset, stream)
+    assert [value.tolist() for value in found.logits] == [[1, 1], [0, 0]]
+
+
+def test_other_data_than_those_of_the_run_are_refused():
+    stream = shaken_stream()
+    with pytest.raises(CheckpointError, match=r"plugin\.buffer .* 60 rows"):
+        again(stream[0].dataset.subset([1, 2]), stream[1:])
+
+
+AUGMENTATIONS = {
+    "torch": shaken,
+    "random": lambda image: image * random.random(),
+    "numpy": lambda image: image + np.random.rand(),
+}
+
+
+@pytest.mark.parametrize("draws", AUGMENTATIONS)
+def test_a_buffer_with_augmentation_is_resumed_with_the_data_alone(tmp_path, draws):
+    def make():
+        return make_stock(lambda model: [ReplayPlugin(20), LwFPlugin()])
+
+    benchmark = three_experiences(train_transform=AUGMENTATIONS[draws])
+    stream = three_experiences(train_transform=AUGMENTATIONS[draws]).train_stream
+    assert_resumed_as_straight(make, benchmark, tmp_path / "c", experiences=stream)
+    other = make()
+    before = weights(other)
+    with pytest.raises(CheckpointError, match=r"experiences=benchmark\.train_stream"):
+        load_checkpoint(other, tmp_path / "c")
+    assert all(torch.equal(before[name], p) for name, p in weights(other).items())
+    assert len(other.plugins[0].storage_policy.buffer) == 0

@@ -1,15 +1,19 @@
+import random
+
+import numpy as np
 import pytest
 import torch
-from avalanche.models import (
-    DynamicModule,
-    IncrementalClassifier,
-    MTSimpleMLP,
-    MultiHeadClassifier,
-)
+from avalanche.models import DynamicModule, IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier
 from avalanche.training.plugins import EWCPlugin, LwFPlugin
+from saved_runs import assert_resumed_as_straight, make_stock, three_experiences, weights
 
 from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint, transfer_benchmark
-from avalanche_cetl.checkpoints.parts import copy_with, network_state
+from avalanche_cetl.checkpoints.parts import (
+    copy_with,
+    load_random_states,
+    network_state,
+    random_states,
+)
 
 
 def growing_benchmark(task_labels=False):
@@ -53,12 +57,11 @@ def mlp_by_task():
 
 @pytest.mark.parametrize("plugin", [LwFPlugin, lambda: EWCPlugin(0.1)], ids=["LwF", "EWC"])
 @pytest.mark.parametrize("network", [Growing, mlp_by_task], ids=["one head", "by task"])
-def test_a_network_that_has_grown_is_resumed(small, tmp_path, network, plugin):
-    def make():
-        return small.strategy(lambda model: [plugin()], network=network)
-
-    straight, resumed = small.resumed_as_straight(
-        make, growing_benchmark(network is mlp_by_task), tmp_path / "c"
+def test_a_network_that_has_grown_is_resumed(tmp_path, network, plugin):
+    straight, resumed = assert_resumed_as_straight(
+        lambda: make_stock(lambda model: [plugin()], network=network),
+        growing_benchmark(network is mlp_by_task),
+        tmp_path / "c",
     )
     if network is mlp_by_task:
         heads = resumed.model.classifier
@@ -66,53 +69,45 @@ def test_a_network_that_has_grown_is_resumed(small, tmp_path, network, plugin):
         assert heads.active_units == straight.model.classifier.active_units
 
 
-def test_a_module_of_the_users_own_grows_with_the_training_data(small, tmp_path):
-    def make():
-        return small.strategy(network=Own)
-
-    stream = growing_benchmark().train_stream
-    small.resumed_as_straight(make, growing_benchmark(), tmp_path / "c", experiences=stream)
-    strategy = make()
-    shape = {name: tuple(p.shape) for name, p in strategy.model.named_parameters()}
+def test_a_module_of_the_users_own_grows_with_the_training_data(tmp_path):
+    stream, file = growing_benchmark().train_stream, tmp_path / "c"
+    assert_resumed_as_straight(
+        lambda: make_stock(network=Own), growing_benchmark(), file, experiences=stream
+    )
+    strategy = make_stock(network=Own)
+    shapes = {name: p.shape for name, p in strategy.model.named_parameters()}
     with pytest.raises(CheckpointError, match=r"experiences=benchmark\.train_stream"):
-        load_checkpoint(strategy, tmp_path / "c")
-    assert shape == {name: tuple(p.shape) for name, p in strategy.model.named_parameters()}
+        load_checkpoint(strategy, file)
+    assert shapes == {name: p.shape for name, p in strategy.model.named_parameters()}
 
 
-def test_a_strategy_that_refuses_a_grown_network_stays_as_it_was(small, tmp_path):
-    def make(plugins=()):
-        return small.strategy(lambda model: list(plugins), network=Growing)
-
-    straight = make()
+def test_a_strategy_that_refuses_a_grown_network_stays_as_it_was(tmp_path):
+    straight, other = make_stock(network=Growing), make_stock(network=Growing)
     for experience in growing_benchmark().train_stream:
         straight.train(experience)
     straight.clock.train_exp_counter = "three"
     save_checkpoint(straight, tmp_path / "c")
-    other = make()
-    before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
+    before = weights(other)
     with pytest.raises(CheckpointError):
         load_checkpoint(other, tmp_path / "c")
-    after = other.model.state_dict()
+    after = weights(other)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert [id(p) for p in other.optimizer.param_groups[0]["params"]] == [
-        id(p) for p in other.model.parameters()
-    ]
+    covered = other.optimizer.param_groups[0]["params"]
+    assert list(map(id, covered)) == list(map(id, other.model.parameters()))
     other.train(growing_benchmark().train_stream[0])
 
 
-def test_weights_that_are_frozen_in_training_are_frozen_after_loading(small, tmp_path):
-    strategy = small.strategy()
+def test_weights_that_are_frozen_in_training_are_frozen_after_loading(tmp_path):
+    strategy, again = make_stock(), make_stock()
     strategy.model.classifier.requires_grad_(False)
     save_checkpoint(strategy, tmp_path / "c")
-    again = small.strategy()
     load_checkpoint(again, tmp_path / "c")
-    assert [n for n, p in again.model.named_parameters() if not p.requires_grad] == [
-        "classifier.weight", "classifier.bias",
-    ]  # fmt: skip
+    frozen = [name for name, p in again.model.named_parameters() if not p.requires_grad]
+    assert frozen == ["classifier.weight", "classifier.bias"]
 
 
-def test_a_copy_has_the_weights_and_the_modes_of_what_was_saved():
+def test_a_copy_has_the_weights_and_the_modes_of_what_was_saved_or_is_refused():
     torch.manual_seed(0)
     network, saved = Growing(), Growing()
     saved.body.eval()
@@ -122,9 +117,84 @@ def test_a_copy_has_the_weights_and_the_modes_of_what_was_saved():
     assert all(map(torch.equal, made.state_dict().values(), saved.state_dict().values()))
     assert [m.training for m in made.modules()] == [m.training for m in saved.modules()]
     assert [p.requires_grad for p in made.parameters()] == [True, True, False, False]
-
-
-def test_a_copy_of_another_network_is_refused():
-    other = MultiHeadClassifier(5)
     with pytest.raises(CheckpointError, match=r"plugin\.old is a copy of another network"):
-        copy_with(Growing(), network_state(other), [], "plugin.old")
+        copy_with(network, network_state(MultiHeadClassifier(5)), [], "plugin.old")
+
+
+# ------------------------------------------------------------------ optimisers
+
+
+class Late(torch.optim.SGD):
+    """Makes settings of a group, shared state and moments of other shapes when it first steps."""
+
+    def step(self, closure=None):
+        self.state["shared"] = {"steps": self.state.get("shared", {}).get("steps", 0) + 1}
+        for group in self.param_groups:
+            group["d"] = group.get("d", 1.0) * 0.9
+            for p in group["params"]:
+                rows = p.detach().reshape(len(p), -1).mean(1)
+                seen = self.state[p].get("seen", 0) + torch.stack([rows, rows**2])
+                self.state[p] = {"seen": seen, "first": None}
+                p.data -= 1e-3 * group["d"] * self.state["shared"]["steps"] * seen.mean()
+        return super().step(closure)
+
+
+OPTIMIZERS = {
+    "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+    "Adam": {"lr": 0.01, "amsgrad": True},
+    "AdamW": {"lr": 0.01},
+    "Adafactor": {"lr": 0.01},
+    "Adadelta": {},
+    "Adagrad": {"lr": 0.01},
+    "Adamax": {"lr": 0.01},
+    "ASGD": {"lr": 0.05},
+    "NAdam": {"lr": 0.01},
+    "RAdam": {"lr": 0.01},
+    "RMSprop": {"lr": 0.01, "centered": True, "momentum": 0.5},
+    "Rprop": {"lr": 0.01},
+    "Late": {"lr": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_with_the_optimiser_ends_as_one_that_was_never_stopped(tmp_path, name):
+    kind = Late if name == "Late" else getattr(torch.optim, name)
+    assert_resumed_as_straight(
+        lambda: make_stock(optimizer=lambda p: kind(p, **OPTIMIZERS[name])),
+        three_experiences(),
+        tmp_path / "c",
+    )
+
+
+def test_a_setting_of_another_kind_is_refused(tmp_path):
+    strategy = make_stock()
+    strategy.optimizer.param_groups[0]["nesterov"] = "yes"
+    save_checkpoint(strategy, tmp_path / "c")
+    with pytest.raises(CheckpointError, match="nesterov"):
+        load_checkpoint(make_stock(), tmp_path / "c")
+
+
+# ------------------------------------------------------------------ random states
+
+
+def test_all_generators_go_on_where_their_states_were_kept():
+    def draws():
+        return [float(torch.rand(())), float(np.random.rand()), random.random()]
+
+    states = random_states()
+    first = draws()
+    assert draws() != first
+    load_random_states(states)
+    assert draws() == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"torch": torch.zeros(3, dtype=torch.uint8)}, {"python": (3, (1, 2), None)}],
+    ids=list,
+)
+def test_states_of_no_generator_are_refused(change):
+    states = random_states()
+    with pytest.raises(CheckpointError, match="random states are not in order"):
+        load_random_states(states | change)
+    load_random_states(states)

@@ -5,8 +5,8 @@ import torch
 from stored_runs import RUNS, STORED, resumed
 
 from avalanche_cetl import CETLStrategy, GFIPlugin
-from avalanche_cetl.checkpoints.codec import read_checkpoint_file
 from avalanche_cetl.checkpoints.adapters import differences, settings_of
+from avalanche_cetl.checkpoints.codec import read_checkpoint_file
 
 FILES = sorted(STORED.glob("*/*.safetensors"))
 
