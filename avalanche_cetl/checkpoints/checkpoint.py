@@ -18,12 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from avalanche_cetl.allocation.parameters import named_parameters
-from avalanche_cetl.checkpoints.adapters import (
-    differences,
-    refuse,
-    settings_of,
-    without_settings,
-)
+from avalanche_cetl.checkpoints import parts
+from avalanche_cetl.checkpoints.adapters import differences, refuse, settings_of, without_settings
 from avalanche_cetl.checkpoints.codec import (
     CheckpointError,
     Decoder,
@@ -33,20 +29,6 @@ from avalanche_cetl.checkpoints.codec import (
     write_checkpoint_file,
 )
 from avalanche_cetl.checkpoints.objects import Collector, Restorer
-from avalanche_cetl.checkpoints.parts import (
-    check_tensors,
-    evaluator_state,
-    grow,
-    load_evaluator_state,
-    load_network_state,
-    load_optimizer_state,
-    load_random_states,
-    may_grow_into,
-    mismatches,
-    network_state,
-    optimizer_state,
-    random_states,
-)
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.state import Snapshot
 from avalanche_cetl.common.version import __version__
@@ -147,7 +129,7 @@ def load_checkpoint(
     document = Decoder(tensors, strategy.device).decode(encoded)
     stream = None if experiences is None else list(experiences)
     strategy.model.to(strategy.device)
-    before, random_before = Snapshot(strategy, _CONSTANT), random_states()
+    before, random_before = Snapshot(strategy, _CONSTANT), parts.random_states()
 
     def restore_again() -> None:
         training = Decoder(tensors, strategy.device).decode(encoded)["training"]
@@ -167,7 +149,7 @@ def load_checkpoint(
             )
     except Exception as problem:
         before.put_back()
-        load_random_states(random_before)
+        parts.load_random_states(random_before)
         if isinstance(problem, CheckpointError):
             raise
         # A file that is whole, but was not written by save_checkpoint.
@@ -210,33 +192,33 @@ def _progress(strategy: SupervisedTemplate) -> Progress:
 
 def _collected(strategy: SupervisedTemplate, ignore: Sequence[str]) -> dict[str, Any]:
     """Return everything that training changes, as plain data."""
-    network, cetl, within = network_state(strategy.model), None, False
+    network, cetl, within = parts.network_state(strategy.model), None, False
     if isinstance(strategy, CETLStrategy):
         within = strategy.resume.inside
-        stages, parts = strategy.optimizers.items(), strategy.parts().items()
+        stages, own = strategy.optimizers.items(), strategy.parts().items()
         cetl = {
             "settings": settings_of(strategy),
             "source": _source_fingerprint(strategy.model),
             "stages": {
-                label: own.optimizer and optimizer_state(own.optimizer, strategy.model)
-                for label, own in stages
+                label: stage.optimizer and parts.optimizer_state(stage.optimizer, strategy.model)
+                for label, stage in stages
             },
-            "parts": {name: part.state_dict() for name, part in parts},
+            "parts": {name: part.state_dict() for name, part in own},
         }
     return {
         "strategy": type(strategy).__qualname__,
         "written_by": {"avalanche-cetl": __version__, "torch": torch.__version__},
         "model": network["tensors"],
         "network": {name: network[name] for name in ("frozen", "dynamic")},
-        "optimizer": optimizer_state(strategy.optimizer, strategy.model),
+        "optimizer": parts.optimizer_state(strategy.optimizer, strategy.model),
         **_collected_objects(strategy, ignore, within),
         "keepers": [
-            {name: getattr(plugin, name) for name in plugin.counters}
+            {name: getattr(plugin, name) for name in plugin.checkpoint_counters}
             for plugin in _plugins(strategy, saving=True)
         ],
         "stop": strategy._stop_training,
         "clock": dict(vars(strategy.clock)),
-        "random": _processes(strategy).meet(random_states()),
+        "random": _processes(strategy).meet(parts.random_states()),
         "cetl": cetl,
     }
 
@@ -265,7 +247,7 @@ def _collected_objects(
         "plugins": plugins,
         "own": own,
         "own_settings": None if own is None else settings_of(strategy),
-        "evaluator": evaluator_state(strategy.evaluator, collector),
+        "evaluator": parts.evaluator_state(strategy.evaluator, collector),
     }
 
 
@@ -278,18 +260,18 @@ def _restore(
     """Restore what :func:`_collected` returned of another strategy."""
     _check(strategy, state, ignore)
     model = pristine = strategy.model
-    if mismatches(model, state["model"]):
+    if parts.mismatches(model, state["model"]):
         pristine = copy.deepcopy(model)
-        grow(model, state["model"], experiences or ())
-        check_tensors(model, state["model"])
-    load_network_state(model, {"tensors": state["model"], **state.get("network", {})})
+        parts.grow(model, state["model"], experiences or ())
+        parts.check_tensors(model, state["model"])
+    parts.load_network_state(model, {"tensors": state["model"], **state.get("network", {})})
     strategy.make_optimizer()  # the first call of it would throw the moments away
     if isinstance(strategy, CETLStrategy):
         for label, own in strategy.optimizers.items():
             assert own.optimizer is not None
             own.optimizer.state.clear()
             if (kept := state["cetl"]["stages"][label]) is not None:
-                load_optimizer_state(own.optimizer, kept, model)
+                parts.load_optimizer_state(own.optimizer, kept, model)
         for name, part in strategy.parts().items():
             part.load_state_dict(state["cetl"]["parts"][name])
         learning = named_parameters(model)
@@ -297,21 +279,21 @@ def _restore(
             for name in importance.misfits(learning):
                 raise CheckpointError(f"the importance of {name} has another shape than {name}.")
         strategy.allocation.to(strategy.device)
-    load_optimizer_state(strategy.optimizer, state["optimizer"], model)
+    parts.load_optimizer_state(strategy.optimizer, state["optimizer"], model)
     restorer = Restorer(pristine, experiences)
     for thing, kept, _ in _things(strategy, state, ignore):
         restorer.restore(thing, without_settings(thing, kept), type(thing).__name__)
     for plugin, counters in zip(_plugins(strategy, saving=True), state["keepers"], strict=False):
-        for name in plugin.counters:
+        for name in plugin.checkpoint_counters:
             kind = int if isinstance(getattr(plugin, name), int) else float
             setattr(plugin, name, None if counters[name] is None else kind(counters[name]))
-    load_evaluator_state(strategy.evaluator, state["evaluator"], restorer)
+    parts.load_evaluator_state(strategy.evaluator, state["evaluator"], restorer)
     strategy._stop_training = bool(state["stop"])
     for counter in vars(strategy.clock):
         setattr(strategy.clock, counter, int(state["clock"][counter]))
     rank = _processes(strategy).rank
     if rank < len(state["random"]):  # a process that the saved run did not have draws its own
-        load_random_states(state["random"][rank])
+        parts.load_random_states(state["random"][rank])
 
 
 def _things(
@@ -331,7 +313,8 @@ def _plugins(strategy: SupervisedTemplate, saving: bool = False) -> list[Any]:
     return [
         plugin
         for plugin in strategy.plugins
-        if not any(plugin is one for one in own) and hasattr(plugin, "counters") is saving
+        if not any(plugin is one for one in own)
+        and hasattr(plugin, "checkpoint_counters") is saving
     ]
 
 
@@ -354,8 +337,8 @@ def _check(strategy: SupervisedTemplate, state: Mapping[str, Any], ignore: Seque
     its = [kept["type"] for kept in state["plugins"]]
     if mine != its:
         raise CheckpointError(f"the strategy has the plugins {mine}, in the checkpoint {its}.")
-    if not may_grow_into(strategy.model, state["model"]):
-        check_tensors(strategy.model, state["model"])
+    if not parts.may_grow_into(strategy.model, state["model"]):
+        parts.check_tensors(strategy.model, state["model"])
     other: list[str] = []
     if isinstance(strategy, CETLStrategy):
         if state["cetl"]["source"] != _source_fingerprint(strategy.model):

@@ -92,8 +92,12 @@ def dataset_from(state: Mapping[str, Any], experiences: Sequence[Any] | None, wh
         raise CheckpointError(f"{where} is of the class {str(state['type'])[:60]} in the file.")
     attributes = [_attribute(one) for one in state["attributes"]]
     if "items" in state:
-        rows = _Rows(state["count"], state["items"])
-        found = kind([rows] if len(rows) else [], data_attributes=attributes)
+        columns = [_values(column) for column in state["items"]]
+        lengths = {len(column) for column in columns} or {0}
+        if lengths != {state["count"]}:
+            raise CheckpointError("a data set in the checkpoint has columns of other lengths.")
+        rows = list(zip(*columns, strict=True))
+        found = kind([rows] if rows else [], data_attributes=attributes)
         return found.with_transforms(str(state["group"]))
     if experiences is None:
         raise CheckpointError(
@@ -112,22 +116,6 @@ def dataset_from(state: Mapping[str, Any], experiences: Sequence[Any] | None, wh
 
 
 # ------------------------------------------------------------------ rows as they read
-
-
-class _Rows(Sequence[tuple[Any, ...]]):
-    """Rows from a checkpoint, by columns: the first, second, ... part of every row."""
-
-    def __init__(self, count: int, columns: Sequence[Mapping[str, Any]]):
-        self._columns = [_values(column) for column in columns]
-        if any(len(column) != count for column in self._columns) or (count and not columns):
-            raise CheckpointError("a data set in the checkpoint has columns of other lengths.")
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, row: Any) -> Any:
-        return tuple(column[row] for column in self._columns)
 
 
 def _lasting_items(dataset: AvalancheDataset) -> list[dict[str, Any]] | None:

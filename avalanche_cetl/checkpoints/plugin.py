@@ -41,7 +41,7 @@ class CheckpointPlugin(CETLPlugin):
 
     supports_distributed = True
     #: What a plugin that saves begins with in a run that goes on, with this plugin or others.
-    counters = ("rounds", "best_score")
+    checkpoint_counters = ("rounds", "best_score")
 
     def __init__(
         self,
