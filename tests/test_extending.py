@@ -1,12 +1,14 @@
 """The page on extensions: every script on it runs, and is short."""
 
 import re
+from array import array
 from pathlib import Path
 
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 
-from avalanche_cetl import load_checkpoint, save_checkpoint, with_source_features
+from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint, with_source_features
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the page is in the repository")
@@ -104,3 +106,25 @@ def test_a_closed_form_of_ones_own_gives_the_fisher_information_of_a_loop(capsys
         loss = torch.nn.functional.cross_entropy(network(image), label)
         wanted += torch.autograd.grad(loss, weights)[0] ** 2 / len(images)
     torch.testing.assert_close(found["fisher"]["1.frequency"], wanted)
+
+
+def test_a_state_adapter_of_ones_own_keeps_what_a_checkpoint_refuses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("adapter")
+    made, plugins = [], [found["AllLosses"]() for _ in range(2)]
+    for plugin in plugins:
+        torch.manual_seed(1)
+        made.append(found["strategy"](plugins=[plugin], train_epochs=1))
+    made[0].train(found["benchmark"].train_stream)
+    save_checkpoint(made[0], "saved.safetensors")
+    plugins[1].losses.append(7.0)
+    load_checkpoint(made[1], "saved.safetensors")
+    assert plugins[1].losses == plugins[0].losses and len(plugins[0].losses) > 1
+
+    class Unknown(SupervisedPlugin):
+        losses = None
+
+    unknown = Unknown()
+    unknown.losses = array("d")
+    with pytest.raises(CheckpointError, match=r"Unknown\.losses is a array"):
+        save_checkpoint(found["strategy"](plugins=[unknown]), "other.safetensors")

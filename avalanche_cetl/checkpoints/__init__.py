@@ -1,7 +1,8 @@
 """Checkpoints: exact, safe to load, written in one step."""
 
+from avalanche_cetl.checkpoints.adapters import register_state_adapter
 from avalanche_cetl.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
-from avalanche_cetl.checkpoints.errors import CheckpointError
+from avalanche_cetl.checkpoints.codec import CheckpointError
 from avalanche_cetl.checkpoints.plugin import CheckpointPlugin
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "CheckpointPlugin",
     "Progress",
     "load_checkpoint",
+    "register_state_adapter",
     "save_checkpoint",
 ]

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from avalanche_cetl.checkpoints.checkpoint import SUFFIX, checkpoints_in, save_checkpoint
-from avalanche_cetl.checkpoints.errors import CheckpointError
-from avalanche_cetl.checkpoints.state import check_keepable
+from avalanche_cetl.checkpoints.checkpoint import check_keepable, save_checkpoint
+from avalanche_cetl.checkpoints.codec import SUFFIX, CheckpointError, checkpoints_in
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.plugins.base import CETLPlugin, training_of
 
@@ -41,6 +40,8 @@ class CheckpointPlugin(CETLPlugin):
     """
 
     supports_distributed = True
+    #: What a plugin that saves begins with in a run that goes on, with this plugin or others.
+    checkpoint_counters = ("rounds", "best_score")
 
     def __init__(
         self,
@@ -63,16 +64,6 @@ class CheckpointPlugin(CETLPlugin):
         self.best_score: float | None = None
         self.rounds = 0
 
-    def checkpoint_state(self) -> dict[str, Any]:
-        """Return what the plugin of a run that goes on has to begin with."""
-        return {"rounds": self.rounds, "best_score": self.best_score}
-
-    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Take what the plugin of the saved run returned."""
-        score = state["best_score"]
-        self.rounds = int(state["rounds"])
-        self.best_score = None if score is None else float(score)
-
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check that the strategy can be saved, and clear what a killed process left."""
         if not training_of(strategy).has_stages:
@@ -91,23 +82,15 @@ class CheckpointPlugin(CETLPlugin):
         improved = self._improved(strategy)
         last = strategy.clock.train_exp_epochs >= strategy.train_epochs
         if improved:
-            self._save(strategy, self.folder / BEST)
+            save_checkpoint(strategy, self.folder / BEST, ignore=self.ignore)
         if last or self.rounds % self.every == 0:
-            self._save(strategy, self.folder / f"checkpoint-{self.rounds:06}{SUFFIX}")
+            newest = self.folder / f"checkpoint-{self.rounds:06}{SUFFIX}"
+            save_checkpoint(strategy, newest, ignore=self.ignore)
             if Processes.started().rank == 0:
-                self._drop_old()
-
-    def _save(self, strategy: Any, path: Path) -> None:
-        save_checkpoint(strategy, path, ignore=self.ignore)
-
-    def _drop_old(self) -> None:
-        # Those with higher numbers are of a run that was given up for this one.
-        found = [p for p in checkpoints_in(self.folder) if p.stem <= self._newest()]
-        for path in found[: -self.keep]:
-            path.unlink(missing_ok=True)
-
-    def _newest(self) -> str:
-        return f"checkpoint-{self.rounds:06}"
+                # Those with higher numbers are of a run that was given up for this one.
+                found = [p for p in checkpoints_in(self.folder) if p.stem <= newest.stem]
+                for path in found[: -self.keep]:
+                    path.unlink(missing_ok=True)
 
     def _improved(self, strategy: Any) -> bool:
         if self.best is None:

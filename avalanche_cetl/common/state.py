@@ -1,10 +1,12 @@
-"""What a forward pass may change in a network, and how it is put back."""
+"""What a forward pass, or a load that fails, may change in objects, and how it is put back."""
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ _DEPTH = 3
 _UNCOUNTED = ("running_mean", "running_var")
 #: Weights of a network that are copied with its state: 64 MiB in single precision.
 _MOST_WEIGHTS = 2**24
+_CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 
 class ModelState:
@@ -34,21 +37,23 @@ class ModelState:
     """
 
     def __init__(self, model: nn.Module):
+        modules = list(model.modules())
         self._buffers = [
             (module._buffers, name, buffer, version_of(buffer), buffer.detach().clone())
-            for module in model.modules()
+            for module in modules
             for name, buffer in list(module._buffers.items())
             if buffer is not None
         ]
+        self._attributes = [(vars(module), _own_attributes(module)) for module in modules]
         weights = list(model.parameters())
         small = sum(p.numel() for p in weights) <= _MOST_WEIGHTS
-        self._weights = [_Written(p) for p in weights if small and not is_lazy(p)]
-        self._attributes = [(vars(module), _own_attributes(module)) for module in model.modules()]
+        values: list[Any] = weights if small else []
+        for _, attributes in self._attributes:
+            values += [part for value in attributes.values() for part in _within(value)]
+        self._contents = [content for value in values if (content := _content(value))]
 
     def put_back(self) -> None:
         """Restore buffers, attributes and weights; remove what was added."""
-        for weight in self._weights:
-            weight.value()
         for position, (owner, name, buffer, version, value) in enumerate(self._buffers):
             written = version_of(buffer) != version
             if written or (name in _UNCOUNTED and not torch.equal(buffer, value)):
@@ -56,11 +61,12 @@ class ModelState:
                 self._buffers[position] = (owner, name, buffer, version_of(buffer), value)
             if owner.get(name) is not buffer:
                 owner[name] = buffer
+        for content in self._contents:
+            content()
         for attributes, kept in self._attributes:
             for name in [n for n in attributes if n not in kept and n not in OWN_ATTRIBUTES]:
                 del attributes[name]
-            for name, snapshot in kept.items():
-                attributes[name] = snapshot.value()
+            attributes.update(kept)
 
 
 @contextmanager
@@ -77,81 +83,100 @@ def state_kept(model: nn.Module) -> Iterator[ModelState]:
         state.put_back()
 
 
-def _own_attributes(module: nn.Module) -> dict[str, _Snapshot]:
-    own = {name: v for name, v in vars(module).items() if name not in OWN_ATTRIBUTES}
-    return {name: _snapshot(value) for name, value in own.items()}
+class Snapshot:
+    """All that an object holds now, directly or through others, to be put back in place.
 
+    These are attributes of objects, entries of lists, dicts, sets and deques, contents of tensors
+    and arrays, states of generators, and which parameters can learn. Code is left alone.
 
-class _Snapshot:
-    """A value that is not changed in place, or a container of such values."""
+    :param root: the object.
+    :param constant: classes whose objects are left alone, with all that they hold.
+    """
 
-    def __init__(self, original: Any):
-        self.original = original
+    def __init__(self, root: Any, constant: tuple[type, ...] = ()):
+        self._contents: list[Callable[[], Any]] = []
+        seen: dict[int, Any] = {}  # with the objects, so that no id comes twice
+        todo = [root]
+        while todo:
+            value = todo.pop()
+            if id(value) in seen or isinstance(value, (*_CODE, *constant)):
+                continue
+            seen[id(value)] = value
+            content = _content(value)
+            if content is not None:
+                self._contents.append(content)
+                todo += _parts(value)
+            if isinstance(value, nn.Parameter):
+                self._contents.append(partial(value.requires_grad_, value.requires_grad))
+            elif isinstance(value, torch.Generator):
+                self._contents.append(partial(value.set_state, value.get_state()))
+            elif hasattr(value, "__dict__"):
+                todo.append(vars(value))
 
-    def value(self) -> Any:
-        return self.original
-
-
-class _Written(_Snapshot):
-    """A tensor: the object itself, with the content that it had."""
-
-    def __init__(self, original: Tensor):
-        super().__init__(original)
-        self.version, self.content = version_of(original), original.detach().clone()
-
-    def value(self) -> Any:
-        if version_of(self.original) != self.version:
-            _write(self.original, self.content)
-            self.version = version_of(self.original)
-        return self.original
-
-
-class _Array(_Snapshot):
-    """An array of numpy: the object itself, with the content that it had."""
-
-    def __init__(self, original: np.ndarray):
-        super().__init__(original)
-        self.content = original.copy()
-
-    def value(self) -> Any:
-        self.original[...] = self.content
-        return self.original
-
-
-class _Filled(_Snapshot):
-    """A list, a deque, a dict or a set: the object itself, with the entries that it had."""
-
-    def __init__(self, original: Any, depth: int):
-        super().__init__(original)
-        items = original.items() if isinstance(original, dict) else enumerate(original)
-        self.parts = [(key, _snapshot(part, depth - 1)) for key, part in items]
-
-    def value(self) -> Any:
-        parts = [(key, part.value()) for key, part in self.parts]
-        self.original.clear()
-        if isinstance(self.original, dict):
-            for key, part in parts:  # update() of a Counter would add
-                self.original[key] = part
-        elif isinstance(self.original, set):
-            self.original.update(part for _, part in parts)
-        else:
-            self.original.extend(part for _, part in parts)
-        return self.original
-
-
-def _snapshot(value: Any, depth: int = _DEPTH) -> _Snapshot:
-    if isinstance(value, Tensor):
-        return _Written(value)
-    if isinstance(value, np.ndarray) and value.flags.writeable:
-        return _Array(value)
-    if isinstance(value, list | deque | dict | set) and depth:
-        return _Filled(value, depth)
-    return _Snapshot(value)
+    def put_back(self) -> None:
+        """Restore what all objects held."""
+        for content in self._contents:
+            content()
 
 
 def version_of(tensor: Tensor) -> int | None:
     """Count of writes into a tensor; None where torch does not count them."""
     return None if tensor.is_inference() else tensor._version
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
+
+
+def _parts(value: Any) -> Any:
+    """Return what a container holds."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | deque | set) else ()
+
+
+def _within(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
+    """Yield a value and what lies in it, down to a depth."""
+    yield value
+    if depth:
+        for part in _parts(value):
+            yield from _within(part, depth - 1)
+
+
+def _content(value: Any) -> Callable[[], Any] | None:
+    """Return what restores a value's present content; None where it is not changed in place."""
+    if isinstance(value, Tensor):
+        return None if is_lazy(value) else _tensor_content(value)
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        array = value.copy()
+        return lambda: np.copyto(value, array)
+    if not isinstance(value, list | deque | dict | set):
+        return None
+    kept = list(value.items() if isinstance(value, dict) else value)
+
+    def fill() -> None:
+        value.clear()
+        if isinstance(value, dict):
+            for key, part in kept:  # update() of a Counter would add
+                value[key] = part
+        elif isinstance(value, set):
+            value.update(kept)
+        else:
+            value.extend(kept)
+
+    return fill
+
+
+def _tensor_content(tensor: Tensor) -> Callable[[], None]:
+    version, content = version_of(tensor), tensor.detach().clone()
+
+    def write() -> None:
+        nonlocal version
+        if version_of(tensor) != version:
+            _write(tensor, content)
+            version = version_of(tensor)
+
+    return write
 
 
 def _write(tensor: Tensor, content: Tensor) -> None:

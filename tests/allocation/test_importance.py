@@ -20,7 +20,7 @@ from avalanche_cetl import (
 from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.allocation.measure import Measurement
-from avalanche_cetl.checkpoints.plain import equal, is_plain
+from avalanche_cetl.checkpoints.codec import equal, is_plain
 from avalanche_cetl.information import fisher_and_relative, kronecker_basis
 from avalanche_cetl.information.generalized import dwa_penalty, mean_importance
 from avalanche_cetl.information.outputs import sample_output_vectors

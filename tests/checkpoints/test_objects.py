@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from avalanche_cetl import CheckpointError
+from avalanche_cetl.checkpoints.objects import Collector, Restorer
+
+
+class Thing:
+    """An object with any attributes."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+class Own:
+    """An object with state of its own making."""
+
+    def __init__(self, count):
+        self.hidden = iter(range(count))
+        self.count = count
+
+    def state_dict(self):
+        return {"count": torch.tensor(self.count)}
+
+    def load_state_dict(self, state):
+        self.count = int(state["count"])
+
+
+def collect(value):
+    return Collector(nn.Linear(2, 2)).collect(value, "plugin.value")
+
+
+def through(value, current):
+    """Collect the state of a value, and restore it in another one."""
+    return Restorer(nn.Linear(2, 2)).restore(current, collect(value), "plugin")
+
+
+def test_an_object_is_kept_by_its_attributes_without_those_that_hold_nothing():
+    state = collect(Thing(count=3, kind=int, call=len))
+    assert state["how"] == "object" and state["type"] == "Thing"
+    assert state["attributes"] == {"count": {"how": "plain", "value": 3}}
+
+
+def test_an_object_that_is_met_twice_is_kept_once_and_shared_again():
+    part, parts = Thing(count=5), [Thing(count=n) for n in range(2)]
+    first, second = collect([part, part])["items"]
+    assert first["how"] == "object" and second == {"how": "same", "number": first["number"]}
+    found = through([part, part], parts)
+    assert found[0] is found[1] and found[0].count == 5
+
+
+def test_an_object_that_holds_itself_is_kept():
+    thing = Thing(count=1)
+    thing.own = thing
+    assert collect(thing)["attributes"].keys() == {"count"}
+
+
+def test_containers_and_objects_change_in_place():
+    numbers, names, own = [0], set(), Own(0)
+    thing = Thing(count=0, names=names, own=own)
+    saved = {"list": [1, 2], "thing": Thing(count=5, names={"a"}, own=Own(4))}
+    current = {"list": numbers, "thing": thing}
+    assert through(saved, current) is current
+    assert current == {"list": [1, 2], "thing": thing} and current["list"] is numbers
+    assert thing.count == 5 and thing.names == {"a"} and thing.names is names
+    assert thing.own is own and own.count == 4
+
+
+@pytest.mark.parametrize(
+    ("saved", "current", "message"),
+    [
+        ([1], {"a": 1}, "is a dict, in the checkpoint a list"),
+        (Thing(count=1), nn.Identity(), "is a Identity, in the checkpoint a Thing"),
+        (Own(1), Thing(count=1), "is a Thing, in the checkpoint a own"),
+        ((nn.Identity(),), (), "has 0 entries, in the checkpoint 1"),
+        ([len], [Thing(), Thing()], "has 2 entries, in the checkpoint 1"),
+        ([torch.Generator()], [], r"plugin\[0\] is not there, in the checkpoint a generator"),
+        ([Thing(), len], [Thing()], r"plugin\[1\] is not there"),
+    ],
+    ids=["container", "class", "own", "fewer", "more", "nothing there", "a function"],
+)
+def test_the_state_of_another_thing_is_refused(saved, current, message):
+    with pytest.raises(CheckpointError, match=message):
+        through(saved, current)
+
+
+@pytest.mark.parametrize("name", ["update", "__class__", "no name"])
+def test_methods_and_inner_attributes_are_never_overwritten(name):
+    class Other:
+        def update(self):
+            """Do nothing."""
+
+    state = {"how": "object", "type": Other.__qualname__}
+    state["attributes"] = {name: {"how": "plain", "value": 1}}
+    with pytest.raises(CheckpointError, match="has no attribute"):
+        Restorer(nn.Linear(1, 1)).restore(Other(), state, "plugin")
