@@ -39,6 +39,10 @@ def cache_key(
 ) -> Hashable:
     """Return what a network has to have in common with another one to take the same routes.
 
+    :param model: whose per-sample gradients are wanted.
+    :param inputs: tensors ``(N, ...)``; their shapes without N and types count.
+    :param params: keyed as ``model.named_parameters()``.
+    :param losses: how many there are.
     :param wrapped: whether the model is a wrapper around the network, made anew for every
         measurement: then its choices (names of outputs, tasks of heads) count in its place.
     """

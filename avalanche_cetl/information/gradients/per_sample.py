@@ -46,8 +46,17 @@ def per_sample_gradients(
 ) -> Iterator[PerSampleGradients]:
     """Enter the state in which a model is measured; leave model and inputs as they were.
 
+    What is not described here is as in :func:`~avalanche_cetl.information.fisher_information`.
+
+    :param model: any module.
+    :param inputs: a tensor ``(N, ...)``, or several.
     :param losses: each with its targets.
-    :param model: and the others: see :func:`~avalanche_cetl.information.fisher_information`.
+    :param params: names of parameters, or parameters by name; None: all that require a gradient.
+    :param chunk_bytes: bound on activations and gradients held at once.
+    :param process_group: of the processes that hold further samples; None: this one alone.
+    :param basis: in which the gradients of layers are.
+    :param likelihood: how a loss that is named reads the output.
+    :param generator: of sampled targets or vectors.
     """
     with gradients_allowed(model), evaluation_mode(model) as state, _differentiable(model):
         parts = outside_of_inference(_as_tuple(inputs))

@@ -54,6 +54,8 @@ def candidates(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Route
 
     The last of them is always ``"model"``.
 
+    :param model: that the parameter is of.
+    :param name: of the parameter.
     :param parameter: one of ``model.named_parameters()``, so some module holds it.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):

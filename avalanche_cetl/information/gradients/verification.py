@@ -108,6 +108,8 @@ class Reference:
     def has_gradient(self, name: str, i: int, gradient: Tensor) -> bool:
         """Return whether a gradient of the i-th sample is the loop's, up to rounding.
 
+        :param name: of the parameter.
+        :param i: number of the sample, from 0.
         :param gradient: real; for a complex parameter the absolute values.
         """
         wanted = self._gradients[i][name]
@@ -146,6 +148,8 @@ def verify(
 
     :param samples: how many, 1 to 3; with 1 only the first loss is read.
     :param loop: over all inputs.
+    :param inputs: of the batch, tensors ``(n, ...)``.
+    :param losses: all that were captured.
     :param captured: the batch.
     :param gradients: along the routes, of those parameters that have any.
     :param routes: of all parameters.
