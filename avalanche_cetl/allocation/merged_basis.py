@@ -175,7 +175,8 @@ def _leading(stacked: list[Tensor], rank: int) -> Tensor:
     vectors, values, _ = torch.linalg.svd(torch.cat(stacked, -1), full_matrices=False)
     above = values > _ROUNDING * values[..., :1]
     kept = max(1, min(rank, int(above.sum(-1).max())))
-    return vectors[..., :kept].contiguous()
+    leading: Tensor = vectors[..., :kept].contiguous()
+    return leading
 
 
 def _with_bias(layer: LayerBasis, bias: str | None) -> LayerBasis:

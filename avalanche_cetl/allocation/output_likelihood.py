@@ -53,7 +53,8 @@ class OutputLikelihood:
 
     def pick(self, found: Any) -> Tensor:
         """Return the tensor out of a network's output."""
-        return pick(found, self.output)
+        tensor: Tensor = pick(found, self.output)
+        return tensor
 
     def outputs(self, model: nn.Module, images: Tensor, task: int) -> Tensor:
         """Return the tensor for some images, all of them through the head of one task."""
@@ -284,7 +285,7 @@ def by_head(
 
     def each(outputs: Any, targets: Any) -> Tensor:
         labels, tasks = targets
-        total: Any = 0
+        total = torch.zeros(())
         for task, place in zip(used, places, strict=True):
             own = tasks == task
             # Labels of another task may be none of this head's classes: 0 is one always.

@@ -116,7 +116,8 @@ def _ranks(values: Tensor) -> tuple[Tensor, Tensor]:
 def _normal_scores(values: Tensor) -> Tensor:
     below, not_above = _ranks(values)
     quantile = (below + not_above).to(values.dtype) / (2 * len(values))
-    return torch.special.ndtri(quantile)
+    scores: Tensor = torch.special.ndtri(quantile)
+    return scores
 
 
 def _absolute_correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ def dwa_penalty(
             parameter, anchor = torch.view_as_real(parameter), torch.view_as_real(anchor)
             weight = weight.unsqueeze(-1).expand_as(parameter)
         parts += (parameter, anchor, weight)
-    return _Penalty.apply(float(lam), *parts)
+    penalty: Tensor = _Penalty.apply(float(lam), *parts)
+    return penalty
 
 
 class _Penalty(torch.autograd.Function):

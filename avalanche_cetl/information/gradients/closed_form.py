@@ -49,11 +49,11 @@ class Use(NamedTuple):
 
     def gradients(self, rows: slice, g: Tensor) -> Tensor:
         """Compute per-sample gradients of some rows, ``(n, ...)``, in memory of their own."""
-        gradients = self.sampler.function(*self.given(rows, g))
-        if self.sampler.factored:
-            return gradients.restore(gradients.left @ gradients.right)
+        computed: Tensor | Factors = self.sampler.function(*self.given(rows, g))
+        if isinstance(computed, Factors):
+            return computed.restore(computed.left @ computed.right)
         # The caller writes into them, and a user's function may return what it was given.
-        return gradients if self.sampler.builtin else gradients.detach().clone()
+        return computed if self.sampler.builtin else computed.detach().clone()
 
 
 class ClosedForm(GradSample):
@@ -100,7 +100,8 @@ class ClosedForm(GradSample):
         g = use.call.gradients[loss]
         if g is None:
             g = torch.zeros_like(next(g for g in use.call.gradients if g is not None))
-        return use.sampler.function(*use.given(rows, g[rows]))
+        factors: Factors = use.sampler.function(*use.given(rows, g[rows]))
+        return factors
 
     def gradients(self, loss: int, rows: slice) -> dict[str, Tensor]:
         """Compute per-sample gradients of some rows."""

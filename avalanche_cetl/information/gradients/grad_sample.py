@@ -197,7 +197,7 @@ class Batch:
     @property
     def samples(self) -> int:
         """How many samples there are."""
-        return self.rows.stop - self.rows.start
+        return int(self.rows.stop - self.rows.start)
 
     def pieces(self, grad_sample: GradSample, losses: Sequence[int]) -> Iterator[Piece]:
         """Iterate over the gradients of all samples, see :meth:`GradSample.pieces`."""

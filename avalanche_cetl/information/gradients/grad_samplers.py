@@ -95,7 +95,8 @@ def _correlation(module: nn.Module, small: Tensor, large: Tensor, leading: int) 
         right = windows.reshape(n, size.numel(), -1)
 
         def restore(t: Tensor) -> Tensor:
-            return t.unflatten(-1, (*kernel, inner)).movedim(-1, -1 - len(kernel))
+            by_window: Tensor = t.unflatten(-1, (*kernel, inner))
+            return by_window.movedim(-1, -1 - len(kernel))
 
         return Factors(small.reshape(n, out, -1), right, restore)
     windows = _windows(large.contiguous(), kernel, steps, size, first=2)
@@ -108,13 +109,14 @@ def _correlation(module: nn.Module, small: Tensor, large: Tensor, leading: int) 
     tail = len(kernel) + 1
 
     def merge(t: Tensor) -> Tensor:
-        return t.unflatten(-1, (inner, *kernel)).flatten(-2 - tail, -1 - tail)
+        by_window: Tensor = t.unflatten(-1, (inner, *kernel))
+        return by_window.flatten(-2 - tail, -1 - tail)
 
     return Factors(left, right, merge)
 
 
 def _windows(
-    images: Tensor, kernel: tuple[int, ...], steps: tuple, size: torch.Size, first: int
+    images: Tensor, kernel: tuple[int, ...], steps: tuple[Any, ...], size: torch.Size, first: int
 ) -> Tensor:
     """Return a strided view of all windows, without a copy.
 

@@ -52,7 +52,8 @@ class _Direction:
 
     def __init__(self, module: nn.RNNBase, suffix: str, x: Tensor):
         def weight(name: str) -> Tensor:
-            return getattr(module, f"{name}{suffix}").detach()
+            parameter: Tensor = getattr(module, f"{name}{suffix}")
+            return parameter.detach()
 
         self.suffix, self.x = suffix, x.detach()
         reverse = suffix.endswith("_reverse")

@@ -159,7 +159,8 @@ def model_gradients(
         return loss(outputs, map_tensors(target, batch_of))[0]
 
     def of_sample(sample: Any, target: Any) -> dict[str, Tensor]:
-        return grad(sample_loss)(chosen, sample, target)
+        gradients: dict[str, Tensor] = grad(sample_loss)(chosen, sample, target)
+        return gradients
 
     return _vectorised(of_sample, (tuple(inputs), targets))
 
@@ -198,7 +199,8 @@ def call_gradients(
             out = functional_call(module, fixed | weights, tuple(given[: len(args)]), keywords)
             return out if isinstance(out, Tensor) else out[0]
 
-        return vjp(output, chosen)[1](g.unsqueeze(0))[0]
+        gradients: dict[str, Tensor] = vjp(output, chosen)[1](g.unsqueeze(0))[0]
+        return gradients
 
     samples = tuple(everything[i].detach() for i in rowwise_inputs)
     return _vectorised(of_sample, (samples, gradient))
