@@ -157,8 +157,11 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_run_with_the_optimiser_ends_as_one_that_was_never_stopped(tmp_path, name):
+def test_a_run_with_the_optimiser_ends_as_one_that_was_never_stopped(
+    tmp_path, name, trains_in_avalanche
+):
     kind = Late if name == "Late" else getattr(torch.optim, name)
+    trains_in_avalanche(kind)
     assert_resumed_as_straight(
         lambda: make_stock(optimizer=lambda p: kind(p, **OPTIMIZERS[name])),
         three_experiences(),

@@ -45,10 +45,14 @@ def flush_denormals(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def current_autocast(device: torch.device) -> Callable[[], torch.autocast]:
-    """Return a function that makes contexts with the autocast state of now."""
+    """Return a function that makes contexts with the autocast state of now.
+
+    Without its cache: a weight that a pass without gradients has cast would have none in the next
+    (torch up to 2.9 at least), and its Fisher information would be 0.
+    """
     kind = device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
