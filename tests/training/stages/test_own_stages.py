@@ -288,7 +288,7 @@ def changed(stage, **attributes):
         (MergedStage((ClassifyStage(), Headed())), "stage 'own' has a module.*'merged' steps"),
         (MergedStage((ClassifyStage(), changed(Own(), epochs=2))), "do not merge it"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_a_stage_cannot_have_is_refused_when_the_strategy_is_made(stage, message):
     with pytest.raises(ValueError, match=message):
