@@ -65,7 +65,7 @@ PLUGINS = {
     "views": lambda: [ViewConsistency(1.0)],
     "hints": lambda: [DecoderHints(0.5), FitNetsHints("hidden", weight=0.5)],
     "ewc": lambda: [EWCPlugin(0.5)],
-    "gfi plugin": lambda: [GFIPlugin(0.5, samples=8)],
+    "gfi plugin": lambda: [GFIPlugin(0.5, samples=8, basis="diagonal")],
     "early stopping": lambda: [EarlyStoppingPlugin(2, "test_stream", "Top1_Acc_Stream")],
 }
 
@@ -155,7 +155,7 @@ def test_other_strategies_are_saved_between_experiences(digits, tmp_path):
             evaluator=EvaluationPlugin(accuracy_metrics(epoch=True), loggers=[]),
         )
 
-    for plugin in (lambda: GFIPlugin(1.0, samples=8), lambda: EWCPlugin(1.0)):
+    for plugin in (lambda: GFIPlugin(1.0, samples=8, basis="diagonal"), lambda: EWCPlugin(1.0)):
         whole = naive(plugin())
         seeded()
         for number, part in enumerate(parts):

@@ -47,7 +47,7 @@ PLUGINS = {
     "RWalk": lambda m: ap.RWalkPlugin(delta_t=2),
     "GDumb": lambda m: ap.GDumbPlugin(20),
     "A-GEM": lambda m: ap.AGEMPlugin(10, 10),
-    "GFI": lambda m: GFIPlugin(0.1, samples=8),
+    "GFI": lambda m: GFIPlugin(0.1, samples=8, basis="diagonal"),
     "GFI kronecker": lambda m: GFIPlugin(0.1, basis="kronecker", samples=8),
     "GFI kronecker online": lambda m: GFIPlugin(0.1, "online", 0.5, basis="kronecker", samples=8),
 }

@@ -419,7 +419,7 @@ def test_outputs_of_minus_infinity_have_no_weight():
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0]])
 def test_other_weights_are_refused(weights):
     for make in (sample_output_vectors, every_output_vector):
-        with pytest.raises(ValueError, match="the weights of 3 outputs are .*one number for each"):
+        with pytest.raises(ValueError, match=r"the weights of 3 outputs are .*one number for each"):
             make(torch.zeros(2, 3), weights=torch.tensor(weights))
 
 
