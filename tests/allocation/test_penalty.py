@@ -83,24 +83,25 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("pretrained", [False, True], ids=["", "pretrained"])
-@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+@pytest.mark.parametrize("penalty", ["proximal", "loss", "auto"])
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_plugin_and_a_loop_of_one_s_own_train_the_same_weights(name, penalty, pretrained):
     stream = tasks(3)
     pretrained = tasks(4)[3][0] if pretrained and name != "empirical" else None
     own = WeightPenalty(2.0, penalty=penalty, **ARGUMENTS[name])
-    mine = run(own, stream, pretrained=pretrained)
+    kind = "adam" if penalty == "auto" else "sgd"
+    mine = run(own, stream, kind, pretrained=pretrained)
     plugin = GFIPlugin(2.0, penalty=penalty, **ARGUMENTS[name])
     model = network()
     if pretrained is not None:
         plugin.remember(model, pretrained)
     strategy = Naive(
-        model=model, optimizer=optimizer_of(model), criterion=nn.CrossEntropyLoss(),
+        model=model, optimizer=optimizer_of(model, kind), criterion=nn.CrossEntropyLoss(),
         train_mb_size=6, train_epochs=2, plugins=[plugin], evaluator=None,
     )  # fmt: skip
     for experience in transfer_benchmark(stream, [stream[0]] * 3).train_stream:
         strategy.train(experience, shuffle=False)
-    assert same(mine, model) and not same(mine, run(WeightPenalty(0.0, **OPEN), stream))
+    assert same(mine, model) and not same(mine, run(WeightPenalty(0.0), stream, kind))
     last = len(own.importances) - 1 if own.keep_importance_data else max(own.importances)
     first = -1 if pretrained is not None else 0
     assert max(plugin.importances) == 2 and last == 2 - first
