@@ -13,7 +13,7 @@ from avalanche_cetl import (
     SoftTargets,
     ViewConsistency,
 )
-from avalanche_cetl.allocation.settings import BASES, Basis, Mode, Penalty
+from avalanche_cetl.allocation.settings import DEFAULTS, Basis, Mode, Penalty
 from avalanche_cetl.features.extraction import DTYPES, StoredType
 from avalanche_cetl.information.estimators import ESTIMATORS, Estimator, check_estimator
 from avalanche_cetl.information.likelihood import LossName, negative_log_likelihood
@@ -55,7 +55,7 @@ def test_every_value_of_a_type_is_accepted_and_another_is_refused(choice, take):
 
 @pytest.mark.parametrize(
     ("choice", "table"),
-    [(VariantName, VARIANTS), (Estimator, ESTIMATORS), (Basis, BASES), (StoredType, DTYPES)],
+    [(VariantName, VARIANTS), (Estimator, ESTIMATORS), (Basis, DEFAULTS), (StoredType, DTYPES)],
 )
 def test_a_type_names_all_of_its_table(choice, table):
     assert get_args(choice) == tuple(table)

@@ -30,6 +30,9 @@ from avalanche_cetl.models.targets import reads_task_labels
 
 #: Images that a network reads at once when targets are drawn.
 DRAWN_AT_ONCE = 256
+#: Weights of a head's outputs, by the task label of the head (0 without heads by task) and their
+#: number; None: all are equal.
+Weights = Callable[[int, int], Tensor | None]
 
 
 class OutputLikelihood:
@@ -67,6 +70,7 @@ class OutputLikelihood:
         tasks: Tensor,
         generator: torch.Generator,
         fisher: str = "sampled",
+        weights: Weights | None = None,
     ) -> Tensor:
         """Draw what the network's own output is measured with for each image, in eval mode.
 
@@ -76,7 +80,9 @@ class OutputLikelihood:
         :param generator: of the draws.
         :param fisher: ``"logits"``: a vector, see :func:`sample_output_vectors`; it is 0 where the
             image's own head has no output. Else a target, see :func:`sample_targets`.
+        :param weights: of class logits, for ``"logits"`` alone; None: all of a head are equal.
         """
+        by_head = reads_task_labels(model)
         drawn: Tensor | None = None
         with torch.no_grad(), evaluation_mode(model):
             for task, rows in _by_task(model, tasks):
@@ -85,7 +91,14 @@ class OutputLikelihood:
                 outputs = torch.cat([self.outputs(model, piece, task) for piece in pieces])
                 if fisher == "logits":
                     own = _of_head(model, outputs)
-                    part = sample_output_vectors(own, self.likelihood, generator)
+                    part = sample_output_vectors(
+                        own,
+                        self.likelihood,
+                        generator,
+                        weights(task if by_head else 0, own.shape[1])
+                        if weights is not None and self.likelihood == "categorical"
+                        else None,
+                    )
                 else:
                     part = sample_targets(outputs, self.likelihood, generator)
                 if drawn is None:
@@ -102,6 +115,7 @@ class OutputLikelihood:
         sample: TaskSample,
         generator: torch.Generator,
         fisher: str = "sampled",
+        weights: Weights | None = None,
     ) -> Tensor:
         """Return the data's labels, unknown ones (below 0) drawn from the network.
 
@@ -111,11 +125,12 @@ class OutputLikelihood:
         :param sample: the images, and their labels where they are known.
         :param generator: of the draws.
         :param fisher: ``"logits"`` reads no labels: vectors are drawn.
+        :param weights: see :meth:`draw`.
         :raises ValueError: for labels that the likelihood does not know.
         """
         images, labels, tasks = sample
         if labels is None or fisher == "logits":
-            return self.draw(model, images, tasks, generator, fisher)
+            return self.draw(model, images, tasks, generator, fisher, weights)
         check_targets(self._filled(labels), self.likelihood)
         if self.likelihood == "gaussian" or bool((labels >= 0).all()):
             return labels
@@ -135,7 +150,7 @@ class OutputLikelihood:
         labels: Tensor | None,
         tasks: Tensor,
         fisher: str = "sampled",
-    ) -> None:
+    ) -> int:
         """Raise ValueError unless some images and their labels have a likelihood, and say why.
 
         :param model: the network.
@@ -144,7 +159,9 @@ class OutputLikelihood:
             network alone is checked.
         :param tasks: task label of each image, ``(N,)``.
         :param fisher: ``"logits"`` reads no labels, and none are checked.
+        :return: how many outputs an image has, at most.
         """
+        count = 0
         known = None if labels is None or fisher == "logits" else self._filled(labels)
         if known is not None:
             check_targets(known, self.likelihood)
@@ -160,6 +177,7 @@ class OutputLikelihood:
                         f"gives: {type(problem).__name__}: {problem}"
                     ) from problem
                 outputs = check_outputs(found, self.likelihood)
+                count = max(count, outputs[0].numel())
                 try:
                     if known is None:
                         values = projected_outputs(outputs, torch.ones_like(outputs))
@@ -180,6 +198,7 @@ class OutputLikelihood:
                         f"the network gave outputs of shape {tuple(outputs.shape)} for "
                         f"{len(images[rows])} images: their first dimension has to be the images."
                     )
+        return count
 
     def view(self, model: nn.Module, *tasks: Tensor) -> View:
         """Return the network as a measurement calls it, with the heads that these tasks need."""

@@ -140,6 +140,21 @@ def check_held(names: Set[str], params: Mapping[str, Tensor], holder: str) -> No
     )
 
 
+def held(model: nn.Module, names: Set[str], holder: str) -> dict[str, Tensor]:
+    """Return a network's parameters of these names.
+
+    :raises ValueError: when it has one of them no more; see :func:`check_held`.
+    """
+    params = named_parameters(model)
+    check_held(names, params, holder)
+    return {name: params[name] for name in params if name in names}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a network's first parameter."""
+    return next(model.parameters()).device
+
+
 def grown(value: Tensor, like: Tensor) -> Tensor:
     """Return a stored tensor in the shape of its parameter: 0 where the parameter has grown.
 

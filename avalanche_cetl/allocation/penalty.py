@@ -5,28 +5,31 @@ How it is measured is in :mod:`~avalanche_cetl.allocation.task_measurer`, what i
 :mod:`~avalanche_cetl.allocation.proximal`, and which parameters are held in
 :mod:`~avalanche_cetl.allocation.parameters`.
 
-Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fisher information:
+With ``basis="diagonal", threshold=0, probability=1`` this is EWC with an exact Fisher information:
 Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has no factor 1/2 in its
-penalty. With ``basis="kronecker"`` all holds direction by direction, in the eigenbasis of each
-layer's Kronecker factors. In both bases an iteration costs the same however many tasks there were.
+penalty. In the Kronecker basis all holds direction by direction, in the eigenbasis of each layer's
+Kronecker factors. In both bases an iteration costs the same however many tasks there were.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Set
-from operator import attrgetter
-from typing import Any, SupportsFloat, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from avalanche_cetl.allocation.arguments import PenaltyArguments
+from avalanche_cetl.allocation.earlier import state_of_0_2
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
-from avalanche_cetl.allocation.parameters import check_held, named_parameters, trainable, unwrapped
-from avalanche_cetl.allocation.proximal import check_optimizer
+from avalanche_cetl.allocation.parameters import device_of, held, trainable, unwrapped
+from avalanche_cetl.allocation.proximal import check_optimizer, form_of
 from avalanche_cetl.allocation.sample import Rows, rows_of
+from avalanche_cetl.allocation.seen import SeenClasses
 from avalanche_cetl.allocation.settings import (
     Basis,
     GFISettings,
@@ -34,13 +37,9 @@ from avalanche_cetl.allocation.settings import (
     Penalty,
     check_choice,
     check_mode,
+    with_defaults,
 )
-from avalanche_cetl.allocation.store import (
-    DiagonalStore,
-    ImportanceStore,
-    KroneckerStore,
-    state_of_0_2,
-)
+from avalanche_cetl.allocation.store import DiagonalStore, KroneckerStore
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.picks import Output
@@ -50,10 +49,11 @@ from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood
 
+logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]
 
 
-class WeightPenalty:
+class WeightPenalty(PenaltyArguments):
     """Hold what old tasks need of a network's weights, in any training loop (eqs. 9 to 11).
 
     When a task ends, :meth:`remember` measures the Fisher information of the weights on its images.
@@ -64,21 +64,28 @@ class WeightPenalty:
     which its knowledge should hold. With a gate (``threshold``, ``probability``) only what the old
     tasks and the new one both need is held: :meth:`gate` compares them when a task begins.
 
-    In Avalanche it is :class:`~avalanche_cetl.plugins.GFIPlugin`.
+    It needs no argument. What is not given is by basis, as
+    :data:`~avalanche_cetl.allocation.settings.DEFAULTS` has it: with ``"kronecker"`` the importance
+    of the outputs in its own unit, without a gate; with ``"diagonal"`` the sampled Fisher
+    information, rescaled to mean 1, with the gate of the paper (u = 0.5, p = 0.9), as a proximal
+    step. In Avalanche it is :class:`~avalanche_cetl.plugins.GFIPlugin`.
 
     >>> model = nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    >>> penalty = WeightPenalty(1.0, basis="kronecker")
+    >>> penalty = WeightPenalty()
     >>> for x, y in [(torch.rand(8, 2), torch.arange(8) % 2) for task in range(2)]:
-    ...     loss = nn.functional.cross_entropy(model(x), y) + penalty.loss(model)
+    ...     loss = nn.functional.cross_entropy(model(x), y) + penalty.loss(model, optimizer)
     ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
     ...     penalty.step(model, optimizer)
-    ...     penalty.remember(model, x)
+    ...     penalty.remember(model, x, y)
     >>> sorted(penalty.bases)
     [1]
 
-    :param dwa_lambda: strength of the penalty, lambda of eq. 11, >= 0. With ``normalize`` it
-        counts against importances of mean 1.
+    :param dwa_lambda: strength of the penalty, lambda of eq. 11, >= 0. With ``fisher="logits"``
+        and ``normalize=False`` it has a unit: the penalty is, to first order, ``dwa_lambda / 2``
+        times the mean variance (under p, the shares of the outputs) of the change of the centred
+        logits on old images. With ``normalize`` it counts against importances of mean 1. To be
+        given with ``basis="diagonal"``.
     :param mode: ``"separate"``: one importance and anchor per old task; ``"online"``: one for all,
         old ones fading by ``decay_factor``.
     :param decay_factor: for ``"online"`` alone, and needed there.
@@ -86,28 +93,29 @@ class WeightPenalty:
         longer: in ``"online"`` mode, and in the Kronecker basis.
     :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
         rates in the optimiser's groups, and counts their momentum; ``"loss"``: the sum above, added
-        to the loss as printed, with a check that it is finite.
-    :param basis: in which importance is measured and held: ``"diagonal"``, weight by weight, or
-        ``"kronecker"``, in the eigenbasis of each layer's Kronecker factors. There weights that
-        act together are held together, and much less is forgotten.
+        to the loss as printed, with a check that it is finite; ``"auto"``: in the loss under Adam
+        and its kin, which divide gradients by their size, else proximal, which is always stable
+        (:func:`~avalanche_cetl.allocation.proximal.form_of`).
+    :param basis: in which importance is measured and held: ``"kronecker"``, in the eigenbasis of
+        each layer's Kronecker factors, or ``"diagonal"``, weight by weight. In the first, weights
+        that act together are held together, and much less is forgotten.
     :param rank: directions that one task keeps on either side of a layer, >= 1, with
         ``basis="kronecker"`` alone; all together keep up to six times as many.
-    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``. Default: 0.5 in the diagonal
-        basis; 0 in the Kronecker basis, where a gate costs more than it gains.
-    :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis; 1 in the
-        Kronecker basis. With u = 0 and p = 1 there is no gate.
+    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``.
+    :param probability: p of eq. 10, in [0, 1]. With u = 0 and p = 1 there is no gate.
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
     :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
-        ``"empirical"``, the data's, as EWC does. ``"logits"`` reads no labels: it is the importance
-        of the outputs (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn
-        anew for either task of a gate; each image counts the outputs of its own head. With
-        ``normalize=False`` the penalty on one weight or direction is ``dwa_lambda / 2`` times the
-        mean squared change of the outputs that it makes on old images, to first order.
+        ``"empirical"``, the data's, as EWC does. ``"logits"`` is the importance of the outputs
+        (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn anew for either
+        task of a gate; each image counts the outputs of its own head.
     :param likelihood: what the network's output is: ``"categorical"``: class logits ``(N, K)``;
         ``"bernoulli"``: one logit or several, each of yes or no, as binary cross entropy reads
         them; ``"gaussian"``: real values, as a squared error reads them.
     :param output: picks the tensor of logits out of the network's output: an index, a key or a
         callable. Default: the output is the tensor.
+    :param unseen: weight of the logits of classes that have had no label yet, in [0, 1], beside 1
+        for the others of the same head; with ``fisher="logits"`` and class logits alone. A task
+        without labels counts all as seen.
     :param samples: images that each measurement reads, drawn from those of the task (all of a
         smaller one), >= 2.
     :param normalize: rescale each importance to mean 1 over its non-zero entries.
@@ -121,6 +129,10 @@ class WeightPenalty:
     :ivar bases: per task, the Kronecker basis of its importance.
     :ivar gated: per old task, GFI as the current task holds it; in the Kronecker basis, and in
         ``"online"`` mode, all are one, under the number of the last.
+    :ivar moved: how far the last task has moved the outputs on old images, as the quadratic
+        predicts it to first order: the root of their mean variance above, in standard deviations of
+        logits. In the Kronecker basis it counts from the end of the task before. None where the
+        quadratic has no such unit.
     :ivar shared: per old task, by parameter the share in [0, 1] of weights with RF >= u.
     :raises ValueError: for arguments out of range; later, when there are no images, when the
         network has lost a parameter that is held, when the likelihood cannot read the network's
@@ -132,90 +144,61 @@ class WeightPenalty:
     @renamed(ewc_lambda="dwa_lambda")
     def __init__(
         self,
-        dwa_lambda: float,
+        dwa_lambda: float | None = None,
         mode: Mode = "separate",
         decay_factor: float | None = None,
         keep_importance_data: bool = False,
         *,
-        penalty: Penalty = "proximal",
-        basis: Basis = "diagonal",
+        penalty: Penalty | None = None,
+        basis: Basis = "kronecker",
         rank: int = 64,
         threshold: float | Quantile | None = None,
         probability: float | None = None,
         estimator: Estimator = "gaussian",
-        fisher: LossName = "sampled",
+        fisher: LossName | None = None,
         likelihood: Likelihood = "categorical",
         output: Output | None = None,
+        unseen: float = 0.03,
         samples: int = 256,
-        normalize: bool = True,
+        normalize: bool | None = None,
         seed: int = 0,
     ):
-        check_choice("penalty", penalty, get_args(Penalty))
-        check_mode(mode, decay_factor)
-        self._penalty = penalty
-        self.dwa_lambda = dwa_lambda
-        gate: dict[str, Any] = {"threshold": threshold, "probability": probability}
-        self.settings = GFISettings(
-            **{name: value for name, value in gate.items() if value is not None},
-            estimator=estimator,
+        chosen = with_defaults(
+            basis,
+            dwa_lambda=dwa_lambda,
+            penalty=penalty,
+            threshold=threshold,
+            probability=probability,
             fisher=fisher,
-            samples=samples,
-            basis=basis,
-            rank=rank,
             normalize=normalize,
-            seed=seed,
+        )
+        self._penalty = chosen.pop("penalty")
+        check_choice("penalty", self._penalty, get_args(Penalty))
+        check_mode(mode, decay_factor)
+        self.dwa_lambda = chosen.pop("dwa_lambda")
+        self.settings = GFISettings(
+            **chosen, estimator=estimator, samples=samples, basis=basis, rank=rank, seed=seed
         )
         # The old tasks' own importances, which one sum makes unnecessary in a basis.
         keep = keep_importance_data or (mode == "separate" and basis == "diagonal")
         kind = KroneckerStore if basis == "kronecker" else DiagonalStore
-        self.store: ImportanceStore = kind(self.settings, decay_factor, keep)
-        self.measurer = TaskMeasurer(OutputLikelihood(likelihood, output), self.settings)
+        self.store = kind(self.settings, decay_factor, keep)
+        reading = OutputLikelihood(likelihood, output)
+        self.measurer = TaskMeasurer(reading, self.settings, SeenClasses(unseen))
+        self.moved: float | None = None
         self._loaded = False
-
-    # Other things were made by these arguments: they can be read, and not assigned.
-    decay_factor = property(attrgetter("store.decay"))
-    mode = property(lambda self: "separate" if self.decay_factor is None else "online")
-    keep_importance_data = property(attrgetter("store.keep"))
-    penalty = property(attrgetter("_penalty"))
-    basis = property(attrgetter("settings.basis"))
-    rank = property(attrgetter("settings.rank"))
-    threshold = property(attrgetter("settings.threshold"))
-    probability = property(attrgetter("settings.probability"))
-    estimator = property(attrgetter("settings.estimator"))
-    fisher = property(attrgetter("settings.fisher"))
-    likelihood = property(attrgetter("measurer.likelihood.likelihood"))
-    output = property(attrgetter("measurer.likelihood.output"))
-    samples = property(attrgetter("settings.samples"))
-    normalize = property(attrgetter("settings.normalize"))
-    seed = property(attrgetter("settings.seed"))
-    importances = property(attrgetter("store.importances"))
-    saved_params = property(attrgetter("store.saved_params"))
-    bases = property(attrgetter("store.bases"))
-    gated = property(attrgetter("store.gated"))
-    shared = property(attrgetter("store.shared"))
-
-    @property
-    def dwa_lambda(self) -> float:
-        """Return the strength of the penalty; one that is assigned counts from the next step."""
-        return self._dwa_lambda
-
-    @dwa_lambda.setter
-    def dwa_lambda(self, value: float) -> None:
-        if isinstance(value, str) or not isinstance(value, SupportsFloat):
-            raise TypeError(f"dwa_lambda={value!r} has to be one number.")
-        if not value >= 0 or (math.isinf(value) and self.penalty == "loss"):
-            raise ValueError(f"dwa_lambda={value} has to be >= 0, and finite with penalty='loss'.")
-        self._dwa_lambda = float(value)
 
     # ------------------------------------------------------------------ in training
 
-    def acts(self, form: Penalty, model: nn.Module) -> bool:
-        """Return whether the penalty acts in this form now: the place that decides its form.
+    def acts(self, form: str, model: nn.Module, optimizer: Optimizer | None) -> bool:
+        """Return whether the penalty acts in this form now.
 
         :param form: ``"loss"`` or ``"proximal"``.
         :param model: the network; before the first iteration of a task the penalty is made for it.
+        :param optimizer: of the training, by which ``penalty="auto"`` takes its form.
         :raises ValueError: when a task that needs a gate has begun without :meth:`gate`.
         """
+        chosen = form_of(self.penalty, optimizer)
         if self.dwa_lambda == 0 or not self.importances:
             return False
         if not self.store.holds:
@@ -230,20 +213,21 @@ class WeightPenalty:
         elif self._loaded:  # a state that may be of another device
             self.store.grow(self._held(model, self.store.names))
         self._loaded = False
-        return form == self.penalty and bool(self.store.quadratic.importance)
+        return form == chosen and bool(self.store.quadratic.importance)
 
-    def loss(self, model: nn.Module) -> Tensor:
+    def loss(self, model: nn.Module, optimizer: Optimizer | None = None) -> Tensor:
         """Return the penalty's value, to be added to the loss; 0 where its form is the step.
 
         :param model: the network in training, wrapped or not.
+        :param optimizer: of the training; needed with ``penalty="auto"`` alone.
         :return: a scalar, differentiable in the network's parameters; on their device.
         """
-        if not self.acts("loss", model):
-            return torch.zeros((), device=_device(model))
+        if not self.acts("loss", model, optimizer):
+            return torch.zeros((), device=device_of(model))
         quadratic = self.store.quadratic
         added = quadratic.penalty(self._held(model, quadratic.names), self.dwa_lambda)
         if not torch.isfinite(added):
-            raise self._diverged("the penalty")
+            raise self._diverged("the penalty", "loss")
         return added
 
     def step(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -252,8 +236,8 @@ class WeightPenalty:
         :param model: the network in training, wrapped or not; its weights change in place.
         :param optimizer: that has just made its step.
         """
-        check_optimizer(optimizer, self.penalty, type(self).__name__)
-        if self.acts("proximal", model):
+        check_optimizer(optimizer, form_of(self.penalty, optimizer), type(self).__name__)
+        if self.acts("proximal", model, optimizer):
             quadratic = self.store.quadratic
             quadratic.step(self._held(model, quadratic.names), optimizer, self.dwa_lambda)
 
@@ -276,20 +260,26 @@ class WeightPenalty:
         :param model: the network, wrapped or not; it is read in evaluation mode and stays as it is.
         :param images: ``(N, ...)``, or a data set of images or of tuples ``(image, label, ...)``,
             without training augmentation; ``samples`` of them are drawn.
-        :param labels: ``(N, ...)``; -1 where a class is unknown. Read by ``fisher="empirical"``
-            alone; a data set has its own.
+        :param labels: ``(N, ...)``; -1 where a class is unknown. Those of a data set itself are
+            known of the drawn images alone. ``fisher="empirical"`` needs them, ``"logits"`` reads
+            which classes have been seen.
         :param tasks: task labels, ``(N,)``, for a network with heads by task.
         :param number: under which importances are kept; default: one more than the last.
         """
-        rows = rows_of(images, labels, tasks, _device(model))
+        rows = rows_of(images, labels, tasks, device_of(model))
         if number is None or number in self.importances:
             number = self._next_number()
         with unwrapped(model) as network:
             params = trainable(network)
-            fisher, basis, heads = self.measurer.fisher(network, rows, params)
-        if not all(bool(value.isfinite().all()) for value in fisher.values()):
-            raise self._diverged("the Fisher information")
-        self.store.add(number, fisher, basis, params, heads)
+            found = self.measurer.fisher(network, rows, params)
+        if not all(bool(value.isfinite().all()) for value in found.values.values()):
+            raise self._diverged("the Fisher information", self.penalty)
+        self.moved = self._movement(model)
+        self.store.add(number, found.values, found.basis, params, found.heads)
+        told = f"task {number}: {found.images} images and {found.outputs} outputs are measured"
+        if self.moved is not None:
+            told += f"; outputs on old images have moved by {self.moved:.3g} (predicted rms)"
+        logger.info("%s", told)
 
     def gate(
         self,
@@ -326,7 +316,7 @@ class WeightPenalty:
 
         :param model: see :meth:`remember`, as ``images``, ``labels`` and ``tasks``.
         """
-        rows = rows_of(images, labels, tasks, _device(model))
+        rows = rows_of(images, labels, tasks, device_of(model))
         with unwrapped(model) as network:
             self.measurer.draw(network, rows, self.store.heads() if self.settings.gates else [])
 
@@ -350,7 +340,12 @@ class WeightPenalty:
         What was drawn for a gate that is not yet held is no part of it.
         """
         generator = self.measurer.generator.get_state()
-        return {"basis": self.basis, "store": self.store.state_dict(), "generator": generator}
+        return {
+            "basis": self.basis,
+            "store": self.store.state_dict(),
+            "generator": generator,
+            "seen": {head: list(known) for head, known in self.measurer.seen.by_head.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a copy of a state.
@@ -367,6 +362,7 @@ class WeightPenalty:
             )
         self.store.load_state_dict(state["store"])
         self.measurer.generator.set_state(state["generator"].cpu())
+        self.measurer.seen.by_head = {h: list(k) for h, k in state.get("seen", {}).items()}
         self.measurer.drawn = {}
         self._loaded = True
 
@@ -377,24 +373,26 @@ class WeightPenalty:
         return 1 + max(self.importances, default=-1)
 
     def _held(self, model: nn.Module, names: Set[str]) -> Weights:
-        """Return the network's parameters of these names.
+        return held(model, names, type(self).__name__)
 
-        :raises ValueError: when it has one of them no more.
-        """
-        params = named_parameters(model)
-        check_held(names, params, type(self).__name__)
-        return {name: params[name] for name in params if name in names}
+    @torch.no_grad()
+    def _movement(self, model: nn.Module) -> float | None:
+        """Return how far the outputs on old images have moved; None without a unit for it."""
+        natural = self.fisher == "logits" and not self.normalize and not self.settings.gates
+        if not natural or not self.importances:
+            return None
+        if not self.store.holds:
+            self.hold(model)
+        params = self._held(model, self.store.names)
+        self.store.grow(params)
+        return math.sqrt(float(self.store.quadratic.penalty(params, 2.0)) / self.store.total)
 
-    def _diverged(self, what: str) -> NonFiniteLossError:
+    def _diverged(self, what: str, form: str) -> NonFiniteLossError:
         cause = "lower the learning rate, or normalise the input"
-        if self.store.quadratic.importance and self.penalty == "loss":
+        if self.store.quadratic.importance and form != "proximal":
             cause = (
-                f"dwa_lambda={self.dwa_lambda} with penalty='loss' diverges where learning rate "
-                "times dwa_lambda times importance is more than 2: use penalty='proximal', lower "
-                "dwa_lambda or lower the learning rate"
+                f"dwa_lambda={self.dwa_lambda} with penalty={self.penalty!r} diverges in the loss "
+                "where learning rate times dwa_lambda times importance is more than 2: use "
+                "penalty='proximal', lower dwa_lambda or lower the learning rate"
             )
         return NonFiniteLossError(f"{what} became NaN or infinite; {cause}.")
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -234,6 +234,33 @@ def _summed(group: Mapping[str, Any]) -> float:
     return damped / rest if rest > 0 else math.inf
 
 
+def form_of(penalty: str, optimizer: Optimizer | None) -> str:
+    """Return the form of a penalty in a training, ``"proximal"`` or ``"loss"``.
+
+    With ``"auto"`` it is ``"loss"`` under optimisers that divide gradients by a running size of
+    them: Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta, and those of their form
+    outside of torch. They are recognised by their settings, through wrappers too: an ``eps`` beside
+    the decay of a second moment. Under all others it is ``"proximal"``, which is stable with any.
+
+    :param penalty: ``"auto"``, ``"proximal"`` or ``"loss"``.
+    :param optimizer: of the training; read for ``"auto"`` alone.
+    :raises ValueError: for ``"auto"`` without an optimiser.
+    """
+    if penalty != "auto":
+        return penalty
+    if optimizer is None:
+        raise ValueError(
+            "penalty='auto' takes its form from the optimizer: call loss(model, optimizer), or "
+            "give penalty='proximal' or 'loss'."
+        )
+    moments = {"betas", "alpha", "rho", "initial_accumulator_value"}
+    divides = all(
+        "eps" in group and moments & group.keys() and not group.get("maximize")
+        for group in optimizer.param_groups
+    )
+    return "loss" if divides else "proximal"
+
+
 def check_optimizer(optimizer: Optimizer, form: str, holder: str) -> None:
     """Raise ValueError for an optimiser with which a penalty of this form has no meaning.
 

@@ -46,10 +46,14 @@ class Rows(NamedTuple):
 
     :ivar length: how many there are.
     :ivar read: returns those of some numbers, on the device of the network.
+    :ivar labels: of all rows, where they are known without reading the images.
+    :ivar tasks: task labels of all rows, ``(N,)``, where these are known so.
     """
 
     length: int
     read: Callable[[list[int]], TaskSample]
+    labels: Tensor | None = None
+    tasks: Tensor | None = None
 
 
 def rows_of(
@@ -90,7 +94,7 @@ def rows_of(
             found.to(device), None if own is None else own.to(device), task.to(device)
         )
 
-    return Rows(count, read)
+    return Rows(count, read, None if labels is None else torch.as_tensor(labels), tasks)
 
 
 def in_turn(old: Heads, tasks: Tensor) -> Tensor:

@@ -16,10 +16,44 @@ from avalanche_cetl.information.likelihood import LOSS_NAMES, LossName
 Basis = Literal["diagonal", "kronecker"]
 #: How the importances of several tasks are kept: one for each, or one for all, old ones fading.
 Mode = Literal["separate", "online"]
-#: The form of the penalty.
-Penalty = Literal["proximal", "loss"]
-#: By basis, threshold and probability of its gate where nothing is said.
-BASES: dict[str, tuple[float, float]] = {"diagonal": (0.5, 0.9), "kronecker": (0.0, 1.0)}
+#: The form of the penalty; ``"auto"``: by the optimiser.
+Penalty = Literal["auto", "proximal", "loss"]
+#: The strength where nothing is said, in the unit that the outputs give it.
+STRENGTH = 10.0
+#: By basis, what WeightPenalty takes where nothing is said, and GFISettings its gate.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "diagonal": {
+        "fisher": "sampled",
+        "normalize": True,
+        "penalty": "proximal",
+        "threshold": 0.5,
+        "probability": 0.9,
+    },
+    "kronecker": {
+        "fisher": "logits",
+        "normalize": False,
+        "penalty": "auto",
+        "threshold": 0.0,
+        "probability": 1.0,
+        "dwa_lambda": STRENGTH,
+    },
+}
+
+
+def with_defaults(basis: Basis, **given: Any) -> dict[str, Any]:
+    """Return arguments of WeightPenalty, those that are None as :data:`DEFAULTS` has them.
+
+    :raises ValueError: for another basis, or where a strength has to be given.
+    """
+    check_choice("basis", basis, DEFAULTS)
+    found = {n: DEFAULTS[basis].get(n) if value is None else value for n, value in given.items()}
+    if found["dwa_lambda"] is None:
+        raise ValueError(
+            f"dwa_lambda has to be given with basis={basis!r}, where its best value differs from "
+            "stream to stream: try factors of 10, for instance dwa_lambda=1.0. The default "
+            f"basis='kronecker' needs none ({STRENGTH})."
+        )
+    return found
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
@@ -82,10 +116,10 @@ class GFISettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("basis", self.basis, BASES)
-        for field, default in zip(("threshold", "probability"), BASES[self.basis], strict=True):
+        check_choice("basis", self.basis, DEFAULTS)
+        for field in ("threshold", "probability"):
             if getattr(self, field) is None:
-                object.__setattr__(self, field, default)
+                object.__setattr__(self, field, DEFAULTS[self.basis][field])
         check_threshold(self.threshold)
         check_unit_interval("probability", self.probability)
         check_estimator(self.estimator)

@@ -106,6 +106,12 @@ class ImportanceStore(ABC):
         :param heads: that the network had for it when it was measured.
         """
 
+    @property
+    def total(self) -> float:
+        """Return how many tasks the sum of all is of; one that has faded counts as what is left."""
+        decay = 1.0 if self.decay is None else self.decay
+        return sum(decay**age for age in range(len(self._heads)))
+
     def _last(self) -> int | None:
         """Return the number of the task that came last; None before there is one."""
         return next(reversed(self.importances), None)
@@ -368,16 +374,6 @@ class KroneckerStore(ImportanceStore):
         state = deepcopy(dict(state))
         self._sum.basis = basis_of(state["sum"]["basis"])
         self._sum.importance, self._anchors = state["sum"]["importance"], state["anchors"]
-
-
-def state_of_0_2(plugin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a WeightPenalty, of what version 0.2 kept of GFIPlugin's attributes."""
-    store = {name.removeprefix("_"): value for name, value in plugin["memory"].items()}
-    store["quadratic"] = store["pull"]
-    if "summed" in store:  # the number of the last task that was
-        store["summed"] = sum(task <= store["summed"] for task in store["importances"])
-    basis = "kronecker" if "sum" in store else "diagonal"
-    return {"basis": basis, "store": store, "generator": plugin["_generator"]}
 
 
 def _bits(gated: Weights) -> Weights:

@@ -7,6 +7,7 @@ task had several, new images take its heads in turn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,28 @@ from torch import Tensor, nn
 from avalanche_cetl.allocation.measure import Measurement, Task, Weights
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.allocation.sample import Heads, Rows, TaskSample, in_turn
+from avalanche_cetl.allocation.seen import HeadClass, SeenClasses, classes_of
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.models.targets import reads_task_labels
+
+
+class Measured(NamedTuple):
+    """What was measured of a task.
+
+    :ivar values: the Fisher information, by parameter name.
+    :ivar basis: that it is in; None: the weights' own.
+    :ivar heads: the task labels whose heads the task has.
+    :ivar images: how many were read.
+    :ivar outputs: how many the network has for an image.
+    """
+
+    values: Weights
+    basis: KroneckerBasis | None
+    heads: Heads
+    images: int
+    outputs: int
 
 
 class TaskMeasurer:
@@ -27,13 +46,14 @@ class TaskMeasurer:
 
     :param likelihood: of the network's output.
     :param settings: of the measurements.
+    :param seen: the classes that have come; for ``fisher="logits"`` their outputs count more.
     :ivar generator: of the drawn images, targets and gates, on the CPU.
     :ivar drawn: between the two halves of a gate, the targets of a new task's images as old tasks,
         by the old task's heads.
     """
 
-    def __init__(self, likelihood: OutputLikelihood, settings: GFISettings):
-        self.likelihood, self.settings = likelihood, settings
+    def __init__(self, likelihood: OutputLikelihood, settings: GFISettings, seen: SeenClasses):
+        self.likelihood, self.settings, self.seen = likelihood, settings, seen
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.drawn: dict[Heads, Tensor] = {}
         self._sample: TaskSample | None = None
@@ -43,26 +63,41 @@ class TaskMeasurer:
         order = torch.randperm(rows.length, generator=self.generator)
         return rows.read(sorted(order[: self.settings.samples].tolist()))
 
-    def check(self, network: nn.Module, sample: TaskSample) -> None:
-        """Raise ValueError when the likelihood cannot read the outputs of two images, or labels."""
+    def check(self, network: nn.Module, sample: TaskSample) -> int:
+        """Return the number of outputs of an image.
+
+        :raises ValueError: when the likelihood cannot read those of two images, or their labels.
+        """
         labels = None if sample.labels is None else sample.labels[:2]
         fisher = self.settings.fisher
-        self.likelihood.check(network, sample.images[:2], labels, sample.tasks[:2], fisher)
+        return self.likelihood.check(network, sample.images[:2], labels, sample.tasks[:2], fisher)
 
-    def fisher(
-        self, network: nn.Module, rows: Rows, params: Weights
-    ) -> tuple[Weights, KroneckerBasis | None, Heads]:
-        """Return the Fisher information of a task, the basis that it is in, and the task's heads.
+    def see(self, network: nn.Module, rows: Rows, sample: TaskSample) -> set[HeadClass]:
+        """Take in the classes of a task, and return them."""
+        found = classes_of(rows, sample, reads_task_labels(network))
+        self.seen.add(found)
+        return found
+
+    def fisher(self, network: nn.Module, rows: Rows, params: Weights) -> Measured:
+        """Return the Fisher information of a task.
 
         :raises ValueError: when labels are needed and there are none, and see :meth:`check`.
         """
         sample, fisher = self.sample(rows), self.settings.fisher
+        # A task without labels may be of any class: all outputs of its heads count the same.
+        known = {head for head, _ in self.see(network, rows, sample)}
         if fisher != "empirical":
             sample = sample._replace(labels=None)
         elif sample.labels is None:
             raise ValueError("fisher='empirical' is measured with labels: give labels= too.")
-        self.check(network, sample)
-        targets = self.likelihood.targets(network, sample, self.generator, fisher)
+        outputs = self.check(network, sample)
+        targets = self.likelihood.targets(
+            network,
+            sample,
+            self.generator,
+            fisher,
+            lambda head, units: self.seen.weights(head, units) if head in known else None,
+        )
         view = self.likelihood.view(network, sample.tasks)
         measurement = Measurement(
             view.module, (sample.images,), view.rename(params), self.settings, Processes.started()
@@ -71,7 +106,8 @@ class TaskMeasurer:
         measurement.choose_basis(task)
         found, basis = view.restore(measurement.fisher(task)), measurement.basis
         heads = tuple(sample.tasks.unique().tolist()) if reads_task_labels(network) else ()
-        return found, None if basis is None else view.restore_basis(basis), heads
+        basis = None if basis is None else view.restore_basis(basis)
+        return Measured(found, basis, heads, len(sample.images), outputs)
 
     def draw(self, network: nn.Module, rows: Rows, heads: Sequence[Heads]) -> None:
         """Draw the targets of a new task's images as old tasks, while the network is as it was.
@@ -93,9 +129,11 @@ class TaskMeasurer:
                 in_turn(old, sample.tasks),
                 self.generator,
                 self.settings.fisher,
+                self.seen.weights,
             )
             for old in heads
         }
+        self.see(network, rows, sample)
 
     def relative(
         self, network: nn.Module, params: Weights, basis: KroneckerBasis | None
@@ -111,7 +149,8 @@ class TaskMeasurer:
         self.drawn, self._sample = {}, None
         if not drawn or sample is None:
             return {}
-        new, found = self.likelihood.targets(network, sample, self.generator, fisher), {}
+        new = self.likelihood.targets(network, sample, self.generator, fisher, self.seen.weights)
+        found = {}
         for heads, old in drawn.items():
             tasks = in_turn(heads, sample.tasks)
             view = self.likelihood.view(network, tasks, sample.tasks)

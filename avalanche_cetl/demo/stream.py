@@ -53,8 +53,10 @@ class PermutedDigits:
             "Naive": lambda: [],
             "LwF": lambda: [LwFPlugin(s.lwf, 2.0)],
             "EWC": lambda: [EWCPlugin(s.ewc)],
-            "GFIPlugin, diagonal": lambda: [GFIPlugin(s.diagonal)],
-            "GFIPlugin, Kronecker": lambda: [GFIPlugin(s.kronecker, basis="kronecker")],
+            "GFIPlugin, diagonal": lambda: [GFIPlugin(s.diagonal, basis="diagonal")],
+            "GFIPlugin, Kronecker": lambda: [
+                GFIPlugin(s.kronecker, fisher="sampled", normalize=True, penalty="proximal")
+            ],
         }
 
     def total_ticks(self) -> int:

@@ -14,11 +14,12 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from avalanche_cetl.allocation.penalty import WeightPenalty
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.training.strategy import CETLStrategy
 
 if TYPE_CHECKING:
     from avalanche_cetl.models import CoupledModel
-    from avalanche_cetl.training import CETLStrategy
 
 #: Of the stages; plugins announce theirs.
 LOSSES = ("L_rs", "L_rt", "L_c")
@@ -112,12 +113,14 @@ class WeightShares(_NamedValues):
     minus it) and ``Shared_GFI1/layer``, likewise for GFI2 and GFI3. Values in [0, 1].
     In a basis the share of a layer is that of its directions, and counts for all its weights.
     Nothing is emitted where no relative Fisher information is measured: by variants without it,
-    and in the Kronecker basis without a gate.
+    in the Kronecker basis without a gate, and by other strategies than ``CETLStrategy``.
     """
 
     def values(self, strategy: CETLStrategy) -> dict[str, float]:
         """Return the shares of the latest measurement."""
         found: dict[str, float] = {}
+        if not isinstance(strategy, CETLStrategy):
+            return found
         for name, importance in strategy.importance.items():
             if not importance.shared:
                 continue
@@ -136,6 +139,36 @@ class WeightShares(_NamedValues):
 
     def __str__(self) -> str:
         return "Shared"
+
+
+class OutputMovement(PluginMetric[float]):
+    """How far an experience has moved the outputs on old images, as ``Moved``, at its end.
+
+    It is what the quadratic of :class:`~avalanche_cetl.GFIPlugin` predicts, to first order: a root
+    mean square, in standard deviations of the logits. Nothing is emitted in the first experience,
+    nor where the quadratic has no such unit (``fisher="logits", normalize=False``, no gate).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value: float | None = None
+
+    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+        """Emit what the first such plugin tells of the experience that ends."""
+        told = (one.moved for one in strategy.plugins if isinstance(one, WeightPenalty))
+        self._value = next((moved for moved in told if moved is not None), None)
+        return [] if self._value is None else [_value(self, strategy, str(self), self._value)]
+
+    def result(self) -> float | None:
+        """Return the last experience's value."""
+        return self._value
+
+    def reset(self) -> None:
+        """Remove the value."""
+        self._value = None
+
+    def __str__(self) -> str:
+        return "Moved"
 
 
 class Picture(TensorImage):
@@ -246,5 +279,10 @@ def cetl_metrics(
 
 
 def gfi_metrics() -> list[PluginMetric]:
-    """Return the metric of shared and private weights per layer (eq. 10); see WeightShares."""
-    return [WeightShares()]
+    """Return the metrics of Generalized Fisher Information.
+
+    The shares of shared and private weights per layer (eq. 10), in CETL's rounds
+    (:class:`WeightShares`), and how far outputs on old images have moved, with ``GFIPlugin`` in any
+    strategy (:class:`OutputMovement`).
+    """
+    return [WeightShares(), OutputMovement()]

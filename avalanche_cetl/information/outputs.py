@@ -19,13 +19,23 @@ It has a unit: ``lambda / 2 dtheta^T M dtheta`` is, to first order in dtheta, ``
 the mean squared change of the outputs, for class logits less their own mean; the mean is over
 samples and outputs. No label is read or drawn.
 
+Outputs may count with weights ``a``, each with the share ``p_k = a_k / sum_j a_j``: classes that
+have not come yet matter less than those that have. For class logits it is then
+
+    ``M = mean_x J^T (diag p - p p^T) J``
+
+of which the above is the case of equal weights, ``p_k = 1 / K``. In the unit, the mean squared
+change becomes the variance of the change under p.
+
 ``fisher_information`` and ``kronecker_basis`` square the gradients of one number per sample. With
 :func:`projected_outputs` that is ``u^T z(x)``, for a vector u drawn for each sample with
-``E[u u^T] = C / K``: unbiased, at the cost of the sampled Fisher information. The vector is uniform
-on a sphere, ``u = sqrt(r / K) C v / |C v|`` with v normal and r the rank of C. That is
-``C v / sqrt(K)`` without the noise in the length of ``C v``: where r = 1 (two classes, one output)
-nothing of chance is left, and the estimate is exact. :func:`every_output_vector` has r vectors for
-each sample, which together are exact for every network.
+``E[u u^T] = diag p - p p^T`` (for other outputs than class logits ``diag p``): unbiased, at the
+cost of the sampled Fisher information. With ``s_k = sqrt(p_k)`` and v normal, the vector is
+``u = sqrt(r) s * w / |w|``, where ``w = v - (s^T v) s`` for class logits (and v for others) and r
+is the rank. That is ``s * w`` without the noise in the length of w: where r = 1 (two classes, one
+output) nothing of chance is left, and the estimate is exact. :func:`every_output_vector` has K
+vectors for each sample, ``sqrt(p_k) (e_k - p)`` (for others ``sqrt(p_k) e_k``), which together are
+exact for every network.
 
 An output of minus infinity, as masks write it for classes that a sample cannot have, is none: it
 does not count in K.
@@ -100,18 +110,27 @@ def projected_outputs(outputs: Tensor, vectors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample_output_vectors(
-    outputs: Tensor, likelihood: str = "categorical", generator: torch.Generator | None = None
+    outputs: Tensor,
+    likelihood: str = "categorical",
+    generator: torch.Generator | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Draw one vector per sample, for :func:`projected_outputs`: ``E[u u^T] = C / K``.
+    """Draw one vector per sample, for :func:`projected_outputs`: ``E[u u^T] = diag p - p p^T``.
+
+    Importance of the outputs by weights of their own is
+    ``fisher_information(model, x, projected_outputs, targets=sample_output_vectors(model(x),
+    weights=a))``, and the same for :func:`kronecker_basis`.
 
     :param outputs: logits ``(N, K)``, or ``(N, ...)`` for the other likelihoods. Their values are
         not read, but for those of minus infinity.
-    :param likelihood: ``"categorical"`` (C centres the logits), ``"bernoulli"`` or ``"gaussian"``
-        (C is the identity).
+    :param likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``; for the last two
+        ``E[u u^T] = diag p``.
     :param generator: a CPU generator; the draw happens on the CPU, so that the same seed gives
         the same vectors on every device.
+    :param weights: a, of the outputs of a sample, ``(K,)``, finite and >= 0; None: all are equal.
+        Outputs of minus infinity have none.
     :return: shaped and of the type of ``outputs``.
-    :raises ValueError: for another likelihood, or outputs that it cannot read.
+    :raises ValueError: for another likelihood, outputs that it cannot read, or such weights.
 
     >>> vectors = sample_output_vectors(torch.zeros(1, 2))  # of two classes: exact but for its sign
     >>> vectors.abs()
@@ -119,7 +138,7 @@ def sample_output_vectors(
     """
     check_likelihood(likelihood)
     check_outputs(outputs, likelihood)
-    return vectors_of(outputs, likelihood, normal_like(outputs, len(outputs), generator))
+    return vectors_of(outputs, likelihood, normal_like(outputs, len(outputs), generator), weights)
 
 
 def normal_like(outputs: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
@@ -127,39 +146,40 @@ def normal_like(outputs: Tensor, samples: int, generator: torch.Generator | None
     return torch.randn(samples, *outputs.shape[1:], generator=generator, dtype=torch.float64)
 
 
-def vectors_of(outputs: Tensor, likelihood: str, normal: Tensor) -> Tensor:
+def vectors_of(
+    outputs: Tensor, likelihood: str, normal: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Return normal vectors as they are drawn for outputs: centred, and of one length."""
-    there = _there(outputs)
-    count = there.sum(1, keepdim=True).double()
-    vectors = normal.reshape(len(normal), -1) * there
-    rank = count
+    shares = _shares(outputs, weights)
+    roots, rank = shares.sqrt(), (shares > 0).double().sum(1, keepdim=True)
+    vectors = normal.reshape(len(normal), -1) * (shares > 0)
     if likelihood == "categorical":
-        vectors = (vectors - vectors.sum(1, keepdim=True) / count) * there
-        rank = count - 1
+        vectors, rank = vectors - (roots * vectors).sum(1, keepdim=True) * roots, rank - 1
     length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    vectors = vectors * (rank / count).sqrt() / torch.where(length > 0, length, 1)
-    return _placed(vectors, outputs)
+    # Of one output alone, of which a softmax is sure, rounding would be left.
+    scale = torch.where(rank > 0, rank.sqrt() / torch.where(length > 0, length, 1), 0)
+    return _placed(roots * vectors * scale, outputs)
 
 
 @torch.no_grad()
-def every_output_vector(outputs: Tensor, likelihood: str = "categorical") -> Tensor:
+def every_output_vector(
+    outputs: Tensor, likelihood: str = "categorical", weights: Tensor | None = None
+) -> Tensor:
     """Return vectors that give the importance of the outputs exactly, over repeated samples.
 
-    The mean over the first dimension of ``u u^T`` is ``C / K``. With R vectors a sample, the
-    samples are measured R times, once with each::
+    The mean over the first dimension of ``u u^T`` is ``diag p - p p^T`` (for other outputs than
+    class logits ``diag p``). The samples are measured K times, once with each::
 
         vectors = every_output_vector(model(x))
         repeated = torch.cat([x] * len(vectors))
         fisher_information(model, repeated, projected_outputs, targets=vectors.flatten(0, 1))
 
-    and the same for :func:`kronecker_basis`. That costs R times what one vector per sample costs
+    and the same for :func:`kronecker_basis`. That costs K times what one vector per sample costs
     (:func:`sample_output_vectors`).
 
-    :param outputs: as of :func:`sample_output_vectors`.
-    :param likelihood: ``"categorical"``: R is K - 1; ``"bernoulli"`` or ``"gaussian"``: R is the
-        number of outputs of a sample.
-    :return: ``(R, N, ...)``, of the type of ``outputs``.
-    :raises ValueError: for another likelihood, or outputs that it cannot read.
+    :param outputs: as of :func:`sample_output_vectors`, as ``likelihood`` and ``weights``.
+    :return: ``(K, N, ...)`` for K outputs of a sample, of the type of ``outputs``.
+    :raises ValueError: as there.
 
     >>> vectors = every_output_vector(torch.zeros(1, 3))
     >>> (torch.einsum("rni,rnj->ij", vectors, vectors) / len(vectors)).mul(9).round()  # 9 C / K
@@ -169,22 +189,30 @@ def every_output_vector(outputs: Tensor, likelihood: str = "categorical") -> Ten
     """
     check_likelihood(likelihood)
     check_outputs(outputs, likelihood)
-    there = _there(outputs)
-    size, count = there.shape[1], there.sum(1, keepdim=True).double()
-    if likelihood != "categorical":
-        each = torch.eye(size, dtype=torch.float64).unsqueeze(1) * (size / count).sqrt()
-    else:
-        # Helmert's vectors: unit p against the mean of those before it, all of them orthonormal.
-        place = (there.cumsum(1) - 1).expand(size - 1, *there.shape)
-        p = torch.arange(1, size, dtype=torch.float64).view(-1, 1, 1)
-        each = ((place < p).double() - p * (place == p)) / (p * (p + 1)).sqrt()
-        each = each * (p < count) * ((size - 1) / count).sqrt()
-    return torch.stack([_placed(vector * there, outputs) for vector in each])
+    shares = _shares(outputs, weights)
+    count, centre = shares.shape[1], shares if likelihood == "categorical" else 0
+    each = torch.eye(count, dtype=torch.float64).unsqueeze(1) - centre
+    each = each * (count * shares).sqrt().T.unsqueeze(2)
+    return torch.stack([_placed(one, outputs) for one in each])
 
 
-def _there(outputs: Tensor) -> Tensor:
-    """Return which outputs of each sample count, ``(N, K)``."""
-    return (outputs.detach().reshape(len(outputs), -1) != -math.inf).cpu()
+def _shares(outputs: Tensor, weights: Tensor | None) -> Tensor:
+    """Return p, the share of each output of each sample, ``(N, K)`` on the CPU.
+
+    They are 0 for outputs of minus infinity, and all of a sample are equal where the others of it
+    have no weight.
+    """
+    there = (outputs.detach().reshape(len(outputs), -1) != -math.inf).cpu().double()
+    if weights is not None:
+        own = torch.as_tensor(weights).detach().cpu().double()
+        if own.numel() != there.shape[1] or not bool(((own >= 0) & own.isfinite()).all()):
+            raise ValueError(
+                f"the weights of {there.shape[1]} outputs are {own.tolist()}: give one number for "
+                "each, finite and >= 0."
+            )
+        weighted = there * own.reshape(-1)
+        there = torch.where(weighted.sum(1, keepdim=True) > 0, weighted, there)
+    return there / there.sum(1, keepdim=True).clamp_min(1e-300)
 
 
 def _placed(vectors: Tensor, outputs: Tensor) -> Tensor:

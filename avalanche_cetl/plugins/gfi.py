@@ -12,9 +12,18 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.parameters import unwrapped
 from avalanche_cetl.allocation.penalty import WeightPenalty
-from avalanche_cetl.allocation.proximal import check_optimizer
+from avalanche_cetl.allocation.proximal import check_optimizer, form_of
 from avalanche_cetl.allocation.sample import Rows, TaskSample
+from avalanche_cetl.allocation.seen import classes_of
 from avalanche_cetl.common.errors import NonFiniteLossError
+from avalanche_cetl.common.warning import warn_caller
+from avalanche_cetl.models.targets import reads_task_labels
+from avalanche_cetl.plugins.penalty_limits import (
+    BATCH_NORM,
+    NEW_CLASSES,
+    batch_norm_runs,
+    new_classes_are_lost,
+)
 
 
 class GFIPlugin(WeightPenalty, SupervisedPlugin):
@@ -33,6 +42,7 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
     """
 
     supports_distributed = True
+    _warned: frozenset[str] = frozenset()
 
     def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Draw the old task's labels for new images, while the model is as it was."""
@@ -41,21 +51,31 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
                 f"experience {strategy.clock.train_exp_counter} of the training has no images (its "
                 "data set is empty), so there is nothing to measure or to train on; leave it out."
             )
-        self.draw(strategy.model, _rows(strategy))
+        if self.settings.gates:
+            self.draw(strategy.model, _rows(strategy))
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Gate the stored importances by what the old tasks and the new one share."""
-        check_optimizer(strategy.optimizer, self.penalty, type(self).__name__)
+        optimizer = strategy.optimizer
+        check_optimizer(optimizer, form_of(self.penalty, optimizer), type(self).__name__)
         rows = _rows(strategy)
         with unwrapped(strategy.model) as network:
-            self.measurer.check(network, rows.read([0, min(1, rows.length - 1)]))
+            sample = rows.read([0, min(1, rows.length - 1)])
+            self.measurer.check(network, sample)
+            if self.dwa_lambda > 0 and self.likelihood == "categorical":
+                coming = classes_of(rows, sample, reads_task_labels(network))
+                if new_classes_are_lost(strategy, self.measurer.seen.by_head, coming):
+                    self._warn(NEW_CLASSES)
         self.hold(strategy.model)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the penalty to the loss, where that is its form."""
-        if self.acts("loss", strategy.model):
+        first = strategy.clock.train_exp_iterations == 0 and self.importances
+        if first and self.dwa_lambda > 0 and batch_norm_runs(strategy.model):
+            self._warn(BATCH_NORM)
+        if self.acts("loss", strategy.model, strategy.optimizer):
             with _located(strategy):
-                strategy.loss += self.loss(strategy.model)
+                strategy.loss += self.loss(strategy.model, strategy.optimizer)
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Take the proximal step that follows the optimiser's."""
@@ -71,6 +91,11 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
             number = strategy.clock.train_exp_counter
             self.remember(strategy.model, _rows(strategy), number=number)
 
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned |= {text}
+            warn_caller(text)
+
     def _next_number(self) -> int:
         return min(self.importances, default=0) - 1
 
@@ -85,7 +110,12 @@ def _rows(strategy: Any) -> Rows:
         tasks = torch.as_tensor(batch[-1])
         return TaskSample(*(part.to(strategy.device) for part in (batch[0], batch[1], tasks)))
 
-    return Rows(len(dataset), read)
+    # Where these are not known, those of the drawn rows are.
+    labels, tasks = (
+        torch.as_tensor(list(getattr(dataset, name))) if hasattr(dataset, name) else None
+        for name in ("targets", "targets_task_labels")
+    )
+    return Rows(len(dataset), read, labels, tasks)
 
 
 @contextmanager

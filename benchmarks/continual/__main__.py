@@ -17,8 +17,8 @@ data:
   one head for all; a small residual network with BatchNorm.
 
 "GFIPlugin, no gate" is EWC with an exact Fisher information, "GFIPlugin, Kronecker" the same in the
-Kronecker basis, as ``GFIPlugin(strength, basis="kronecker")`` comes. "joint" trains on all tasks'
-images at once and is no rival.
+Kronecker basis, ``GFIPlugin(strength, fisher="sampled", normalize=True, penalty="proximal")``.
+"joint" trains on all tasks' images at once and is no rival.
 
 Each method's strength is chosen by average accuracy on validation images (of the training set) of
 two streams with seeds of their own: three values a factor of 10 (LwF: 3) apart, then further ones

@@ -32,13 +32,14 @@ def methods() -> dict[str, Method]:
     from avalanche_cetl import GFIPlugin
 
     def gfi(**arguments: Any) -> Callable[[float, Stream], list[Any]]:
-        return lambda strength, _: [GFIPlugin(strength, **arguments)]
+        return lambda strength, _: [GFIPlugin(strength, basis="diagonal", **arguments)]
 
     def directions(**arguments: Any) -> Callable[[float, Stream], list[Any]]:
         return lambda strength, stream: [
-            GFIPlugin(strength, basis="kronecker", **arguments, **stream.gfi)
+            GFIPlugin(strength, basis="kronecker", **{**sampled, **arguments}, **stream.gfi)
         ]
 
+    sampled = {"fisher": "sampled", "normalize": True, "penalty": "proximal"}
     free = {"threshold": 0.0, "probability": 1.0}
     gated = {"threshold": 0.5, "probability": 0.9}
     fading = {"mode": "online", "decay_factor": 0.95}

@@ -58,10 +58,10 @@ def _plugins(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[s
     experience = _experience(x, y)
     makers: dict[str, Any] = {
         "Naive": list,
-        "GFIPlugin, 256 images": lambda: [GFIPlugin(1.0)],
-        "GFIPlugin, all images": lambda: [GFIPlugin(1.0, samples=len(x))],
+        "GFIPlugin, 256 images": lambda: [GFIPlugin(1.0, basis="diagonal")],
+        "GFIPlugin, all images": lambda: [GFIPlugin(1.0, samples=len(x), basis="diagonal")],
         "no gate, all images": lambda: [
-            GFIPlugin(1.0, threshold=0.0, probability=1.0, samples=len(x))
+            GFIPlugin(1.0, threshold=0.0, probability=1.0, samples=len(x), basis="diagonal")
         ],
         "EWCPlugin": lambda: [EWCPlugin(1.0)],
     }

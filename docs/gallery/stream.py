@@ -45,14 +45,14 @@ def permuted_digits(tasks):
 # ---------
 # ``Naive`` alone; Avalanche's EWC; ``GFIPlugin`` weight by weight, which gates the importance by
 # what the old and the new task share; and ``GFIPlugin`` in the Kronecker basis, direction by
-# direction. Nothing else differs. Strengths of different methods cannot be compared: choose each on
-# a stream that you do not report.
+# direction, as it comes. Nothing else differs. Strengths of different methods cannot be compared:
+# choose each on a stream that you do not report.
 
 METHODS = {
     "Naive": lambda: [],
     "EWC": lambda: [EWCPlugin(100.0)],
-    "GFIPlugin, diagonal": lambda: [ac.GFIPlugin(1.0)],
-    "GFIPlugin, Kronecker": lambda: [ac.GFIPlugin(1.0, basis="kronecker")],
+    "GFIPlugin, diagonal": lambda: [ac.GFIPlugin(1.0, basis="diagonal")],
+    "GFIPlugin, Kronecker": lambda: [ac.GFIPlugin()],
 }
 
 

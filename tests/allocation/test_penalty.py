@@ -42,7 +42,7 @@ def optimizer_of(model, kind="sgd"):
 def learn(model, optimizer, penalty, images, labels, epochs=2, batch=6):
     for _ in range(epochs):
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-            loss = F.cross_entropy(model(x), y) + penalty.loss(model)
+            loss = F.cross_entropy(model(x), y) + penalty.loss(model, optimizer)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -71,35 +71,37 @@ def same(model, other):
 
 
 ARGUMENTS = {
-    "diagonal": {},
-    "no gate": OPEN,
-    "online": {"mode": "online", "decay_factor": 0.5},
-    "kronecker": {"basis": "kronecker"},
-    "gated kronecker": {"basis": "kronecker", "mode": "online", "decay_factor": 0.5, **GATE},
-    "logits": {"basis": "kronecker", "fisher": "logits", "normalize": False, "samples": 8},
-    "empirical": {"fisher": "empirical", "samples": 8, "seed": 3},
+    "default": {},
+    "diagonal": {"basis": "diagonal"},
+    "no gate": {"basis": "diagonal", **OPEN},
+    "online": {"basis": "diagonal", "mode": "online", "decay_factor": 0.5},
+    "kronecker": {"fisher": "sampled", "normalize": True},
+    "gated kronecker": {"mode": "online", "decay_factor": 0.5, "fisher": "sampled", **GATE},
+    "few images": {"samples": 8, "unseen": 0.5},
+    "empirical": {"basis": "diagonal", "fisher": "empirical", "samples": 8, "seed": 3},
 }
 
 
 @pytest.mark.parametrize("pretrained", [False, True], ids=["", "pretrained"])
-@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+@pytest.mark.parametrize("penalty", ["proximal", "loss", "auto"])
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_plugin_and_a_loop_of_one_s_own_train_the_same_weights(name, penalty, pretrained):
     stream = tasks(3)
     pretrained = tasks(4)[3][0] if pretrained and name != "empirical" else None
     own = WeightPenalty(2.0, penalty=penalty, **ARGUMENTS[name])
-    mine = run(own, stream, pretrained=pretrained)
+    kind = "adam" if penalty == "auto" else "sgd"
+    mine = run(own, stream, kind, pretrained=pretrained)
     plugin = GFIPlugin(2.0, penalty=penalty, **ARGUMENTS[name])
     model = network()
     if pretrained is not None:
         plugin.remember(model, pretrained)
     strategy = Naive(
-        model=model, optimizer=optimizer_of(model), criterion=nn.CrossEntropyLoss(),
+        model=model, optimizer=optimizer_of(model, kind), criterion=nn.CrossEntropyLoss(),
         train_mb_size=6, train_epochs=2, plugins=[plugin], evaluator=None,
     )  # fmt: skip
     for experience in transfer_benchmark(stream, [stream[0]] * 3).train_stream:
         strategy.train(experience, shuffle=False)
-    assert same(mine, model) and not same(mine, run(WeightPenalty(0.0, **OPEN), stream))
+    assert same(mine, model) and not same(mine, run(WeightPenalty(0.0), stream, kind))
     last = len(own.importances) - 1 if own.keep_importance_data else max(own.importances)
     first = -1 if pretrained is not None else 0
     assert max(plugin.importances) == 2 and last == 2 - first
@@ -143,7 +145,10 @@ def test_what_a_pretrained_network_knows_is_held_from_the_first_task_on(basis, m
 
 def test_the_loss_is_the_quadratic_and_the_step_does_nothing():
     (images, _), _ = tasks()
-    own, model = WeightPenalty(3.0, penalty="loss", normalize=False, **OPEN), network()
+    own, model = (
+        WeightPenalty(3.0, basis="diagonal", penalty="loss", normalize=False, **OPEN),
+        network(),
+    )
     assert float(own.loss(model)) == 0
     own.remember(model, images)
     optimizer = optimizer_of(model)
@@ -165,7 +170,7 @@ def test_the_loss_is_the_quadratic_and_the_step_does_nothing():
 
 def test_a_task_with_a_gate_begins_with_the_gate():
     (images, _), new = tasks()
-    own, model = WeightPenalty(1.0, **GATE), network()
+    own, model = WeightPenalty(1.0, basis="diagonal", **GATE), network()
     own.remember(model, images)
     for act in (lambda: own.loss(model), lambda: own.step(model, optimizer_of(model))):
         with pytest.raises(ValueError, match=r"threshold=0\.5 .*call gate\(model"):
@@ -178,7 +183,7 @@ def test_a_task_with_a_gate_begins_with_the_gate():
 
 def test_a_head_may_grow_between_the_two_halves_of_a_gate():
     (images, _), (new, labels) = tasks()
-    own, model = WeightPenalty(1.0, **GATE), network(3)
+    own, model = WeightPenalty(1.0, basis="diagonal", **GATE), network(3)
     own.remember(model, images)
     own.draw(model, new, labels)
     old, model[3] = model[3], nn.Linear(8, 5)
@@ -193,10 +198,10 @@ def test_images_come_as_tensors_or_as_data_sets():
     ((x, y),) = tasks(1)
     found = []
     for given in ((x, y), (TensorDataset(x, y),), (list(zip(x, y.tolist(), strict=True)),)):
-        own = WeightPenalty(1.0, fisher="empirical", samples=7)
+        own = WeightPenalty(1.0, fisher="empirical", samples=7, basis="diagonal")
         own.remember(network(), *given)
         found.append(own.importances[0]["1.weight"])
-    plain = WeightPenalty(1.0)
+    plain = WeightPenalty(1.0, basis="diagonal")
     plain.remember(network(), TensorDataset(x))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     assert found[0].any() and plain.importances[0]["1.weight"].any()
@@ -204,7 +209,7 @@ def test_images_come_as_tensors_or_as_data_sets():
 
 def test_unknown_real_values_are_drawn():
     (x, _), (new, _) = tasks()
-    own, model = WeightPenalty(1.0, likelihood="gaussian", **GATE), network(1)
+    own, model = WeightPenalty(1.0, basis="diagonal", likelihood="gaussian", **GATE), network(1)
     own.remember(model, x)
     own.gate(model, new)
     assert own.shared[0]["1.weight"] > 0
@@ -238,7 +243,7 @@ def test_an_optimiser_that_the_form_cannot_go_with_is_refused(penalty):
         del optimizer.param_groups[0]["lr"]
     other = {"proximal": "loss", "loss": "proximal"}[penalty]
     with pytest.raises(ValueError, match=f"give WeightPenalty penalty='{other}'"):
-        WeightPenalty(1.0, penalty=penalty).step(model, optimizer)
+        WeightPenalty(1.0, penalty=penalty, basis="diagonal").step(model, optimizer)
 
 
 # ------------------------------------------------------------------ state and wrappers
@@ -274,7 +279,7 @@ def reloaded(penalty, folder, arguments):
 
 def test_a_state_is_a_copy_and_of_one_basis():
     ((x, _),) = tasks(1)
-    own, other = WeightPenalty(1.0), WeightPenalty(1.0)
+    own, other = WeightPenalty(1.0, basis="diagonal"), WeightPenalty(1.0, basis="diagonal")
     own.remember(network(), x)
     other.load_state_dict(own.state_dict())
     own.importances[0]["1.weight"].zero_()
@@ -298,7 +303,7 @@ def test_the_network_is_left_as_it_was_by_a_measurement():
     ((x, y),) = tasks(1)
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), *network()).train()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    own = WeightPenalty(1.0)
+    own = WeightPenalty(1.0, basis="diagonal")
     own.remember(model, x, y)
     own.gate(model, x, y)
     assert all(map(torch.equal, model.state_dict().values(), before.values()))
@@ -307,7 +312,7 @@ def test_the_network_is_left_as_it_was_by_a_measurement():
 
 def test_infinite_strength_keeps_what_matters():
     stream = tasks(2)
-    own = WeightPenalty(math.inf, **OPEN)
+    own = WeightPenalty(math.inf, basis="diagonal", **OPEN)
     model = run(own, stream)
     first = own.saved_params[0]
     for name, p in model.named_parameters():

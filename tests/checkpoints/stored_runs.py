@@ -117,10 +117,27 @@ RUNS = {
         ),
         _transfer,
     ),
-    "gfi_diagonal": (lambda: _stock(GFIPlugin(2.0, samples=16, threshold=0.4)), _two_tasks),
-    "gfi_online": (lambda: _stock(GFIPlugin(2.0, "online", 0.5, samples=16)), _two_tasks),
+    "gfi_diagonal": (
+        lambda: _stock(GFIPlugin(2.0, samples=16, threshold=0.4, basis="diagonal")),
+        _two_tasks,
+    ),
+    "gfi_online": (
+        lambda: _stock(GFIPlugin(2.0, "online", 0.5, samples=16, basis="diagonal")),
+        _two_tasks,
+    ),
     "gfi_kronecker": (
-        lambda: _stock(GFIPlugin(2.0, basis="kronecker", rank=8, samples=16), ReplayPlugin(8)),
+        lambda: _stock(
+            GFIPlugin(
+                2.0,
+                basis="kronecker",
+                fisher="sampled",
+                normalize=True,
+                penalty="proximal",
+                rank=8,
+                samples=16,
+            ),
+            ReplayPlugin(8),
+        ),
         _two_tasks,
     ),
 }

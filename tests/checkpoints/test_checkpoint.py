@@ -53,7 +53,7 @@ PLUGINS = {
     "views": lambda: [ViewConsistency(1.0)],
     "hints": lambda: [DecoderHints(0.5), FitNetsHints(target_layer="hidden", weight=0.5)],
     "ewc": lambda: [EWCPlugin(0.5)],
-    "gfi plugin": lambda: [GFIPlugin(0.5, samples=8)],
+    "gfi plugin": lambda: [GFIPlugin(0.5, samples=8, basis="diagonal")],
     "early stopping": lambda: [EarlyStoppingPlugin(2, "test_stream", "Top1_Acc_Stream")],
 }
 

@@ -337,15 +337,79 @@ def test_half_precision_is_summed_in_float32():
     assert found.dtype == torch.float32 and found.tolist() == [5000, 5000]
 
 
+# ------------------------------------------------------------------ weights
+
+WEIGHTS = {
+    "equal": (None, [0.25] * 4),
+    "other": ([1.0, 1.0, 0.03, 0.0], [1 / 2.03, 1 / 2.03, 0.03 / 2.03, 0.0]),
+    "one": ([0.0, 0.0, 2.0, 0.0], [0.0, 0.0, 1.0, 0.0]),
+    "none": ([0.0] * 4, [0.25] * 4),
+}
+
+
+def matrix_of(shares, likelihood):
+    p = torch.tensor(shares).double()
+    return p.diag() - (torch.outer(p, p) if likelihood == "categorical" else 0)
+
+
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
-def test_every_vector_together_is_the_projection_by_k(likelihood):
-    z = torch.randn(3, 5, dtype=torch.float64)
-    vectors = every_output_vector(z, likelihood)
-    assert len(vectors) == (4 if likelihood == "categorical" else 5)
-    c = torch.eye(5).double() - (0.2 if likelihood == "categorical" else 0)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_vector_together_is_the_covariance_of_the_shares(name, likelihood):
+    weights, shares = WEIGHTS[name]
+    weights = None if weights is None else torch.tensor(weights)
+    vectors = every_output_vector(torch.randn(3, 4).double(), likelihood, weights)
+    assert vectors.shape == (4, 3, 4)
     for n in range(3):
-        own = vectors[:, n]
-        torch.testing.assert_close(own.T @ own / len(own), c / 5)
+        found = vectors[:, n].T @ vectors[:, n] / 4
+        torch.testing.assert_close(found, matrix_of(shares, likelihood), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_drawn_vectors_have_that_covariance_and_one_rank(name, likelihood):
+    weights, shares = WEIGHTS[name]
+    weights = None if weights is None else torch.tensor(weights)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_output_vectors(torch.zeros(20000, 4).double(), likelihood, generator, weights)
+    wanted = matrix_of(shares, likelihood)
+    found = drawn.T @ drawn / len(drawn)
+    # u / s lies on a sphere, whose squared radius is the rank; two classes of it are exact.
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.005)
+    counted = torch.tensor(shares) > 0
+    lengths = (drawn[:, counted].square() / torch.tensor(shares)[counted]).sum(1)
+    rank = int(counted.sum()) - (likelihood == "categorical")
+    torch.testing.assert_close(lengths, torch.full_like(lengths, rank), rtol=1e-6, atol=1e-12)
+    assert not drawn[:, ~counted].any()
+
+
+def test_the_quadratic_of_weighted_outputs_is_the_variance_of_their_change():
+    model, x = network()
+    weights = torch.tensor([1.0, 1.0, 0.1, 0.0])
+    p, step = (weights / weights.sum()).double(), 1e-5
+    vectors = every_output_vector(model(x).detach(), weights=weights)
+    inputs = torch.cat([x] * len(vectors))
+    found = fisher_information(model, inputs, projected_outputs, targets=vectors.flatten(0, 1))
+    one, zeros = torch.zeros_like(model[0].weight), {n: 0 * q for n, q in model.named_parameters()}
+    one[2, 3] = 1
+    change = moved(model, x, zeros | {"0.weight": one}, step) - moved(model, x, zeros, step)
+    variance = (change.square() @ p - (change @ p).square()).mean() / step**2
+    torch.testing.assert_close(found["0.weight"][2, 3], variance, rtol=1e-3, atol=0)
+
+
+def test_outputs_of_minus_infinity_have_no_weight():
+    z = torch.zeros(2, 3)
+    z[0, 2] = -math.inf
+    vectors = every_output_vector(z, weights=torch.tensor([3.0, 1.0, 4.0]))
+    for n, shares in enumerate(([0.75, 0.25, 0.0], [0.375, 0.125, 0.5])):
+        found = (vectors[:, n].T @ vectors[:, n] / 3).double()
+        torch.testing.assert_close(found, matrix_of(shares, "categorical"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0]])
+def test_other_weights_are_refused(weights):
+    for make in (sample_output_vectors, every_output_vector):
+        with pytest.raises(ValueError, match=r"the weights of 3 outputs are .*one number for each"):
+            make(torch.zeros(2, 3), weights=torch.tensor(weights))
 
 
 def test_wrong_arguments_are_named():

@@ -11,11 +11,12 @@ from avalanche_cetl import GFIPlugin
 
 MODES = {"separate": {}, "online": {"mode": "online", "decay_factor": 0.5}}
 PENALTIES = ["proximal", "loss"]
+SAMPLED = {"fisher": "sampled", "normalize": True, "penalty": "proximal"}
 GATE = {"threshold": 0.5, "probability": 0.9}
 
 
 def kronecker(strength=0.3, mode="separate", **arguments):
-    return GFIPlugin(strength, **{**MODES[mode], "basis": "kronecker", **arguments})
+    return GFIPlugin(strength, **{**MODES[mode], **SAMPLED, **arguments})
 
 
 def network(classes=6):

@@ -38,7 +38,14 @@ def train(strategy, experiences):
 @pytest.mark.parametrize("mode", [("separate", None), ("online", 0.5)])
 def test_importances_are_ewcs_where_the_gate_keeps_everything(mode):
     ours = GFIPlugin(
-        0.3, *mode, True, threshold=0, probability=1, fisher="empirical", normalize=False
+        0.3,
+        *mode,
+        True,
+        threshold=0,
+        probability=1,
+        fisher="empirical",
+        normalize=False,
+        basis="diagonal",
     )
     theirs = EWCPlugin(0.0, *mode, True)  # measures alone, at the same weights
     train(strategy(network(), ours, theirs, batch=1), stream())
@@ -49,7 +56,7 @@ def test_importances_are_ewcs_where_the_gate_keeps_everything(mode):
 
 
 def test_the_penalty_is_eq_11_with_the_gated_importances():
-    plugin = GFIPlugin(0.3, penalty="loss")
+    plugin = GFIPlugin(0.3, penalty="loss", basis="diagonal")
     penalties = []
 
     class Check(EWCPlugin):
@@ -75,7 +82,7 @@ def test_the_penalty_is_eq_11_with_the_gated_importances():
 @pytest.mark.parametrize("fisher", ["sampled", "empirical"])
 @pytest.mark.parametrize("threshold", [0.5, Quantile(0.8)])
 def test_the_gate_keeps_some_of_the_old_importance(fisher, threshold):
-    plugin = GFIPlugin(1.0, fisher=fisher, threshold=threshold, normalize=False)
+    plugin = GFIPlugin(1.0, fisher=fisher, threshold=threshold, normalize=False, basis="diagonal")
 
     seen = []
 
@@ -95,7 +102,7 @@ def test_the_gate_keeps_some_of_the_old_importance(fisher, threshold):
 
 def test_the_penalty_holds_the_weights_that_matter():
     def distance(lam):
-        plugin = GFIPlugin(lam, threshold=0, probability=1)
+        plugin = GFIPlugin(lam, threshold=0, probability=1, basis="diagonal")
         run = train(strategy(network(), plugin, epochs=8, lr=0.02), stream())
         fisher, anchors = plugin.importances[1], plugin.saved_params[1]
         params = dict(run.model.named_parameters())
@@ -107,7 +114,7 @@ def test_the_penalty_holds_the_weights_that_matter():
 def test_frozen_parameters_are_neither_measured_nor_held():
     model = network()
     model[0].requires_grad_(False)
-    plugin = GFIPlugin(1.0)
+    plugin = GFIPlugin(1.0, basis="diagonal")
     train(strategy(model, plugin), stream())
     assert set(plugin.importances[0]) == {"3.weight", "3.bias"} == set(plugin.saved_params[0])
 
@@ -123,7 +130,7 @@ def test_a_head_that_grows_keeps_its_old_part():
             return self.head(torch.tanh(self.trunk(x)))
 
     torch.manual_seed(0)
-    plugin = GFIPlugin(1.0, threshold=0, probability=1, normalize=False)
+    plugin = GFIPlugin(1.0, threshold=0, probability=1, normalize=False, basis="diagonal")
     run = train(strategy(Growing(), plugin), stream())
     assert run.model.head.classifier.weight.shape[0] == 6
     name = "head.classifier.weight"
@@ -143,7 +150,7 @@ def test_tasks_share_the_trunk_and_not_the_heads_of_others():
             return self.classifier(torch.tanh(self.trunk(x)), task_labels)
 
     torch.manual_seed(0)
-    plugin = GFIPlugin(1.0)
+    plugin = GFIPlugin(1.0, basis="diagonal")
     run = train(strategy(Heads(), plugin), stream(disjoint=False, by_task=True))
     trunk = [n for n in plugin.importances[2] if "classifier" not in n]
     assert any(plugin.shared[1][name] > 0 for name in trunk)
@@ -155,7 +162,7 @@ def test_tasks_share_the_trunk_and_not_the_heads_of_others():
 
 def test_the_seed_fixes_the_gate():
     def run(seed):
-        plugin = GFIPlugin(0.5, seed=seed, samples=8)
+        plugin = GFIPlugin(0.5, seed=seed, samples=8, basis="diagonal")
         train(strategy(network(), plugin), stream())
         return plugin.importances[2]["3.weight"]
 
@@ -177,11 +184,11 @@ def test_the_seed_fixes_the_gate():
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GFIPlugin(**{"dwa_lambda": 1.0, **arguments})
+        GFIPlugin(**{"dwa_lambda": 1.0, "basis": "diagonal", **arguments})
 
 
 def test_a_layer_that_shrinks_is_refused():
-    plugin = GFIPlugin(1.0)
+    plugin = GFIPlugin(1.0, basis="diagonal")
     run = strategy(network(), plugin)
     train(run, stream()[:1])
     run.model[3] = nn.Linear(8, 4)
@@ -190,7 +197,7 @@ def test_a_layer_that_shrinks_is_refused():
 
 
 def test_online_importance_outlives_a_freeze():
-    plugin = GFIPlugin(1.0, "online", 0.5, threshold=0, probability=1)
+    plugin = GFIPlugin(1.0, "online", 0.5, threshold=0, probability=1, basis="diagonal")
     run = strategy(network(), plugin)
     first, second, third = stream()
     train(run, [first])
@@ -206,20 +213,23 @@ def test_online_importance_outlives_a_freeze():
 @pytest.mark.parametrize("decay", [-1.0, float("nan"), float("inf")])
 def test_a_decay_that_is_no_share_is_refused(decay):
     with pytest.raises(ValueError, match="decay_factor"):
-        GFIPlugin(1.0, "online", decay)
+        GFIPlugin(1.0, "online", decay, basis="diagonal")
 
 
 @pytest.mark.parametrize("samples", [2.5, "a", None])
 def test_numbers_of_images_are_whole(samples):
     with pytest.raises(TypeError, match="samples"):
-        GFIPlugin(1.0, samples=samples)
+        GFIPlugin(1.0, samples=samples, basis="diagonal")
 
 
 def test_the_argument_of_ewc_is_taken_as_ours_with_a_warning():
     with pytest.warns(FutureWarning, match=r"dwa_lambda=2\.0") as caught:
-        assert GFIPlugin(ewc_lambda=2.0, mode="online", decay_factor=0.5).dwa_lambda == 2.0
+        assert (
+            GFIPlugin(ewc_lambda=2.0, mode="online", decay_factor=0.5, basis="diagonal").dwa_lambda
+            == 2.0
+        )
     assert [one.filename for one in caught] == [__file__]
     with pytest.raises(TypeError, match="give dwa_lambda= alone"):
-        GFIPlugin(1.0, ewc_lambda=2.0)
+        GFIPlugin(1.0, ewc_lambda=2.0, basis="diagonal")
     with pytest.warns(FutureWarning), pytest.raises(ValueError, match=">= 0"):
-        GFIPlugin(ewc_lambda=-1.0)
+        GFIPlugin(ewc_lambda=-1.0, basis="diagonal")

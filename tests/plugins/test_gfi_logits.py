@@ -26,7 +26,14 @@ class Watched(OutputLikelihood):
 
 
 def watched(**arguments):
-    plugin = GFIPlugin(0.1, **{**NATURAL, "threshold": 0, "probability": 1, **arguments})
+    plugin = GFIPlugin(
+        0.1,
+        **{
+            **NATURAL,
+            **{"basis": "diagonal", "unseen": 1.0, "threshold": 0, "probability": 1},
+            **arguments,
+        },
+    )
     plugin.measurer.likelihood = Watched(plugin.likelihood, plugin.output)
     return plugin
 
@@ -83,7 +90,7 @@ def test_importances_in_a_basis_are_those_of_the_rotated_gradients():
 def test_labels_are_not_read(fisher):
     found = []
     for turned in (False, True):
-        plugin = GFIPlugin(0.0, fisher=fisher, threshold=0.5)
+        plugin = GFIPlugin(0.0, fisher=fisher, threshold=0.5, basis="diagonal")
         experiences = stream(2, disjoint=False)
 
         def turn(out, y, turned=turned):
@@ -116,7 +123,7 @@ def test_labels_that_the_likelihood_does_not_know_are_no_obstacle():
     train(network(4), [plugin], experiences)
     assert all(v.any() for v in plugin.importances[1].values())
     with pytest.raises(ValueError, match="one target for each output"):
-        train(network(4), [GFIPlugin(0.1, likelihood="gaussian")], experiences)
+        train(network(4), [GFIPlugin(0.1, likelihood="gaussian", basis="diagonal")], experiences)
 
 
 @pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
@@ -272,4 +279,4 @@ def test_the_strategy_takes_it_too():
 
 def test_another_kind_is_refused_with_those_that_are_allowed():
     with pytest.raises(ValueError, match="'sampled', 'empirical', 'logits'"):
-        GFIPlugin(1.0, fisher="outputs")
+        GFIPlugin(1.0, fisher="outputs", basis="diagonal")

@@ -99,7 +99,7 @@ class Binary(nn.BCEWithLogitsLoss):
 
 @pytest.mark.parametrize("fisher", ["empirical", "sampled"])
 def test_importances_of_one_logit_are_those_of_binary_cross_entropy(fisher):
-    plugin = GFIPlugin(1.0, fisher=fisher, likelihood="bernoulli")
+    plugin = GFIPlugin(1.0, fisher=fisher, likelihood="bernoulli", basis="diagonal")
     experiences = stream([[0] * ROWS] * 2)
     run = train(network(1), plugin, experiences, criterion=Binary())
     assert plugin.gated == {} and set(plugin.shared) == {0}
@@ -123,7 +123,7 @@ def test_importances_of_real_values_are_those_of_a_squared_error():
     attributes = [DataAttribute([0] * ROWS, "targets"), TaskLabels([0] * ROWS)]
     dataset = TaskAwareSupervisedClassificationDataset([data], data_attributes=attributes)
     benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(train=[dataset])))
-    plugin = GFIPlugin(1.0, fisher="empirical", likelihood="gaussian")
+    plugin = GFIPlugin(1.0, fisher="empirical", likelihood="gaussian", basis="diagonal")
     run = train(
         network(1),
         plugin,
@@ -154,7 +154,10 @@ PICKS = {
 @pytest.mark.parametrize("name", PICKS)
 def test_the_logits_are_picked_out_of_the_output(name):
     make, output, pick = PICKS[name]
-    plain, picked = GFIPlugin(1.0), GFIPlugin(1.0, output=output)
+    plain, picked = (
+        GFIPlugin(1.0, basis="diagonal"),
+        GFIPlugin(1.0, output=output, basis="diagonal"),
+    )
     experiences = stream([[0] * ROWS] * 2)
     train(network(), plain, experiences)
     train(
@@ -175,7 +178,8 @@ REFUSED = {
         lambda: nn.Sequential(network(4), nn.Unflatten(1, (2, 2))), {}, None, r"\(2, 2, 2\)",
     ),
     "many logits for one label": (
-        lambda: network(3), {"likelihood": "bernoulli"}, None, "one target for each output",
+        lambda: network(3), {"likelihood": "bernoulli", "basis": "diagonal"}, None,
+        "one target for each output",
     ),
 }  # fmt: skip
 
@@ -192,7 +196,7 @@ def test_outputs_without_a_likelihood_are_refused_before_the_first_experience(na
 
 def test_labels_out_of_range_for_yes_or_no_are_named():
     experiences = stream([[0] * ROWS], torch.arange(ROWS) % 3)
-    plugin = GFIPlugin(1.0, fisher="empirical", likelihood="bernoulli")
+    plugin = GFIPlugin(1.0, fisher="empirical", likelihood="bernoulli", basis="diagonal")
     with pytest.raises(ValueError, match=r"is 2 .* needs values in \[0, 1\]"):
         train(network(1), plugin, experiences, criterion=Binary())
 
@@ -200,7 +204,7 @@ def test_labels_out_of_range_for_yes_or_no_are_named():
 def test_outputs_of_another_kind_are_refused():
     for wrong in (True, 1.5, [0]):
         with pytest.raises(TypeError, match="output="):
-            GFIPlugin(1.0, output=wrong)
+            GFIPlugin(1.0, output=wrong, basis="diagonal")
 
 
 def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(monkeypatch):
@@ -222,7 +226,7 @@ def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(mo
             return super().targets(model, sample, *args)
 
     experiences = stream([[0] * ROWS] * 2)
-    plugin = GFIPlugin(1.0)
+    plugin = GFIPlugin(1.0, basis="diagonal")
     plugin.measurer.likelihood = Watched()
     train(network(), plugin, experiences, Replace())
     _, images, _ = measured  # at the end of either experience, and for the gate between
@@ -231,7 +235,7 @@ def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(mo
 
 def test_mixed_task_labels_are_read_through_each_images_own_head():
     experiences = stream([[0, 1, 1] * 4])
-    plugin = GFIPlugin(1.0, fisher="empirical")
+    plugin = GFIPlugin(1.0, fisher="empirical", basis="diagonal")
     run = train(heads(), plugin, experiences)
     x, y, t = rows_of(experiences[0])
     out = run.model(x, t)
@@ -242,7 +246,7 @@ def test_mixed_task_labels_are_read_through_each_images_own_head():
 
 
 def test_mixed_experiences_are_gated_and_held():
-    plugin = GFIPlugin(1.0)
+    plugin = GFIPlugin(1.0, basis="diagonal")
     run = train(heads(), plugin, stream([[0, 1] * 6, [1, 2] * 6, [3] * ROWS]))
     tasks = {0: (0, 1), 1: (1, 2), 2: (3,)}
     assert plugin.importances.keys() == tasks.keys()

@@ -45,7 +45,7 @@ def train(strategy, experiences):
 
 
 def test_every_iteration_ends_with_the_step_at_the_rate_of_now():
-    plugin = GFIPlugin(2.0)
+    plugin = GFIPlugin(2.0, basis="diagonal")
     seen = []
 
     class Before(SupervisedPlugin):
@@ -81,13 +81,13 @@ def test_weights_stay_finite_at_every_strength(kind, strength, trains_in_avalanc
     trains_in_avalanche(getattr(torch.optim, kind))
     model = network()
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1)
-    plugin = GFIPlugin(strength)
+    plugin = GFIPlugin(strength, basis="diagonal")
     train(naive(model, plugin, optimizer=optimizer), stream(2, disjoint=False))
     assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_infinite_strength_keeps_important_weights_and_frees_the_others():
-    plugin = GFIPlugin(math.inf)
+    plugin = GFIPlugin(math.inf, basis="diagonal")
     kept = []
 
     class Watch(SupervisedPlugin):
@@ -105,7 +105,7 @@ def test_infinite_strength_keeps_important_weights_and_frees_the_others():
 
 
 def test_a_diverging_penalty_in_the_loss_is_an_error_with_the_remedy():
-    run = naive(network(), GFIPlugin(1e6, penalty="loss"))
+    run = naive(network(), GFIPlugin(1e6, penalty="loss", basis="diagonal"))
     with pytest.raises(
         NonFiniteLossError, match=r"dwa_lambda=1000000\.0.*penalty='proximal'"
     ) as raised:
@@ -119,7 +119,9 @@ def test_weights_that_are_not_finite_are_never_measured_in_silence():
             strategy.model[0].weight.data[0, 0] = math.nan
 
     with pytest.raises(NonFiniteLossError, match="Fisher information became NaN"):
-        train(naive(network(), Spoil(), GFIPlugin(1.0)), stream(1, disjoint=False))
+        train(
+            naive(network(), Spoil(), GFIPlugin(1.0, basis="diagonal")), stream(1, disjoint=False)
+        )
 
 
 class Rateless(torch.optim.Optimizer):
@@ -139,11 +141,15 @@ class Rateless(torch.optim.Optimizer):
 def test_an_optimiser_without_learning_rate_is_refused_before_training():
     model = network()
     before = [p.detach().clone() for p in model.parameters()]
-    run = naive(model, GFIPlugin(1.0), optimizer=Rateless(model.parameters()))
+    run = naive(model, GFIPlugin(1.0, basis="diagonal"), optimizer=Rateless(model.parameters()))
     with pytest.raises(ValueError, match="penalty='loss'"):
         train(run, stream(1, disjoint=False))
     assert all(map(torch.equal, before, model.parameters()))
-    run = naive(model, GFIPlugin(1.0, penalty="loss"), optimizer=Rateless(model.parameters()))
+    run = naive(
+        model,
+        GFIPlugin(1.0, penalty="loss", basis="diagonal"),
+        optimizer=Rateless(model.parameters()),
+    )
     train(run, stream(2, disjoint=False))
 
 
@@ -151,7 +157,10 @@ def test_a_penalty_in_a_loss_that_is_maximised_is_refused():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, maximize=True)
     with pytest.raises(ValueError, match="penalty='proximal'"):
-        train(naive(model, GFIPlugin(1.0, penalty="loss"), optimizer=optimizer), stream(1))
+        train(
+            naive(model, GFIPlugin(1.0, penalty="loss", basis="diagonal"), optimizer=optimizer),
+            stream(1),
+        )
 
 
 def test_momentum_holds_weights_as_it_does_in_the_loss():
@@ -161,7 +170,7 @@ def test_momentum_holds_weights_as_it_does_in_the_loss():
             model = network()
             rate = 0.02 * (1 - momentum)
             optimizer = torch.optim.SGD(model.parameters(), rate, momentum=momentum)
-            plugin = GFIPlugin(3.0, penalty=penalty, threshold=0, probability=1)
+            plugin = GFIPlugin(3.0, penalty=penalty, threshold=0, probability=1, basis="diagonal")
             run = naive(model, plugin, optimizer=optimizer)
             run.train_epochs = 40
             train(run, stream(2, disjoint=False))
@@ -177,7 +186,7 @@ def test_cetls_stage_2_holds_t2_as_stage_3_does(digits):
     torch.manual_seed(0)
     source = ModuleEncoder(CICNN(3, shape, width=0.05), input_shape=shape)
     model = CoupledModel.build(source, CICNN(3, shape, width=0.05), shape)
-    plugin = GFIPlugin(math.inf, threshold=0, probability=1, samples=16)
+    plugin = GFIPlugin(math.inf, threshold=0, probability=1, samples=16, basis="diagonal")
     strategy = CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),

@@ -163,7 +163,9 @@ def test_a_weight_that_is_renamed_during_an_experience_is_refused_at_the_next_st
                 pruned(strategy.model[1])
 
     model = network()
-    plugin = GFIPlugin(0.1, samples=16, threshold=0, probability=1, penalty=penalty)
+    plugin = GFIPlugin(
+        0.1, samples=16, threshold=0, probability=1, penalty=penalty, basis="diagonal"
+    )
     s = naive(model, Late(), plugin, epochs=2)
     first, second = stream()
     s.train(first)
@@ -237,7 +239,7 @@ def test_a_layer_that_is_unfrozen_during_an_experience_is_held():
 
 def test_a_plugin_of_strength_0_leaves_a_network_that_counts_its_passes_as_naive_does():
     found = []
-    for plugins in ([], [GFIPlugin(0.0, samples=16)]):
+    for plugins in ([], [GFIPlugin(0.0, samples=16, basis="diagonal")]):
         torch.manual_seed(0)
         model = Counting()
         s = naive(model, *plugins)

@@ -32,6 +32,7 @@ def test_gfi_trains_beside_replay_and_lwf():
         train_mb_size=5,
         plugins=[ReplayPlugin(10), LwFPlugin(1.0, 2.0)],
         evaluator=None,
+        basis="diagonal",
     )
     train(run, stream())
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -47,13 +48,14 @@ def test_gfi_takes_both_forms_of_the_penalty():
             penalty=penalty,
             train_mb_size=5,
             evaluator=None,
+            basis="diagonal",
         )
         train(run, stream(2, disjoint=False))
         assert run.plugins[0].penalty == penalty
     with pytest.raises(ValueError, match="'proximal', 'loss'"):
-        GFIPlugin(1.0, penalty="prox")
+        GFIPlugin(1.0, penalty="prox", basis="diagonal")
     with pytest.raises(ValueError, match="finite with penalty='loss'"):
-        GFIPlugin(math.inf, penalty="loss")
+        GFIPlugin(math.inf, penalty="loss", basis="diagonal")
 
 
 def strategy_of(**arguments):
@@ -67,7 +69,8 @@ def strategy_of(**arguments):
 
 def test_settings_and_keyword_arguments_mean_the_same():
     for gfi in ({"samples": 7, "estimator": "rank"}, GFISettings(samples=7, estimator="rank")):
-        plugin = strategy_of(gfi=gfi).plugins[0]
+        basis = {"basis": "diagonal"} if isinstance(gfi, dict) else {}
+        plugin = strategy_of(gfi=gfi, **basis).plugins[0]
         assert plugin.settings == GFISettings(samples=7, estimator="rank")
 
 
@@ -121,14 +124,20 @@ def test_what_is_not_given_is_as_the_plugin_has_it():
     for name in ("dwa_lambda", "mode", "decay_factor", "keep_importance_data", "penalty"):
         assert getattr(plugin, name) == getattr(wanted, name)
     assert plugin.likelihood == "categorical"
-    mixed = strategy_of(basis="kronecker", gfi={"samples": 7}).plugins[0]
-    assert mixed.settings == GFISettings(basis="kronecker", samples=7)
+    mixed = strategy_of(basis="diagonal", gfi={"samples": 7}).plugins[0]
+    assert mixed.settings == GFISettings(samples=7)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    bare = GFI(model=model, optimizer=optimizer, evaluator=None).plugins[0]
+    assert (bare.dwa_lambda, bare.settings) == (GFIPlugin().dwa_lambda, GFIPlugin().settings)
 
 
 def test_the_strength_of_ewc_is_taken_as_ours_with_a_warning():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.warns(FutureWarning, match=r"dwa_lambda=2\.0") as caught:
-        strategy = GFI(model=model, optimizer=optimizer, ewc_lambda=2.0, evaluator=None)
+        strategy = GFI(
+            model=model, optimizer=optimizer, ewc_lambda=2.0, evaluator=None, basis="diagonal"
+        )
     assert strategy.plugins[0].dwa_lambda == 2.0
     assert [one.filename for one in caught if one.category is FutureWarning] == [__file__]

@@ -1,0 +1,58 @@
+"""The arguments of a WeightPenalty, and what it holds, by name."""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+from typing import Any, SupportsFloat
+
+from avalanche_cetl.allocation.store import ImportanceStore
+from avalanche_cetl.allocation.task_measurer import TaskMeasurer
+
+
+class PenaltyArguments:
+    """What can be read of a :class:`~avalanche_cetl.allocation.WeightPenalty` by name.
+
+    Other things were made by its arguments: they cannot be assigned, but for the strength.
+    """
+
+    settings: Any
+    store: ImportanceStore
+    measurer: TaskMeasurer
+
+    decay_factor = property(attrgetter("store.decay"))
+    mode = property(lambda self: "separate" if self.decay_factor is None else "online")
+    keep_importance_data = property(attrgetter("store.keep"))
+    penalty = property(attrgetter("_penalty"))
+    basis = property(attrgetter("settings.basis"))
+    rank = property(attrgetter("settings.rank"))
+    threshold = property(attrgetter("settings.threshold"))
+    probability = property(attrgetter("settings.probability"))
+    estimator = property(attrgetter("settings.estimator"))
+    fisher = property(attrgetter("settings.fisher"))
+    likelihood = property(attrgetter("measurer.likelihood.likelihood"))
+    output = property(attrgetter("measurer.likelihood.output"))
+    unseen = property(attrgetter("measurer.seen.unseen"))
+    samples = property(attrgetter("settings.samples"))
+    normalize = property(attrgetter("settings.normalize"))
+    seed = property(attrgetter("settings.seed"))
+    importances = property(attrgetter("store.importances"))
+    saved_params = property(attrgetter("store.saved_params"))
+    bases = property(attrgetter("store.bases"))
+    gated = property(attrgetter("store.gated"))
+    shared = property(attrgetter("store.shared"))
+
+    @property
+    def dwa_lambda(self) -> float:
+        """Return the strength of the penalty; one that is assigned counts from the next step."""
+        return self._dwa_lambda
+
+    @dwa_lambda.setter
+    def dwa_lambda(self, value: float) -> None:
+        if isinstance(value, str) or not isinstance(value, SupportsFloat):
+            raise TypeError(f"dwa_lambda={value!r} has to be one number.")
+        if not value >= 0 or (math.isinf(value) and self.penalty != "proximal"):
+            raise ValueError(
+                f"dwa_lambda={value} has to be >= 0, and finite with penalty={self.penalty!r}."
+            )
+        self._dwa_lambda = float(value)
