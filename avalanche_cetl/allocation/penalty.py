@@ -64,11 +64,11 @@ class WeightPenalty(PenaltyArguments):
     which its knowledge should hold. With a gate (``threshold``, ``probability``) only what the old
     tasks and the new one both need is held: :meth:`gate` compares them when a task begins.
 
-    It needs no argument. What is not given is by basis, as
-    :data:`~avalanche_cetl.allocation.settings.DEFAULTS` has it: with ``"kronecker"`` the importance
-    of the outputs in its own unit, without a gate; with ``"diagonal"`` the sampled Fisher
-    information, rescaled to mean 1, with the gate of the paper (u = 0.5, p = 0.9), as a proximal
-    step. In Avalanche it is :class:`~avalanche_cetl.plugins.GFIPlugin`.
+    It needs no argument: then it is the importance of the outputs, in its own unit and in the
+    Kronecker basis, without a gate. Where ``basis`` is named, what is not given is as in version
+    0.2 (:data:`~avalanche_cetl.allocation.settings.DEFAULTS`): the sampled Fisher information,
+    rescaled to mean 1, as a proximal step; with ``"diagonal"`` the gate of the paper (u = 0.5, p =
+    0.9). In Avalanche it is :class:`~avalanche_cetl.plugins.GFIPlugin`.
 
     >>> model = nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -85,7 +85,7 @@ class WeightPenalty(PenaltyArguments):
         and ``normalize=False`` it has a unit: the penalty is, to first order, ``dwa_lambda / 2``
         times the mean variance (under p, the shares of the outputs) of the change of the centred
         logits on old images. With ``normalize`` it counts against importances of mean 1. To be
-        given with ``basis="diagonal"``.
+        given where ``basis`` is.
     :param mode: ``"separate"``: one importance and anchor per old task; ``"online"``: one for all,
         old ones fading by ``decay_factor``.
     :param decay_factor: for ``"online"`` alone, and needed there.
@@ -98,9 +98,10 @@ class WeightPenalty(PenaltyArguments):
         (:func:`~avalanche_cetl.allocation.proximal.form_of`).
     :param basis: in which importance is measured and held: ``"kronecker"``, in the eigenbasis of
         each layer's Kronecker factors, or ``"diagonal"``, weight by weight. In the first, weights
-        that act together are held together, and much less is forgotten.
-    :param rank: directions that one task keeps on either side of a layer, >= 1, with
-        ``basis="kronecker"`` alone; all together keep up to six times as many.
+        that act together are held together, and much less is forgotten. None: the first, with
+        the defaults above.
+    :param rank: directions that one task keeps on either side of a layer, >= 1, in the Kronecker
+        basis alone; all together keep up to six times as many.
     :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``.
     :param probability: p of eq. 10, in [0, 1]. With u = 0 and p = 1 there is no gate.
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
@@ -150,7 +151,7 @@ class WeightPenalty(PenaltyArguments):
         keep_importance_data: bool = False,
         *,
         penalty: Penalty | None = None,
-        basis: Basis = "kronecker",
+        basis: Basis | None = None,
         rank: int = 64,
         threshold: float | Quantile | None = None,
         probability: float | None = None,
@@ -177,11 +178,11 @@ class WeightPenalty(PenaltyArguments):
         check_mode(mode, decay_factor)
         self.dwa_lambda = chosen.pop("dwa_lambda")
         self.settings = GFISettings(
-            **chosen, estimator=estimator, samples=samples, basis=basis, rank=rank, seed=seed
+            **chosen, estimator=estimator, samples=samples, rank=rank, seed=seed
         )
         # The old tasks' own importances, which one sum makes unnecessary in a basis.
-        keep = keep_importance_data or (mode == "separate" and basis == "diagonal")
-        kind = KroneckerStore if basis == "kronecker" else DiagonalStore
+        keep = keep_importance_data or (mode == "separate" and self.basis == "diagonal")
+        kind = KroneckerStore if self.basis == "kronecker" else DiagonalStore
         self.store = kind(self.settings, decay_factor, keep)
         reading = OutputLikelihood(likelihood, output)
         self.measurer = TaskMeasurer(reading, self.settings, SeenClasses(unseen))

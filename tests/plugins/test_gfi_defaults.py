@@ -35,27 +35,32 @@ def run(experiences, *plugins, model=None, criterion=None, optimizer=torch.optim
     return strategy
 
 
+NATURAL = ("kronecker", "logits", False, "auto", 0.0, 1.0, 5.0)
 DEFAULTS = {
-    "kronecker": ("logits", False, "auto", 0.0, 1.0, 10.0),
-    "diagonal": ("sampled", True, "proximal", 0.5, 0.9, 2.0),
+    None: NATURAL,
+    "kronecker": ("kronecker", "sampled", True, "proximal", 0.0, 1.0, 2.0),
+    "diagonal": ("diagonal", "sampled", True, "proximal", 0.5, 0.9, 2.0),
 }
 
 
 @pytest.mark.parametrize("kind", [GFIPlugin, WeightPenalty])
 @pytest.mark.parametrize("basis", DEFAULTS)
-def test_what_is_not_given_is_by_basis(basis, kind):
-    own = kind(2.0, basis=basis) if basis == "diagonal" else kind()
-    names = ("fisher", "normalize", "penalty", "threshold", "probability", "dwa_lambda")
+def test_what_is_not_given_is_by_the_basis_that_is_named(basis, kind):
+    own = kind() if basis is None else kind(2.0, basis=basis)
+    names = ("basis", "fisher", "normalize", "penalty", "threshold", "probability", "dwa_lambda")
     assert tuple(getattr(own, name) for name in names) == DEFAULTS[basis]
-    assert own.basis == basis and own.unseen == 0.03
+    assert own.unseen == 0.03
     given = kind(3.0, basis=basis, fisher="empirical", normalize=False, penalty="loss", threshold=0)
     assert (given.fisher, given.normalize, given.penalty) == ("empirical", False, "loss")
     assert (given.threshold, given.dwa_lambda) == (0, 3.0)
 
 
-def test_the_diagonal_basis_needs_a_strength():
-    with pytest.raises(ValueError, match="dwa_lambda has to be given with basis='diagonal'"):
-        GFIPlugin(basis="diagonal")
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_a_basis_that_is_named_needs_a_strength(basis):
+    with pytest.raises(ValueError, match=f"dwa_lambda has to be given with basis='{basis}'"):
+        GFIPlugin(basis=basis)
+    with pytest.raises(ValueError, match="basis='eigen' is not known"):
+        GFIPlugin(1.0, basis="eigen")
 
 
 IN_THE_LOSS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta"]
