@@ -89,7 +89,7 @@ def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):
     return images.clamp(0, 1), labels
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def digits():
     return make_digits
 
