@@ -35,7 +35,9 @@ SLOW = (
     "features/test_attach.py",
     "features/test_command.py",
     "features/test_entry.py",
+    "plugins/test_gfi_kronecker.py",
     "plugins/test_gfi_processes.py",
+    "plugins/test_gfi_situations.py",
     "plugins/test_losses.py",
     "plugins/test_soft_targets.py",
     "plugins/test_views.py",
@@ -89,7 +91,7 @@ def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):
     return images.clamp(0, 1), labels
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def digits():
     return make_digits
 

@@ -11,7 +11,6 @@ from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin
 from avalanche.training.supervised import Naive
 
 from avalanche_cetl import (
-    CICNN,
     CETLStrategy,
     CheckpointPlugin,
     CoupledModel,
@@ -34,9 +33,26 @@ def source_net(seed=0):
     )
 
 
-def coupled(seed=1, width=0.05, source_seed=0):
+class Target(torch.nn.Module):
+    """A classifier that draws random numbers while it trains."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)
+        )
+        self.hidden = torch.nn.Sequential(
+            torch.nn.Dropout(0.2), torch.nn.Linear(64, units), torch.nn.ReLU()
+        )
+        self.classifier = torch.nn.Linear(units, 3)
+
+    def forward(self, x):
+        return self.classifier(self.hidden(self.features(x).flatten(1)))
+
+
+def coupled(seed=1, units=8, source_seed=0):
     torch.manual_seed(seed)
-    target = CICNN(3, SHAPE, width=width, dropout=0.2)
+    target = Target(units)
     encoder = ModuleEncoder(source_net(source_seed), input_shape=SHAPE)
     return CoupledModel.build(encoder, target, SHAPE)
 
@@ -68,7 +84,7 @@ def make(folder=None, model=None, plugins=(), sgd=False, log=None, scheduler=Tru
         loggers=[TextLogger(log)] if log is not None else [],
     )
     settings = {
-        "train_mb_size": 8,
+        "train_mb_size": 16,
         "train_epochs": 3,
         "eval_mb_size": 32,
         "eval_every": 1,

@@ -62,7 +62,8 @@ PLUGINS = {
 def test_plugins_are_resumed_over_several_experiences_in_one_call(digits, tmp_path, name):
     parts = [digits(32), digits(32, seed=1)]
     benchmark = transfer_benchmark(parts, [digits(20, seed=9)] * 2)
-    settings = {"train_epochs": 2, "sgd": True}
+    variant = "gfi" if name == "ewc" else "e"
+    settings = {"train_epochs": 2, "sgd": True, "variant": variant}
 
     def train(strategy):
         strategy.train(benchmark.train_stream, eval_streams=[benchmark.test_stream[:1]])
@@ -162,7 +163,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(benchmark, tmp_path, monkeypatch):
 def test_a_checkpoint_is_little_more_than_its_tensors_and_has_nothing_of_s(benchmark, tmp_path):
     from safetensors.torch import load_file
 
-    strategy = make(model=coupled(width=1.0), train_epochs=1)
+    strategy = make(model=coupled(units=2000), train_epochs=1)
     strategy.train(benchmark.train_stream, eval_streams=[])
     save_checkpoint(strategy, tmp_path / "x.safetensors")
     tensors = load_file(tmp_path / "x.safetensors").values()
@@ -193,7 +194,7 @@ def test_a_text_log_is_the_same_to_the_letter(benchmark, tmp_path):
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        (lambda: make(model=coupled(width=0.1)), "another network"),
+        (lambda: make(model=coupled(units=9)), "another network"),
         (lambda: make(model=coupled(source_seed=5)), "fingerprint"),
         (lambda: make(variant="e"), "variant='e' for 'gfi'"),
         (lambda: make(dwa_lambda=0.2), "dwa_lambda"),

@@ -1,5 +1,6 @@
 """A teacher, and a benchmark with few labels for its student."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -13,9 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tests share loss_runs
 from loss_runs import SHAPE
 
 
-@pytest.fixture
-def teacher(digits):
-    """A classifier of the three classes, trained."""
+@pytest.fixture(scope="session")
+def trained_network(digits):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1),
@@ -32,7 +32,13 @@ def teacher(digits):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
-    return ModuleEncoder(net, input_shape=SHAPE)
+    return net
+
+
+@pytest.fixture
+def teacher(trained_network):
+    """A classifier of the three classes, trained."""
+    return ModuleEncoder(copy.deepcopy(trained_network), input_shape=SHAPE)
 
 
 @pytest.fixture

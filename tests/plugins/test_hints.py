@@ -20,7 +20,7 @@ def test_decoder_hints_bring_hidden_layers_together(teacher, few):
     x = torch.stack([row[0] for row in few.test_stream[0].dataset])
     distances = []
     for weight in (0.0, 1.0):
-        model = CoupledModel.build(teacher, student(width=0.2), SHAPE)
+        model = CoupledModel.build(teacher, student(), SHAPE)
         hints = [DecoderHints(weight)] if weight else []
         s = trained(model, few, *hints, variant="f", warmup_epochs=10, train_epochs=8)
         assert ("L_hint" in s.round_losses) == (weight > 0)

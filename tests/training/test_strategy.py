@@ -14,15 +14,15 @@ from avalanche.training.plugins import (
     SynapticIntelligencePlugin,
 )
 from avalanche.training.supervised import Naive
-from coupled_runs import SHAPE, coupled, snapshot, strategy
+from coupled_runs import SmallTarget, coupled, small_coupled, snapshot, strategy
 from torch import nn
 
-from avalanche_cetl import CICNN, CETLStrategy, transfer_benchmark
+from avalanche_cetl import CETLStrategy, transfer_benchmark
 
 
 def test_the_target_network_learns_to_classify_and_to_reconstruct(transfer):
-    model = coupled()
-    s = strategy(model, train_epochs=12, alternate="iteration", warmup_epochs=3)
+    model = small_coupled()
+    s = strategy(model, train_epochs=8, alternate="iteration", warmup_epochs=3)
     s.train(transfer.train_stream)
     dataset = transfer.test_stream[0].dataset
     x = torch.stack([row[0] for row in dataset])
@@ -45,7 +45,6 @@ PLUGINS = {
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_stock_plugins_ride_along_over_several_experiences(digits, name):
-
     sets = [
         transfer_benchmark(digits(40, seed=i), digits(20), labels_per_class=4)
         .train_stream[0]
@@ -53,7 +52,7 @@ def test_stock_plugins_ride_along_over_several_experiences(digits, name):
         for i in range(3)
     ]
     benchmark = with_classes_timeline(with_task_labels(benchmark_from_datasets(train=sets)))
-    s = strategy(train_epochs=2, plugins=[PLUGINS[name]()])
+    s = strategy(small_coupled(), train_epochs=2, plugins=[PLUGINS[name]()])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for experience in benchmark.train_stream:
@@ -64,7 +63,7 @@ def test_stock_plugins_ride_along_over_several_experiences(digits, name):
 
 def test_callers_plugin_list_is_left_alone(transfer):
     plugins = [SupervisedPlugin()]
-    strategy(plugins=plugins)
+    strategy(small_coupled(), plugins=plugins)
     assert len(plugins) == 1
 
 
@@ -88,7 +87,7 @@ def test_a_script_with_naive_needs_no_other_change(digits):
             optimizer=torch.optim.Adam(model.parameters(), 1e-2),
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=8,
-            train_epochs=6,
+            train_epochs=4,
             eval_mb_size=8,
             device="cpu",
             evaluator=evaluator,
@@ -97,8 +96,8 @@ def test_a_script_with_naive_needs_no_other_change(digits):
             s.train(experience)
         return s.eval(benchmark.test_stream)
 
-    plain = run(Naive, CICNN(3, SHAPE, width=0.1))
-    ours = run(CETLStrategy, coupled(target=CICNN(3, SHAPE, width=0.1)))
+    plain = run(Naive, SmallTarget())
+    ours = run(CETLStrategy, coupled(target=SmallTarget()))
     assert plain.keys() == ours.keys()
     assert ours["Top1_Acc_Stream/eval_phase/test_stream"] > 0.5
 
@@ -128,7 +127,7 @@ def test_batch_norm_takes_tiny_sets_and_a_last_batch_of_one(digits, count, alter
 def test_the_same_seed_gives_the_same_weights(transfer, alternate):
     results = []
     for _ in range(2):
-        model = coupled()
+        model = small_coupled()
         torch.manual_seed(7)
         strategy(model, alternate=alternate, input_noise=0.3, train_epochs=2).train(
             transfer.train_stream
@@ -138,7 +137,7 @@ def test_the_same_seed_gives_the_same_weights(transfer, alternate):
 
 
 def test_a_copied_strategy_trains_as_the_first_one_and_apart_from_it(transfer):
-    first = strategy(variant="gfi", train_epochs=1)
+    first = strategy(small_coupled(), variant="gfi", train_epochs=1)
     first.train(transfer.train_stream)
     second = copy.deepcopy(first)
     for one in (first, second):
@@ -150,7 +149,7 @@ def test_a_copied_strategy_trains_as_the_first_one_and_apart_from_it(transfer):
 
 
 def test_the_strength_of_ewc_is_taken_as_the_strategys():
-    model = coupled()
+    model = small_coupled()
     given = {"model": model, "optimizer": torch.optim.Adam(model.parameters()), "evaluator": None}
     with pytest.warns(FutureWarning, match="is called dwa_lambda= here"):
         assert CETLStrategy(**given, variant="gfi", ewc_lambda=2.0).recipe.dwa_lambda == 2.0

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from coupled_runs import coupled, moved, snapshot, strategy
+from coupled_runs import moved, small_coupled, snapshot, strategy
 
 from avalanche_cetl import CETLPlugin
 from avalanche_cetl.training import VARIANTS, SourceStage, Stage, Variant
@@ -12,7 +12,7 @@ ALL = list(VARIANTS)
 @pytest.mark.parametrize("alternate", ["epoch", "iteration"])
 @pytest.mark.parametrize("variant", ALL)
 def test_every_variant_trains_the_target_and_never_the_source(transfer, variant, alternate):
-    model = coupled()
+    model = small_coupled()
     before = snapshot(model)
     s = strategy(model, variant=variant, alternate=alternate, train_epochs=2)
     s.train(transfer.train_stream)
@@ -29,7 +29,7 @@ def test_every_variant_trains_the_target_and_never_the_source(transfer, variant,
 
 @pytest.mark.parametrize(("variant", "fixed"), [("f", True), ("two_step", True), ("u", False)])
 def test_t1_is_fixed_after_the_warm_up_where_the_variant_fixes_it(transfer, variant, fixed):
-    model = coupled()
+    model = small_coupled()
     seen = []
 
     class Watch(CETLPlugin):
@@ -44,7 +44,7 @@ def test_t1_is_fixed_after_the_warm_up_where_the_variant_fixes_it(transfer, vari
 
 
 def test_stages_train_the_networks_of_algorithm_1(transfer):
-    model = coupled()
+    model = small_coupled()
     log = []
 
     class Watch(CETLPlugin):
