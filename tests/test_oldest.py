@@ -34,7 +34,7 @@ def locked():
     return {canonicalize_name(name): Version(version) for name, version in lines}
 
 
-@pytest.mark.parametrize("name", requirements())
+@pytest.mark.parametrize("name", sorted(requirements()))
 def test_the_oldest_environment_has_the_lower_bound(locked, name):
     (bound,) = [one.version for one in requirements()[name].specifier if one.operator == ">="]
     lowest = Version(bound)
