@@ -1,0 +1,510 @@
+"""One strength for all streams: `python -m benchmarks.continual.natural STREAMS METHODS`.
+
+The importance of the outputs (``fisher="logits"``, not rescaled) gives the penalty a unit, so that
+one strength may serve every stream. This looks for it, and for the units that count, on four
+streams; the other streams are read once, with what was chosen. Rivals have the best of a few
+strengths on the very figures that are shown, which favours them.
+
+- chosen on: permuted (ten permutations of MNIST), odd-even (MNIST in five pairs of classes, one
+  head of two), split (SplitMNIST, one head, loss over the new classes), cifar-split (CIFAR-100 in
+  five experiences of ten classes, one head of fifty, loss over the new classes; accuracy over all
+  classes, and among those of the image's task).
+- read once: rotated (MNIST, a CNN), fashion-permuted, fashion-split, cifar-domains (CIFAR-100's
+  superclasses, each experience with other subclasses), photographs (a pretrained EfficientNet-Lite0
+  on CIFAR-100's images as photographs, drawings, negatives and blurred in turn).
+
+A method is a kind with its settings, as ``natural:strength=10,units=seen``. Data: ``--data-root``
+has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root`` Fashion-MNIST's idx
+files. Results go to ``benchmarks/results/continual/natural.json``, run by run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import statistics
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avalanche_cetl import GFIPlugin
+from avalanche_cetl.allocation.proximal import Pull
+from avalanche_cetl.allocation.readout import Readout
+from benchmarks.continual.methods import network
+from benchmarks.continual.runs import _Batches, _benchmark, summary
+from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
+from benchmarks.data.draws import Set
+from benchmarks.records import RESULTS, Runs
+
+FILE = RESULTS / "continual" / "natural.json"
+KEYS = ("stream", "method", "optimiser", "seed")
+PACKAGES = ("avalanche-lib", "torch", "timm", "avalanche-cetl")
+IMAGES = 2000  # training images of an experience, where the stream does not say another number
+TESTED = 1000
+
+# ------------------------------------------------------------------ streams
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A stream and how all methods train on it.
+
+    :ivar tasks: makes the experiences, of a seed.
+    :ivar network: makes the network, of a seed.
+    :ivar masked: the loss reads the units of the experience's classes alone.
+    """
+
+    tasks: Callable[[int], list[Task]]
+    network: Callable[[int], nn.Module]
+    epochs: int = 3
+    batch: int = 64
+    masked: bool = False
+    lr: float = 1e-3
+
+
+ROOTS: dict[str, str | None] = {}
+
+
+def _rows(y: Tensor, classes: list[int]) -> Tensor:
+    return torch.isin(y, torch.tensor(classes)).nonzero().flatten()
+
+
+def _split(train: Set, test: Set, groups: list[list[int]], seed: int, images: int) -> list[Task]:
+    """Make experiences of groups of classes, labels as they are."""
+    generator, found = torch.Generator().manual_seed(seed), []
+    for group in groups:
+        parts = []
+        for (x, y), count in ((train, images), (test, TESTED)):
+            rows = _rows(y, group)
+            rows = rows[torch.randperm(len(rows), generator=generator)[:count]]
+            parts.append(Part(x[rows], y[rows]))
+        found.append((parts[0], parts[1], parts[1]))
+    return found
+
+
+def _pairs(seed: int, data: tuple[Set, Set], odd: bool = False) -> list[Task]:
+    tasks = _split(*data, [[2 * k, 2 * k + 1] for k in range(5)], seed, IMAGES)
+    if odd:
+        for part in {id(p): p for task in tasks for p in task}.values():
+            part.y = part.y % 2
+    return tasks
+
+
+@cache
+def fashion() -> tuple[Set, Set]:
+    """Read Fashion-MNIST from its idx files."""
+    import gzip
+
+    found = []
+    for part in ("train", "t10k"):
+        arrays = []
+        for name, skip in (("images-idx3", 16), ("labels-idx1", 8)):
+            path = os.path.join(str(ROOTS["fashion"]), f"{part}-{name}-ubyte.gz")
+            with gzip.open(path) as file:
+                arrays.append(np.frombuffer(file.read(), np.uint8, offset=skip).copy())
+        x = torch.from_numpy(arrays[0]).view(-1, 1, 28, 28).float() / 255
+        found.append((x, torch.from_numpy(arrays[1]).long()))
+    return found[0], found[1]
+
+
+@cache
+def cifar100() -> tuple[Set, Set, list[str]]:
+    """Read CIFAR-100 (200 training images per class) out of its zip, standardised."""
+    from PIL import Image
+
+    mean = torch.tensor([0.50707, 0.48655, 0.44092]).view(3, 1, 1)
+    std = torch.tensor([0.26733, 0.25644, 0.27615]).view(3, 1, 1)
+    found: list[Any] = []
+    with zipfile.ZipFile(os.path.join(str(ROOTS["data"]), "cifar100-200.zip")) as file:
+        names = sorted(n for n in file.namelist() if n.endswith(".png"))
+        classes = sorted({n.split("/")[1] for n in names})
+        for part in ("train", "test"):
+            own = [n for n in names if n.startswith(part)]
+            pixels = np.stack([np.asarray(Image.open(io.BytesIO(file.read(n)))) for n in own])
+            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+            y = torch.tensor([classes.index(n.split("/")[1]) for n in own])
+            found.append(((x - mean) / std, y))
+    return found[0], found[1], classes
+
+
+def _cifar_split(seed: int) -> list[Task]:
+    """Make five experiences of ten classes; fifty classes are drawn, and numbered in order."""
+    train, test, _ = cifar100()
+    drawn = torch.randperm(100, generator=torch.Generator().manual_seed(seed))[:50].tolist()
+    number = torch.full((100,), -1)
+    number[torch.tensor(drawn)] = torch.arange(50)
+    sets = [(x, number[y]) for x, y in (train, test)]
+    return _split(
+        sets[0], sets[1], [list(range(10 * k, 10 * k + 10)) for k in range(5)], seed, IMAGES
+    )
+
+
+#: CIFAR-100's superclasses.
+SUPERCLASSES = """beaver dolphin otter seal whale
+aquarium_fish flatfish ray shark trout
+orchid poppy rose sunflower tulip
+bottle bowl can cup plate
+apple mushroom orange pear sweet_pepper
+clock keyboard lamp telephone television
+bed chair couch table wardrobe
+bee beetle butterfly caterpillar cockroach
+bear leopard lion tiger wolf
+bridge castle house road skyscraper
+cloud forest mountain plain sea
+camel cattle chimpanzee elephant kangaroo
+fox porcupine possum raccoon skunk
+crab lobster snail spider worm
+baby boy girl man woman
+crocodile dinosaur lizard snake turtle
+hamster mouse rabbit shrew squirrel
+maple_tree oak_tree palm_tree pine_tree willow_tree
+bicycle bus motorcycle pickup_truck train
+lawn_mower rocket streetcar tank tractor"""
+
+
+def _cifar_domains(seed: int) -> list[Task]:
+    """Make five experiences of one subclass of each superclass; the superclass is the label."""
+    train, test, classes = cifar100()
+    generator = torch.Generator().manual_seed(seed)
+    table = [line.split() for line in SUPERCLASSES.splitlines()]
+    table = [[line[k] for k in torch.randperm(5, generator=generator).tolist()] for line in table]
+    label = torch.zeros(100, dtype=torch.long)
+    for number, line in enumerate(table):
+        for name in line:
+            label[classes.index(name)] = number
+    groups = [[classes.index(line[k]) for line in table] for k in range(5)]
+    tasks = _split(train, test, groups, seed, IMAGES)
+    for part in {id(p): p for task in tasks for p in task}.values():
+        part.y = label[part.y]
+    return tasks
+
+
+def _small_cnn(outputs: int) -> Callable[[int], nn.Module]:
+    """Three convolutions with GroupNorm, and two Linear layers."""
+
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for inputs, width in ((3, 32), (32, 64), (64, 64)):
+            convolution = nn.Conv2d(inputs, width, 3, stride=2, padding=1)
+            layers += [convolution, nn.GroupNorm(8, width), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, outputs)]
+        return nn.Sequential(*layers)
+
+    return make
+
+
+def _mnist() -> tuple[Set, Set]:
+    return mnist(ROOTS["data"])
+
+
+def _permuted_fashion(seed: int) -> list[Task]:
+    """Make ten permutations of Fashion-MNIST."""
+    (x, y), (u, v) = fashion()
+    generator, found = torch.Generator().manual_seed(seed), []
+    rows = torch.randperm(len(v), generator=generator)[:TESTED]
+    for k in range(10):
+        order = torch.randperm(784, generator=generator) if k else torch.arange(784)
+        own = torch.randperm(len(y), generator=generator)[:IMAGES]
+        test = Part(u[rows], v[rows], order)
+        found.append((Part(x[own], y[own], order), test, test))
+    return found
+
+
+def _dense(*sizes: int, classes: int = 10) -> Callable[[int], nn.Module]:
+    stream = Stream(lambda *_: [], ("dense", *sizes), classes=classes)
+    return lambda seed: network(stream, seed)
+
+
+def _convolutional(seed: int) -> nn.Module:
+    return network(Stream(lambda *_: [], ("convolutional",)), seed)
+
+
+PHOTOGRAPHS, SIDE = 400, 64
+
+
+def _photographs(seed: int) -> list[Task]:
+    """Make four domains of ten classes: photographs, drawings, negatives, blurred grey ones."""
+    train, test, _ = cifar100()
+    drawn = torch.randperm(100, generator=torch.Generator().manual_seed(seed))[:10].tolist()
+    number = torch.full((100,), -1)
+    number[torch.tensor(drawn)] = torch.arange(10)
+    (tx, ty), (sx, sy) = [(x, number[y]) for x, y in (train, test)]
+    generator, found = torch.Generator().manual_seed(seed), []
+    for k in range(4):
+        parts = []
+        for x, y, count in ((tx, ty, PHOTOGRAPHS), (sx, sy, 500)):
+            rows = (y >= 0).nonzero().flatten()
+            rows = rows[torch.randperm(len(rows), generator=generator)[:count]]
+            parts.append(Part(_look(x[rows], k), y[rows]))
+        found.append((parts[0], parts[1], parts[1]))
+    return found
+
+
+def _look(x: Tensor, kind: int) -> Tensor:
+    """Return standardised images as photographs, drawings (edges), negatives, or blurred grey."""
+    x = F.interpolate(x, SIDE, mode="bilinear", align_corners=False)
+    if kind == 0:
+        return x
+    if kind == 2:
+        return -x
+    grey = x.mean(1, keepdim=True)
+    if kind == 3:
+        return F.avg_pool2d(grey, 7, 1, 3).expand_as(x).contiguous()
+    edge = (grey - F.avg_pool2d(grey, 5, 1, 2)).abs()
+    return (1 - 4 * edge).expand_as(x).contiguous()
+
+
+def _efficientnet(seed: int) -> nn.Module:
+    """Make EfficientNet-Lite0 with its weights of ImageNet and a new head of ten."""
+    import timm
+
+    from benchmarks.methods.sources import lite_state
+
+    torch.manual_seed(seed)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=10)
+    model.load_state_dict(lite_state(), strict=False)
+    return _Frozen(model)
+
+
+class _Frozen(nn.Module):
+    """A network whose normalisation layers stay in evaluation mode."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def train(self, mode: bool = True) -> _Frozen:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+STREAMS = {
+    "permuted": Setting(
+        lambda s: _permuted(10, IMAGES, TESTED)(ROOTS["data"], s), _dense(784, 64, 64)
+    ),
+    "odd-even": Setting(lambda s: _pairs(s, _mnist(), True), _dense(784, 64, 64, classes=2)),
+    "split": Setting(lambda s: _pairs(s, _mnist()), _dense(784, 64, 64), masked=True),
+    "cifar-split": Setting(_cifar_split, _small_cnn(50), masked=True),
+    "rotated": Setting(lambda s: _rotated(ROOTS["data"], s), _convolutional),
+    "fashion-permuted": Setting(_permuted_fashion, _dense(784, 64, 64)),
+    "fashion-split": Setting(lambda s: _pairs(s, fashion()), _dense(784, 64, 64), masked=True),
+    "cifar-domains": Setting(_cifar_domains, _small_cnn(20)),
+    "photographs": Setting(_photographs, _efficientnet, epochs=2, batch=32, lr=3e-4),
+}
+
+# ------------------------------------------------------------------ methods
+
+
+class UnitReadout(Readout):
+    """Draws vectors u with ``E[u u^T] = diag(p) - p p^T``, p a share of each output unit."""
+
+    shares: Tensor | None = None
+
+    def draw(self, model, images, tasks, generator, fisher="sampled"):  # type: ignore[no-untyped-def]
+        """Draw one vector per image, of the units' shares; else as its parent."""
+        if fisher != "logits" or self.shares is None:
+            return super().draw(model, images, tasks, generator, fisher)
+        root = self.shares.double().sqrt()
+        v = torch.randn(len(images), len(root), generator=generator, dtype=torch.float64)
+        v = (v - (v @ root)[:, None] * root) * (root > 0)
+        rank = int((root > 0).sum()) - 1
+        v = v * math.sqrt(rank) / v.norm(dim=1, keepdim=True)
+        return (v * root).to(images)
+
+
+class Natural(GFIPlugin):
+    """The importance of the outputs, not rescaled, over chosen units.
+
+    :param units: ``"all"``, ``"seen"``, ``"mix"``: units of classes that were not seen have
+        ``rest`` of what a seen one has, and the shares sum to 1; ``"sum"``: the same, and the
+        shares sum to 1 over the seen units alone, so that unseen ones do not dilute them.
+    :param form: ``"loss"``, ``"proximal"``, or ``"capped"``: in the loss, with the stiffness
+        ``lambda I / (1 + eta lambda I)``.
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        units: str = "all",
+        rest: float = 0.0,
+        form: str = "loss",
+        **more: Any,
+    ):
+        penalty: Any = "proximal" if form == "proximal" else "loss"
+        settings = {"basis": "kronecker", "fisher": "logits", "normalize": False} | more
+        super().__init__(strength, penalty=penalty, **settings)
+        self.units, self.rest, self.form = units, rest, form
+        self.readout = UnitReadout(self.readout.likelihood, self.readout.output)
+        self.seen: set[int] = set()
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Hold what there is, and count the classes."""
+        super().before_training_exp(strategy, *args, **kwargs)
+        self.seen |= {int(y) for y in strategy.experience.classes_in_this_experience}
+        pull = self.memory.pull
+        if self.form == "capped" and pull.importance:
+            eta, lam = strategy.optimizer.param_groups[0]["lr"], self.dwa_lambda
+            held = {n: v / (1 + eta * lam * v) for n, v in pull.importance.items()}
+            capped = Pull()
+            capped.importance, capped.anchors, capped.basis = held, pull.anchors, pull.basis
+            self.memory.pull = capped
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Measure, over the units that count."""
+        if self.units != "all":
+            last = [m for m in strategy.model.modules() if isinstance(m, nn.Linear)][-1]
+            weight = torch.full((last.out_features,), self.rest if self.units != "seen" else 0.0)
+            weight[sorted(self.seen)] = 1.0
+            self.readout.shares = weight / weight.sum()  # type: ignore[attr-defined]
+        super().after_training_exp(strategy, *args, **kwargs)
+
+
+def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
+    """Return the plugins of a method."""
+    from avalanche.training import plugins as ap
+
+    if kind == "Naive":
+        return []
+    if kind == "EWC":
+        return [ap.EWCPlugin(settings["strength"])]
+    if kind == "Kronecker":
+        own = dict(settings)
+        return [GFIPlugin(own.pop("strength"), basis="kronecker", **own)]
+    own = dict(settings)
+    return [Natural(own.pop("strength"), **own)]
+
+
+def parsed(method: str) -> tuple[str, dict[str, Any]]:
+    """Return kind and settings of a method's name."""
+    kind, _, rest = method.partition(":")
+    found: dict[str, Any] = {}
+    for one in filter(None, rest.split(",")):
+        name, value = one.split("=")
+        try:
+            found[name] = {"False": False, "True": True}.get(value)
+            if found[name] is None:
+                found[name] = int(value) if value.isdigit() and name != "strength" else float(value)
+        except ValueError:
+            found[name] = value
+    return kind, found
+
+
+# ------------------------------------------------------------------ runs
+
+
+def run(name: str, method: str, optimiser: str, seed: int, tasks: list[Task]) -> dict[str, Any]:
+    """Train over a stream; return accuracies on its test images."""
+    from avalanche.training.losses import MaskedCrossEntropy
+    from avalanche.training.supervised import Naive
+
+    class Cut(Naive):
+        def make_train_dataloader(self, shuffle: bool = True, **kwargs: Any) -> None:
+            self.dataloader = _Batches(self.experience.dataset, self.train_mb_size)
+
+    setting = STREAMS[name]
+    model = setting.network(seed)
+    kind, _, lr = optimiser.partition("-")
+    if kind == "adam":
+        optimizer: Any = torch.optim.Adam(model.parameters(), float(lr or setting.lr))
+    else:
+        momentum = 0.9 if kind == "momentum" else 0.0
+        optimizer = torch.optim.SGD(model.parameters(), float(lr), momentum=momentum)
+    criterion: Any = MaskedCrossEntropy(mask="new") if setting.masked else nn.CrossEntropyLoss()
+    used = plugins(*parsed(method)) + ([criterion] if setting.masked else [])
+    strategy = Cut(
+        model=model,
+        optimizer=optimizer,
+        criterion=criterion,
+        train_mb_size=setting.batch,
+        train_epochs=setting.epochs,
+        plugins=used,
+        evaluator=None,
+    )
+    matrix, known, spent = [_row(model, setting, tasks, len(tasks))[0]], [], 0.0
+    torch.manual_seed(seed)
+    stream = Stream(lambda *_: [], ())
+    for k, experience in enumerate(_benchmark(stream, tasks)):
+        start = time.perf_counter()
+        strategy.train(experience)
+        spent += time.perf_counter() - start
+        row, inside = _row(model, setting, tasks, min(len(tasks), k + 2))
+        matrix.append(row)
+        known.append(inside)
+    result = {"seconds": round(spent, 2), **summary(matrix, False)}
+    result["learnt"] = statistics.mean(matrix[k + 1][k] for k in range(len(tasks)))
+    if setting.masked:
+        result["known"] = statistics.mean(known[-1])
+        result["known_learnt"] = statistics.mean(known[k][k] for k in range(len(tasks)))
+    result["last"] = [round(v, 1) for v in matrix[-1]]
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
+
+
+@torch.no_grad()
+def _row(
+    model: nn.Module, setting: Setting, tasks: list[Task], count: int
+) -> tuple[list[float], list[float]]:
+    """Return accuracies over all classes, and among those of each image's task."""
+    model.eval()
+    over, inside = [], []
+    for _, _, test in tasks[:count]:
+        rows = torch.arange(len(test)).split(500)
+        out = torch.cat([model(test.batch(one)) for one in rows])
+        over.append(100 * float((out.argmax(1) == test.y).float().mean()))
+        if setting.masked:
+            mask = torch.full_like(out[0], -math.inf)
+            mask[test.y.unique()] = 0
+            inside.append(100 * float(((out + mask).argmax(1) == test.y).float().mean()))
+    return over, inside
+
+
+def main() -> None:
+    """Run what was asked for and is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("streams", help="names, separated by commas")
+    parser.add_argument("methods", help="separated by ';'")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--optimiser", default="adam", help="adam, or sgd-LR, momentum-LR")
+    parser.add_argument("--data-root", default=os.environ.get("CETL_DATA"))
+    parser.add_argument("--fashion-root", default=os.environ.get("CETL_FASHION"))
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    ROOTS.update(data=args.data_root, fashion=args.fashion_root)
+    kept = Runs(FILE, KEYS, {"images": IMAGES, "tested": TESTED, "adam_lr": 1e-3}, PACKAGES)
+    for name in args.streams.split(","):
+        for seed in map(int, args.seeds.split(",")):
+            tasks: list[Task] = []
+            for method in args.methods.split(";"):
+                if kept.find(name, method, args.optimiser, seed) is not None:
+                    continue
+                tasks = tasks or STREAMS[name].tasks(seed)
+                row = {"stream": name, "method": method, "optimiser": args.optimiser, "seed": seed}
+                try:
+                    row |= run(name, method, args.optimiser, seed, tasks)
+                except Exception as problem:  # a method that fails is a result
+                    row |= {"failed": f"{type(problem).__name__}: {str(problem)[:160]}"}
+                kept.add(row)
+                shown = {k: v for k, v in row.items() if k not in ("stream", "method", "seed")}
+                print(name, method, seed, shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()
