@@ -21,6 +21,7 @@ files. Results go to ``benchmarks/results/continual/natural.json``, run by run.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import math
 import os
@@ -39,8 +40,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_cetl import GFIPlugin
-from avalanche_cetl.allocation.proximal import Pull
-from avalanche_cetl.allocation.readout import Readout
 from benchmarks.continual.methods import network
 from benchmarks.continual.runs import _Batches, _benchmark, summary
 from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
@@ -313,29 +312,30 @@ STREAMS = {
 # ------------------------------------------------------------------ methods
 
 
-class UnitReadout(Readout):
-    """Draws vectors u with ``E[u u^T] = diag(p) - p p^T``, p a share of each output unit."""
+def unit_vectors(outputs: Tensor, shares: Tensor, tau: float, generator: torch.Generator) -> Tensor:
+    """Draw vectors u with ``E[u u^T] = diag(p) - p p^T``, one per image.
 
-    shares: Tensor | None = None
-
-    def draw(self, model, images, tasks, generator, fisher="sampled"):  # type: ignore[no-untyped-def]
-        """Draw one vector per image, of the units' shares; else as its parent."""
-        if fisher != "logits" or self.shares is None:
-            return super().draw(model, images, tasks, generator, fisher)
-        root = self.shares.double().sqrt()
-        v = torch.randn(len(images), len(root), generator=generator, dtype=torch.float64)
-        v = (v - (v @ root)[:, None] * root) * (root > 0)
-        rank = int((root > 0).sum()) - 1
-        v = v * math.sqrt(rank) / v.norm(dim=1, keepdim=True)
-        return (v * root).to(images)
+    :param outputs: logits z, ``(N, K)``.
+    :param shares: weight of each unit, ``(K,)``; p is ``shares * softmax(z / tau)`` over its sum.
+    :param tau: infinity: p is the shares.
+    :return: ``(N, K)``, in float64.
+    """
+    p = (outputs.double() / tau).softmax(1) * shares
+    root = (p / p.sum(1, keepdim=True)).sqrt()
+    v = torch.randn(root.shape, generator=generator, dtype=torch.float64)
+    v = (v - (v * root).sum(1, keepdim=True) * root) * (root > 0)
+    # On a sphere: the same mean, without the noise in the length.
+    rank = (root > 0).sum(1, keepdim=True) - 1
+    return v * rank.sqrt() / v.norm(dim=1, keepdim=True) * root
 
 
 class Natural(GFIPlugin):
     """The importance of the outputs, not rescaled, over chosen units.
 
     :param units: ``"all"``, ``"seen"``, ``"mix"``: units of classes that were not seen have
-        ``rest`` of what a seen one has, and the shares sum to 1; ``"sum"``: the same, and the
-        shares sum to 1 over the seen units alone, so that unseen ones do not dilute them.
+        ``rest`` of what a seen one has; the shares sum to 1.
+    :param tau: a unit's share of an image is that times ``exp(z / tau)``: finite, an image counts
+        less, the surer the network is of it.
     :param form: ``"loss"``, ``"proximal"``, or ``"capped"``: in the loss, with the stiffness
         ``lambda I / (1 + eta lambda I)``.
     """
@@ -346,14 +346,26 @@ class Natural(GFIPlugin):
         units: str = "all",
         rest: float = 0.0,
         form: str = "loss",
+        tau: float = math.inf,
         **more: Any,
     ):
         penalty: Any = "proximal" if form == "proximal" else "loss"
         settings = {"basis": "kronecker", "fisher": "logits", "normalize": False} | more
         super().__init__(strength, penalty=penalty, **settings)
         self.units, self.rest, self.form = units, rest, form
-        self.readout = UnitReadout(self.readout.likelihood, self.readout.output)
-        self.seen: set[int] = set()
+        self.tau, self.seen = tau, set[int]()
+        self.readout.draw = self._draw  # type: ignore[method-assign]
+
+    def _draw(self, model, images, tasks, generator, fisher="logits"):  # type: ignore[no-untyped-def]
+        """Draw a vector for each image, over the units that count."""
+        with torch.no_grad():
+            model.eval()
+            outputs = torch.cat([model(part) for part in images.split(256)])
+        weight = torch.ones(outputs.shape[1])
+        if self.units != "all":
+            weight[:] = self.rest if self.units == "mix" else 0.0
+            weight[sorted(self.seen)] = 1.0
+        return unit_vectors(outputs, weight.double(), self.tau, generator).to(images)
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Hold what there is, and count the classes."""
@@ -363,18 +375,8 @@ class Natural(GFIPlugin):
         if self.form == "capped" and pull.importance:
             eta, lam = strategy.optimizer.param_groups[0]["lr"], self.dwa_lambda
             held = {n: v / (1 + eta * lam * v) for n, v in pull.importance.items()}
-            capped = Pull()
-            capped.importance, capped.anchors, capped.basis = held, pull.anchors, pull.basis
-            self.memory.pull = capped
-
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Measure, over the units that count."""
-        if self.units != "all":
-            last = [m for m in strategy.model.modules() if isinstance(m, nn.Linear)][-1]
-            weight = torch.full((last.out_features,), self.rest if self.units != "seen" else 0.0)
-            weight[sorted(self.seen)] = 1.0
-            self.readout.shares = weight / weight.sum()  # type: ignore[attr-defined]
-        super().after_training_exp(strategy, *args, **kwargs)
+            self.memory.pull = copy.copy(pull)
+            self.memory.pull.importance = held
 
 
 def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
