@@ -10,8 +10,7 @@ strengths on the very figures that are shown, which favours them.
   five experiences of ten classes, one head of fifty, loss over the new classes; accuracy over all
   classes, and among those of the image's task).
 - read once: rotated (MNIST, a CNN), fashion-permuted, fashion-split, cifar-domains (CIFAR-100's
-  superclasses, each experience with other subclasses), photographs (a pretrained EfficientNet-Lite0
-  on CIFAR-100's images as photographs, drawings, negatives and blurred in turn).
+  superclasses, each experience with other subclasses).
 
 A method is a kind with its settings, as ``natural:strength=10,units=seen``. Data: ``--data-root``
 has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root`` Fashion-MNIST's idx
@@ -37,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avalanche_cetl import GFIPlugin
 from benchmarks.continual.methods import network
@@ -230,71 +228,6 @@ def _convolutional(seed: int) -> nn.Module:
     return network(Stream(lambda *_: [], ("convolutional",)), seed)
 
 
-PHOTOGRAPHS, SIDE = 400, 64
-
-
-def _photographs(seed: int) -> list[Task]:
-    """Make four domains of ten classes: photographs, drawings, negatives, blurred grey ones."""
-    train, test, _ = cifar100()
-    drawn = torch.randperm(100, generator=torch.Generator().manual_seed(seed))[:10].tolist()
-    number = torch.full((100,), -1)
-    number[torch.tensor(drawn)] = torch.arange(10)
-    (tx, ty), (sx, sy) = [(x, number[y]) for x, y in (train, test)]
-    generator, found = torch.Generator().manual_seed(seed), []
-    for k in range(4):
-        parts = []
-        for x, y, count in ((tx, ty, PHOTOGRAPHS), (sx, sy, 500)):
-            rows = (y >= 0).nonzero().flatten()
-            rows = rows[torch.randperm(len(rows), generator=generator)[:count]]
-            parts.append(Part(_look(x[rows], k), y[rows]))
-        found.append((parts[0], parts[1], parts[1]))
-    return found
-
-
-def _look(x: Tensor, kind: int) -> Tensor:
-    """Return standardised images as photographs, drawings (edges), negatives, or blurred grey."""
-    x = F.interpolate(x, SIDE, mode="bilinear", align_corners=False)
-    if kind == 0:
-        return x
-    if kind == 2:
-        return -x
-    grey = x.mean(1, keepdim=True)
-    if kind == 3:
-        return F.avg_pool2d(grey, 7, 1, 3).expand_as(x).contiguous()
-    edge = (grey - F.avg_pool2d(grey, 5, 1, 2)).abs()
-    return (1 - 4 * edge).expand_as(x).contiguous()
-
-
-def _efficientnet(seed: int) -> nn.Module:
-    """Make EfficientNet-Lite0 with its weights of ImageNet and a new head of ten."""
-    import timm
-
-    from benchmarks.methods.sources import lite_state
-
-    torch.manual_seed(seed)
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=10)
-    model.load_state_dict(lite_state(), strict=False)
-    return _Frozen(model)
-
-
-class _Frozen(nn.Module):
-    """A network whose normalisation layers stay in evaluation mode."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def train(self, mode: bool = True) -> _Frozen:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
 STREAMS = {
     "permuted": Setting(
         lambda s: _permuted(10, IMAGES, TESTED)(ROOTS["data"], s), _dense(784, 64, 64)
@@ -306,7 +239,6 @@ STREAMS = {
     "fashion-permuted": Setting(_permuted_fashion, _dense(784, 64, 64)),
     "fashion-split": Setting(lambda s: _pairs(s, fashion()), _dense(784, 64, 64), masked=True),
     "cifar-domains": Setting(_cifar_domains, _small_cnn(20)),
-    "photographs": Setting(_photographs, _efficientnet, epochs=2, batch=32, lr=3e-4),
 }
 
 # ------------------------------------------------------------------ methods
