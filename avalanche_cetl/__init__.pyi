@@ -1,4 +1,4 @@
-from avalanche_cetl.allocation import GFISettings
+from avalanche_cetl.allocation import GFISettings, WeightPenalty
 from avalanche_cetl.checkpoints import (
     CheckpointError,
     CheckpointPlugin,
@@ -74,6 +74,7 @@ __all__ = [
     "SoftTargets",
     "TimmEncoder",
     "ViewConsistency",
+    "WeightPenalty",
     "adaptation_benchmark",
     "as_target",
     "bound_metrics",

@@ -29,7 +29,7 @@ ORDER = (
     "__main__",
     "",
 )
-WITHOUT_AVALANCHE = ("common", "information", "encoders", "models")
+WITHOUT_AVALANCHE = ("common", "information", "encoders", "models", "allocation")
 
 
 def module_of(path: Path) -> str:

@@ -13,12 +13,11 @@ from avalanche_cetl import (
     SoftTargets,
     ViewConsistency,
 )
-from avalanche_cetl.allocation.settings import BASES, Basis
+from avalanche_cetl.allocation.settings import BASES, Basis, Mode, Penalty
 from avalanche_cetl.features.extraction import DTYPES, StoredType
 from avalanche_cetl.information.estimators import ESTIMATORS, Estimator, check_estimator
 from avalanche_cetl.information.likelihood import LossName, negative_log_likelihood
 from avalanche_cetl.information.outputs import Likelihood
-from avalanche_cetl.plugins.gfi import Mode, Penalty
 from avalanche_cetl.plugins.losses import AnyRows, Rows
 from avalanche_cetl.plugins.views import TargetRows
 from avalanche_cetl.training import VARIANTS, Engine, Recipe, parse_preset

@@ -73,6 +73,12 @@ WITHOUT = [
     ("from avalanche_cetl import ONNXEncoder, PrecomputedEncoder, linear_probe", HEAVY),
     ("from avalanche_cetl import TimmEncoder", HEAVY - {"timm"}),
     ("from avalanche_cetl.features import FeatureStoreError, default_cache_dir", HEAVY),
+    ("from avalanche_cetl import WeightPenalty", {"torchvision", *HEAVY}),
+    (
+        "import torch, avalanche_cetl; model = torch.nn.Linear(2, 2); "
+        "avalanche_cetl.WeightPenalty(1.0).remember(model, torch.rand(8, 2))",
+        {"torchvision", *HEAVY},
+    ),
     ("from avalanche_cetl import CETLStrategy, GFIPlugin", {"timm", "onnxruntime", "sklearn"}),
 ]
 

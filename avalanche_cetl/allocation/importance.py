@@ -9,17 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
+from avalanche_cetl.allocation.merged_basis import MergedBasis
+from avalanche_cetl.allocation.output_likelihood import OutputLikelihood, by_head, projected
 from avalanche_cetl.allocation.parameters import (
     anchors_of,
+    basis_of,
     check_held,
     grown,
     named_parameters,
     unwrapped,
     widened,
 )
-from avalanche_cetl.allocation.readout import Readout, by_head, projected
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.modes import evaluation_mode
@@ -81,11 +82,8 @@ class Importance:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Importance:
         """Return the importance of a state; those of earlier versions have no basis."""
-        made = cls(**{**state, "basis": None})
-        if state.get("basis") is not None:
-            made.basis = KroneckerBasis({})
-            made.basis.load_state_dict(state["basis"])
-        return made
+        basis = state.get("basis")
+        return cls(**{**state, "basis": None if basis is None else basis_of(basis)})
 
     def to(self, device: torch.device) -> Importance:
         """Return it on a device."""
@@ -110,7 +108,7 @@ class Importance:
         known = {name: params[name] for name in self.anchors if name in params}
         if all(p.shape == self.anchors[name].shape for name, p in known.items()):
             return
-        held = DirectionSum(rank=1)  # a sum of one, which knows how a basis grows
+        held = MergedBasis(rank=1)  # a sum of one, which knows how a basis grows
         held.importance = dict(self.values)
         held.basis = KroneckerBasis({}) if self.basis is None else self.basis
         held.grow({name: p.shape for name, p in known.items()})
@@ -245,7 +243,7 @@ def _goals(
     images, labels = sample.images, sample.labels
     reconstructed, logits = model.decode_target(images)
     if model.target.heads_by_task or fisher == "logits":
-        drawn = Readout("categorical").draw(model, images, sample.tasks, generator, fisher)
+        drawn = OutputLikelihood("categorical").draw(model, images, sample.tasks, generator, fisher)
     else:
         drawn = sample_targets(logits, "categorical", generator)
     source = model.reconstruct_source(features=features) if model.source is not None else images

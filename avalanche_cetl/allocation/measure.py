@@ -1,7 +1,7 @@
 """Measure a network's Fisher information and relative Fisher information, and gate the one by both.
 
 The one place where a sample becomes Fisher values, relative Fisher values and an importance, for
-CETL's rounds and for :class:`~avalanche_cetl.plugins.gfi.GFIPlugin` alike.
+CETL's rounds and for :class:`~avalanche_cetl.allocation.penalty.WeightPenalty` alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""A network's parameters, under names that stay, and in sizes that may grow."""
+"""A network's parameters, under names that stay, and in sizes that may grow.
+
+Parameters that require no gradient when a task ends are not measured; those measured before are
+held whenever they train. Parameters that grow between tasks (heads) keep the importance of their
+old part; new ones are free. Networks, and parts of them, may be wrapped (torch.compile,
+DataParallel, DistributedDataParallel) between tasks: parameters have their names without wrappers,
+and measurements read the layers themselves. A network that has lost a parameter that is held, as
+one that was pruned or reparametrised meanwhile has, is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+
+from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 #: Modules that only run another one, and the name of it in them, which stands in the names of all
 #: its parameters. They are told by their classes: a network may have a ``module`` of its own.
@@ -97,6 +107,13 @@ def widened(value: Tensor) -> Tensor:
 def anchors_of(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of the weights as they are now, at least in single precision."""
     return {name: widened(p.detach()).clone() for name, p in params.items()}
+
+
+def basis_of(state: Mapping[str, Any]) -> KroneckerBasis:
+    """Return the basis of a state, as its ``state_dict()`` returned it."""
+    basis = KroneckerBasis({})
+    basis.load_state_dict(state)
+    return basis
 
 
 def check_held(names: Set[str], params: Mapping[str, Tensor], holder: str) -> None:

@@ -1,23 +1,37 @@
-"""A quadratic penalty as a proximal step after the optimiser's: stable at every strength."""
+"""A quadratic penalty, in the loss or as a proximal step after the optimiser's.
+
+The proximal step is taken once an iteration, at the step size of each weight's parameter group: the
+learning rate, and what momentum makes of it (:func:`step_sizes`). The weights stay finite at every
+strength, where the penalty in the loss diverges as soon as learning rate times strength times
+importance is more than 2. With SGD, with or without momentum, both forms come to rest at the same
+weights; on the way they agree to first order in the learning rate, but for some 1 / (1 - momentum)
+mini-batches after the momentum was empty or the gradient has changed, in which the step is ahead.
+Adaptive optimisers (Adam and its kin, RMSprop, Adagrad) divide gradients by their size, a penalty's
+in the loss too, but not the step: there the best strength is another one than in the loss. A step
+is always towards the old weights; a penalty in the loss is not where an optimiser maximises, which
+is refused. Parameters that the optimiser does not hold stay; those without a gradient in an
+iteration are moved, as they are by a penalty in the loss. An optimiser's step that a gradient
+scaler skips is still followed by the proximal one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.parameters import widened
+from avalanche_cetl.allocation.parameters import basis_of, widened
 from avalanche_cetl.information.generalized import dwa_penalty
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis, LayerBasis
 
 Weights = dict[str, Tensor]
 
 
-class Pull:
+class QuadraticPenalty:
     """One quadratic that equals a sum of them, its proximal step and its value.
 
     The penalties ``sum_e lam/2 I_ei (theta_i - theta*_ei)^2`` of all old experiences are the sum
@@ -60,20 +74,37 @@ class Pull:
     @classmethod
     def within(
         cls, basis: KroneckerBasis, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]
-    ) -> Pull:
-        """Return the pull of one quadratic, in a basis.
+    ) -> QuadraticPenalty:
+        """Return one quadratic in a basis.
 
         :param basis: of the importance.
         :param importance: by parameter name, in the basis, >= 0.
         :param anchors: the weights theta*, by parameter name.
         """
-        pull = cls()
-        pull.importance, pull.basis = dict(importance), basis
-        pull.anchors = {
+        made = cls()
+        made.importance, made.basis = dict(importance), basis
+        made.anchors = {
             name: basis[name].rotate(anchors) if name in basis else anchors[name]
             for name in importance
         }
-        return pull
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return vars(self) | {"basis": self.basis.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state."""
+        self.importance, self.anchors = dict(state["importance"]), dict(state["anchors"])
+        self.basis, self.constant = basis_of(state["basis"]), float(state["constant"])
+
+    def to(self, device: torch.device) -> None:
+        """Move all of it to a device."""
+        if all(value.device == device for value in self.importance.values()):
+            return
+        self.importance = {name: value.to(device) for name, value in self.importance.items()}
+        self.anchors = {name: value.to(device) for name, value in self.anchors.items()}
+        self.basis = self.basis.to(device)
 
     @property
     def names(self) -> Set[str]:
@@ -203,11 +234,25 @@ def _summed(group: Mapping[str, Any]) -> float:
     return damped / rest if rest > 0 else math.inf
 
 
-def check_learning_rates(groups: Iterable[Mapping[str, object]], remedy: str) -> None:
-    """Raise ValueError when a parameter group has no learning rate."""
-    for number, group in enumerate(groups):
-        if not isinstance(group.get("lr"), int | float | Tensor):
+def check_optimizer(optimizer: Optimizer, form: str, holder: str) -> None:
+    """Raise ValueError for an optimiser with which a penalty of this form has no meaning.
+
+    :param optimizer: of the training.
+    :param form: ``"proximal"`` needs learning rates; ``"loss"`` an optimiser that minimises.
+    :param holder: who has the penalty, for the message.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        if form == "proximal" and not isinstance(group.get("lr"), int | float | Tensor):
             raise ValueError(
                 f"parameter group {number} of the optimizer has lr={group.get('lr')!r}, but a "
-                f"proximal step needs a learning rate; {remedy}."
+                f"proximal step needs a learning rate; give {holder} penalty='loss'."
             )
+        if form == "loss" and group.get("maximize"):
+            raise ValueError(
+                "the optimizer has maximize=True, so a penalty in the loss would drive weights "
+                f"away from where they are to stay; give {holder} penalty='proximal'."
+            )
+
+
+#: The name of :class:`QuadraticPenalty` in version 0.2.
+Pull = QuadraticPenalty

@@ -1,15 +1,20 @@
-"""Images of an experience, read for a measurement."""
+"""Images of a task, read for a measurement."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+#: The task labels whose heads a task has; empty for a network without heads by task.
+Heads = tuple[int, ...]
 
 
 class Sample(NamedTuple):
-    """The rows that a measurement reads.
+    """The rows that a measurement of the coupled model reads.
 
     :ivar images: ``(N, ...)``.
     :ivar labels: ``(N,)``, -1 where there is none.
@@ -23,19 +28,75 @@ class Sample(NamedTuple):
     features: Tensor | None = None
 
 
-def read_sample(strategy: Any, rows: list[int]) -> Sample:
-    """Read rows of the experience without training augmentation, on the strategy's device."""
-    dataset = strategy.experience.dataset
-    dataset = dataset.eval() if hasattr(dataset, "eval") else dataset
-    batch = dataset.collate_fn([dataset[i] for i in rows])
-    tasks = torch.as_tensor(batch[-1])
-    return Sample(*(part.to(strategy.device) for part in (batch[0], batch[1], tasks)))
+class TaskSample(NamedTuple):
+    """The rows of a task that a measurement of any network reads.
+
+    :ivar images: ``(N, ...)``.
+    :ivar labels: ``(N, ...)``, -1 where a class is unknown; None: there are none at all.
+    :ivar tasks: task labels, ``(N,)``.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    tasks: Tensor
 
 
-def in_turn(old: tuple[int, ...], tasks: Tensor) -> Tensor:
-    """Return the task whose head each image takes for an old experience: its heads in turn.
+class Rows(NamedTuple):
+    """The rows of a task, of which measurements draw and read some.
 
-    :param old: the old experience's tasks; empty for a network without heads by task.
+    :ivar length: how many there are.
+    :ivar read: returns those of some numbers, on the device of the network.
+    """
+
+    length: int
+    read: Callable[[list[int]], TaskSample]
+
+
+def rows_of(
+    images: Tensor | Dataset[Any] | Rows,
+    labels: Tensor | None,
+    tasks: Tensor | None,
+    device: torch.device,
+) -> Rows:
+    """Return the rows of tensors, or of a data set.
+
+    :param images: ``(N, ...)``; or a data set of images, or of tuples ``(image, label, ...)``; or
+        rows already.
+    :param labels: ``(N,)``; of a data set its own, where there are none here.
+    :param tasks: task labels, ``(N,)``; None: all are of one task, 0.
+    :param device: where they are read to.
+    :raises ValueError: when there are no images, or another number of labels or tasks.
+    """
+    if isinstance(images, Rows):
+        return images
+    count = len(images)  # type: ignore[arg-type]
+    if count == 0:
+        raise ValueError("there are no images, so there is nothing to measure.")
+    for name, one in (("labels", labels), ("tasks", tasks)):
+        if one is not None and len(one) != count:
+            raise ValueError(f"there are {count} images and {len(one)} {name}: give one for each.")
+
+    def read(rows: list[int]) -> TaskSample:
+        own = None if labels is None else torch.as_tensor(labels)[rows]
+        if isinstance(images, Tensor):
+            found = images[rows]
+        else:
+            found = default_collate([images[row] for row in rows])
+            if isinstance(found, tuple | list):
+                own = found[1] if own is None and len(found) > 1 else own
+                found = found[0]
+        task = torch.zeros(len(rows), dtype=torch.int64) if tasks is None else tasks[rows]
+        return TaskSample(
+            found.to(device), None if own is None else own.to(device), task.to(device)
+        )
+
+    return Rows(count, read)
+
+
+def in_turn(old: Heads, tasks: Tensor) -> Tensor:
+    """Return the task whose head each image takes for an old task: its heads in turn.
+
+    :param old: the task labels of the old task; empty for a network without heads by task.
     :param tasks: of the images, ``(N,)``.
     """
     if not old:

@@ -1,9 +1,11 @@
-"""GFISettings: how Generalized Fisher Information is measured and used."""
+"""The settings of importances and penalties, their defaults, and what is allowed."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from avalanche_cetl.information import Quantile
 from avalanche_cetl.information.estimators import Estimator, check_estimator
@@ -12,8 +14,31 @@ from avalanche_cetl.information.likelihood import LOSS_NAMES, LossName
 
 #: Names of the coordinates that importances are measured in.
 Basis = Literal["diagonal", "kronecker"]
+#: How the importances of several tasks are kept: one for each, or one for all, old ones fading.
+Mode = Literal["separate", "online"]
+#: The form of the penalty.
+Penalty = Literal["proximal", "loss"]
 #: By basis, threshold and probability of its gate where nothing is said.
 BASES: dict[str, tuple[float, float]] = {"diagonal": (0.5, 0.9), "kronecker": (0.0, 1.0)}
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise ValueError unless the value is one of those that are allowed."""
+    if value not in allowed:
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name}={value!r} is not known. Allowed: {names}.")
+
+
+def check_mode(mode: Mode, decay_factor: float | None) -> None:
+    """Raise ValueError for another mode, or a decay that does not go with it."""
+    check_choice("mode", mode, get_args(Mode))
+    if (mode == "online") != (decay_factor is not None):
+        raise ValueError(
+            f"decay_factor={decay_factor} with mode={mode!r}: give decay_factor in 'online' mode, "
+            "and only there."
+        )
+    if decay_factor is not None and not 0 <= decay_factor < math.inf:
+        raise ValueError(f"decay_factor={decay_factor} has to be finite and >= 0.")
 
 
 @dataclass(frozen=True)
@@ -57,18 +82,14 @@ class GFISettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.basis not in BASES:
-            allowed = ", ".join(map(repr, BASES))
-            raise ValueError(f"basis={self.basis!r} is not known. Allowed: {allowed}.")
+        check_choice("basis", self.basis, BASES)
         for field, default in zip(("threshold", "probability"), BASES[self.basis], strict=True):
             if getattr(self, field) is None:
                 object.__setattr__(self, field, default)
         check_threshold(self.threshold)
         check_unit_interval("probability", self.probability)
         check_estimator(self.estimator)
-        if self.fisher not in LOSS_NAMES:
-            allowed = ", ".join(map(repr, LOSS_NAMES))
-            raise ValueError(f"fisher={self.fisher!r} is not known. Allowed: {allowed}.")
+        check_choice("fisher", self.fisher, LOSS_NAMES)
         for name in ("samples", "rank", "refresh_every", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):

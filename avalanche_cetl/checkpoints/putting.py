@@ -93,6 +93,9 @@ class Putter:
         if how == "items" and isinstance(current, list | tuple | None):
             return self._put_items(current, taken, where, owner)
         if how == "object" and taken.get("type") == type(current).__qualname__:
+            if hasattr(current, "load_state_dict"):  # a class that had none when it was kept
+                current.load_state_dict(_attributes_of(taken))
+                return current
             return self._put_object(current, taken["attributes"], where)
         kind = taken.get("type", how)
         raise CheckpointError(
@@ -159,6 +162,18 @@ class Putter:
                 setattr(current, name, value)
         make_again(current)
         return current
+
+
+def _attributes_of(taken: Mapping[str, Any]) -> Any:
+    """What was kept of an object attribute by attribute, as values and dicts by name."""
+    how = taken[HOW]
+    if how == "object":
+        return {name: _attributes_of(one) for name, one in taken["attributes"].items()}
+    if how == "entries":
+        return {key: _attributes_of(one) for key, one in taken["entries"]}
+    if how == "items":
+        return [_attributes_of(one) for one in taken["items"]]
+    return taken["value"] if how == "plain" else taken["state"]
 
 
 def _may_have(kind: type, name: str) -> bool:

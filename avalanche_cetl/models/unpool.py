@@ -29,6 +29,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -131,18 +132,14 @@ def fusible(unpool: nn.Module, layer: nn.Module, x: Tensor) -> bool:
         and layer.output_padding == (0, 0)
         and layer.groups == 1
         and not any(_observed(module) for module in (unpool, layer))
-        and not nn.modules.module._has_any_global_hook()
+        and not _observed(nn.modules.module, "_global")
     )
 
 
-def _observed(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks)
+def _observed(module: nn.Module | ModuleType, prefix: str = "") -> bool:
+    """Whether hooks are registered on the module, or (of torch's own file) on all modules."""
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(module, f"{prefix}_{kind}") for kind in kinds)
 
 
 def unpool_and_convolve(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:

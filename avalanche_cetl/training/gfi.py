@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from avalanche.core import BasePlugin
@@ -13,24 +14,36 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.settings import Basis, GFISettings
+from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.arguments import renamed
-from avalanche_cetl.common.picks import Output
-from avalanche_cetl.information.estimators import Estimator
-from avalanche_cetl.information.generalized import Quantile
-from avalanche_cetl.information.likelihood import LossName
-from avalanche_cetl.information.outputs import Likelihood
-from avalanche_cetl.plugins.gfi import GFIPlugin, Mode, Penalty
+from avalanche_cetl.plugins.gfi import GFIPlugin
 
+P = ParamSpec("P")
 #: Settings of CETL's rounds, which a plugin that measures once an experience has not.
 _OF_ROUNDS = ("normalize_samples", "refresh_every")
+#: The arguments of the plugin, by name.
+_PLUGIN = {
+    name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    for name, one in inspect.signature(GFIPlugin).parameters.items()
+    if name != "ewc_lambda"
+}
+
+
+def _with_the_plugin_s_arguments(init: Callable[P, None]) -> Callable[P, None]:
+    """Name the plugin's arguments in the signature: Avalanche refuses what is not in it."""
+    signature = inspect.signature(init)
+    *own, others = signature.parameters.values()
+    named = signature.replace(parameters=[*own, *_PLUGIN.values(), others])
+    init.__signature__ = named  # type: ignore[attr-defined]
+    return init
 
 
 class GFI(SupervisedTemplate):
     """Generalized Fisher Information as a strategy: :class:`GFIPlugin` with Naive training.
 
-    :param dwa_lambda: see :class:`GFIPlugin`, as all arguments from ``mode`` to ``seed``; what is
-        None is as it is there by default.
+    Its arguments are those of :class:`GFIPlugin`, by keyword; what is None is as it is there by
+    default.
+
     :param gfi: the same as a dict by name, or as :class:`GFISettings`, which has all of its fields.
     :param criterion: ``(outputs, labels) -> scalar``; default: cross entropy, for a categorical
         likelihood only.
@@ -43,28 +56,13 @@ class GFI(SupervisedTemplate):
     """
 
     @renamed(ewc_lambda="dwa_lambda")
+    @_with_the_plugin_s_arguments
     def __init__(
         self,
         *,
         model: nn.Module,
         optimizer: Optimizer,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
-        dwa_lambda: float,
-        mode: Mode | None = None,
-        decay_factor: float | None = None,
-        keep_importance_data: bool | None = None,
-        penalty: Penalty | None = None,
-        basis: Basis | None = None,
-        rank: int | None = None,
-        threshold: float | Quantile | None = None,
-        probability: float | None = None,
-        estimator: Estimator | None = None,
-        fisher: LossName | None = None,
-        likelihood: Likelihood | None = None,
-        output: Output | None = None,
-        samples: int | None = None,
-        normalize: bool | None = None,
-        seed: int | None = None,
         gfi: dict[str, Any] | GFISettings | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
@@ -73,31 +71,14 @@ class GFI(SupervisedTemplate):
         plugins: Sequence[BasePlugin] | None = None,
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
-        **base_kwargs: Any,
+        **kwargs: Any,
     ):
-        given = {
-            "dwa_lambda": dwa_lambda,
-            "mode": mode,
-            "decay_factor": decay_factor,
-            "keep_importance_data": keep_importance_data,
-            "penalty": penalty,
-            "basis": basis,
-            "rank": rank,
-            "threshold": threshold,
-            "probability": probability,
-            "estimator": estimator,
-            "fisher": fisher,
-            "likelihood": likelihood,
-            "output": output,
-            "samples": samples,
-            "normalize": normalize,
-            "seed": seed,
-        }
+        given = {name: kwargs.pop(name) for name in _PLUGIN if name in kwargs}
         own = {name: value for name, value in given.items() if value is not None}
         plugin = GFIPlugin(**_joined(own, gfi))
-        if criterion is None and plugin.readout.likelihood != "categorical":
+        if criterion is None and plugin.likelihood != "categorical":
             raise ValueError(
-                f"likelihood={plugin.readout.likelihood!r} needs criterion=, the loss that trains: "
+                f"likelihood={plugin.likelihood!r} needs criterion=, the loss that trains: "
                 "the default is cross entropy of class logits."
             )
         super().__init__(
@@ -111,7 +92,7 @@ class GFI(SupervisedTemplate):
             plugins=[*(plugins or ()), plugin],
             evaluator=evaluator,
             eval_every=eval_every,
-            **base_kwargs,
+            **kwargs,
         )
 
 

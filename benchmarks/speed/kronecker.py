@@ -107,7 +107,7 @@ def _iteration(args: argparse.Namespace) -> dict[str, Any]:
             images = torch.randn(MEASURED, 3, 32, 32, device=args.device)
             ends = {basis: _measured(basis, model, images) for basis in ("diagonal", "kronecker")}
             for plugin in plugins.values():
-                plugin.memory.add(now, *ends[plugin.settings.basis], ())
+                plugin.store.add(now, *ends[plugin.settings.basis], ())
             named = list(model.named_parameters())
             theirs.importances[now] = {
                 n: ParamData(n, init_tensor=torch.ones_like(p)) for n, p in named
@@ -119,8 +119,8 @@ def _iteration(args: argparse.Namespace) -> dict[str, Any]:
         jobs: dict[str, Callable[[], Any]] = {"plain": plain}
         for name, plugin in plugins.items():
             params = dict(model.named_parameters())
-            plugin.memory.grow(params)
-            plugin.memory.hold(count, params, {}, torch.Generator())
+            plugin.store.grow(params)
+            plugin.store.hold(params, {}, torch.Generator())
             jobs[name] = partial(_pay, plugin, _strategy(model, optimizer, count))
         jobs["EWCPlugin"] = partial(_pay, theirs, _strategy(model, optimizer, count))
         seconds = timed(jobs, args.repeats, args.device)
@@ -177,5 +177,5 @@ def _held_bytes(plugin: GFIPlugin) -> int:
         elif hasattr(value, "__dict__"):
             visit(vars(value))
 
-    visit(plugin.memory)
+    visit(plugin.store)
     return sum(seen.values())

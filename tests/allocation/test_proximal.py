@@ -5,13 +5,13 @@ import torch
 from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import nn
 
-from avalanche_cetl.allocation.proximal import Pull, step_sizes
+from avalanche_cetl.allocation.proximal import QuadraticPenalty, step_sizes
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 
 def held(experiences=3, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    pull, kept = Pull(), []
+    pull, kept = QuadraticPenalty(), []
     for _ in range(experiences):
         importance = torch.rand(7, generator=generator, dtype=dtype)
         importance[0] = 0
@@ -51,7 +51,7 @@ def test_small_steps_agree_with_a_penalty_in_the_loss_to_first_order():
 @pytest.mark.parametrize("strength", [1e30, 1e300, math.inf])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e37])
 def test_no_strength_overflows_in_float32(strength, scale):
-    pull = Pull()
+    pull = QuadraticPenalty()
     anchors = torch.tensor([1.0, 2.0, 3.0])
     for _ in range(3):
         pull.add({"w": torch.tensor([0.0, 1.0, 2.0]) * scale}, {"w": anchors})
@@ -65,7 +65,7 @@ def test_no_strength_overflows_in_float32(strength, scale):
 def test_each_group_pulls_at_its_own_rate_and_what_the_optimiser_does_not_hold_stays():
     params = {n: nn.Parameter(torch.ones(2, dtype=torch.float64)) for n in "abcd"}
     params["d"].requires_grad_(False)
-    pull = Pull()
+    pull = QuadraticPenalty()
     ones = {n: torch.ones(2, dtype=torch.float64) for n in "abcd"}
     pull.add(ones, {n: 0 * v for n, v in ones.items()})
     groups = [
@@ -78,7 +78,7 @@ def test_each_group_pulls_at_its_own_rate_and_what_the_optimiser_does_not_hold_s
 
 
 def test_half_precision_weights_are_pulled():
-    pull = Pull()
+    pull = QuadraticPenalty()
     pull.add({"w": torch.ones(2)}, {"w": torch.zeros(2, dtype=torch.bfloat16)})
     parameter = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     pull.step({"w": parameter}, torch.optim.SGD([parameter], lr=1.0), 1.0)
@@ -90,7 +90,7 @@ HALVES = [torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_weights_of_half_precision_go_towards_anchors_between_their_values(dtype):
-    pull = Pull()
+    pull = QuadraticPenalty()
     fine = 1 + torch.finfo(dtype).eps * torch.tensor([0.25, 0.5, 0.75])
     for anchor in (fine, fine + 2):  # their mean is no number of half precision
         pull.add({"w": torch.ones(3)}, {"w": anchor})
@@ -111,7 +111,7 @@ def test_in_a_basis_half_precision_pays_what_single_precision_pays(dtype):
     layer = pull.basis["w"].to(torch.float32)
     importance = {name: value.float() for name, value in pull.importance.items()}
     near = {name: (value + 0.01).to(dtype) for name, value in anchors.items()}
-    pull = Pull.within(
+    pull = QuadraticPenalty.within(
         KroneckerBasis({"w": layer}), importance, {n: a.float() for n, a in anchors.items()}
     )
     wanted = pull.penalty({name: value.float() for name, value in near.items()}, 3.0)
@@ -141,7 +141,7 @@ MOMENTA = {
 def test_weights_come_to_rest_where_the_penalty_in_the_loss_takes_them(options, maximize):
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=0.02, maximize=maximize, **options)
-    pull = Pull()
+    pull = QuadraticPenalty()
     pull.add({"w": torch.ones(1, dtype=torch.float64)}, {"w": 0 * weight.detach()})
     for _ in range(1500):  # 1/2 (w - 1)^2 + 2/2 w^2 is least at 1/3
         weight.grad = (1 - weight if maximize else weight - 1).detach()
@@ -164,7 +164,7 @@ def test_a_step_size_is_how_far_an_impulse_goes_in_the_end(options):
 def test_rmsprops_momentum_counts_in_steps_of_its_scaled_gradient(momentum):
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = torch.optim.RMSprop([weight], lr=0.01, momentum=momentum, eps=1e-12)
-    pull = Pull()
+    pull = QuadraticPenalty()
     pull.add({"w": torch.ones(1, dtype=torch.float64)}, {"w": 0 * weight.detach()})
     for _ in range(2000):  # the gradient is 3 always, 1 when it is divided by its size
         weight.grad = torch.full_like(weight, -3.0)
@@ -186,7 +186,7 @@ def test_with_momentum_every_strength_is_stable(options, strength):
     curvature = torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64)
     weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=0.05, **options)
-    pull = Pull()
+    pull = QuadraticPenalty()
     pull.add({"w": torch.ones(3, dtype=torch.float64)}, {"w": torch.full((3,), -1.0).double()})
     for _ in range(5000):
         weight.grad = (curvature * (weight - 2)).detach()
@@ -199,7 +199,7 @@ def test_with_momentum_every_strength_is_stable(options, strength):
 @pytest.mark.parametrize("rate", [0.1, 0.0])
 def test_momentum_that_sums_without_end_holds_all_that_moves(rate):
     weight = nn.Parameter(torch.ones(2))
-    pull = Pull()
+    pull = QuadraticPenalty()
     pull.add({"w": torch.tensor([1.0, 0.0])}, {"w": torch.zeros(2)})
     pull.step({"w": weight}, torch.optim.SGD([weight], lr=rate, momentum=1.0), 1.0)
     assert weight.tolist() == ([0.0, 1.0] if rate else [1.0, 1.0])
@@ -225,7 +225,7 @@ def held_in_a_basis(name, seed=0):
     shapes = {"w": shape, "norm": (3,)} | ({} if layer.bias is None else {"b": shape[:1]})
     importance = {"w": drawn_values(1, layer.shape), "norm": drawn_values(2, (3,))}
     anchors, before = drawn_weights(3, shapes), drawn_weights(4, shapes)
-    pull = Pull.within(KroneckerBasis({"w": layer}), importance, anchors)
+    pull = QuadraticPenalty.within(KroneckerBasis({"w": layer}), importance, anchors)
     return pull, anchors, before
 
 
@@ -319,7 +319,7 @@ def test_infinite_strength_takes_directions_to_the_anchor_and_leaves_the_others(
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e37])
 def test_in_a_basis_no_strength_overflows_in_float32(strength, scale):
     pull, anchors, before = held_in_a_basis("truncated")
-    pull = Pull.within(
+    pull = QuadraticPenalty.within(
         pull.basis.to(torch.float32),
         {n: value.float() * scale for n, value in pull.importance.items()},
         {n: value.float() for n, value in anchors.items()},
@@ -334,7 +334,7 @@ def test_in_a_basis_half_precision_weights_are_pulled():
     single = {n: value.float() for n, value in pull.importance.items()}
     halves = {n: value.to(torch.bfloat16) for n, value in anchors.items()}
     params = parameters({n: value.to(torch.bfloat16) for n, value in before.items()})
-    half = Pull.within(pull.basis.to(torch.float32), single, halves)
+    half = QuadraticPenalty.within(pull.basis.to(torch.float32), single, halves)
     half.step(params, torch.optim.SGD(params.values(), lr=0.3), 20.0)
     wide = parameters(before)
     pull.step(wide, torch.optim.SGD(wide.values(), lr=0.3), 20.0)

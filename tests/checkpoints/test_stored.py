@@ -37,7 +37,7 @@ def test_a_stored_checkpoint_loads_and_goes_on(file):
         (plugin,) = (p for p in strategy.plugins if isinstance(p, GFIPlugin))
         assert plugin.importances.keys() == {0}
         strategy.train(stream[1])
-        assert plugin.memory.pull.importance == {} and 1 in plugin.importances
+        assert plugin.store.quadratic.importance == {} and 1 in plugin.importances
     assert all(p.isfinite().all() for p in strategy.model.parameters())
 
 

@@ -54,4 +54,4 @@ class Keep(SupervisedPlugin):
     def before_training_epoch(self, strategy, *args, **kwargs):
         if strategy.clock.train_exp_epochs == 0:
             self.gated.append(copy.deepcopy(self.plugin.gated))
-            self.bases.append(copy.deepcopy(self.plugin.memory.basis))
+            self.bases.append(copy.deepcopy(self.plugin.store.basis))

@@ -8,9 +8,9 @@ from naive_bases import along, directions
 from vector_streams import stream
 
 from avalanche_cetl import Quantile
-from avalanche_cetl.allocation.directions import DirectionSum
 from avalanche_cetl.allocation.measure import Measurement
-from avalanche_cetl.allocation.readout import Readout
+from avalanche_cetl.allocation.merged_basis import MergedBasis
+from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.information.fisher import fisher_information
 from avalanche_cetl.information.generalized import (
     dwa_penalty,
@@ -26,7 +26,7 @@ def assert_equal(found, wanted, rtol=1e-5, atol=1e-9):
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol)
 
 
-class Watched(Readout):
+class Watched(OutputLikelihood):
     """Keeps the targets that were drawn last."""
 
     def draw(self, *arguments):
@@ -48,14 +48,14 @@ class Losses(SupervisedPlugin):
 @pytest.mark.parametrize("rank", [64, 3])
 def test_importances_are_the_fisher_information_in_the_basis_of_the_experience(fisher, rank):
     plugin = kronecker(fisher=fisher, rank=rank, keep_importance_data=True)
-    plugin.readout = Watched("categorical")
+    plugin.measurer.likelihood = Watched("categorical")
     model = network()
 
     class Check(SupervisedPlugin):
         def after_training_exp(self, strategy, *args, **kwargs):
             now = strategy.clock.train_exp_counter
             x, y = rows_of(strategy.experience)
-            targets = plugin.readout.drawn if fisher == "sampled" else y
+            targets = plugin.measurer.likelihood.drawn if fisher == "sampled" else y
             wanted = fisher_information(
                 model, x, "empirical", targets=targets, basis=plugin.bases[now]
             )
@@ -87,7 +87,7 @@ def test_what_is_held_is_the_sum_of_all_experiences(mode):
     train(model, [plugin, alone, keep], stream())
     shapes = {n: p.shape for n, p in model.named_parameters()}
     decay = plugin.decay_factor or 1.0
-    wanted = DirectionSum(64)
+    wanted = MergedBasis(64)
     for now in range(3):
         own = normalize_importance(alone.importances[now], alone.bases[now])
         wanted.add(own, alone.bases[now], shapes, decay)
@@ -113,7 +113,7 @@ def test_the_penalty_in_the_loss_is_eq_11_over_directions(mode, gate):
             wanted = 0.0
             for e, weights in plugin.gated.items():
                 params = dict(strategy.model.named_parameters())
-                anchors, basis = plugin.saved_params[e], plugin.memory.basis
+                anchors, basis = plugin.saved_params[e], plugin.store.basis
                 wanted = float(dwa_penalty(params, anchors, weights, 0.3, basis).detach())
             found.append((float((strategy.loss - before.loss).detach()), wanted))
 
@@ -137,7 +137,7 @@ def test_the_step_moves_every_direction_by_its_share(mode):
             before = seen.pop()
             params = {n: p.detach() for n, p in strategy.model.named_parameters()}
             for e, weights in plugin.gated.items():
-                for layer in plugin.memory.basis.values():
+                for layer in plugin.store.basis.values():
                     wanted = {n: before[n].clone() for n in layer.parameters}
                     away = {n: before[n] - plugin.saved_params[e][n] for n in layer.parameters}
                     far, shapes = layer.rotate(away), {n: p.shape for n, p in params.items()}

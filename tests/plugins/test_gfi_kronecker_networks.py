@@ -62,7 +62,7 @@ def test_tasks_share_the_trunk_and_not_the_heads_of_others(mode):
     assert all(name in dict(model.named_parameters()) for name in heads)
     shared = plugin.shared[1]
     assert shared["trunk.weight"] > 0 and shared[heads[0]] == shared[heads[1]] == 0
-    assert {*heads, "trunk.weight"} <= plugin.memory.basis.keys()
+    assert {*heads, "trunk.weight"} <= plugin.store.basis.keys()
 
 
 class Unfreezing(SupervisedPlugin):
@@ -88,7 +88,7 @@ def test_a_layer_that_is_unfrozen_during_an_experience_is_held(gate):
             away = {n: p.detach() - before[n] for n, p in model.named_parameters()}
             moved.append(bool(away["0.weight"].any()))
             held = plugin.gated[0]["0.weight"] > 1e-3
-            assert plugin.memory.basis["0.weight"].rotate(away)[held].abs().max() < 1e-4
+            assert plugin.store.basis["0.weight"].rotate(away)[held].abs().max() < 1e-4
 
     run.plugins.append(Watch())
     run.train(stream()[1])
@@ -104,7 +104,7 @@ def test_a_layer_that_is_frozen_for_an_experience_keeps_its_importance(mode):
     before = quadratic_of(plugin, "0.weight", model)
     model[0].requires_grad_(False)
     run.train(second)
-    assert "0.weight" in plugin.memory.basis
+    assert "0.weight" in plugin.store.basis
     after = quadratic_of(plugin, "0.weight", model)
     assert after == pytest.approx((plugin.decay_factor or 1) * before, rel=1e-4)
     model[0].requires_grad_(True)
@@ -114,11 +114,11 @@ def test_a_layer_that_is_frozen_for_an_experience_keeps_its_importance(mode):
 
 def quadratic_of(plugin, name, model):
     """The sum's quadratic of one layer, a fixed distance from its anchor."""
-    plugin.memory.hold(9, dict(model.named_parameters()), {}, torch.Generator())
+    plugin.store.hold(dict(model.named_parameters()), {}, torch.Generator())
     (weights,) = plugin.gated.values()
     generator = torch.Generator().manual_seed(3)
     away = {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
-    return float(quadratic({name: weights[name]}, plugin.memory.basis, away))
+    return float(quadratic({name: weights[name]}, plugin.store.basis, away))
 
 
 def images():
@@ -179,13 +179,13 @@ def test_an_iteration_costs_the_same_however_many_experiences_there_were(penalty
 
     class Cost(SupervisedPlugin):
         def after_update(self, strategy, *args, **kwargs):
-            pull = plugin.memory.pull
+            held = plugin.store.quadratic
             with Counted() as counted:
                 plugin.before_backward(strategy)
                 plugin.after_update(strategy)
             counts.append(counted.count)
-            layers = [t for layer in pull.basis.values() for t in (layer.left, layer.right)]
-            parts = [*pull.importance.values(), *pull.anchors.values(), *layers]
+            layers = [t for layer in held.basis.values() for t in (layer.left, layer.right)]
+            parts = [*held.importance.values(), *held.anchors.values(), *layers]
             sizes.append(sum(part.numel() for part in parts))
 
     train(network(2), [plugin, Cost()], stream(6, disjoint=False), epochs=1, batch=20)

@@ -12,12 +12,12 @@ from vector_streams import stream
 
 from avalanche_cetl import GFI, GFIPlugin, GFISettings
 from avalanche_cetl.allocation.measure import Measurement
-from avalanche_cetl.allocation.readout import Readout
+from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 
 NATURAL = {"fisher": "logits", "normalize": False}
 
 
-class Watched(Readout):
+class Watched(OutputLikelihood):
     """Keeps the vectors that were drawn last."""
 
     def draw(self, *arguments):
@@ -27,7 +27,7 @@ class Watched(Readout):
 
 def watched(**arguments):
     plugin = GFIPlugin(0.1, **{**NATURAL, "threshold": 0, "probability": 1, **arguments})
-    plugin.readout = Watched(plugin.likelihood, plugin.output)
+    plugin.measurer.likelihood = Watched(plugin.likelihood, plugin.output)
     return plugin
 
 
@@ -55,7 +55,7 @@ def test_importances_are_mean_squares_of_the_gradients_of_projected_logits():
     keep = Keep(plugin)
     train(model, [plugin, keep], experiences)
     x, _ = rows_of(experiences[2])
-    u = plugin.readout.drawn
+    u = plugin.measurer.likelihood.drawn
     torch.testing.assert_close(u.sum(1), torch.zeros(20), rtol=0, atol=1e-6)
     torch.testing.assert_close(u.square().sum(1), torch.full((20,), 5 / 6))  # r / K
     found = gradients(model, (model.eval()(x) * u).sum(1))
@@ -68,7 +68,7 @@ def test_importances_in_a_basis_are_those_of_the_rotated_gradients():
     plugin, experiences, model = watched(basis="kronecker"), stream(1), network()
     train(model, [plugin], experiences)
     x, _ = rows_of(experiences[0])
-    found = gradients(model, (model.eval()(x) * plugin.readout.drawn).sum(1))
+    found = gradients(model, (model.eval()(x) * plugin.measurer.likelihood.drawn).sum(1))
     for name, layer in plugin.bases[0].items():
         ((left, right),) = sides(layer)
         squares = []
@@ -89,10 +89,13 @@ def test_labels_are_not_read(fisher):
         def turn(out, y, turned=turned):
             return nn.functional.cross_entropy(out, 1 - y if turned else y) * 0
 
-        known = plugin.readout.known
-        plugin.readout.known = lambda m, x, y, *rest, known=known, turned=turned: known(
-            m, x, 1 - y if turned else y, *rest
-        )
+        read = plugin.measurer.sample
+
+        def turned_labels(rows, read=read, turned=turned):
+            sample = read(rows)
+            return sample._replace(labels=1 - sample.labels) if turned else sample
+
+        plugin.measurer.sample = turned_labels
         run = train(network(2), [plugin], experiences[:0])
         run._criterion = turn
         for experience in experiences:
@@ -166,7 +169,7 @@ def test_an_old_task_has_no_part_in_units_that_the_head_has_grown_by(masking, mo
     train(model, [plugin], experiences)
     assert measured == [(2, 4, (20,)), (4, 6, (20,))]
     x, _ = rows_of(experiences[2])
-    u = plugin.readout.drawn
+    u = plugin.measurer.likelihood.drawn
     torch.testing.assert_close(u.square().sum(1), torch.full((20,), 5 / 6))
     found = gradients(model, (model.eval()(x) * u).sum(1))
     assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
@@ -179,7 +182,7 @@ def test_units_that_are_masked_are_no_outputs():
     model.head = IncrementalClassifier(5, 10)  # ten units, of which four will be seen
     train(model, [plugin], experiences)
     x, _ = rows_of(experiences[1])
-    u = plugin.readout.drawn
+    u = plugin.measurer.likelihood.drawn
     assert (model.eval()(x)[:, 4:] == -1000).all() and not u[:, 4:].any()
     torch.testing.assert_close(u.square().sum(1), torch.full((20,), 3 / 4))
     found = gradients(model, (model(x) * u).sum(1))
@@ -204,7 +207,7 @@ def test_every_image_counts_the_outputs_of_its_own_head(basis, gate):
     torch.manual_seed(0)
     plugin, experiences, model = watched(basis=basis, **gate), stream(by_task=True), Heads()
     train(model, [plugin], experiences)
-    vectors = plugin.readout.drawn
+    vectors = plugin.measurer.likelihood.drawn
     assert vectors.shape[1] == 6 and vectors.all()  # the head of task 2
     if basis == "diagonal":
         x, _ = rows_of(experiences[2])
@@ -215,7 +218,7 @@ def test_every_image_counts_the_outputs_of_its_own_head(basis, gate):
     x, _ = rows_of(first)
     tasks = torch.zeros(20, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
-    own = Readout().draw(model, x, tasks, generator, "logits")
+    own = OutputLikelihood().draw(model, x, tasks, generator, "logits")
     # Avalanche fills the first head up to six: two outputs, one direction, of length 1 / 2.
     torch.testing.assert_close(own[:, :2].abs(), torch.full((20, 2), 0.5))
     assert not own[:, 2:].any()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from avalanche_cetl import GFIPlugin
-from avalanche_cetl.allocation.readout import Readout
+from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 
 ROWS = 12
 
@@ -216,16 +216,16 @@ def test_labels_drawn_for_images_stay_with_them_when_the_data_set_is_replaced(mo
 
     measured = []
 
-    class Watched(Readout):
-        def known(self, model, images, *args):
-            measured.append(images.clone())
-            return super().known(model, images, *args)
+    class Watched(OutputLikelihood):
+        def targets(self, model, sample, *args):
+            measured.append(sample.images.clone())
+            return super().targets(model, sample, *args)
 
     experiences = stream([[0] * ROWS] * 2)
     plugin = GFIPlugin(1.0)
-    plugin.readout = Watched()
+    plugin.measurer.likelihood = Watched()
     train(network(), plugin, experiences, Replace())
-    (images,) = measured
+    _, images, _ = measured  # at the end of either experience, and for the gate between
     assert torch.equal(images, rows_of(experiences[1])[0])
 
 

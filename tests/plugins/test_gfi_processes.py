@@ -46,8 +46,10 @@ def test_gfi_plugin_in_two_processes_holds_what_it_holds_in_one(two_processes, b
                   torch.tensor([strategy.adapted_dataset[i][1]]), torch.zeros(1, dtype=int))
                  for i in range(4)],
             )
-            sample = plugin._sample
-            plugin._sample = lambda *a: (lambda r: (r[0].double(), *r[1:]))(sample(*a))
+            sample, check = plugin.measurer.sample, plugin.measurer.check
+            double = lambda s: s._replace(images=s.images.double())
+            plugin.measurer.sample = lambda rows: double(sample(rows))
+            plugin.measurer.check = lambda network, s: check(network, double(s))
             gated = []
             before = plugin.before_backward
             plugin.before_backward = lambda s, **kw: (gated.append(plugin.gated), before(s, **kw))

@@ -105,8 +105,11 @@ def test_infinite_strength_keeps_important_weights_and_frees_the_others():
 
 def test_a_diverging_penalty_in_the_loss_is_an_error_with_the_remedy():
     run = naive(network(), GFIPlugin(1e6, penalty="loss"))
-    with pytest.raises(NonFiniteLossError, match=r"dwa_lambda=1000000\.0.*penalty='proximal'"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"dwa_lambda=1000000\.0.*penalty='proximal'"
+    ) as raised:
         train(run, stream(3, disjoint=False))
+    assert "experience 1" in raised.value.__notes__[0]
 
 
 def test_weights_that_are_not_finite_are_never_measured_in_silence():

@@ -199,8 +199,8 @@ def test_half_precision_networks_have_importances_and_anchors_of_single_precisio
 
     class Watch(SupervisedPlugin):
         def after_training_epoch(self, strategy, **kwargs):
-            pull = plugin.memory.pull
-            kinds.update(t.dtype for t in (*pull.importance.values(), *pull.anchors.values()))
+            held = plugin.store.quadratic
+            kinds.update(t.dtype for t in (*held.importance.values(), *held.anchors.values()))
 
     s = naive(model, plugin, Watch())
     first, second = stream()

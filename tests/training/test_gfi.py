@@ -111,7 +111,7 @@ def test_every_argument_of_the_plugin_is_one_of_the_strategy():
     ).plugins[0]
     assert plugin.settings == GFISettings(**GIVEN)
     assert (plugin.mode, plugin.decay_factor, plugin.penalty) == ("online", 0.5, "loss")
-    assert plugin.keep_importance_data and plugin.readout.output == 0
+    assert plugin.keep_importance_data and plugin.output == 0
     assert strategy_of(gfi=GIVEN).plugins[0].settings == GFISettings(**GIVEN)
 
 
@@ -120,7 +120,7 @@ def test_what_is_not_given_is_as_the_plugin_has_it():
     assert plugin.settings == wanted.settings
     for name in ("dwa_lambda", "mode", "decay_factor", "keep_importance_data", "penalty"):
         assert getattr(plugin, name) == getattr(wanted, name)
-    assert plugin.readout.likelihood == "categorical"
+    assert plugin.likelihood == "categorical"
     mixed = strategy_of(basis="kronecker", gfi={"samples": 7}).plugins[0]
     assert mixed.settings == GFISettings(basis="kronecker", samples=7)
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier
-from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.allocation.sample import TaskSample
 from avalanche_cetl.common.inputs import own_copy
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.picks import Output, check_output, pick
@@ -27,14 +26,13 @@ from avalanche_cetl.information.outputs import (
     projected_outputs,
     sample_output_vectors,
 )
+from avalanche_cetl.models.targets import reads_task_labels
 
-#: Avalanche's classifiers that write a constant for units whose class they have not seen.
-_MASKS = (IncrementalClassifier, MultiHeadClassifier)
 #: Images that a network reads at once when targets are drawn.
 DRAWN_AT_ONCE = 256
 
 
-class Readout:
+class OutputLikelihood:
     """The tensor that a likelihood reads out of a network's output, and its likelihood.
 
     Networks with heads by task (Avalanche's ``MultiTaskModule``) read each image through the head
@@ -97,20 +95,26 @@ class Readout:
         assert drawn is not None
         return drawn
 
-    def known(
+    def targets(
         self,
         model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        tasks: Tensor,
+        sample: TaskSample,
         generator: torch.Generator,
+        fisher: str = "sampled",
     ) -> Tensor:
         """Return the data's labels, unknown ones (below 0) drawn from the network.
 
-        Targets of a Gaussian are all known.
+        Targets of a Gaussian are all known, or none of them.
 
+        :param model: the network.
+        :param sample: the images, and their labels where they are known.
+        :param generator: of the draws.
+        :param fisher: ``"logits"`` reads no labels: vectors are drawn.
         :raises ValueError: for labels that the likelihood does not know.
         """
+        images, labels, tasks = sample
+        if labels is None or fisher == "logits":
+            return self.draw(model, images, tasks, generator, fisher)
         check_targets(self._filled(labels), self.likelihood)
         if self.likelihood == "gaussian" or bool((labels >= 0).all()):
             return labels
@@ -127,7 +131,7 @@ class Readout:
         self,
         model: nn.Module,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         tasks: Tensor,
         fisher: str = "sampled",
     ) -> None:
@@ -135,12 +139,13 @@ class Readout:
 
         :param model: the network.
         :param images: one or two of the experience, ``(N, ...)``.
-        :param labels: of these images, ``(N, ...)``; negative class indices are unknown.
+        :param labels: of these images, ``(N, ...)``; negative class indices are unknown. None: the
+            network alone is checked.
         :param tasks: task label of each image, ``(N,)``.
         :param fisher: ``"logits"`` reads no labels, and none are checked.
         """
-        known = self._filled(labels)
-        if fisher != "logits":
+        known = None if labels is None or fisher == "logits" else self._filled(labels)
+        if known is not None:
             check_targets(known, self.likelihood)
         with torch.no_grad(), evaluation_mode(model):
             for task, rows in _by_task(model, tasks):
@@ -155,17 +160,19 @@ class Readout:
                     ) from problem
                 outputs = check_outputs(found, self.likelihood)
                 try:
-                    if fisher == "logits":
+                    if known is None:
                         values = projected_outputs(outputs, torch.ones_like(outputs))
                     else:
                         values = self.nll(outputs, known[rows])
                 except (RuntimeError, IndexError) as problem:
+                    what = "themselves"
+                    if labels is not None:
+                        what = f"labels of shape {tuple(labels.shape)} and type {labels.dtype}"
                     raise ValueError(
                         f"likelihood={self.likelihood!r} cannot compare outputs of shape "
-                        f"{tuple(outputs.shape)} with labels of shape {tuple(labels.shape)} and "
-                        f"type {labels.dtype}: {problem}. Give likelihood='bernoulli' for labels "
-                        "of yes and no, 'gaussian' for real values, or output= to pick the "
-                        "tensor that goes with the labels."
+                        f"{tuple(outputs.shape)} with {what}: {problem}. Give "
+                        "likelihood='bernoulli' for labels of yes and no, 'gaussian' for real "
+                        "values, or output= to pick the tensor that goes with the labels."
                     ) from problem
                 if values.shape != (len(outputs),) or len(outputs) != len(images[rows]):
                     raise ValueError(
@@ -175,7 +182,7 @@ class Readout:
 
     def view(self, model: nn.Module, *tasks: Tensor) -> View:
         """Return the network as a measurement calls it, with the heads that these tasks need."""
-        if not is_multi_task_module(model):
+        if not reads_task_labels(model):
             return View(self, model, ())
         needed = torch.cat([t.reshape(-1) for t in tasks]).unique().tolist()
         return View(self, _Heads(model, needed), tuple(needed))
@@ -188,8 +195,8 @@ class View:
     :ivar heads: the tasks whose heads it gives; empty for a network without heads by task.
     """
 
-    def __init__(self, readout: Readout, module: nn.Module, heads: tuple[int, ...]):
-        self.readout, self.module, self.heads = readout, module, heads
+    def __init__(self, likelihood: OutputLikelihood, module: nn.Module, heads: tuple[int, ...]):
+        self.likelihood, self.module, self.heads = likelihood, module, heads
         self._prefix = "model." if heads else ""
 
     def rename(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -218,7 +225,7 @@ class View:
         :param tasks: of all images, ``(N,)``; not read without heads by task.
         :param fisher: ``"logits"`` projects the outputs; else it is the negative log likelihood.
         """
-        pick, nll = self.readout.pick, self.readout.nll
+        pick, nll = self.likelihood.pick, self.likelihood.nll
         if fisher == "logits":
             nll = projected
 
@@ -243,9 +250,12 @@ def _of_head(model: nn.Module, outputs: Tensor) -> Tensor:
     Avalanche's classifiers write a constant in the place of units whose class they have not seen,
     and its networks with heads by task fill every head up with zeros to the widest one.
     """
-    masks = [m for m in model.modules() if isinstance(m, _MASKS) and m.masking]
-    fill = [m.mask_value for m in masks]
-    fill += [0] if is_multi_task_module(model) else []
+    fill: list[Any] = [
+        m.mask_value
+        for m in model.modules()
+        if getattr(m, "masking", False) and hasattr(m, "mask_value")
+    ]
+    fill += [0] if reads_task_labels(model) else []
     if not fill or outputs.dim() != 2:
         return outputs
     none = torch.stack([outputs.eq(value).all(0) for value in set(fill)]).any(0)
@@ -315,14 +325,15 @@ class _Heads(nn.Module):
 
 def _through(model: nn.Module, images: Tensor, task: int) -> Any:
     """The network's output, where it has heads by task through that one."""
-    labels = torch.full((len(images),), task, device=images.device)
-    return avalanche_forward(model, own_copy(images), labels)
+    if not reads_task_labels(model):
+        return model(own_copy(images))
+    return model(own_copy(images), torch.full((len(images),), task, device=images.device))
 
 
 def _by_task(model: nn.Module, tasks: Tensor) -> Iterator[tuple[int, Any]]:
     """Every task among the rows with its rows; all at once without heads by task."""
     found = tasks.unique().tolist()
-    if len(found) == 1 or not is_multi_task_module(model):
+    if len(found) == 1 or not reads_task_labels(model):
         yield found[0], slice(None)
         return
     for task in found:

@@ -13,7 +13,7 @@ from naive_bases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_cetl.allocation.directions import COPIES, NARROW, ROOM, DirectionSum
+from avalanche_cetl.allocation.merged_basis import COPIES, NARROW, ROOM, MergedBasis
 from avalanche_cetl.information.gradients.rotation import KroneckerBasis
 
 #: By name: shape of the weight, and what its basis is made with.
@@ -43,7 +43,7 @@ def experience(name, seed, rank=99):
 
 
 def summed(experiences, shapes, rank=9, decay=1.0):
-    found = DirectionSum(rank)
+    found = MergedBasis(rank)
     for importance, basis in experiences:
         found.add(importance, basis, shapes, decay)
     return found
@@ -117,7 +117,7 @@ def test_the_directions_kept_are_those_of_most_importance():
 @pytest.mark.parametrize("rank", [1, 2])
 def test_no_more_directions_are_kept_than_there_is_room_for(rank):
     shapes = {"w": torch.Size([11, 12]), "b": torch.Size([11])}
-    found = DirectionSum(rank)
+    found = MergedBasis(rank)
     for seed in range(ROOM + 2):
         layer = drawn_layer(seed, shapes["w"], rank)
         found.add(
@@ -130,7 +130,7 @@ def test_no_more_directions_are_kept_than_there_is_room_for(rank):
 
 @pytest.mark.parametrize(("size", "kept"), [(2 * NARROW, 2 * NARROW), (2 * NARROW + 1, 2)])
 def test_a_narrow_side_is_kept_whole_where_it_is_small(size, kept):
-    shapes, found = {"w": torch.Size((size, 20))}, DirectionSum(2)
+    shapes, found = {"w": torch.Size((size, 20))}, MergedBasis(2)
     for seed in range(ROOM):
         layer = drawn_layer(seed, shapes["w"], 2)
         values = drawn_values(seed, layer.shape, False)
@@ -140,7 +140,7 @@ def test_a_narrow_side_is_kept_whole_where_it_is_small(size, kept):
 
 @pytest.mark.parametrize(("shape", "wide"), [((2, 40), 1), ((40, 1), 0)])
 def test_the_wider_side_of_a_layer_has_room_for_some_copies_of_it(shape, wide):
-    shapes, found = {"w": torch.Size(shape)}, DirectionSum(2)
+    shapes, found = {"w": torch.Size(shape)}, MergedBasis(2)
     for seed in range(ROOM + 2):
         layer = drawn_layer(seed, shapes["w"], 2)
         values = drawn_values(seed, layer.shape, False)
@@ -161,7 +161,7 @@ def test_what_is_held_fades_when_an_experience_comes(decay):
 def test_parameters_without_a_basis_add_up_and_those_not_measured_stay():
     shapes = {"norm": torch.Size([3]), "scale": torch.Size([2])}
     norms = [drawn_values(seed, (3,)) for seed in range(3)]
-    found = DirectionSum(2)
+    found = MergedBasis(2)
     found.add({"norm": norms[0], "scale": torch.ones(2)}, KroneckerBasis({}), shapes)
     for norm in norms[1:]:
         found.add({"norm": norm}, KroneckerBasis({}), shapes)

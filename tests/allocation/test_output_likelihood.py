@@ -5,7 +5,8 @@ import torch
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import nn
 
-from avalanche_cetl.allocation.readout import Readout
+from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
+from avalanche_cetl.allocation.sample import TaskSample
 
 
 def network(outputs=2):
@@ -13,18 +14,18 @@ def network(outputs=2):
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, outputs))
 
 
-@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
-def test_unknown_labels_are_drawn_and_known_ones_stay(likelihood):
-    model = network(2 if likelihood == "categorical" else 1)
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+def test_unknown_labels_are_drawn_and_known_ones_stay(name):
+    model = network(2 if name == "categorical" else 1)
     labels = torch.tensor([0, -1, 1, -1] * 50)
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
-    readout, generator = Readout(likelihood), torch.Generator().manual_seed(0)
-    found = readout.known(model, x, labels, torch.zeros(200), generator)
+    likelihood, generator = OutputLikelihood(name), torch.Generator().manual_seed(0)
+    found = likelihood.targets(model, TaskSample(x, labels, torch.zeros(200)), generator)
     assert torch.equal(found[labels >= 0], labels[labels >= 0].to(found))
     assert set(found[labels < 0].tolist()) == {0, 1}
     with pytest.raises(ValueError, match=r"targets\[1\] is nan"):
         nan = torch.tensor([0.0, float("nan")])
-        readout.known(model, x[:2], nan, torch.zeros(2), generator)
+        likelihood.targets(model, TaskSample(x[:2], nan, torch.zeros(2)), generator)
 
 
 def test_a_network_that_writes_into_its_input_leaves_the_images():
@@ -38,7 +39,7 @@ def test_a_network_that_writes_into_its_input_leaves_the_images():
 
     x = torch.randn(4, 6)
     before = x.clone()
-    Readout().draw(Writes(), x, torch.zeros(4), torch.Generator())
+    OutputLikelihood().draw(Writes(), x, torch.zeros(4), torch.Generator())
     assert torch.equal(x, before)
 
 
@@ -64,7 +65,9 @@ def test_targets_are_drawn_from_each_images_own_head():
         for task, sign in (("0", 50.0), ("1", -50.0)):
             model.classifier.classifiers[task].classifier.bias.copy_(torch.tensor([sign, -sign]))
     tasks = torch.tensor([0, 1, 1, 0, 1])
-    drawn = Readout().draw(model, torch.zeros(5, 6), tasks, torch.Generator().manual_seed(0))
+    drawn = OutputLikelihood().draw(
+        model, torch.zeros(5, 6), tasks, torch.Generator().manual_seed(0)
+    )
     assert torch.equal(drawn, tasks)
 
 
@@ -82,7 +85,7 @@ def test_targets_are_drawn_for_few_images_at_once():
 
     tasks = torch.zeros(600, dtype=torch.long)
     generator = torch.Generator().manual_seed(3)
-    drawn = Readout().draw(Watching(), torch.rand(600, 1, 8, 8), tasks, generator)
+    drawn = OutputLikelihood().draw(Watching(), torch.rand(600, 1, 8, 8), tasks, generator)
     assert max(largest) == 256 and drawn.shape == (600,)
 
 
@@ -97,7 +100,7 @@ def test_vectors_are_those_of_each_images_own_head(masking):
         )
     tasks = torch.tensor([0, 1, 1, 0, 1])
     x, generator = torch.randn(5, 6), torch.Generator().manual_seed(0)
-    drawn = Readout().draw(model, x, tasks, generator, "logits")
+    drawn = OutputLikelihood().draw(model, x, tasks, generator, "logits")
     own = torch.full((5, 5), masking)
     own[:, 3:] = False
     own[tasks == 0] = torch.tensor([False, False, True, True, True])
@@ -105,7 +108,7 @@ def test_vectors_are_those_of_each_images_own_head(masking):
     count = (drawn != 0).sum(1)
     torch.testing.assert_close(drawn.sum(1), torch.zeros(5), rtol=0, atol=1e-6)
     torch.testing.assert_close(drawn.square().sum(1), (count - 1) / count)
-    loss, targets = Readout().view(model, tasks).task(drawn, tasks, "logits")
+    loss, targets = OutputLikelihood().view(model, tasks).task(drawn, tasks, "logits")
     found = loss(tuple(model(x, torch.full((5,), task)) for task in (0, 1)), targets)
     torch.testing.assert_close(found, (model(x, tasks) * drawn).sum(1))
 
@@ -118,8 +121,8 @@ def test_vectors_of_heads_that_are_not_filled_up_have_the_width_of_the_widest():
     tasks = torch.tensor([2, 0, 1, 0])
     x, generator = torch.randn(4, 6), torch.Generator().manual_seed(0)
     model = Ragged()
-    drawn = Readout("gaussian").draw(model, x, tasks, generator, "logits")
+    drawn = OutputLikelihood("gaussian").draw(model, x, tasks, generator, "logits")
     assert (drawn != 0).sum(1).tolist() == [4, 2, 3, 2]
-    loss, targets = Readout("gaussian").view(model, tasks).task(drawn, tasks, "logits")
+    loss, targets = OutputLikelihood("gaussian").view(model, tasks).task(drawn, tasks, "logits")
     found = loss(tuple(x[:, :k] for k in (2, 3, 4)), targets)
     torch.testing.assert_close(found, (x[:, :4] * drawn).sum(1))

@@ -44,7 +44,7 @@ ROOM, COPIES = 6, 4
 _ROUNDING = 1e-7
 
 
-class DirectionSum:
+class MergedBasis:
     """The sum of importances, in one basis of limited rank.
 
     :param rank: most directions of one experience on either side of a layer. The sum keeps the

@@ -1,0 +1,400 @@
+"""WeightPenalty: hold what old tasks need of a network's weights, in any training loop of torch.
+
+How it is measured is in :mod:`~avalanche_cetl.allocation.task_measurer`, what is kept in
+:mod:`~avalanche_cetl.allocation.store`, the two forms of the penalty in
+:mod:`~avalanche_cetl.allocation.proximal`, and which parameters are held in
+:mod:`~avalanche_cetl.allocation.parameters`.
+
+Without the gate (``threshold=0, probability=1``) this is EWC with an exact Fisher information:
+Avalanche's EWCPlugin squares gradients of mini-batch means instead, and has no factor 1/2 in its
+penalty. With ``basis="kronecker"`` all holds direction by direction, in the eigenbasis of each
+layer's Kronecker factors. In both bases an iteration costs the same however many tasks there were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from operator import attrgetter
+from typing import Any, SupportsFloat, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
+from avalanche_cetl.allocation.parameters import check_held, named_parameters, trainable, unwrapped
+from avalanche_cetl.allocation.proximal import check_optimizer
+from avalanche_cetl.allocation.sample import Rows, rows_of
+from avalanche_cetl.allocation.settings import (
+    Basis,
+    GFISettings,
+    Mode,
+    Penalty,
+    check_choice,
+    check_mode,
+)
+from avalanche_cetl.allocation.store import (
+    DiagonalStore,
+    ImportanceStore,
+    KroneckerStore,
+    state_of_0_2,
+)
+from avalanche_cetl.allocation.task_measurer import TaskMeasurer
+from avalanche_cetl.common.arguments import renamed
+from avalanche_cetl.common.errors import NonFiniteLossError
+from avalanche_cetl.common.picks import Output
+from avalanche_cetl.information.estimators import Estimator
+from avalanche_cetl.information.generalized import Quantile
+from avalanche_cetl.information.likelihood import LossName
+from avalanche_cetl.information.outputs import Likelihood
+
+Weights = dict[str, Tensor]
+
+
+class WeightPenalty:
+    """Hold what old tasks need of a network's weights, in any training loop (eqs. 9 to 11).
+
+    When a task ends, :meth:`remember` measures the Fisher information of the weights on its images.
+    In later tasks ``sum_e sum_i dwa_lambda / 2 I_ei (theta_i - theta*_ei)^2`` is paid, in one of
+    two forms: :meth:`loss` is its value, to be added to the loss, and :meth:`step` its proximal
+    step, after the optimiser's. A loop calls both: the one that is not ``penalty`` does nothing. No
+    old data is kept. A pretrained network is remembered before the first task, on any images on
+    which its knowledge should hold. With a gate (``threshold``, ``probability``) only what the old
+    tasks and the new one both need is held: :meth:`gate` compares them when a task begins.
+
+    In Avalanche it is :class:`~avalanche_cetl.plugins.GFIPlugin`.
+
+    >>> model = nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> penalty = WeightPenalty(1.0, basis="kronecker")
+    >>> for x, y in [(torch.rand(8, 2), torch.arange(8) % 2) for task in range(2)]:
+    ...     loss = nn.functional.cross_entropy(model(x), y) + penalty.loss(model)
+    ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
+    ...     penalty.step(model, optimizer)
+    ...     penalty.remember(model, x)
+    >>> sorted(penalty.bases)
+    [1]
+
+    :param dwa_lambda: strength of the penalty, lambda of eq. 11, >= 0. With ``normalize`` it
+        counts against importances of mean 1.
+    :param mode: ``"separate"``: one importance and anchor per old task; ``"online"``: one for all,
+        old ones fading by ``decay_factor``.
+    :param decay_factor: for ``"online"`` alone, and needed there.
+    :param keep_importance_data: keep past importances and anchors where training reads them no
+        longer: in ``"online"`` mode, and in the Kronecker basis.
+    :param penalty: ``"proximal"``: a step of its own after the optimiser's, which needs learning
+        rates in the optimiser's groups, and counts their momentum; ``"loss"``: the sum above, added
+        to the loss as printed, with a check that it is finite.
+    :param basis: in which importance is measured and held: ``"diagonal"``, weight by weight, or
+        ``"kronecker"``, in the eigenbasis of each layer's Kronecker factors. There weights that
+        act together are held together, and much less is forgotten.
+    :param rank: directions that one task keeps on either side of a layer, >= 1, with
+        ``basis="kronecker"`` alone; all together keep up to six times as many.
+    :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``. Default: 0.5 in the diagonal
+        basis; 0 in the Kronecker basis, where a gate costs more than it gains.
+    :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis; 1 in the
+        Kronecker basis. With u = 0 and p = 1 there is no gate.
+    :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
+    :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
+        ``"empirical"``, the data's, as EWC does. ``"logits"`` reads no labels: it is the importance
+        of the outputs (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn
+        anew for either task of a gate; each image counts the outputs of its own head. With
+        ``normalize=False`` the penalty on one weight or direction is ``dwa_lambda / 2`` times the
+        mean squared change of the outputs that it makes on old images, to first order.
+    :param likelihood: what the network's output is: ``"categorical"``: class logits ``(N, K)``;
+        ``"bernoulli"``: one logit or several, each of yes or no, as binary cross entropy reads
+        them; ``"gaussian"``: real values, as a squared error reads them.
+    :param output: picks the tensor of logits out of the network's output: an index, a key or a
+        callable. Default: the output is the tensor.
+    :param samples: images that each measurement reads, drawn from those of the task (all of a
+        smaller one), >= 2.
+    :param normalize: rescale each importance to mean 1 over its non-zero entries.
+    :param seed: of the drawn images, labels and gates. The draws are the object's own and the
+        same in every process of a distributed run (torch.distributed, gloo or nccl), which all
+        give the same images; each then measures its share of them, and the sums over samples are
+        all-reduced.
+    :ivar importances: per task, by its number, Fisher information by parameter name; in the
+        Kronecker basis that of directions. Tensors of single tasks are on the CPU.
+    :ivar saved_params: per task, the weights theta* it was measured at.
+    :ivar bases: per task, the Kronecker basis of its importance.
+    :ivar gated: per old task, GFI as the current task holds it; in the Kronecker basis, and in
+        ``"online"`` mode, all are one, under the number of the last.
+    :ivar shared: per old task, by parameter the share in [0, 1] of weights with RF >= u.
+    :raises ValueError: for arguments out of range; later, when there are no images, when the
+        network has lost a parameter that is held, when the likelihood cannot read the network's
+        output or the labels, when a parameter group has no learning rate, or maximises with a
+        penalty in the loss; and :class:`NonFiniteLossError` when a penalty in the loss or a
+        measured importance is not finite.
+    """
+
+    @renamed(ewc_lambda="dwa_lambda")
+    def __init__(
+        self,
+        dwa_lambda: float,
+        mode: Mode = "separate",
+        decay_factor: float | None = None,
+        keep_importance_data: bool = False,
+        *,
+        penalty: Penalty = "proximal",
+        basis: Basis = "diagonal",
+        rank: int = 64,
+        threshold: float | Quantile | None = None,
+        probability: float | None = None,
+        estimator: Estimator = "gaussian",
+        fisher: LossName = "sampled",
+        likelihood: Likelihood = "categorical",
+        output: Output | None = None,
+        samples: int = 256,
+        normalize: bool = True,
+        seed: int = 0,
+    ):
+        check_choice("penalty", penalty, get_args(Penalty))
+        check_mode(mode, decay_factor)
+        self._penalty = penalty
+        self.dwa_lambda = dwa_lambda
+        gate: dict[str, Any] = {"threshold": threshold, "probability": probability}
+        self.settings = GFISettings(
+            **{name: value for name, value in gate.items() if value is not None},
+            estimator=estimator,
+            fisher=fisher,
+            samples=samples,
+            basis=basis,
+            rank=rank,
+            normalize=normalize,
+            seed=seed,
+        )
+        # The old tasks' own importances, which one sum makes unnecessary in a basis.
+        keep = keep_importance_data or (mode == "separate" and basis == "diagonal")
+        kind = KroneckerStore if basis == "kronecker" else DiagonalStore
+        self.store: ImportanceStore = kind(self.settings, decay_factor, keep)
+        self.measurer = TaskMeasurer(OutputLikelihood(likelihood, output), self.settings)
+        self._loaded = False
+
+    # Other things were made by these arguments: they can be read, and not assigned.
+    decay_factor = property(attrgetter("store.decay"))
+    mode = property(lambda self: "separate" if self.decay_factor is None else "online")
+    keep_importance_data = property(attrgetter("store.keep"))
+    penalty = property(attrgetter("_penalty"))
+    basis = property(attrgetter("settings.basis"))
+    rank = property(attrgetter("settings.rank"))
+    threshold = property(attrgetter("settings.threshold"))
+    probability = property(attrgetter("settings.probability"))
+    estimator = property(attrgetter("settings.estimator"))
+    fisher = property(attrgetter("settings.fisher"))
+    likelihood = property(attrgetter("measurer.likelihood.likelihood"))
+    output = property(attrgetter("measurer.likelihood.output"))
+    samples = property(attrgetter("settings.samples"))
+    normalize = property(attrgetter("settings.normalize"))
+    seed = property(attrgetter("settings.seed"))
+    importances = property(attrgetter("store.importances"))
+    saved_params = property(attrgetter("store.saved_params"))
+    bases = property(attrgetter("store.bases"))
+    gated = property(attrgetter("store.gated"))
+    shared = property(attrgetter("store.shared"))
+
+    @property
+    def dwa_lambda(self) -> float:
+        """Return the strength of the penalty; one that is assigned counts from the next step."""
+        return self._dwa_lambda
+
+    @dwa_lambda.setter
+    def dwa_lambda(self, value: float) -> None:
+        if isinstance(value, str) or not isinstance(value, SupportsFloat):
+            raise TypeError(f"dwa_lambda={value!r} has to be one number.")
+        if not value >= 0 or (math.isinf(value) and self.penalty == "loss"):
+            raise ValueError(f"dwa_lambda={value} has to be >= 0, and finite with penalty='loss'.")
+        self._dwa_lambda = float(value)
+
+    # ------------------------------------------------------------------ in training
+
+    def acts(self, form: Penalty, model: nn.Module) -> bool:
+        """Return whether the penalty acts in this form now: the place that decides its form.
+
+        :param form: ``"loss"`` or ``"proximal"``.
+        :param model: the network; before the first iteration of a task the penalty is made for it.
+        :raises ValueError: when a task that needs a gate has begun without :meth:`gate`.
+        """
+        if self.dwa_lambda == 0 or not self.importances:
+            return False
+        if not self.store.holds:
+            if self.settings.gates and not self.measurer.drawn:
+                raise ValueError(
+                    f"threshold={self.threshold} and probability={self.probability} make a gate, "
+                    "which compares the old tasks with the one that begins: call gate(model, "
+                    "images, labels) with images of the new task before its first iteration, or "
+                    "give threshold=0, probability=1 for no gate."
+                )
+            self.hold(model)
+        elif self._loaded:  # a state that may be of another device
+            self.store.grow(self._held(model, self.store.names))
+        self._loaded = False
+        return form == self.penalty and bool(self.store.quadratic.importance)
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Return the penalty's value, to be added to the loss; 0 where its form is the step.
+
+        :param model: the network in training, wrapped or not.
+        :return: a scalar, differentiable in the network's parameters; on their device.
+        """
+        if not self.acts("loss", model):
+            return torch.zeros((), device=_device(model))
+        quadratic = self.store.quadratic
+        added = quadratic.penalty(self._held(model, quadratic.names), self.dwa_lambda)
+        if not torch.isfinite(added):
+            raise self._diverged("the penalty")
+        return added
+
+    def step(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Take the proximal step at the optimiser's step sizes, where that is the penalty's form.
+
+        :param model: the network in training, wrapped or not; its weights change in place.
+        :param optimizer: that has just made its step.
+        """
+        check_optimizer(optimizer, self.penalty, type(self).__name__)
+        if self.acts("proximal", model):
+            quadratic = self.store.quadratic
+            quadratic.step(self._held(model, quadratic.names), optimizer, self.dwa_lambda)
+
+    # ------------------------------------------------------------------ between tasks
+
+    def remember(
+        self,
+        model: nn.Module,
+        images: Tensor | Dataset[Any] | Rows,
+        labels: Tensor | None = None,
+        tasks: Tensor | None = None,
+        *,
+        number: int | None = None,
+    ) -> None:
+        """Measure what the weights as they are do on some images, and hold it from now on.
+
+        When a task has ended, on its images; before the first task, where a network is pretrained,
+        on images on which it should stay as it is.
+
+        :param model: the network, wrapped or not; it is read in evaluation mode and stays as it is.
+        :param images: ``(N, ...)``, or a data set of images or of tuples ``(image, label, ...)``,
+            without training augmentation; ``samples`` of them are drawn.
+        :param labels: ``(N, ...)``; -1 where a class is unknown. Read by ``fisher="empirical"``
+            alone; a data set has its own.
+        :param tasks: task labels, ``(N,)``, for a network with heads by task.
+        :param number: under which importances are kept; default: one more than the last.
+        """
+        rows = rows_of(images, labels, tasks, _device(model))
+        if number is None or number in self.importances:
+            number = self._next_number()
+        with unwrapped(model) as network:
+            params = trainable(network)
+            fisher, basis, heads = self.measurer.fisher(network, rows, params)
+        if not all(bool(value.isfinite().all()) for value in fisher.values()):
+            raise self._diverged("the Fisher information")
+        self.store.add(number, fisher, basis, params, heads)
+
+    def gate(
+        self,
+        model: nn.Module,
+        images: Tensor | Dataset[Any],
+        labels: Tensor | None = None,
+        tasks: Tensor | None = None,
+    ) -> None:
+        """Begin a task: of what old tasks need, hold what this one needs too (eq. 10).
+
+        It is asked on the new task's images, at the weights as they are, how much the two tasks'
+        Fisher values tell about each other: those of the old task (labels drawn from the network)
+        and those of the new one (its labels; unknown ones are drawn). Without a gate all is held,
+        and nothing has to be called.
+
+        Where a head grows between two tasks, call :meth:`draw` before it has grown, and
+        :meth:`hold` afterwards, in the place of this method.
+
+        :param model: see :meth:`remember`, as ``images``, ``labels`` and ``tasks``.
+        """
+        self.draw(model, images, labels, tasks)
+        self.hold(model)
+
+    def draw(
+        self,
+        model: nn.Module,
+        images: Tensor | Dataset[Any] | Rows,
+        labels: Tensor | None = None,
+        tasks: Tensor | None = None,
+    ) -> None:
+        """Draw the old tasks' labels for a new one's images, while the network is as it was.
+
+        The images are kept until the gate is drawn: the rows of a data set may be others by then.
+
+        :param model: see :meth:`remember`, as ``images``, ``labels`` and ``tasks``.
+        """
+        rows = rows_of(images, labels, tasks, _device(model))
+        with unwrapped(model) as network:
+            self.measurer.draw(network, rows, self.store.heads() if self.settings.gates else [])
+
+    def hold(self, model: nn.Module) -> None:
+        """Gate the importances by what was drawn, and hold them from the next iteration on.
+
+        :param model: see :meth:`remember`.
+        """
+        with unwrapped(model) as network:
+            # Those that are frozen now may be trained later in the task.
+            params = self._held(network, self.store.names)
+            self.store.grow(params)
+            relative = self.measurer.relative(network, params, self.store.basis)
+        self.store.hold(params, relative, self.measurer.generator)
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what tasks have left, and the state of the draws, as plain data and tensors.
+
+        What was drawn for a gate that is not yet held is no part of it.
+        """
+        generator = self.measurer.generator.get_state()
+        return {"basis": self.basis, "store": self.store.state_dict(), "generator": generator}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a copy of a state.
+
+        :param state: of an object with the same arguments.
+        :raises ValueError: for the state of another basis.
+        """
+        if "memory" in state:  # attribute by attribute, as version 0.2 kept it
+            state = state_of_0_2(state)
+        if state["basis"] != self.basis:
+            raise ValueError(
+                f"the state is of basis={state['basis']!r}, and this object has "
+                f"basis={self.basis!r}: make it with the arguments of the other."
+            )
+        self.store.load_state_dict(state["store"])
+        self.measurer.generator.set_state(state["generator"].cpu())
+        self.measurer.drawn = {}
+        self._loaded = True
+
+    # ------------------------------------------------------------------ pieces
+
+    def _next_number(self) -> int:
+        """Return the number of a task that has none of its own."""
+        return 1 + max(self.importances, default=-1)
+
+    def _held(self, model: nn.Module, names: Set[str]) -> Weights:
+        """Return the network's parameters of these names.
+
+        :raises ValueError: when it has one of them no more.
+        """
+        params = named_parameters(model)
+        check_held(names, params, type(self).__name__)
+        return {name: params[name] for name in params if name in names}
+
+    def _diverged(self, what: str) -> NonFiniteLossError:
+        cause = "lower the learning rate, or normalise the input"
+        if self.store.quadratic.importance and self.penalty == "loss":
+            cause = (
+                f"dwa_lambda={self.dwa_lambda} with penalty='loss' diverges where learning rate "
+                "times dwa_lambda times importance is more than 2: use penalty='proximal', lower "
+                "dwa_lambda or lower the learning rate"
+            )
+        return NonFiniteLossError(f"{what} became NaN or infinite; {cause}.")
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

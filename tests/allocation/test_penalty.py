@@ -1,0 +1,315 @@
+"""WeightPenalty in loops of one's own, without Avalanche."""
+
+import copy
+import math
+
+import pytest
+import torch
+from avalanche.training.supervised import Naive
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from avalanche_cetl import GFIPlugin, WeightPenalty, transfer_benchmark
+
+GATE = {"threshold": 0.5, "probability": 0.9}
+OPEN = {"threshold": 0.0, "probability": 1.0}
+
+
+def network(classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, classes))
+
+
+def tasks(count=2, rows=24):
+    """Images whose class is where they are bright; every task has another order of the pixels."""
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        y = torch.arange(rows) % 3
+        x = 0.3 * torch.randn(rows, 16, generator=generator)
+        x[torch.arange(rows), y] += 2.0
+        order = torch.randperm(16, generator=generator)
+        found.append((x[:, order].view(rows, 1, 4, 4), y))
+    return found
+
+
+def optimizer_of(model, kind="sgd"):
+    if kind == "adam":
+        return torch.optim.Adam(model.parameters(), 1e-2)
+    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+
+
+def learn(model, optimizer, penalty, images, labels, epochs=2, batch=6):
+    for _ in range(epochs):
+        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+            loss = F.cross_entropy(model(x), y) + penalty.loss(model)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            penalty.step(model, optimizer)
+
+
+def run(penalty, stream, kind="sgd", pretrained=None, model=None, **gated):
+    """Train on a stream of tasks; return the network."""
+    model = network() if model is None else model
+    optimizer = optimizer_of(model, kind)
+    if pretrained is not None:
+        penalty.remember(model, pretrained)
+    for images, labels in stream:
+        if penalty.settings.gates:
+            penalty.gate(model, images, labels)
+        learn(model, optimizer, penalty, images, labels, **gated)
+        penalty.remember(model, images, labels)
+    return model
+
+
+def same(model, other):
+    return all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+# ------------------------------------------------------------------ the plugin is the same
+
+
+ARGUMENTS = {
+    "diagonal": {},
+    "no gate": OPEN,
+    "online": {"mode": "online", "decay_factor": 0.5},
+    "kronecker": {"basis": "kronecker"},
+    "gated kronecker": {"basis": "kronecker", "mode": "online", "decay_factor": 0.5, **GATE},
+    "logits": {"basis": "kronecker", "fisher": "logits", "normalize": False, "samples": 8},
+    "empirical": {"fisher": "empirical", "samples": 8, "seed": 3},
+}
+
+
+@pytest.mark.parametrize("pretrained", [False, True], ids=["", "pretrained"])
+@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_plugin_and_a_loop_of_one_s_own_train_the_same_weights(name, penalty, pretrained):
+    stream = tasks(3)
+    pretrained = tasks(4)[3][0] if pretrained and name != "empirical" else None
+    own = WeightPenalty(2.0, penalty=penalty, **ARGUMENTS[name])
+    mine = run(own, stream, pretrained=pretrained)
+    plugin = GFIPlugin(2.0, penalty=penalty, **ARGUMENTS[name])
+    model = network()
+    if pretrained is not None:
+        plugin.remember(model, pretrained)
+    strategy = Naive(
+        model=model, optimizer=optimizer_of(model), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=6, train_epochs=2, plugins=[plugin], evaluator=None,
+    )  # fmt: skip
+    for experience in transfer_benchmark(stream, [stream[0]] * 3).train_stream:
+        strategy.train(experience, shuffle=False)
+    assert same(mine, model) and not same(mine, run(WeightPenalty(0.0, **OPEN), stream))
+    last = len(own.importances) - 1 if own.keep_importance_data else max(own.importances)
+    first = -1 if pretrained is not None else 0
+    assert max(plugin.importances) == 2 and last == 2 - first
+    if plugin.keep_importance_data:
+        assert list(plugin.importances) == list(range(first, 3))
+
+
+# ------------------------------------------------------------------ what it does
+
+
+def error(model, images, labels):
+    with torch.no_grad():
+        return float(F.cross_entropy(model(images), labels))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+def test_an_old_task_is_forgotten_less_than_without(basis, penalty, kind):
+    stream, found = tasks(2, rows=60), {}
+    for strength in (0.0, 2.0):
+        own = WeightPenalty(strength, basis=basis, penalty=penalty, **OPEN)
+        model = run(own, stream, kind, epochs=10)
+        found[strength] = error(model, *stream[0])
+    assert found[2.0] < 0.8 * found[0.0]
+
+
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+@pytest.mark.parametrize("mode", [{}, {"mode": "online", "decay_factor": 0.9}])
+def test_what_a_pretrained_network_knows_is_held_from_the_first_task_on(basis, mode):
+    known, new = tasks(2, rows=60)
+    pretrained = run(WeightPenalty(0.0, **OPEN), [known], epochs=10)
+    found = {}
+    for strength in (0.0, 20.0):
+        own = WeightPenalty(strength, basis=basis, **mode, **OPEN)
+        model = run(own, [new], pretrained=known[0], model=copy.deepcopy(pretrained), epochs=10)
+        found[strength] = error(model, *known)
+        assert sorted(own.shared) == [] and max(own.importances) == 1
+    assert found[20.0] < 0.5 * found[0.0]
+
+
+def test_the_loss_is_the_quadratic_and_the_step_does_nothing():
+    (images, _), _ = tasks()
+    own, model = WeightPenalty(3.0, penalty="loss", normalize=False, **OPEN), network()
+    assert float(own.loss(model)) == 0
+    own.remember(model, images)
+    optimizer = optimizer_of(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1
+    before = copy.deepcopy(model)
+    own.step(model, optimizer)
+    assert same(model, before)
+    wanted = sum(
+        1.5 * (own.importances[0][n] * (p - own.saved_params[0][n]).square()).sum()
+        for n, p in model.named_parameters()
+    )
+    found = own.loss(model)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert model[1].weight.grad.any()
+
+
+def test_a_task_with_a_gate_begins_with_the_gate():
+    (images, _), new = tasks()
+    own, model = WeightPenalty(1.0, **GATE), network()
+    own.remember(model, images)
+    for act in (lambda: own.loss(model), lambda: own.step(model, optimizer_of(model))):
+        with pytest.raises(ValueError, match=r"threshold=0\.5 .*call gate\(model"):
+            act()
+    own.gate(model, *new)
+    assert 0 < own.shared[0]["1.weight"] < 1
+    assert 0 < float((own.gated[0]["1.weight"] == 0).float().mean()) < 1
+    own.step(model, optimizer_of(model))
+
+
+def test_a_head_may_grow_between_the_two_halves_of_a_gate():
+    (images, _), (new, labels) = tasks()
+    own, model = WeightPenalty(1.0, **GATE), network(3)
+    own.remember(model, images)
+    own.draw(model, new, labels)
+    old, model[3] = model[3], nn.Linear(8, 5)
+    with torch.no_grad():
+        model[3].weight[:3], model[3].bias[:3] = old.weight, old.bias
+    own.hold(model)
+    held = own.store.quadratic.importance["3.weight"]
+    assert held.shape == (5, 8) and not held[3:].any() and held[:3].any()
+
+
+def test_images_come_as_tensors_or_as_data_sets():
+    ((x, y),) = tasks(1)
+    found = []
+    for given in ((x, y), (TensorDataset(x, y),), (list(zip(x, y.tolist(), strict=True)),)):
+        own = WeightPenalty(1.0, fisher="empirical", samples=7)
+        own.remember(network(), *given)
+        found.append(own.importances[0]["1.weight"])
+    plain = WeightPenalty(1.0)
+    plain.remember(network(), TensorDataset(x))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert found[0].any() and plain.importances[0]["1.weight"].any()
+
+
+def test_unknown_real_values_are_drawn():
+    (x, _), (new, _) = tasks()
+    own, model = WeightPenalty(1.0, likelihood="gaussian", **GATE), network(1)
+    own.remember(model, x)
+    own.gate(model, new)
+    assert own.shared[0]["1.weight"] > 0
+
+
+REFUSED = {
+    "no images": ({}, lambda x, y: (x[:0],), "no images"),
+    "other labels": ({}, lambda x, y: (x, y[1:]), "24 images and 23 labels"),
+    "other tasks": ({}, lambda x, y: (x, y, y[:3]), "24 images and 3 tasks"),
+    "no labels": ({"fisher": "empirical"}, lambda x, y: (x,), "give labels="),
+    "wrong labels": ({"fisher": "empirical"}, lambda x, y: (x, y + 7), "7|range|classes"),
+    "other outputs": ({"output": "logits"}, lambda x, y: (x,), "output='logits'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_images_that_cannot_be_measured_are_refused(name):
+    arguments, given, told = REFUSED[name]
+    ((x, y),) = tasks(1)
+    own = WeightPenalty(1.0, **arguments)
+    with pytest.raises((ValueError, IndexError), match=told):
+        own.remember(network(), *given(x, y))
+    assert own.importances == {}
+
+
+@pytest.mark.parametrize("penalty", ["proximal", "loss"])
+def test_an_optimiser_that_the_form_cannot_go_with_is_refused(penalty):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, maximize=True)
+    if penalty == "proximal":
+        del optimizer.param_groups[0]["lr"]
+    other = {"proximal": "loss", "loss": "proximal"}[penalty]
+    with pytest.raises(ValueError, match=f"give WeightPenalty penalty='{other}'"):
+        WeightPenalty(1.0, penalty=penalty).step(model, optimizer)
+
+
+# ------------------------------------------------------------------ state and wrappers
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("inside", [False, True], ids=["between tasks", "within a task"])
+def test_a_run_goes_on_from_a_file_as_if_it_had_not_stopped(name, inside, tmp_path):
+    stream, found = tasks(3), []
+    for stops in (False, True):
+        own, model = WeightPenalty(2.0, **ARGUMENTS[name]), network()
+        optimizer = optimizer_of(model)
+        for number, (images, labels) in enumerate(stream):
+            if own.settings.gates:
+                own.gate(model, images, labels)
+            for epoch in range(2):
+                learn(model, optimizer, own, images, labels, epochs=1)
+                if stops and inside and (number, epoch) == (1, 0):
+                    own = reloaded(own, tmp_path, ARGUMENTS[name])
+            own.remember(model, images, labels)
+            if stops and not inside:
+                own = reloaded(own, tmp_path, ARGUMENTS[name])
+        found.append(model)
+    assert same(*found)
+
+
+def reloaded(penalty, folder, arguments):
+    torch.save(penalty.state_dict(), folder / "penalty.pt")
+    other = WeightPenalty(2.0, **arguments)
+    other.load_state_dict(torch.load(folder / "penalty.pt"))
+    return other
+
+
+def test_a_state_is_a_copy_and_of_one_basis():
+    ((x, _),) = tasks(1)
+    own, other = WeightPenalty(1.0), WeightPenalty(1.0)
+    own.remember(network(), x)
+    other.load_state_dict(own.state_dict())
+    own.importances[0]["1.weight"].zero_()
+    assert other.importances[0]["1.weight"].any()
+    with pytest.raises(ValueError, match="basis='diagonal', and this object has basis='kronecker'"):
+        WeightPenalty(1.0, basis="kronecker").load_state_dict(own.state_dict())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_a_network_that_is_wrapped_is_held_as_without(wrap):
+    stream = tasks(2)
+    found = [
+        run(WeightPenalty(2.0, basis="kronecker"), stream, model=model)
+        for model in (network(), wrap(network()))
+    ]
+    for mine, other in zip(found[0].parameters(), found[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_is_left_as_it_was_by_a_measurement():
+    ((x, y),) = tasks(1)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), *network()).train()
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    own = WeightPenalty(1.0)
+    own.remember(model, x, y)
+    own.gate(model, x, y)
+    assert all(map(torch.equal, model.state_dict().values(), before.values()))
+    assert model.training and torch.equal(torch.get_rng_state(), random)
+
+
+def test_infinite_strength_keeps_what_matters():
+    stream = tasks(2)
+    own = WeightPenalty(math.inf, **OPEN)
+    model = run(own, stream)
+    first = own.saved_params[0]
+    for name, p in model.named_parameters():
+        held = own.importances[0][name] > 0
+        assert torch.equal(p[held], first[name][held])
