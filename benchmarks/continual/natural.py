@@ -14,7 +14,8 @@ strengths on the very figures that are shown, which favours them.
 
 A method is a kind with its settings, as ``natural:strength=10,units=seen``. Data: ``--data-root``
 has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root`` Fashion-MNIST's idx
-files. Results go to ``benchmarks/results/continual/natural.json``, run by run.
+files. Results go to ``benchmarks/results/continual/natural.json``, run by run; tables of them are
+printed by ``python -m benchmarks.continual.natural_table``.
 """
 
 from __future__ import annotations
@@ -283,10 +284,10 @@ class Natural(GFIPlugin):
     ):
         penalty: Any = "proximal" if form == "proximal" else "loss"
         settings = {"basis": "kronecker", "fisher": "logits", "normalize": False} | more
-        super().__init__(strength, penalty=penalty, **settings)
+        super().__init__(strength, keep_importance_data=True, penalty=penalty, **settings)
         self.units, self.rest, self.form = units, rest, form
         self.tau, self.seen = tau, set[int]()
-        self.readout.draw = self._draw  # type: ignore[method-assign]
+        self.measurer.likelihood.draw = self._draw  # type: ignore[method-assign]
 
     def _draw(self, model, images, tasks, generator, fisher="logits"):  # type: ignore[no-untyped-def]
         """Draw a vector for each image, over the units that count."""
@@ -303,12 +304,24 @@ class Natural(GFIPlugin):
         """Hold what there is, and count the classes."""
         super().before_training_exp(strategy, *args, **kwargs)
         self.seen |= {int(y) for y in strategy.experience.classes_in_this_experience}
-        pull = self.memory.pull
-        if self.form == "capped" and pull.importance:
+        quadratic = self.store.quadratic
+        if self.form == "capped" and quadratic.importance:
             eta, lam = strategy.optimizer.param_groups[0]["lr"], self.dwa_lambda
-            held = {n: v / (1 + eta * lam * v) for n, v in pull.importance.items()}
-            self.memory.pull = copy.copy(pull)
-            self.memory.pull.importance = held
+            held = {n: v / (1 + eta * lam * v) for n, v in quadratic.importance.items()}
+            self.store.quadratic = copy.copy(quadratic)
+            self.store.quadratic.importance = held
+
+    @torch.no_grad()
+    def moved(self, model: nn.Module) -> list[float]:
+        """Predict how far each task's outputs are from what they were at its end.
+
+        :return: per task, the root of its own quadratic form of the weights' movement since.
+        """
+        params, found = dict(model.named_parameters()), []
+        for task, own in self.importances.items():
+            form = self.store.quadratic.within(self.bases[task], own, self.saved_params[task])
+            found.append(round(math.sqrt(float(form.penalty(params, 2.0))), 4))
+        return found
 
 
 def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
@@ -387,7 +400,11 @@ def run(name: str, method: str, optimiser: str, seed: int, tasks: list[Task]) ->
     if setting.masked:
         result["known"] = statistics.mean(known[-1])
         result["known_learnt"] = statistics.mean(known[k][k] for k in range(len(tasks)))
+    result["own"] = [round(matrix[k + 1][k], 1) for k in range(len(tasks))]
     result["last"] = [round(v, 1) for v in matrix[-1]]
+    for plugin in used:
+        if isinstance(plugin, Natural):
+            result["moved"] = plugin.moved(model)
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
 
 
