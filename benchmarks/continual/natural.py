@@ -330,8 +330,14 @@ def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
 
     if kind == "Naive":
         return []
-    if kind == "EWC":
-        return [ap.EWCPlugin(settings["strength"])]
+    rivals: dict[str, Callable[[float], Any]] = {
+        "EWC": ap.EWCPlugin,
+        "MAS": ap.MASPlugin,
+        "SI": ap.SynapticIntelligencePlugin,
+        "LwF": lambda strength: ap.LwFPlugin(strength, 2.0),
+    }
+    if kind in rivals:
+        return [rivals[kind](settings["strength"])]
     if kind == "Kronecker":
         own = dict(settings)
         return [GFIPlugin(own.pop("strength"), basis="kronecker", **own)]

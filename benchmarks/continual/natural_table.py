@@ -26,7 +26,7 @@ SGD = {"odd-even": (2, 3), "permuted": (2, 3)}
 STRENGTHS = (3, 5, 10)
 CHOSEN = 5
 RIVALS = {
-    "EWC": [f"EWC:strength={s}" for s in (1, 10, 100, 1000, 10000)],
+    "EWC": [f"EWC:strength={s}" for s in (1, 10, 100, 1000, 10000, 100000)],
     "Kronecker as it was": [f"Kronecker:strength={s},penalty=loss" for s in (0.001, 0.01, 0.1)],
 }
 
