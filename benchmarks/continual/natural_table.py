@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.continual.natural import FILE
 from benchmarks.markdown import table
-from benchmarks.records import cell, mean_and_error, read
+from benchmarks.records import cell, read
 
 Run = dict[str, Any]
 Averages = dict[int, float]
@@ -26,9 +26,16 @@ SGD = {"odd-even": (2, 3), "permuted": (2, 3)}
 STRENGTHS = (3, 5, 10)
 CHOSEN = 5
 RIVALS = {
-    "EWC": [f"EWC:strength={s}" for s in (1, 10, 100, 1000, 10000, 100000)],
+    "EWC": [f"EWC:strength={s}" for s in (100, 1000, 10000)],
     "Kronecker as it was": [f"Kronecker:strength={s},penalty=loss" for s in (0.001, 0.01, 0.1)],
 }
+#: Strengths that were tried after the others: where EWC's best was the last, and other rivals.
+LATER = {
+    "EWC": [f"EWC:strength={s}" for s in (100, 1000, 10000, 100000, 1000000)],
+    "MAS": [f"MAS:strength={s}" for s in (0.01, 0.1, 1, 10)],
+    "LwF": [f"LwF:strength={s}" for s in (1, 3, 10, 30)],
+}
+OF_SGD = {"EWC": [f"EWC:strength={s}" for s in (1, 10, 100, 1000)]}
 
 
 def setting(strength: float, more: str = "") -> str:
@@ -66,15 +73,21 @@ def strengths(runs: list[Run]) -> str:
     return table(["", *map(str, STRENGTHS)], rows)
 
 
-def compared(runs: list[Run], streams: dict[str, Any], ours: str, optimiser: str = "adam") -> str:
+def compared(
+    runs: list[Run],
+    streams: dict[str, Any],
+    ours: str,
+    optimiser: str = "adam",
+    rivals: dict[str, list[str]] = RIVALS,
+) -> str:
     """Write every seed's average accuracies, and differences to the rivals at their best."""
     rows: list[list[str]] = []
-    overall: dict[str, list[float]] = {name: [] for name in RIVALS}
+    overall: dict[str, list[float]] = {name: [] for name in rivals}
     for stream, seeds in streams.items():
         own = averages(runs, stream, ours, optimiser, seeds)
         naive = averages(runs, stream, "Naive", optimiser, seeds)
         line = [stream, _shown(own), _shown(naive)]
-        for name, methods in RIVALS.items():
+        for name, methods in rivals.items():
             chosen = best(runs, stream, methods, optimiser, seeds)
             other = averages(runs, stream, chosen, optimiser, seeds)
             apart = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
@@ -82,10 +95,11 @@ def compared(runs: list[Run], streams: dict[str, Any], ours: str, optimiser: str
             line += [f"{_shown(other)} ({strength})" if other else "", cell(apart, sign=True)]
             overall[name] += [statistics.mean(apart)] if apart else []
         rows.append(line)
-    last = [mean_and_error(d, sign=True) if d else "" for d in overall.values()]
-    rows.append(["mean over streams", "", "", "", last[0], "", last[1]])
-    rivals = [part for name in RIVALS for part in (name, "ahead of it by")]
-    return table(["", "setting", "Naive", *rivals], rows)
+    last = ["mean over streams", "", ""]
+    for differences in overall.values():
+        last += ["", cell(differences, sign=True)]
+    header = [part for name in rivals for part in (name, "ahead of it by")]
+    return table(["", "setting", "Naive", *header], [*rows, last])
 
 
 def _shown(values: Averages) -> str:
@@ -124,13 +138,16 @@ def spearman(one: Any, other: Any) -> float:
 
 def main() -> None:
     """Print the tables."""
-    runs, chosen = read(FILE)["runs"], CHOSEN
+    runs = read(FILE)["runs"]
     print("Strengths, on the streams that they are chosen on:\n\n" + strengths(runs))
     for title, streams in (("Chosen on", CHOOSING), ("Read once", READ_ONCE)):
-        print(f"\n{title}, strength {chosen}:\n\n" + compared(runs, streams, setting(chosen)))
+        ours = setting(CHOSEN)
+        print(f"\n{title}, strength {CHOSEN}:\n\n" + compared(runs, streams, ours))
+        later = compared(runs, streams, ours, rivals=LATER)
+        print(f"\n{title}, rivals and strengths that were tried later:\n\n{later}")
     for optimiser in ("sgd-0.1", "momentum-0.02"):
-        ours = setting(chosen, ",form=proximal")
-        print(f"\nProximal, {optimiser}:\n\n" + compared(runs, SGD, ours, optimiser))
+        ours = setting(CHOSEN, ",form=proximal")
+        print(f"\nProximal, {optimiser}:\n\n" + compared(runs, SGD, ours, optimiser, OF_SGD))
     print("\nPredicted movement and forgetting of a task:\n\n" + movement(runs))
 
 
