@@ -1,0 +1,155 @@
+"""Tables of the search for one strength: `python -m benchmarks.continual.natural_table`.
+
+Rivals have the best of their strengths on the stream's first seed, and that on its other seeds: on
+the first seed the choice favours them. Reads ``natural.json`` alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import numpy as np
+
+from benchmarks.continual.natural import FILE
+from benchmarks.markdown import table
+from benchmarks.records import cell, read
+
+Run = dict[str, Any]
+Averages = dict[int, float]
+
+CHOOSING = {"odd-even": (2, 3, 4), "split": (2, 3, 4), "permuted": (2, 3, 4), "cifar-split": (2, 3)}
+READ_ONCE = {
+    name: (13, 14) for name in ("rotated", "fashion-permuted", "fashion-split", "cifar-domains")
+}
+SGD = {"odd-even": (2, 3), "permuted": (2, 3)}
+STRENGTHS = (3, 5, 10)
+CHOSEN = 5
+RIVALS = {
+    "EWC": [f"EWC:strength={s}" for s in (100, 1000, 10000)],
+    "Kronecker as it was": [f"Kronecker:strength={s},penalty=loss" for s in (0.001, 0.01, 0.1)],
+}
+#: Strengths that were tried after the others: where EWC's best was the last, and other rivals.
+LATER = {
+    "EWC": [f"EWC:strength={s}" for s in (100, 1000, 10000, 100000, 1000000)],
+    "MAS": [f"MAS:strength={s}" for s in (0.01, 0.1, 1, 10)],
+    "LwF": [f"LwF:strength={s}" for s in (1, 3, 10, 30)],
+}
+OF_SGD = {"EWC": [f"EWC:strength={s}" for s in (1, 10, 100, 1000)]}
+
+
+def setting(strength: float, more: str = "") -> str:
+    """Return the name of the method that is to be the default."""
+    return f"natural:strength={strength},units=mix,rest=0.03{more}"
+
+
+def averages(runs: list[Run], stream: str, method: str, optimiser: str, seeds: Any) -> Averages:
+    """Return the average accuracies of a method that did not fail, by seed."""
+    return {
+        run["seed"]: run["average_accuracy"]
+        for run in runs
+        if (run["stream"], run["method"], run["optimiser"]) == (stream, method, optimiser)
+        and run["seed"] in seeds
+        and "average_accuracy" in run
+    }
+
+
+def best(runs: list[Run], stream: str, methods: list[str], optimiser: str, seeds: Any) -> str:
+    """Return the method of the highest average accuracy on the first seed; empty: none was run."""
+    found = {m: averages(runs, stream, m, optimiser, seeds[:1]) for m in methods}
+    values = {m: one[seeds[0]] for m, one in found.items() if one}
+    return max(values, key=values.__getitem__, default="")
+
+
+def strengths(runs: list[Run]) -> str:
+    """Write the average accuracy at each strength, by stream, and the mean over streams."""
+    rows, means = [], []
+    for stream, seeds in CHOOSING.items():
+        found = [averages(runs, stream, setting(s), "adam", seeds) for s in STRENGTHS]
+        rows.append([stream, *(cell(list(one.values())) for one in found)])
+        if all(found):
+            means.append([statistics.mean(one.values()) for one in found])
+    rows.append([f"mean of {len(means)} streams", *(f"{m:.2f}" for m in np.mean(means, 0))])
+    return table(["", *map(str, STRENGTHS)], rows)
+
+
+def compared(
+    runs: list[Run],
+    streams: dict[str, Any],
+    ours: str,
+    optimiser: str = "adam",
+    rivals: dict[str, list[str]] = RIVALS,
+) -> str:
+    """Write every seed's average accuracies, and differences to the rivals at their best."""
+    rows: list[list[str]] = []
+    overall: dict[str, list[float]] = {name: [] for name in rivals}
+    for stream, seeds in streams.items():
+        own = averages(runs, stream, ours, optimiser, seeds)
+        naive = averages(runs, stream, "Naive", optimiser, seeds)
+        line = [stream, _shown(own), _shown(naive)]
+        for name, methods in rivals.items():
+            chosen = best(runs, stream, methods, optimiser, seeds)
+            other = averages(runs, stream, chosen, optimiser, seeds)
+            apart = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+            strength = chosen.partition("=")[2].partition(",")[0]
+            line += [f"{_shown(other)} ({strength})" if other else "", cell(apart, sign=True)]
+            overall[name] += [statistics.mean(apart)] if apart else []
+        rows.append(line)
+    last = ["mean over streams", "", ""]
+    for differences in overall.values():
+        last += ["", cell(differences, sign=True)]
+    header = [part for name in rivals for part in (name, "ahead of it by")]
+    return table(["", "setting", "Naive", *header], [*rows, last])
+
+
+def _shown(values: Averages) -> str:
+    return " / ".join(f"{values[seed]:.1f}" for seed in sorted(values))
+
+
+def movement(runs: list[Run]) -> str:
+    """Write rank correlations of predicted movement and forgetting, over tasks and runs."""
+    rows, everything = [], []
+    for stream in dict.fromkeys(run["stream"] for run in runs if "moved" in run):
+        points, within = [], []
+        for run in runs:
+            if run["stream"] != stream or "moved" not in run or run["optimiser"] != "adam":
+                continue
+            lost = np.subtract(run["own"], run["last"])[:-1]
+            points += list(zip(run["moved"][:-1], lost, strict=True))
+            within.append(spearman(run["moved"][:-1], lost))
+        everything += points
+        known = [float(value) for value in within if np.isfinite(value)]
+        rows.append(
+            [stream, str(len(points)), f"{spearman(*np.transpose(points)):.2f}", cell(known, 2)]
+        )
+    rows.append(["all", str(len(everything)), f"{spearman(*np.transpose(everything)):.2f}", ""])
+    return table(["", "tasks", "over tasks and runs", "within a run"], rows)
+
+
+def spearman(one: Any, other: Any) -> float:
+    """Compute the rank correlation, ties at their mean rank; NaN where one does not vary."""
+    ranks = []
+    for values in (np.asarray(one, float), np.asarray(other, float)):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(ranks)[0, 1])
+
+
+def main() -> None:
+    """Print the tables."""
+    runs = read(FILE)["runs"]
+    print("Strengths, on the streams that they are chosen on:\n\n" + strengths(runs))
+    for title, streams in (("Chosen on", CHOOSING), ("Read once", READ_ONCE)):
+        ours = setting(CHOSEN)
+        print(f"\n{title}, strength {CHOSEN}:\n\n" + compared(runs, streams, ours))
+        later = compared(runs, streams, ours, rivals=LATER)
+        print(f"\n{title}, rivals and strengths that were tried later:\n\n{later}")
+    for optimiser in ("sgd-0.1", "momentum-0.02"):
+        ours = setting(CHOSEN, ",form=proximal")
+        print(f"\nProximal, {optimiser}:\n\n" + compared(runs, SGD, ours, optimiser, OF_SGD))
+    print("\nPredicted movement and forgetting of a task:\n\n" + movement(runs))
+
+
+if __name__ == "__main__":
+    main()
