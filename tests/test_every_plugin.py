@@ -59,15 +59,16 @@ class Row(NamedTuple):
 OURS = {
     "gfi": Row(
         GFIPlugin,
-        {"dwa_lambda": 3.0, "samples": 16},
+        {"dwa_lambda": 3.0, "samples": 16, "basis": "diagonal"},
         {
             "dwa_lambda": 50.0, "mode": ("online", {"decay_factor": 0.5}),
             "penalty": "loss", "basis": "kronecker", "threshold": Quantile(0.3),
             "probability": 0.5, "estimator": "rank", "fisher": "empirical",
             "likelihood": ("bernoulli", {"output": 0}), "output": 0, "samples": 8,
-            "normalize": False, "seed": 5,
+            "normalize": False, "seed": 5, "unseen": 0.5,
         },
     ),
+    "gfi by default": Row(GFIPlugin, {"samples": 16}, {"fisher": "sampled", "unseen": 1.0}),
     "gfi online": Row(
         GFIPlugin,
         {"dwa_lambda": 3.0, "mode": "online", "decay_factor": 0.5, "samples": 16},

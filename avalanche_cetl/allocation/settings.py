@@ -28,8 +28,8 @@ _FISHER = {"fisher": "sampled", "normalize": True, "penalty": "proximal"}
 #: By the basis that is named, what WeightPenalty takes where nothing is said. None: none is named.
 DEFAULTS: dict[Basis | None, dict[str, Any]] = {
     None: _KRONECKER | _OUTPUTS,
-    "kronecker": _KRONECKER | _FISHER,
     "diagonal": _DIAGONAL | _FISHER,
+    "kronecker": _KRONECKER | _FISHER,
 }
 
 

@@ -180,7 +180,7 @@ def test_an_adapter_needs_a_class_and_two_functions(arguments):
         (ap.LwFPlugin(1.0, 2.0), ap.LwFPlugin(1.0, 3.0), ["lwf.temperature=3.0 for 2.0"]),
         (ap.EWCPlugin(1), ap.EWCPlugin(1.0), []),
         (ap.ReplayPlugin(20), ap.ReplayPlugin(30), ["mem_size=30 for 20"]),
-        (GFIPlugin(1.0), GFIPlugin(1.0, threshold=0.2), ["threshold=0.2 for 0.5"]),
+        (GFIPlugin(), GFIPlugin(threshold=0.2), ["threshold=0.2 for 0.0"]),
     ],
     ids=["renamed", "plain", "numbers", "a part", "ours"],
 )
