@@ -136,20 +136,22 @@ def spearman(one: Any, other: Any) -> float:
         return float(np.corrcoef(ranks)[0, 1])
 
 
-def main() -> None:
-    """Print the tables."""
+def tables() -> str:
+    """Return all tables in Markdown."""
     runs = read(FILE)["runs"]
-    print("Strengths, on the streams that they are chosen on:\n\n" + strengths(runs))
+    found = {"Strengths, on the streams that they were chosen on": strengths(runs)}
     for title, streams in (("Chosen on", CHOOSING), ("Read once", READ_ONCE)):
         ours = setting(CHOSEN)
-        print(f"\n{title}, strength {CHOSEN}:\n\n" + compared(runs, streams, ours))
-        later = compared(runs, streams, ours, rivals=LATER)
-        print(f"\n{title}, rivals and strengths that were tried later:\n\n{later}")
-    for optimiser in ("sgd-0.1", "momentum-0.02"):
+        found[f"{title}, strength {CHOSEN}"] = compared(runs, streams, ours)
+        found[f"{title}, with rivals and strengths that were tried later"] = compared(
+            runs, streams, ours, rivals=LATER
+        )
+    for name, optimiser in (("SGD", "sgd-0.1"), ("SGD with momentum", "momentum-0.02")):
         ours = setting(CHOSEN, ",form=proximal")
-        print(f"\nProximal, {optimiser}:\n\n" + compared(runs, SGD, ours, optimiser, OF_SGD))
-    print("\nPredicted movement and forgetting of a task:\n\n" + movement(runs))
+        found[f"{name}, proximal"] = compared(runs, SGD, ours, optimiser, OF_SGD)
+    found["Predicted movement and forgetting of a task"] = movement(runs)
+    return "\n\n".join(f"**{title}**\n\n{table}" for title, table in found.items()) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    FILE.with_suffix(".md").write_text(tables(), encoding="utf-8")
