@@ -31,7 +31,7 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
     settings = Settings(
         width=0.1,
         source_epochs=1,
-        rounds=2,
+        rounds=1,
         adaptation_rounds=1,
         stream=StreamSettings(experiences=2, epochs=1, hidden=16),
     )

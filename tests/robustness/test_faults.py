@@ -59,7 +59,7 @@ FUZZ = settings(
 generators = st.randoms(use_true_random=False)
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=60)
 @given(generator=generators)
 def test_a_damaged_checkpoint_is_refused(mutable, generator):
     found = mutable["checkpoint"].read("damaged", generator)
@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_refused(mutable, generator):
     assert mutable["checkpoint"].watch.opened == []
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=60)
 @given(generator=generators)
 def test_a_forged_checkpoint_is_read_or_refused(mutable, generator):
     assert mutable["checkpoint"].read("forged", generator).startswith("forged")

@@ -19,8 +19,11 @@ def _job(row, direction="MN-US", **settings):
 
 
 def test_every_row_trains_and_leaves_its_result(pairs, results, monkeypatch):
-    # Two strengths to choose from show as much as three.
-    few = {id: replace(row, strengths=row.strengths[:2]) for id, row in ROWS.items()}
+    # Two strengths to choose from, of two rows, show as much as three of all.
+    few = {
+        id: replace(row, strengths=row.strengths[: 2 if id in ("mcc", "cdan") else 1])
+        for id, row in ROWS.items()
+    }
     monkeypatch.setattr(TABLE, "rows", few)
     board.run(TABLE, "smoke", "nowhere", 1)
     found = {path.name for path in (results / "table5" / "smoke").iterdir()}
