@@ -26,7 +26,28 @@ LOSSES = ("L_rs", "L_rt", "L_c")
 PENALTIES = ("DWA1", "DWA2", "DWA3")
 
 
-class RoundMean(PluginMetric[float]):
+class _OneValue(PluginMetric[float]):
+    """One value, emitted under the metric's own name; None where the quantity did not occur."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value: float | None = None
+
+    def emit(self, strategy: Any, value: float | None) -> list[MetricValue]:
+        """Keep the value, and return it for the loggers."""
+        self._value = value
+        return [] if value is None else [_value(self, strategy, str(self), value)]
+
+    def result(self) -> float | None:
+        """Return the last value."""
+        return self._value
+
+    def reset(self) -> None:
+        """Remove the value."""
+        self._value = None
+
+
+class RoundMean(_OneValue):
     """The mean of one loss or penalty over a round, emitted at its end.
 
     Nothing is emitted in rounds in which the quantity did not occur.
@@ -39,22 +60,10 @@ class RoundMean(PluginMetric[float]):
     def __init__(self, quantity: str):
         super().__init__()
         self.quantity = quantity
-        self._value: float | None = None
 
     def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
         """Emit the round's mean, at the strategy's epoch count."""
-        self._value = strategy.round_losses.get(self.quantity)
-        if self._value is None:
-            return []
-        return [_value(self, strategy, str(self), self._value)]
-
-    def result(self) -> float | None:
-        """Return the last round's mean."""
-        return self._value
-
-    def reset(self) -> None:
-        """Remove the value."""
-        self._value = None
+        return self.emit(strategy, strategy.round_losses.get(self.quantity))
 
     def __str__(self) -> str:
         return self.quantity
@@ -141,7 +150,7 @@ class WeightShares(_NamedValues):
         return "Shared"
 
 
-class OutputMovement(PluginMetric[float]):
+class OutputMovement(_OneValue):
     """How far an experience has moved the outputs on old images, as ``Moved``, at its end.
 
     It is what the quadratic of :class:`~avalanche_cetl.GFIPlugin` predicts, to first order: a root
@@ -149,23 +158,10 @@ class OutputMovement(PluginMetric[float]):
     nor where the quadratic has no such unit (``fisher="logits", normalize=False``, no gate).
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._value: float | None = None
-
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Emit what the first such plugin tells of the experience that ends."""
         told = (one.moved for one in strategy.plugins if isinstance(one, WeightPenalty))
-        self._value = next((moved for moved in told if moved is not None), None)
-        return [] if self._value is None else [_value(self, strategy, str(self), self._value)]
-
-    def result(self) -> float | None:
-        """Return the last experience's value."""
-        return self._value
-
-    def reset(self) -> None:
-        """Remove the value."""
-        self._value = None
+        return self.emit(strategy, next((moved for moved in told if moved is not None), None))
 
     def __str__(self) -> str:
         return "Moved"
