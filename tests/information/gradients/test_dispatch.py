@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from zoo_networks import Sign
 
 from avalanche_cetl import fisher_information
 from avalanche_cetl.common.state import ModelState
@@ -162,16 +163,6 @@ def test_a_wrapper_made_anew_takes_the_routes_that_were_kept(counted):
     assert counted["chosen"] == 2
 
 
-class _Sign(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.sign()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-
 class _Slow(nn.Module):
     """Nothing but the loop runs it."""
 
@@ -180,7 +171,7 @@ class _Slow(nn.Module):
         self.w, self.o = nn.Parameter(torch.randn(6, 5)), nn.Linear(5, 3)
 
     def forward(self, x):
-        return self.o(torch.tanh(x @ _Sign.apply(self.w)))
+        return self.o(torch.tanh(x @ Sign.apply(self.w)))
 
 
 def test_a_slow_model_is_warned_of_once_with_the_reason(caplog):
