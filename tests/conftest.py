@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # partners import their module by its name
 from partners import Partners
@@ -16,7 +15,6 @@ from partners import Partners
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Processes that share cores and have several threads each wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in those that tests start
-torch.set_num_threads(1)  # the networks here are small
 
 
 #: Folders and files whose tests start processes, run scripts, or train for seconds. The others are
@@ -80,8 +78,19 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if len(paths) == 1 and paths[0].is_file() else None
 
 
+# The process that hands the tests to others has no use for torch, which takes seconds to import.
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Let torch have one thread: the networks here are small."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def make_digits(count=60, classes=3, size=8, seed=0, shift=0.0):
     """Images of bars whose position tells the class, with noise: easy and quick to learn."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     images = 0.15 * torch.rand(count, 1, size, size, generator=generator) + shift
@@ -117,6 +126,7 @@ def few_digits(packaged_digits, monkeypatch):
 @pytest.fixture
 def trains_in_avalanche():
     """Skip where an optimiser cannot step after Avalanche has emptied its state, as it does."""
+    import torch
 
     def check(kind):
         weight = torch.nn.Parameter(torch.zeros(1))

@@ -7,6 +7,7 @@ for long, because each of them then waits for something that does not come.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import runpy
@@ -16,21 +17,26 @@ import warnings
 from typing import NamedTuple
 
 import psutil
-import torch
 
-import avalanche_cetl
-
-SERVER = multiprocessing.get_context("forkserver")
-#: The modules of all public names: importing the package alone imports none of them.
-SERVER.set_forkserver_preload(
-    sorted({getattr(avalanche_cetl, name).__module__ for name in avalanche_cetl.__all__})
-)
 #: Seconds in which partners have to use WORK seconds of processor time together.
 PATIENCE = 60.0
 #: A pair that waits for what does not come uses 0.3: it looks again and again whether it is there.
 WORK = 1.0
 #: Seconds between two looks.
 STEP = 0.02
+
+
+@functools.cache
+def server():
+    """Return the server, which a process that only hands tests to others does not need."""
+    import avalanche_cetl
+
+    context = multiprocessing.get_context("forkserver")
+    # The modules of all public names: importing the package alone imports none of them.
+    context.set_forkserver_preload(
+        sorted({getattr(avalanche_cetl, name).__module__ for name in avalanche_cetl.__all__})
+    )
+    return context
 
 
 class Ended(NamedTuple):
@@ -62,7 +68,7 @@ class Partners:
         home = self.folder / f"partner{len(self.processes)}"
         home.mkdir(parents=True)
         (home / "script.py").write_text(textwrap.dedent(script))
-        process = SERVER.Process(
+        process = server().Process(
             target=_run, args=(home, [str(one) for one in arguments], environment)
         )
         process.start()
@@ -138,6 +144,8 @@ class Partners:
 
 
 def _run(home, arguments, environment):
+    import torch
+
     for descriptor, name in ((1, "output"), (2, "errors")):
         os.dup2(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(environment)

@@ -32,6 +32,10 @@ def pick(found: Any, output: Output | None) -> Any:
         return found
     if callable(output):
         return output(found)
+    if isinstance(found, Tensor) and isinstance(output, str):
+        if hasattr(found, output):
+            return getattr(found, output)
+        raise TypeError(f"the output is one tensor, which has no {output!r}")
     try:
         return found[output]
     except (LookupError, TypeError):

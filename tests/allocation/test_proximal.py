@@ -183,12 +183,12 @@ def test_running_means_of_gradients_leave_the_learning_rate_as_it_is(kind):
 @pytest.mark.parametrize("strength", [1e-3, 1.0, 1e6, 1e30])
 @pytest.mark.parametrize("options", MOMENTA.values(), ids=MOMENTA)
 def test_with_momentum_every_strength_is_stable(options, strength):
-    curvature = torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64)
+    curvature = torch.tensor([0.5, 1.0, 20.0], dtype=torch.float64)
     weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=0.05, **options)
     pull = QuadraticPenalty()
     pull.add({"w": torch.ones(3, dtype=torch.float64)}, {"w": torch.full((3,), -1.0).double()})
-    for _ in range(5000):
+    for _ in range(1000):
         weight.grad = (curvature * (weight - 2)).detach()
         optimizer.step()
         pull.step({"w": weight}, optimizer, strength)

@@ -101,8 +101,7 @@ def _squares(model, inputs, loss, target):
     return dict(zip(params, squares, strict=True))
 
 
-@pytest.mark.parametrize("chunk_bytes", [2**20, 2**15])
-@pytest.mark.parametrize("normalize_samples", [False, True])
+@pytest.mark.parametrize(("normalize_samples", "chunk_bytes"), [(False, 2**15), (True, 2**20)])
 @pytest.mark.parametrize("estimator", ["gaussian", "rank", "histogram"])
 @pytest.mark.parametrize("name", RELATIVE)
 def test_relative_fisher_equals_the_estimator_on_naive_values(
