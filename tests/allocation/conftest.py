@@ -12,4 +12,4 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # its coupled_r
 
 @pytest.fixture
 def transfer(digits):
-    return transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=5)
+    return transfer_benchmark(digits(36), digits(18, seed=1), labels_per_class=5)

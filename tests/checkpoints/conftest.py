@@ -10,10 +10,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tests share saved_runs
 
 @pytest.fixture
 def benchmark(digits):
-    return transfer_benchmark(digits(40), digits(20, seed=1), labels_per_class=5)
+    return transfer_benchmark(digits(24), digits(12, seed=1), labels_per_class=5)
 
 
 @pytest.fixture
 def stream(digits):
     """Two experiences."""
-    return transfer_benchmark([digits(20), digits(20, seed=1)], [digits(10)] * 2).train_stream
+    return transfer_benchmark([digits(15), digits(15, seed=1)], [digits(6)] * 2).train_stream

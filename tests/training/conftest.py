@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # the tests share coupled_runs
 
 @pytest.fixture
 def transfer(digits):
-    return transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=5)
+    return transfer_benchmark(digits(36), digits(18, seed=1), labels_per_class=5)
 
 
 @pytest.fixture
 def adaptation(digits):
-    return adaptation_benchmark(digits(45, seed=1), digits(60, shift=0.1), digits(30, seed=2))
+    return adaptation_benchmark(digits(30, seed=1), digits(36, shift=0.1), digits(18, seed=2))

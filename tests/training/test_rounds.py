@@ -50,7 +50,7 @@ def test_stages_make_the_passes_of_stage_epochs(transfer):
 
     s = strategy(variant="e", stage_epochs=(1, 2, 3), plugins=[Watch()])
     s.train(transfer.train_stream)
-    assert steps[Stage.COUPLED] == 2 * 4 and steps[Stage.CLASSIFY] == 3 * 1
+    assert steps[Stage.COUPLED] == 2 * 3 and steps[Stage.CLASSIFY] == 3 * 1
 
 
 def test_early_stopping_counts_rounds(transfer):
@@ -84,4 +84,4 @@ def test_the_source_runs_once_for_a_batch_that_two_stages_read(transfer):
     model.source.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
     s = strategy(model, variant="e", warmup_epochs=0, alternate="iteration")
     s.train(transfer.train_stream)
-    assert sum(calls) == 2 * 60  # once for the feature statistics, once in training
+    assert sum(calls) == 2 * 36  # once for the feature statistics, once in training

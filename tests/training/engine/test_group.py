@@ -151,7 +151,6 @@ def assert_close(mine, its):
 
 TASKS = {
     "e": {"variant": "e", "rows": 17},  # in the last mini-batch the second process has no row
-    "gfi": {"variant": "gfi", "rows": 20, "plugins": True},
     "module": {"variant": "headed", "rows": 21},
     "iteration": {"variant": "gfi", "rows": 22, "alternate": "iteration"},
     "joint": {"variant": "joint", "rows": 19, "workers": 1},
@@ -161,7 +160,7 @@ TASKS = {
 
 
 GATED = {"basis": "kronecker", "rank": 4, "threshold": 0.5, "probability": 0.9}
-SAVED = {"variant": "gfi", "rows": 21, "rounds": 3, "checkpoints": True}
+SAVED = {"variant": "gfi", "rows": 21, "rounds": 2, "checkpoints": True}
 SAVED |= {"gfi": GATED, "dwa_lambda": 0.01}
 
 
@@ -180,7 +179,7 @@ def test_two_processes_give_the_losses_and_weights_of_one_and_go_on_where_they_w
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert found["metrics"] == want["metrics"]
     again = tmp_path / "two" / "again" / "checkpoints"
-    assert len(list(again.iterdir())) == 2
+    assert len(list(again.iterdir())) == 1
 
 
 def test_a_dead_process_ends_the_others_with_a_message(tmp_path, partners):
