@@ -1,5 +1,6 @@
 """Small data made here, so that no test downloads anything."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # partners import their module by its name
 from partners import Partners
 
+# What is imported and collected stays until the end: to look for garbage in it takes seconds.
+gc.disable()
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Processes that share cores and have several threads each wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in those that tests start
@@ -70,6 +73,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config):

@@ -76,7 +76,8 @@ def test_a_script_runs_and_beats_chance(
 
 @pytest.mark.parametrize("path", each("hints"))
 def test_the_script_for_hints_beats_chance_with_all_digits(path):
-    assert 0.2 < main_of(path)(teacher_epochs=1, rounds=2) <= 1
+    now = path.parent == GALLERY
+    assert (0.2 if now else 0.1) < main_of(path)(teacher_epochs=1, rounds=2 if now else 1) <= 1
 
 
 @pytest.fixture
