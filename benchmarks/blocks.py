@@ -261,7 +261,7 @@ def _gains_of_cetl() -> list[list[str]]:
         wanted = {without: 1 if without == S_ITSELF else len(SEEDS), BEST: len(SEEDS)}
         if all(len(runs.get(row, [])) == count for row, count in wanted.items()):
             first, second = (mean_and_error(accuracies(runs[row])) for row in wanted)
-            how = '`CETLStrategy(..., preset="best")`'
+            how = "`CETLStrategy(...)`"
             rows.append([have, f"{first} ({without})", second, how])
     return rows
 

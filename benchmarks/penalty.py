@@ -136,12 +136,11 @@ def run(row: str, strength: float, length: int, seed: int) -> dict[str, Any]:
     CETLStrategy(
         model=model,
         optimizer=optimizer,
+        preset="paper",
         variant=variant_of(None if uniform else importance),
         dwa_lambda=0.0 if uniform else strength,
         gfi=gfi,
         augment=task.augment,
-        fixed_goal=False,
-        lr_factors=(1.0, 1.0),
         stage_epochs=(length, length, length),
         train_mb_size=BATCH,
         train_epochs=rounds,

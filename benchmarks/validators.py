@@ -41,7 +41,6 @@ from avalanche_cetl import (
 )
 from benchmarks.data.digits import COUNTS, DIRECTIONS, as_benchmark, read_pair
 from benchmarks.data.views import JitterOne
-from benchmarks.methods.cetl import PRINTED
 from benchmarks.records import RESULTS, Runs, read
 
 FOLDER = RESULTS / "validators"
@@ -81,13 +80,13 @@ def strategy_of(model: CoupledModel, rate: float, weight: float, warmup: int) ->
     return CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), rate),
+        preset="paper",
         variant=s["variant"],
         loss_weights=(1.0, 1.0, weight),
         dwa_lambda=s["dwa_lambda"],
         gfi=GFISettings(samples=s["gfi_samples"]),
         input_noise=s["input_noise"],
         warmup_epochs=warmup,
-        **PRINTED,
         train_mb_size=s["batch"],
         eval_mb_size=500,
         evaluator=EvaluationPlugin(*metrics, loggers=[]),

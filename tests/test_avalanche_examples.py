@@ -75,7 +75,7 @@ def make(kind, network, groups=None, **arguments):
         **arguments,
     }
     if kind == "coupled":
-        return CETLStrategy(variant="e", loss_weights=(0.01, 1, 0.01), **own)
+        return CETLStrategy(preset="paper", variant="e", loss_weights=(0.01, 1, 0.01), **own)
     if kind == "strategy":
         return GFI(dwa_lambda=0.1, gfi={"samples": 8}, **own)
     return Naive(**own | {"plugins": [*own.get("plugins", ()), GFIPlugin(0.1, samples=8)]})

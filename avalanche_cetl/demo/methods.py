@@ -22,9 +22,9 @@ from avalanche_cetl.plugins import History, Progress, SoftTargets
 from avalanche_cetl.scenarios import adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.training import CETLStrategy
 
-ALONE, DEFAULTS, BEST = "T2 alone", "CETL, defaults (gfi)", 'CETL, preset="best"'
+ALONE, COUPLED, BEST = "T2 alone", "CETL gfi", "CETL"
 SOFT = "T2, soft targets"
-SOURCE_ONLY, SOURCE_FREE = "T2, source only", 'CETL, preset="best", no source image'
+SOURCE_ONLY, SOURCE_FREE = "T2, source only", "CETL, no source image"
 SOURCE_ITSELF = "S itself"
 TUNES = "tunes S, four times as large"
 
@@ -176,14 +176,14 @@ class Comparison:
         return self._result(SOURCE_ONLY, network, seconds)
 
     def adaptation(self) -> Result:
-        """Train with the preset: labels of the source, images of the target."""
+        """Train with CETL: labels of the source, images of the target."""
         rounds = self.settings.adaptation_rounds
-        return self._cetl(self.unlabelled, rounds, BEST, preset="best")
+        return self._cetl(self.unlabelled, rounds, BEST)
 
     def without_source_data(self) -> Result:
-        """Train with the preset: S and images of the target are all there is."""
+        """Train with CETL: S and images of the target are all there is."""
         rounds = self.settings.adaptation_rounds
-        return self._cetl(self.source_free, rounds, SOURCE_FREE, preset="best")
+        return self._cetl(self.source_free, rounds, SOURCE_FREE)
 
     # ------------------------------------------------------------------ shared pieces
 
@@ -205,7 +205,7 @@ class Comparison:
         strategy.train(benchmark.train_stream)
         seconds = time.perf_counter() - start
         self.models[name] = model
-        trained = model.target if settings.get("preset") == "best" else model
+        trained = model if "variant" in settings else model.target
         result = self._result(name, model.target, seconds, trained)
         result.history = history.table()
         if trained is model:

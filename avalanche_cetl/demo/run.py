@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.version import __version__
 from avalanche_cetl.demo.digits import Digits, load_digits_pair
 from avalanche_cetl.demo.methods import (
     ALONE,
     BEST,
-    DEFAULTS,
+    COUPLED,
     SOFT,
     SOURCE_FREE,
     SOURCE_ONLY,
@@ -34,11 +35,16 @@ from avalanche_cetl.demo.settings import LABELS_PER_CLASS, Settings
 from avalanche_cetl.demo.stream import PermutedDigits
 from avalanche_cetl.evaluation.plots import plot_curves, plot_reconstructions
 
+#: The paper's stages, with a goal that is fixed, balanced steps and a slow stage 2.
+STAGES: dict[str, Any] = {
+    "preset": "paper", "dwa_lambda": 1e-3, "gfi": GFISettings(), "fixed_goal": True,
+    "stage_epochs": "balanced", "lr_factors": (1.0, 0.1),
+}  # fmt: skip
 CETL_ROWS: dict[str, dict[str, Any]] = {
-    "CETL e": {"variant": "e"},
-    "CETL fi": {"variant": "fi"},
-    DEFAULTS: {},
-    BEST: {"preset": "best"},
+    "CETL e": STAGES | {"variant": "e"},
+    "CETL fi": STAGES | {"variant": "fi"},
+    COUPLED: STAGES | {"variant": "gfi"},
+    BEST: {},
 }
 SCHEMA = 2
 
@@ -57,7 +63,7 @@ def run_demo(
     ``docs/results/demo.md``), ``report.html`` with all of it, and the pictures that it shows:
     ``few_labels.png``, ``no_target_label.png`` and ``stream.png`` (accuracies of the blocks),
     ``reconstructions.png`` (test images, T1(S(x)) and T1(T2(x))) and ``curves.png`` (Fig. 2's
-    curves), both of CETL's defaults with few labels.
+    curves), both of the coupled network with few labels.
 
     :param out: the folder; made when missing.
     :param seed: of labels kept, initial weights, mini-batches and the gate, >= 0.
@@ -116,8 +122,8 @@ def _draw(results: dict[str, Any], comparison: Comparison, folder: Path) -> None
         draw_bars(results[block], folder / f"{block}.png")
     draw_stream(results["stream"], folder / "stream.png")
     images = comparison.digits.target_test.images[:10]
-    plot_reconstructions(comparison.models[DEFAULTS], images, folder / "reconstructions.png")
-    history = next(row for row in results["few_labels"] if row["method"] == DEFAULTS)["history"]
+    plot_reconstructions(comparison.models[COUPLED], images, folder / "reconstructions.png")
+    history = next(row for row in results["few_labels"] if row["method"] == COUPLED)["history"]
     plot_curves(history, folder / "curves.png")
 
 

@@ -31,8 +31,8 @@ class StreamSettings:
 class Settings:
     """Everything that a demo run depends on, apart from the seed.
 
-    Networks, learning rates and rounds are those of ``benchmarks/suite``; CETL runs with its
-    defaults or a preset, and nothing else. Strengths of the others were chosen on validation images
+    Networks, learning rates and rounds are those of ``benchmarks/suite``; CETL runs as
+    it comes, or by the paper's stages. Strengths of the others were chosen on validation images
     of seeds 100 and 101 (``python -m benchmarks.demo_seeds --choose``), each on a grid that does
     not end at the choice.
     """

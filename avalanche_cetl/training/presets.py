@@ -1,11 +1,12 @@
-"""Settings by name: the algorithm as the paper prints it, and what measured best.
+"""Settings by name: what measured best, which is the default, and the algorithm as printed.
 
 ``"paper"``: the algorithm as printed, with GFI unscaled and a lambda of 1e-2 (the paper gives
 none).
 
-``"best"``: what measured best on the development tasks of ``benchmarks/suite``: T2 learns directly
-(variant ``"direct"``), in one step from the labels and from plugins on the target rows. It looks at
-the experience (:class:`~avalanche_cetl.training.choice.Choice`, which logs a line):
+``"best"``, the default: what measured best on the development tasks of ``benchmarks/suite``: T2
+learns directly (variant ``"direct"``), in one step from the labels and from plugins on the target
+rows. It looks at the experience (:class:`~avalanche_cetl.training.choice.Choice`, which logs a
+line):
 
 - target rows with labels, of every class: ``SoftTargets`` of a probe on S, with a weight of 10 up
   to 10 labels per class, and the less the more labels there are (:class:`ProbeWeight`);
@@ -184,18 +185,19 @@ BEST_COUPLED = Preset(
     ),
 )
 
-_PRESETS = {None: Preset(), "paper": PAPER, "best": BEST}
+_PRESETS = {"paper": PAPER, "best": BEST}
 
 
 def parse_preset(preset: str | None, variant: str | Variant | None = None) -> Preset:
-    """Return the preset of that name; None: the defaults.
+    """Return the preset of that name.
 
-    :param preset: ``"paper"``, ``"best"`` or None.
+    :param preset: ``"best"`` or ``"paper"``; None: ``"best"``.
     :param variant: that was given with it; ``"best"`` keeps the decoder of one that has one.
     :raises ValueError: for another name.
     """
-    if preset not in _PRESETS:
-        raise ValueError(f"preset={preset!r} is not known. Allowed: None, 'paper', 'best'.")
-    if preset == "best" and variant not in (None, BEST.variant):
+    name = preset or "best"
+    if name not in _PRESETS:
+        raise ValueError(f"preset={preset!r} is not known. Allowed: 'best', 'paper'.")
+    if name == "best" and variant not in (None, BEST.variant):
         return BEST_COUPLED
-    return _PRESETS[preset]
+    return _PRESETS[name]

@@ -30,6 +30,10 @@ BALANCED = "balanced"
 _ONE_EACH = (1, 1, 1)
 #: Options that say how it is computed.
 COMPUTED = ("precision", "channels_last", "accumulate", "compile")
+#: Options that variant "direct" does not read, since it has no decoder and no penalty.
+_COUPLED = (
+    "dwa_lambda", "gfi", "stage_epochs", "lr_factors", "warmup_epochs", "input_noise", "fixed_goal",
+)  # fmt: skip
 _OWN: dict[type, Callable[[Any], Any]] = {list: tuple, dict: dict, MappingProxyType: dict}
 
 
@@ -48,13 +52,14 @@ class Recipe:
     :ivar alternate: ``"epoch"``: each stage passes over all its data in turn; ``"iteration"``: the
         stages take turns at every mini-batch (shorter sets start again).
     :ivar stage_epochs: passes over their data that stages 1, 2 and 3 make in a round, each >= 1;
-        with ``alternate="epoch"`` only. ``"balanced"``, the default: stages 1 and 2 make one, and
-        stage 3 as many as come nearest to the steps of stage 2, at least one: with few labels T2
-        would otherwise learn to draw far more often than to classify. The paper does not say.
+        with ``alternate="epoch"`` only; by default one each. ``"balanced"``: stages 1 and 2 make
+        one, and stage 3 as many as come nearest to the steps of stage 2, at least one: with few
+        labels T2 would otherwise learn to draw far more often than to classify. The paper does not
+        say.
     :ivar lr_factors: factors, finite and > 0, on the learning rates of stages 1 and 2; stage 3 has
         the optimizer's own. The weight of a stage's only loss means nothing to Adam; this does. By
-        default (1, 0.1): with few labels and no other images a stage 2 as fast as stage 3 costs T2
-        accuracy (``benchmarks/suite``). The paper has one rate.
+        default (1, 1), as in the paper. With few labels and no other images a stage 2 as fast as
+        stage 3 costs T2 accuracy (``benchmarks/suite``); (1, 0.1) costs less.
     :ivar warmup_epochs: epochs of stage 1 before the first round of the first experience, >= 0;
         with ``train_epochs=0`` they are all there is. Variants that train T1 on L_rs there alone
         need one.
@@ -96,14 +101,17 @@ class Recipe:
     @classmethod
     def of(
         cls,
-        preset: str | None = None,
+        preset: str | None = "best",
         *,
         variant: str | Variant | None = None,
         loss_weights: Sequence[float] | Mapping[str, float] = (1.0, 1.0, 1.0),
         alternate: Alternate = "epoch",
         **options: Any,
     ) -> Recipe:
-        """Return the recipe of a strategy's keywords; its preset fills those that are None."""
+        """Return the recipe of a strategy's keywords; its preset fills those that are None.
+
+        :raises ValueError: for options that the preset's own variant would not read.
+        """
         given = {"variant": variant, "loss_weights": loss_weights, "alternate": alternate} | options
         # Copies: what the user has may change.
         given = {n: _OWN[type(v)](v) if type(v) in _OWN else v for n, v in given.items()}
@@ -148,6 +156,15 @@ class Recipe:
             if not isinstance(chosen[name], str):
                 chosen[name] = tuple(chosen[name])
         weights = dict(zip(LOSSES, map(float, loss_weights), strict=True))
+        if variant is None and parsed.name == "direct":
+            unread = [n for n in _COUPLED if given.get(n) not in (None, defaults[n])]
+            unread += ["alternate"] if alternate != "epoch" else []
+            if unread:
+                raise ValueError(
+                    f"{', '.join(f'{name}=' for name in unread)} counts in the coupled network "
+                    'alone, and preset="best" trains the target network directly: give '
+                    'variant="gfi", or another variant with a decoder, beside it.'
+                )
         return cls(
             variant=parsed, loss_weights=weights, alternate=alternate, preset=preset, given=given,
             **chosen,

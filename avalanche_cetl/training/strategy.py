@@ -44,12 +44,14 @@ class CETLStrategy(Parts, SupervisedTemplate):
         stages 1 and 2 get their own of the same class and settings, so moments do not mix,
         and a scheduler on this one moves all.
     :param criterion: L_c, ``(logits, labels) -> scalar``; unlabelled rows never reach it.
-    :param variant: ``"gfi"``, the default, ``"f" "u" "e" "fi" "joint" "two_step"`` (Table 2),
-        ``"direct"``, in which T1 has no part, or a :class:`Variant` of your own.
-    :param preset: ``"paper"``: the algorithm as printed; ``"best"``: what measured best, which
-        adds plugins (:mod:`avalanche_cetl.training.presets`). It gives those of ``variant``,
-        ``dwa_lambda``, ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise``, ``fixed_goal``
-        and ``stage_epochs`` that are None.
+    :param variant: ``"gfi"``, Algorithm 1, ``"f" "u" "e" "fi" "joint" "two_step"`` (Table 2),
+        ``"direct"``, in which T1 has no part, or a :class:`Variant` of your own. None: the
+        preset's; ``"best"`` has ``"direct"``.
+    :param preset: ``"best"``, the default: what measured best, which adds plugins
+        (:mod:`avalanche_cetl.training.presets`) that fit the experience, and logs which;
+        ``"paper"``: the algorithm as printed. It gives those of ``variant``, ``dwa_lambda``,
+        ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise``, ``fixed_goal`` and
+        ``stage_epochs`` that are None.
     :param train_mb_size: mini-batch size in all stages; with several processes (an initialised
         group of torch.distributed) that of all together.
     :param train_epochs: number of rounds; ``eval_every`` counts rounds too.
@@ -80,7 +82,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         variant: VariantName | Variant | None = None,
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        preset: PresetName | None = None,
+        preset: PresetName | None = "best",
         dwa_lambda: float | None = None,
         gfi: GFISettings | None = None,
         alternate: Alternate = "epoch",

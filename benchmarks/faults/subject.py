@@ -61,6 +61,7 @@ def make(network: CoupledModel | None = None, **arguments: Any) -> CETLStrategy:
     network = model() if network is None else network
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     settings: dict[str, Any] = {
+        "preset": "paper",
         "gfi": GFISettings(samples=16),
         "dwa_lambda": 0.1,
         "warmup_epochs": 1,
@@ -87,6 +88,7 @@ def whole_run(folder: Path, plugins: list[Any] | None = None, rounds: int = 4) -
         strategy = CETLStrategy(
             model=network,
             optimizer=optimizer,
+            preset="paper",
             gfi=GFISettings(samples=16),
             dwa_lambda=0.1,
             warmup_epochs=1,

@@ -18,14 +18,13 @@ from avalanche_cetl import (
     SoftTargets,
     ViewConsistency,
 )
-from avalanche_cetl.training import parse_preset
+from avalanche_cetl.training import Variant, parse_preset
+from avalanche_cetl.training.variants import parse_variant
 from benchmarks.methods.job import AdaptationJob, Job, Method, TransferJob
 from benchmarks.methods.plain import cosine
 
-#: The printed schedule, where a row says nothing else: a goal that moves, one pass for each stage.
-PRINTED: dict[str, Any] = {
-    "fixed_goal": False, "stage_epochs": (1, 1, 1), "lr_factors": (1.0, 1.0)
-}  # fmt: skip
+#: The algorithm as printed, where a row says nothing else, with a lambda of ours.
+PRINTED: dict[str, Any] = {"preset": "paper", "dwa_lambda": 1e-3}
 #: Makes soft targets of a job's strength for ``rows`` of a batch.
 Softened = Callable[[TransferJob, str], SoftTargets]
 #: Strengths of DWA, its lambda, that rows choose from; the middle one where they do not.
@@ -71,6 +70,18 @@ def coupled(
     return network
 
 
+def earlier_defaults(variant: str | Variant = "gfi") -> dict[str, Any]:
+    """Return what CETLStrategy had without a preset in version 0.2, "CETL, defaults" in tables.
+
+    The paper's stages with a goal that is fixed, balanced steps and a slow stage 2.
+    """
+    return {
+        "preset": "paper", "variant": variant, "dwa_lambda": 1e-3, "gfi": GFISettings(),
+        "fixed_goal": not parse_variant(variant).merged, "stage_epochs": "balanced",
+        "lr_factors": (1.0, 0.1),
+    }  # fmt: skip
+
+
 def gfi_of(preset: str, job: Job) -> GFISettings:
     """Return a preset's settings of GFI, with the job's samples and seed."""
     return replace(parse_preset(preset, "gfi").gfi, samples=job.budget.gfi_samples, seed=job.seed)
@@ -80,7 +91,7 @@ def gfi_of(preset: str, job: Job) -> GFISettings:
 
 
 def printed(variant: str) -> Method:
-    """Return CETL as printed, with the strategy's own lambda."""
+    """Return CETL as printed, with a lambda of 1e-3."""
     return lambda job: coupled(job, variant=variant)
 
 
@@ -100,8 +111,9 @@ def preset(variant: str, name: str) -> Method:
 
 
 def as_it_comes(name: str | None) -> Method:
-    """Return CETL with the defaults, or with a preset and its own variant, and nothing else set."""
-    return lambda job: coupled(job, preset=name, gfi=None, warmup_epochs=None)
+    """Return CETL with a preset and its own variant, or with version 0.2's defaults (None)."""
+    own = earlier_defaults() if name is None else {"preset": name, "gfi": None}
+    return lambda job: coupled(job, **own, warmup_epochs=None)
 
 
 def source_free(job: AdaptationJob) -> nn.Module:

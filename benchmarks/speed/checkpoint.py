@@ -70,6 +70,7 @@ def _strategy(variant: str, source: PrecomputedEncoder, device: str) -> CETLStra
     return CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
+        preset="paper",
         variant=variant,
         train_mb_size=128,
         evaluator=None,

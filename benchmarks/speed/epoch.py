@@ -100,6 +100,7 @@ def _round(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str
         strategy = CETLStrategy(
             model=model,
             optimizer=_optimizer(model.parameters()),
+            preset="paper",
             variant=variant,
             train_mb_size=128,
             evaluator=None,

@@ -132,6 +132,7 @@ def _strategy(args: argparse.Namespace, encoder: TimmEncoder, variant: str) -> C
     return CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3),
+        preset="paper",
         variant=variant,
         train_mb_size=128,
         evaluator=None,

@@ -34,6 +34,7 @@ from avalanche_cetl import (
 )
 from benchmarks.data.digits import Pair
 from benchmarks.methods import skada
+from benchmarks.methods.cetl import earlier_defaults
 from benchmarks.methods.job import AdaptationBudget, AdaptationJob
 from benchmarks.methods.plain import cosine
 from benchmarks.suite.tasks import BATCH, LEARNING_RATE, WIDTH, Data, Task, new_network
@@ -45,7 +46,9 @@ Train = Callable[[Task, Data, int, float], nn.Module]
 def cetl(
     task: Task, data: Data, seed: int, plugins: Sequence[Any] = (), **settings: Any
 ) -> nn.Module:
-    """Train T2 by CETLStrategy."""
+    """Train T2 by CETLStrategy; without a preset by version 0.2's defaults for the variant."""
+    if "preset" not in settings:
+        settings = earlier_defaults(settings["variant"]) | settings
     network = new_network(data, seed)
     model = CoupledModel.build(data.source, network, data.shape)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
@@ -151,6 +154,7 @@ ROWS = {
     "DANN, SKADA": Row(rival("DANN"), ("adaptation",), (0.01, 0.03, 0.1, 0.3, 1.0)),
     "CDAN, SKADA": Row(rival("CDAN"), ("adaptation",), (0.01, 0.03, 0.1, 0.3, 1.0)),
     "CETL, preset paper": Row(with_settings(preset="paper"), _WITH_LABELS),
-    "CETL, defaults": Row(with_settings(), _WITH_LABELS),
+    # of version 0.2, in which the coupled network was the default
+    "CETL, defaults": Row(with_settings(variant="gfi"), _WITH_LABELS),
     "CETL, preset best": Row(with_settings(preset="best")),
 }

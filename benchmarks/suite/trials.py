@@ -43,7 +43,7 @@ TASKS = {name: task for name, task in SUITE.items() if task.development} | {
 }
 
 
-_DIRECT, _JOINT = {"variant": "direct"}, {"variant": "joint"}
+_DIRECT, _JOINT, _GFI = {"variant": "direct"}, {"variant": "joint"}, {"variant": "gfi"}
 
 
 class Trial(NamedTuple):
@@ -135,11 +135,11 @@ ROWS = {
         f"information maximisation and S, weight {w:g} falling": Trial(_information(w, anneal=True))
         for w in (0.3, 1, 3)
     },
-    "defaults": Trial(settings={}),
+    "defaults": Trial(settings=_GFI),
     "e": Trial(settings={"variant": "e"}),
     "e, goal moved with the view": Trial(settings={"variant": _MOVED}),
-    "defaults, stage 2 at 0.03 of the rate": Trial(settings={"lr_factors": (1.0, 0.03)}),
-    "defaults, coupling in the first half of the rounds": Trial(lambda: [LabelsLast()], {}),
+    "defaults, stage 2 at 0.03 of the rate": Trial(settings=_GFI | {"lr_factors": (1.0, 0.03)}),
+    "defaults, coupling in the first half of the rounds": Trial(lambda: [LabelsLast()], _GFI),
 }
 
 

@@ -20,7 +20,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, bound_metrics
 from avalanche_cetl.plugins import History
 from benchmarks import records
-from benchmarks.methods.cetl import PRINTED, coupled
+from benchmarks.methods.cetl import coupled
 from benchmarks.methods.job import AdaptationJob, Job, TransferJob
 from benchmarks.tables import table2, table5
 from benchmarks.tables.board import Place, Table
@@ -47,7 +47,9 @@ def bound(job: AdaptationJob, fixed_goal: bool) -> dict[str, Any]:
         optimizer=torch.optim.Adam(model.parameters(), budget.learning_rate),
         gfi=GFISettings(samples=budget.gfi_samples, seed=job.seed),
         augment=job.augment,
-        **{**PRINTED, "fixed_goal": fixed_goal},
+        preset="paper",
+        dwa_lambda=1e-3,
+        fixed_goal=fixed_goal,
         **job.where.switches(),
         warmup_epochs=budget.warmup_epochs,
         train_mb_size=budget.batch,

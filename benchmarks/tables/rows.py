@@ -27,7 +27,8 @@ class Row:
     :ivar changes: values of the budget that differ from the table's, by name.
     :ivar unread: values of the budget that its result does not depend on.
     :ivar preset: of the strategy.
-    :ivar as_it_comes: whether it has no variant but the preset's, or the defaults'.
+    :ivar as_it_comes: whether it has no variant but the preset's, or (None) that of version 0.2's
+        defaults.
     :ivar reads_features: whether the network reads S's features in place of images.
     :ivar mixed: unlabelled mixed images that it reads for every training image; its rounds have
         two passes over the labels, and are half as many.
@@ -53,7 +54,7 @@ class Row:
 
 
 def as_it_comes(unread: tuple[str, ...]) -> tuple[Row, Row]:
-    """Return the rows of CETL as a user gets it: the defaults, and ``preset="best"``.
+    """Return the rows of CETL with nothing set, of version 0.2 ("defaults") and of today.
 
     :param unread: values of the budget that neither reads.
     """

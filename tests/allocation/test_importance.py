@@ -317,6 +317,7 @@ def test_measuring_leaves_no_trace_in_cetls_target():
         coupled = CoupledModel.build(source, model, (1, 8, 8))
         CETLStrategy(
             model=coupled, optimizer=torch.optim.Adam(coupled.parameters(), 1e-3), variant=variant,
+            preset="paper",
             train_mb_size=6, gfi=GFISettings(samples=8), evaluator=None,
         ).train(transfer_benchmark(images(), images()).train_stream)  # fmt: skip
         passes.append(model.passes)

@@ -15,7 +15,7 @@ def test_the_best_accuracy_of_a_block_is_bold(monkeypatch, tmp_path):
                 {"method": method, "target_accuracy": target + seed, "source_accuracy": source,
                  "seconds": 1.0, "source_error": 0.1, "target_error": 0.2, "note": ""}
                 for method, target, source in (
-                    (baseline, 50.0, 20.0), ("CETL, defaults (gfi)", 60.0, 10.0)
+                    (baseline, 50.0, 20.0), ("CETL gfi", 60.0, 10.0)
                 )
             ]  # fmt: skip
         document["stream"] = [
@@ -26,9 +26,7 @@ def test_the_best_accuracy_of_a_block_is_bold(monkeypatch, tmp_path):
     lines = demo_seeds.table().splitlines()
     assert lines[0].startswith("Means over seeds 0, 1, with standard errors. Higher is better")
     assert lines[4] == ("| T2 alone | 50.50 ± 0.50 | +0.00 ± 0.00 | **20.00 ± 0.00** | 1.0 |  |")
-    assert lines[5] == (
-        "| CETL, defaults (gfi) | **60.50 ± 0.50** | +10.00 ± 0.00 | 10.00 ± 0.00 | 1.0 |  |"
-    )
+    assert lines[5] == ("| CETL gfi | **60.50 ± 0.50** | +10.00 ± 0.00 | 10.00 ± 0.00 | 1.0 |  |")
     assert "| EWC | **70.50 ± 0.50** | +0.00 ± 0.00 | **5.00 ± 0.00** | 2.0 |  |" in lines
     assert "| GFIPlugin | 69.50 ± 0.50 | -1.00 ± 0.00 | **5.00 ± 0.00** | 2.0 |  |" in lines
     assert lines[-1].endswith("T1(S(x)) 0.100 ± 0.000, T1(T2(x)) 0.200 ± 0.000.")

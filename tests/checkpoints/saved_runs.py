@@ -84,6 +84,7 @@ def make(folder=None, model=None, plugins=(), sgd=False, log=None, scheduler=Tru
         loggers=[TextLogger(log)] if log is not None else [],
     )
     settings = {
+        "preset": "paper",
         "train_mb_size": 16,
         "train_epochs": 3,
         "eval_mb_size": 32,

@@ -46,7 +46,16 @@ class Interruption(CheckpointPlugin):
         raise Interrupted
 
 
+#: What version 0.2 had without a preset.
+DEFAULTS_OF_0_2 = {
+    "preset": "paper", "dwa_lambda": 1e-3, "gfi": GFISettings(), "stage_epochs": "balanced",
+    "lr_factors": (1.0, 0.1), "fixed_goal": True,
+}  # fmt: skip
+
+
 def _coupled(plugins=(), **arguments):
+    if "preset" not in arguments:
+        arguments = DEFAULTS_OF_0_2 | arguments
     torch.manual_seed(1)
     source = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
     target = CICNN(4, SHAPE, width=0.03)

@@ -8,7 +8,7 @@ from avalanche_cetl.demo.digits import Digits, Split
 from avalanche_cetl.demo.methods import (
     ALONE,
     BEST,
-    DEFAULTS,
+    COUPLED,
     SOURCE_FREE,
     SOURCE_ONLY,
     Comparison,
@@ -47,7 +47,7 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
     assert len(written["no_target_label"]) == 4
     for row in written["few_labels"] + written["no_target_label"]:
         assert 0 <= row["target_accuracy"] <= 100 and row["trainable"] > 0
-    (defaults,) = [row for row in written["few_labels"] if row["method"] == DEFAULTS]
+    (defaults,) = [row for row in written["few_labels"] if row["method"] == COUPLED]
     assert {"L_rs", "L_rt", "L_c", "DWA1"} <= defaults["history"].keys()
     assert defaults["source_error"] > 0 and defaults["target_error"] > 0
     for row in written["stream"]:

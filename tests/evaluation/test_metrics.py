@@ -35,6 +35,7 @@ def _train(digits, metrics, rounds=2, variant="gfi", loggers=(), plugins=(), **g
     strategy = CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        preset="paper",
         variant=variant,
         train_mb_size=16,
         train_epochs=rounds,

@@ -43,6 +43,7 @@ def trained(benchmark, encoder, variant="gfi", **options):
     strategy = CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        preset="paper",
         variant=variant,
         dwa_lambda=0.1,
         gfi=GFISettings(samples=24),

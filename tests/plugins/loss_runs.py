@@ -46,7 +46,7 @@ def trained(model, benchmark, *plugins, lr=1e-2, **options):
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr),
         plugins=list(plugins),
-        **settings,
+        **{"preset": "paper", **settings},
     )
     strategy.train(benchmark.train_stream)
     return strategy

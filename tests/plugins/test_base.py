@@ -33,7 +33,10 @@ def stock(**arguments):
 def test_a_strategy_with_stages_is_read_itself():
     model = CoupledModel.build(None, CICNN(3, (1, 8, 8), width=0.05), (1, 8, 8))
     strategy = CETLStrategy(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), evaluator=None
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        preset="paper",
+        evaluator=None,
     )
     assert training_of(strategy) is strategy
     assert strategy.source is None and strategy.alone and strategy.coupled is None

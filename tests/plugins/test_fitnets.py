@@ -34,6 +34,7 @@ def test_the_regressor_follows_the_schedule(teacher, few):
     CETLStrategy(
         model=model,
         optimizer=optimizer,
+        preset="paper",
         variant="e",
         train_epochs=3,
         train_mb_size=16,

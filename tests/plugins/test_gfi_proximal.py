@@ -190,6 +190,7 @@ def test_cetls_stage_2_holds_t2_as_stage_3_does(digits):
     strategy = CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        preset="paper",
         variant="e",
         plugins=[plugin],
         train_mb_size=10,

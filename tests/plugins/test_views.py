@@ -58,8 +58,8 @@ def _strategy(plugins, **settings):
     torch.manual_seed(0)
     model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.05), SHAPE)
     return CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), variant="e",
-        train_mb_size=16, evaluator=None, plugins=plugins,
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), preset="paper",
+        variant="e", train_mb_size=16, evaluator=None, plugins=plugins,
         augment=lambda x: x + 0.3 * torch.randn_like(x), **settings,
     )  # fmt: skip
 
@@ -181,8 +181,8 @@ def test_the_mean_teacher_answers_with_the_weights_that_it_has_now(digits):
             return found
 
     strategy = CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), variant="e",
-        train_mb_size=16, train_epochs=2, evaluator=None, plugins=[Watch(decay=0.5)],
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), preset="paper",
+        variant="e", train_mb_size=16, train_epochs=2, evaluator=None, plugins=[Watch(decay=0.5)],
     )  # fmt: skip
     benchmark = transfer_benchmark([digits(32), digits(32, seed=1)], [digits(10)] * 2)
     for experience in benchmark.train_stream:

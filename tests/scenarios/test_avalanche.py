@@ -98,7 +98,7 @@ def cetl(**options):
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),
         warmup_epochs=1,
         gfi=GFISettings(samples=8),
-        **settings,
+        **{"preset": "paper", **settings},
     )
 
 

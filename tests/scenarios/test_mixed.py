@@ -116,7 +116,7 @@ def test_cetl_trains_on_them_with_stored_features(digits, tmp_path):
     model = CoupledModel.build(source, CICNN(3, (1, 8, 8), width=0.05), (1, 8, 8))
     strategy = CETLStrategy(
         model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), train_mb_size=16,
-        evaluator=None, plugins=[SoftTargets(rows="target")],
+        evaluator=None, preset="paper", plugins=[SoftTargets(rows="target")],
     )  # fmt: skip
     strategy.train(stored.train_stream)
     assert strategy.round_losses["L_soft"] > 0

@@ -127,7 +127,12 @@ def one_round(benchmark, shape, classes):
     model = CoupledModel.build(source, CICNN(classes, shape, width=0.05), shape)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
     strategy = CETLStrategy(
-        model=model, optimizer=optimizer, variant="e", train_mb_size=64, evaluator=None
+        model=model,
+        optimizer=optimizer,
+        preset="paper",
+        variant="e",
+        train_mb_size=64,
+        evaluator=None,
     )
     strategy.train(benchmark.train_stream)
     return strategy.round_losses

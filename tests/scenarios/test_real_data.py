@@ -33,6 +33,7 @@ def test_mnist_to_usps_trains_and_reconstructs(data_root):
         optimizer=torch.optim.Adam(model.parameters(), 2e-3),
         train_mb_size=32,
         train_epochs=1,
+        preset="paper",
         variant="f",
         warmup_epochs=6,
         evaluator=None,

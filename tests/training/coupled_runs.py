@@ -39,7 +39,7 @@ def coupled(seed=1, source=True, target=None):
 
 
 #: The printed schedule, in which one mini-batch is one step of every stage.
-PRINTED = {"fixed_goal": False, "stage_epochs": (1, 1, 1), "lr_factors": (1.0, 1.0)}
+PRINTED = {"preset": "paper", "dwa_lambda": 1e-3}
 
 
 def strategy(model=None, lr=1e-2, optimizer=None, **arguments):
@@ -55,6 +55,8 @@ def strategy(model=None, lr=1e-2, optimizer=None, **arguments):
         **PRINTED,
         **arguments,
     }
+    if settings["preset"] == "best" and "variant" not in arguments:
+        del settings["gfi"], settings["warmup_epochs"], settings["dwa_lambda"]
     return CETLStrategy(model=model, optimizer=optimizer, **settings)
 
 

@@ -51,7 +51,7 @@ def strategy(model, **arguments):
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-2),
         train_mb_size=10,
-        **{"evaluator": None, "gfi": GFISettings(samples=8), **arguments},
+        **{"evaluator": None, "preset": "paper", "gfi": GFISettings(samples=8), **arguments},
     )
 
 

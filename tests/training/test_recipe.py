@@ -51,7 +51,7 @@ def test_losses_without_a_weight_of_their_own_count_once():
 
 
 def test_numbers_by_stage_are_those_of_the_stages_of_algorithm_1():
-    made = Recipe.of(stage_epochs=(2, 3, 4), lr_factors=(0.5, 0.25))
+    made = Recipe.of("paper", stage_epochs=(2, 3, 4), lr_factors=(0.5, 0.25))
     merged = MergedStage((ClassifyStage(),))
     stages = (SourceStage(), CoupledStage(), ClassifyStage(), merged)
     assert [made.epochs(stage) for stage in stages] == [2, 3, 4, 1]
@@ -60,18 +60,17 @@ def test_numbers_by_stage_are_those_of_the_stages_of_algorithm_1():
 
 @pytest.mark.parametrize(("ratio", "epochs"), [(0.2, 1), (1.0, 1), (2.4, 2), (8.0, 8)])
 def test_balanced_stages_let_stage_3_make_as_many_steps_as_stage_2(ratio, epochs):
-    made = Recipe.of()
-    assert made.stage_epochs == "balanced"
+    made = Recipe.of("paper", stage_epochs="balanced")
     assert made.epochs(ClassifyStage(), ratio) == epochs
     assert made.epochs(CoupledStage(), ratio) == made.epochs(SourceStage(), ratio) == 1
     assert Recipe.of("paper").epochs(ClassifyStage(), ratio) == 1
-    assert Recipe.of(alternate="iteration").stage_epochs == (1, 1, 1)
+    assert Recipe.of("paper", alternate="iteration").stage_epochs == (1, 1, 1)
 
 
 def test_a_preset_fills_what_is_not_given_and_nothing_else():
     made = Recipe.of("paper", dwa_lambda=0.0)
     assert made.dwa_lambda == 0.0 and not made.fixed_goal and made.stage_epochs == (1, 1, 1)
-    assert Recipe.of().warmup_epochs == 0 and Recipe.of(variant="f").warmup_epochs == 10
+    assert Recipe.of("paper").warmup_epochs == 0 and Recipe.of(variant="f").warmup_epochs == 10
 
 
 @pytest.mark.parametrize(
@@ -79,4 +78,4 @@ def test_a_preset_fills_what_is_not_given_and_nothing_else():
     [({}, False), ({"alternate": "iteration"}, True), ({"variant": "joint"}, True)],
 )
 def test_stages_share_steps_by_iterations_and_when_merged(arguments, shared):
-    assert Recipe.of(**arguments).shares_steps == shared
+    assert Recipe.of("paper", **arguments).shares_steps == shared

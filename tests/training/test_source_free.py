@@ -34,7 +34,7 @@ def strategy(plugins, rounds=1, **settings):
     torch.manual_seed(0)
     source = ModuleEncoder(network(), input_shape=SHAPE)
     model = CoupledModel.build(source, network(), SHAPE)
-    settings = {"warmup_epochs": 1, "train_mb_size": 16, **settings}
+    settings = {"preset": "paper", "warmup_epochs": 1, "train_mb_size": 16, **settings}
     return CETLStrategy(
         model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), plugins=plugins,
         train_epochs=rounds, evaluator=None, **settings,
@@ -146,7 +146,9 @@ def with_head(head, **settings):
 
 
 @pytest.mark.parametrize("make", [Growing, ByTask])
-@pytest.mark.parametrize("settings", [{"preset": "best"}, {"variant": "e", "plugins": [soft()]}])
+@pytest.mark.parametrize(
+    "settings", [{"preset": "best"}, {"preset": "paper", "variant": "e", "plugins": [soft()]}]
+)
 def test_heads_that_grow_learn_all_their_outputs_without_a_label(make, settings):
     made, images, _ = benchmark()
     s = with_head(make(3), train_epochs=8, **settings)

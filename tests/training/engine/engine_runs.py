@@ -19,6 +19,7 @@ def coupled(dtype=torch.float32):
 def trained(benchmark, model=None, workers=0, plugins=(), **arguments):
     model = coupled() if model is None else model
     settings = {
+        "preset": "paper",
         "gfi": GFISettings(samples=8),
         "dwa_lambda": 0.1,
         "warmup_epochs": 1,

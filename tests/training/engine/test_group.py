@@ -77,7 +77,7 @@ def work(folder, task):
     )
     strategy = CETLStrategy(
         model=model, optimizer=torch.optim.SGD(model.parameters(), 0.02, momentum=0.9),
-        variant=VARIANTS.get(task["variant"], task["variant"]),
+        preset="paper", variant=VARIANTS.get(task["variant"], task["variant"]),
         alternate=task.get("alternate", "epoch"),
         dwa_lambda=task.get("dwa_lambda", 0.1),
         gfi=GFISettings(samples=10, **task.get("gfi", {})), warmup_epochs=1, train_mb_size=8,
