@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch.nn import functional as F
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.validation import check_positive, order_of_0_2
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.probe import linear_probe
+from avalanche_cetl.encoders.probe import LinearProbe, linear_probe
 from avalanche_cetl.encoders.scores import Scores
 from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.losses import DistillationPlugin, Rows
 
-PROBE = "probe"
+logger = logging.getLogger(__name__)
+
+PROBE, BEST = "probe", "best"
 
 
 def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -32,6 +35,28 @@ def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Ten
     student = F.log_softmax(logits / temperature, 1)
     goal = F.log_softmax(teacher.detach() / temperature, 1)
     return temperature**2 * F.kl_div(student, goal, reduction="batchmean", log_target=True)
+
+
+def _names_as_many(source: Encoder, features: Tensor, labels: Tensor, probe: LinearProbe) -> bool:
+    """Return whether S's own classifier is right on labelled rows as often as a probe.
+
+    :param features: S's, ``(N, dim)``, of the rows.
+    :param probe: fitted on them; rows that were held out count. Where none was, S's classifier has
+        to be nearer to naming all of them right than to chance.
+    """
+    classes = source.num_classes
+    if classes is None or int(labels.max()) >= classes or not source.classifies_features:
+        return False
+    device = next(iter(source.parameters()), features).device
+    named = source.cheapest_logits(features, features.to(device)).argmax(1).cpu()
+    own = float((named == labels).float().mean())
+    held_out = probe.held_out
+    needed = held_out.accuracy if held_out else (1 + 1 / len(labels.unique())) / 2
+    logger.info(
+        "S's own classifier is right on %.1f %% of %d labelled rows; %s",
+        100 * own, len(labels), "it teaches" if own >= needed else "a linear probe teaches",
+    )  # fmt: skip
+    return own >= needed
 
 
 class SoftTargets(DistillationPlugin):
@@ -51,7 +76,8 @@ class SoftTargets(DistillationPlugin):
         features of the clean target images that have a label. It has these classes alone: T2's
         logits of others are left out. Without S, or where a class of the experience has no
         labelled target image (domain adaptation), it would know too little, and the plugin adds
-        nothing.
+        nothing. ``"best"``: S's own classifier where it names the labelled target images right at
+        least as often as such a probe those that were held out from it; else the probe.
     :param anneal: whether the weight falls in a straight line over the rounds of an experience, to
         0 in the last (teacher annealing: Clark et al. 2019, arXiv 1907.04829). T2 then starts from
         what S knows, and may end where S is wrong and its other losses are right.
@@ -75,31 +101,37 @@ class SoftTargets(DistillationPlugin):
     ):
         super().__init__(weight, rows, source)
         check_positive("temperature", temperature)
-        if isinstance(head, str) and head != PROBE:
-            raise ValueError(f"head={head!r} is not known. Allowed: a module, {PROBE!r}, None.")
+        if isinstance(head, str) and head not in (PROBE, BEST):
+            raise ValueError(
+                f"head={head!r} is not known. Allowed: a module, {PROBE!r}, {BEST!r}, None."
+            )
         self.temperature, self.head, self.anneal = float(temperature), head, bool(anneal)
         self.classifier: nn.Module | None = None if isinstance(head, str) else head
+        self._own = False  # whether S's own classifier stands in for a probe
         self._classes = torch.zeros(0, dtype=torch.long)
         self._scores = Scores("head=")
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Fit the probe."""
-        if self.head != PROBE or not self.active:
+        if not isinstance(self.head, str) or not self.active:
             return
         training = training_of(strategy)
         if not training.has_stages:
             raise ValueError(
-                f"head={PROBE!r} goes with CETLStrategy; elsewhere give "
+                f"head={self.head!r} goes with CETLStrategy; elsewhere give "
                 "head=linear_probe(features, labels)."
             )
-        self.classifier = None
+        self.classifier, self._own = None, False
         if self._given is None and training.source is None:
             return
         wanted = {int(label) for label in strategy.adapted_dataset.targets}
-        features, labels = training.labelled_features(self.source(strategy))
+        source = self.source(strategy)
+        features, labels = training.labelled_features(source)
         self._classes = labels.unique()
         if len(wanted) > 1 and set(self._classes.tolist()) == wanted:
-            self.classifier = linear_probe(features, labels)
+            probe = linear_probe(features, labels)
+            self._own = self.head == BEST and _names_as_many(source, features, labels, probe)
+            self.classifier = None if self._own else probe
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights of a head that was given, for checkpoints; a probe is fitted again."""
@@ -121,8 +153,8 @@ class SoftTargets(DistillationPlugin):
 
     def loss(self, strategy: Strategy, batch: Batch) -> Tensor | None:
         """Return the loss of a mini-batch; None without a probe."""
-        if self.head == PROBE:
-            if self.classifier is None:
+        if isinstance(self.head, str):
+            if self.classifier is None and not self._own:
                 return None
             known = self._classes.to(batch.logits.device)
             teacher = self.teacher_logits(strategy, batch)[:, known]

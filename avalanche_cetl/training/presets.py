@@ -8,8 +8,9 @@ learns directly (variant ``"direct"``), in one step from the labels and from plu
 rows. It looks at the experience (:class:`~avalanche_cetl.training.choice.Choice`, which logs a
 line):
 
-- target rows with labels, of every class: ``SoftTargets`` of a probe on S, with a weight of 10 up
-  to 10 labels per class, and the less the more labels there are (:class:`ProbeWeight`);
+- target rows with labels, of every class: ``SoftTargets`` of a probe on S, or of S's own
+  classifier where that is right as often, with a weight of 3 up to 10 labels per class, and the
+  less the more labels there are (:class:`ProbeWeight`);
 - no target label, but labelled rows of another domain: ``InformationMaximization``; and
   ``SoftTargets`` of S itself, with a weight of 0.3 that falls to 0, where S names most of those
   rows right, so that its classes are T2's;
@@ -85,7 +86,9 @@ class Preset:
             settings = {
                 name: value
                 for name, value in vars(plugin).items()
-                if isinstance(value, int | float | str) and (name, value) != ("anneal", False)
+                if isinstance(value, int | float | str)
+                and name[0] != "_"
+                and (name, value) != ("anneal", False)
             }
             weight = {} if rule.weight is None else {"weight": repr(rule.weight)}
             own["plugins"].append({"class": type(plugin).__name__} | settings | weight)
@@ -136,7 +139,7 @@ class ProbeWeight:
     as much. It is never more than ``full``.
     """
 
-    full: float = 10.0
+    full: float = 3.0
     labels: int = 10
 
     def __call__(self, given: DataProfile) -> float:
@@ -165,7 +168,7 @@ PAPER = Preset(
 BEST = Preset(
     variant="direct",
     plugins=(
-        Rule(lambda: _soft(10.0, head="probe"), _labelled, ProbeWeight()),
+        Rule(lambda: _soft(3.0, head="best"), _labelled, ProbeWeight()),
         Rule(lambda: _soft(0.3, anneal=True), _source_teaches),
         Rule(lambda: InformationMaximization(1.0, rampup_rounds=4), _no_target_label),
     ),

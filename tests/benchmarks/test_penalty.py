@@ -23,7 +23,8 @@ def trained(*plugins):
     source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
     model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
     CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), preset="paper", variant="e",
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2),
+        preset="paper", variant="e",
         stage_epochs=(1, 2, 1), train_mb_size=8,
         train_epochs=2, evaluator=None, plugins=list(plugins),
     ).train(transfer_benchmark((images, torch.arange(24) % 3), (images, torch.zeros(24).long()))

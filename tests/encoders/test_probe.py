@@ -1,10 +1,15 @@
 """The linear probe against a fit by hand."""
 
+import logging
+
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch.nn import functional as F
 
 from avalanche_cetl import linear_probe
+from avalanche_cetl.encoders import probe
 
 
 def _clusters(classes, count=40, dim=6, seed=0):
@@ -84,5 +89,71 @@ def test_features_and_labels_that_do_not_fit_are_refused():
         linear_probe(features[:5], labels)
     with pytest.raises(ValueError, match="integers"):
         linear_probe(features, labels.float())
-    with pytest.raises(ValueError, match="strength=0"):
+    with pytest.raises(ValueError, match="C=0"):
         linear_probe(features, labels, 0.0)
+
+
+# ------------------------------------------------------------------ the choice of C
+
+
+def _hard(per_class, noise, classes=4, dim=20, seed=0):
+    """Classes that overlap the more the larger the noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(per_class * classes) % classes
+    means = torch.randn(classes, dim, generator=generator)
+    return means[labels] + noise * torch.randn(len(labels), dim, generator=generator), labels
+
+
+def test_labels_that_were_held_out_are_likeliest_under_the_c_that_is_chosen():
+    features, labels = _hard(12, 2.0)
+    chosen = linear_probe(features, labels)
+    assert chosen.C in probe.GRID[1:-1] and chosen.held_out.rows == 48
+    x = ((features - features.mean(0)) / features.std(0)).double().numpy()
+    likelihoods = {}
+    for C in probe.GRID:
+        model = LogisticRegression(C=C, max_iter=1000)
+        parts = StratifiedKFold(5, shuffle=True, random_state=0)
+        found = cross_val_predict(model, x, labels.numpy(), cv=parts, method="predict_log_proba")
+        likelihoods[C] = found[range(48), labels.numpy()].mean()
+    assert chosen.C == max(likelihoods, key=likelihoods.get)
+    assert chosen.held_out.log_likelihood == pytest.approx(likelihoods[chosen.C], abs=1e-3)
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.1, 0.99, 1.0), (20.0, 0.0, 0.6)])
+def test_a_probe_is_as_sure_as_it_is_right(noise, least, most):
+    features, labels = _hard(3, noise)
+    made = linear_probe(features, labels)
+    assert least <= made.held_out.accuracy <= most
+    sure = made(_hard(50, noise)[0]).softmax(1).max(1).values.mean()
+    assert (sure > 0.7) if noise < 1 else (sure < 0.7)
+
+
+def test_where_nothing_can_be_held_out_c_is_one(caplog):
+    with caplog.at_level(logging.INFO, probe.__name__):
+        made = linear_probe(*_hard(1, 0.1))
+    assert made.C == 1 and made.held_out is None and "C=1" in caplog.text
+    features, labels = _hard(1, 0.1)
+    features, labels = torch.cat([features, features[:2]]), torch.cat([labels, labels[:2]])
+    assert linear_probe(features, labels).held_out.rows == 4  # of the classes that have two
+
+
+def test_of_many_rows_some_are_tried_on():
+    features, labels = _hard(300, 2.0, dim=5)
+    made = linear_probe(features, labels)
+    assert made.held_out.rows == probe.TRIED
+    assert f"C={made.C:g}, accuracy={made.held_out.accuracy:.3f}" in repr(made)
+
+
+def test_features_wider_than_their_rows_are_tried_on_in_the_space_of_the_rows():
+    features, labels = _hard(4, 1.0, dim=12)
+    wide = torch.cat([features, torch.zeros(16, 30)], 1)[:, torch.randperm(42)]
+    narrow, found = linear_probe(features, labels), linear_probe(wide, labels)
+    assert found.C == narrow.C
+    assert found.held_out.log_likelihood == pytest.approx(narrow.held_out.log_likelihood, abs=1e-3)
+
+
+def test_the_old_name_of_c_counts():
+    features, labels = _hard(3, 1.0)
+    with pytest.warns(FutureWarning, match="strength= is called C= here"):
+        found = linear_probe(features, labels, strength=0.5)
+    assert torch.equal(found.weight, linear_probe(features, labels, C=0.5).weight)

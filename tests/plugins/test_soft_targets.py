@@ -173,6 +173,40 @@ def test_a_probe_has_the_classes_of_the_labelled_target_rows_alone(teacher, digi
     torch.testing.assert_close(loss, wanted)
 
 
+class Knows(ModuleEncoder):
+    """An S with a classifier that is right on as many of every four rows as it is told."""
+
+    def __init__(self, right):
+        torch.manual_seed(0)
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=SHAPE)
+        self.right, self.rows = right, 0
+
+    def cheapest_logits(self, x, features=None):
+        assert len(x) == len(features)
+        labels = torch.arange(len(features)) % 3
+        wrong = torch.arange(len(features)) % 4 >= self.right
+        return 9.0 * nn.functional.one_hot((labels + wrong) % 3, 3)
+
+
+@pytest.mark.parametrize(("right", "own"), [(4, True), (0, False)])
+def test_s_teaches_itself_where_it_is_right_as_often_as_a_probe(digits, caplog, right, own):
+    x, _ = digits(24)
+    data = transfer_benchmark((x, torch.arange(24) % 3), digits(9))
+    plugin = SoftTargets(rows="target", head="best")
+    with caplog.at_level("INFO", "avalanche_cetl.plugins.soft_targets"):
+        s = trained(coupled(Knows(right)), data, plugin)
+    assert s.round_losses["L_soft"] > 0
+    assert (plugin.classifier is None) == own
+    assert f"right on {25 * right:.1f} % of 24 labelled rows" in caplog.text
+
+
+def test_an_s_of_other_classes_leaves_the_word_to_the_probe(few):
+    source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), input_shape=SHAPE)
+    plugin = SoftTargets(rows="target", head="best")
+    assert trained(coupled(source), few, plugin).round_losses["L_soft"] > 0
+    assert plugin.classifier is not None
+
+
 def test_a_probe_is_fitted_anew_for_every_experience(teacher, digits):
     sets = [digits(30), digits(30, shift=0.1)]
     data = transfer_benchmark(sets, sets)
