@@ -115,7 +115,7 @@ def test_labels_that_were_held_out_are_likeliest_under_the_c_that_is_chosen():
         parts = StratifiedKFold(5, shuffle=True, random_state=0)
         found = cross_val_predict(model, x, labels.numpy(), cv=parts, method="predict_log_proba")
         likelihoods[C] = found[range(48), labels.numpy()].mean()
-    assert chosen.C == max(likelihoods, key=likelihoods.get)
+    assert max(likelihoods, key=likelihoods.get) == chosen.C
     assert chosen.held_out.log_likelihood == pytest.approx(likelihoods[chosen.C], abs=1e-3)
 
 
