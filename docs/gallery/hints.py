@@ -25,6 +25,7 @@ def main(teacher_epochs=15, rounds=10):
     cetl = ac.CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
+        variant="gfi",  # with the decoder, whose hidden layers DecoderHints compares
         plugins=[
             ac.FitNetsHints(target_layer="features.3", source_layer="features.3"),
             ac.DecoderHints(0.3),

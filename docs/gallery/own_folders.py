@@ -74,7 +74,6 @@ def main(folder, rounds=20, size=64, encoder="tf_efficientnet_lite0", weights="p
     cetl = ac.CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
-        preset="best",
         train_mb_size=16,
         train_epochs=rounds,
         eval_mb_size=64,

@@ -20,7 +20,7 @@ def main(source_epochs=5, rounds=3):
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     options = {"train_mb_size": 64, "train_epochs": rounds, "eval_mb_size": 256}
     cetl = CETLStrategy(model=model, optimizer=optimizer, **options)
-    cetl.train(benchmark.train_stream)  # stage 3 reads both domains' labels
+    cetl.train(benchmark.train_stream)  # T2 reads both domains' labels
     return cetl.eval(benchmark.test_stream)["Top1_Acc_Stream/eval_phase/test_stream/Task000"]
 
 

@@ -6,7 +6,7 @@ Someone gives you a trained network as an ONNX file. You have images of your own
 that look different from what it was trained on. There are no source images, no source weights that
 you may tune, and no labels.
 
-``adaptation_benchmark(None, ...)`` makes a benchmark of this. ``preset="best"`` then trains T2 from
+``adaptation_benchmark(None, ...)`` makes a benchmark of this. ``CETLStrategy`` then trains T2 from
 S's outputs and from the target images alone.
 """
 
@@ -85,7 +85,6 @@ def adapt(path, rounds):
     strategy = ac.CETLStrategy(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 2e-3),
-        preset="best",
         train_mb_size=32,
         train_epochs=rounds,
         eval_mb_size=256,
