@@ -7,6 +7,7 @@ the first seed the choice favours them. Reads ``natural.json`` alone.
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,55 @@ def _shown(values: Averages) -> str:
     return " / ".join(f"{values[seed]:.1f}" for seed in sorted(values))
 
 
+#: What readers know each stream by.
+TITLES = {
+    "odd-even": "odd or even digit", "split": "new digits, one head", "permuted": "permuted digits",
+    "cifar-split": "new photographs, one head", "rotated": "rotated digits",
+    "fashion-permuted": "permuted clothes", "fashion-split": "new clothes, one head",
+    "cifar-domains": "new kinds of photographs",
+}  # fmt: skip
+
+
+def draw(runs: list[Run], file: Path) -> None:
+    """Draw the average accuracies of plain training, tuned EWC and the default, by stream.
+
+    Means over the seeds of each stream; EWC at the best of its strengths, tried later or not.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    marks = {"plain training": ("#000000", "|"), "EWC, tuned": ("#0072B2", "s"),
+             "GFIPlugin()": ("#D55E00", "o")}  # fmt: skip
+    rows = []
+    for stream, seeds in (CHOOSING | READ_ONCE).items():
+        tuned = best(runs, stream, [*LATER["EWC"], *RIVALS["EWC"]], "adam", seeds)
+        found = [
+            averages(runs, stream, method, "adam", seeds)
+            for method in ("Naive", tuned, setting(CHOSEN))
+        ]
+        rows.append((TITLES[stream], [statistics.mean(one.values()) for one in found]))
+    rows.sort(key=lambda row: row[1][-1])
+    figure, axes = plt.subplots(figsize=(7.6, 3.5), layout="constrained")
+    for place, (_, values) in enumerate(rows):
+        axes.plot([min(values), max(values)], [place, place], color="#bbbbbb", zorder=1)
+        for value, (color, marker) in zip(values, marks.values(), strict=True):
+            axes.plot(value, place, marker, color=color, markersize=9, markeredgewidth=2, zorder=2)
+        axes.annotate(
+            f"{values[-1]:.0f}", (values[-1], place), (8, 0), textcoords="offset points",
+            va="center", color=marks["GFIPlugin()"][0],
+        )  # fmt: skip
+    for name, (color, marker) in marks.items():
+        axes.plot([], [], marker, color=color, markersize=9, markeredgewidth=2, label=name)
+    axes.set_yticks(range(len(rows)), [title for title, _ in rows])
+    axes.set(xlabel="accuracy over all tasks after the last one, %", xlim=(0, 100))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
 def movement(runs: list[Run]) -> str:
     """Write rank correlations of predicted movement and forgetting, over tasks and runs."""
     rows, everything = [], []
@@ -155,3 +205,4 @@ def tables() -> str:
 
 if __name__ == "__main__":
     FILE.with_suffix(".md").write_text(tables(), encoding="utf-8")
+    draw(read(FILE)["runs"], FILE.with_name("default.png"))

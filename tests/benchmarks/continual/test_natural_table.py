@@ -1,6 +1,7 @@
 """Tables of the search for one strength."""
 
 import pytest
+from matplotlib.axes import Axes
 
 from benchmarks.continual import natural_table as shown
 
@@ -32,3 +33,20 @@ def test_a_rival_has_its_best_strength_on_the_first_seed_on_all_seeds():
 )
 def test_rank_correlation(one, other, expected):
     assert shown.spearman(one, other) == pytest.approx(expected)
+
+
+def test_the_picture_has_every_stream_and_the_best_of_ewc(tmp_path, monkeypatch):
+    runs = [
+        run(method, seed, average) | {"stream": stream}
+        for stream, seeds in (shown.CHOOSING | shown.READ_ONCE).items()
+        for seed in seeds
+        for method, average in [
+            ("Naive", 20), (shown.setting(5), 60), ("EWC:strength=100", 30),
+            ("EWC:strength=100000", 50),
+        ]
+    ]  # fmt: skip
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, x, y, *_, **__: drawn.append(x) or [])
+    shown.draw(runs, tmp_path / "default.png")
+    assert (tmp_path / "default.png").exists()
+    assert [x for x in drawn if not isinstance(x, list)] == 8 * [20, 50, 60]
