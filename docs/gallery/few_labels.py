@@ -115,7 +115,8 @@ if __name__ == "__main__":
 # %%
 # What to take from it
 # --------------------
-# This is one run with one seed. What S says of the images without a label is what helps. :doc:`/results/demo` has five
+# This is one run with one seed. What S says of the images without a label is what helps.
+# :doc:`/results/demo` has five
 # seeds, larger images and ten labels of each class, beside fine-tuning and a linear probe. If S may
 # run where the classifier runs, use the probe itself: T2 is for the case that it may not.
 # :doc:`/which_tool` compares them.
