@@ -30,11 +30,20 @@ BALANCED = "balanced"
 _ONE_EACH = (1, 1, 1)
 #: Options that say how it is computed.
 COMPUTED = ("precision", "channels_last", "accumulate", "compile")
-#: Options that variant "direct" does not read, since it has no decoder and no penalty.
+#: Options that mean nothing without the decoder: where one is given, there is one.
 _COUPLED = (
     "dwa_lambda", "gfi", "stage_epochs", "lr_factors", "warmup_epochs", "input_noise", "fixed_goal",
 )  # fmt: skip
 _OWN: dict[type, Callable[[Any], Any]] = {list: tuple, dict: dict, MappingProxyType: dict}
+
+
+def _preset_of(preset: str | None, given: Mapping[str, Any]) -> Preset:
+    """Return the preset of that name, for the keywords that were given beside it."""
+    variant = given["variant"]
+    coupled = given["alternate"] != "epoch" or any(given.get(name) is not None for name in _COUPLED)
+    if variant is None and coupled:
+        variant = "gfi"
+    return parse_preset(preset, variant)
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,11 @@ class Recipe:
         alternate: Alternate = "epoch",
         **options: Any,
     ) -> Recipe:
-        """Return the recipe of a strategy's keywords; its preset fills those that are None.
-
-        :raises ValueError: for options that the preset's own variant would not read.
-        """
+        """Return the recipe of a strategy's keywords; its preset fills those that are None."""
         given = {"variant": variant, "loss_weights": loss_weights, "alternate": alternate} | options
         # Copies: what the user has may change.
         given = {n: _OWN[type(v)](v) if type(v) in _OWN else v for n, v in given.items()}
-        values = parse_preset(preset, variant)
+        values = _preset_of(preset, given)
         parsed = parse_variant(variant or values.variant)
         if isinstance(loss_weights, Mapping):  # as the recipe shows them
             if set(loss_weights) != set(LOSSES):
@@ -156,15 +162,6 @@ class Recipe:
             if not isinstance(chosen[name], str):
                 chosen[name] = tuple(chosen[name])
         weights = dict(zip(LOSSES, map(float, loss_weights), strict=True))
-        if variant is None and parsed.name == "direct":
-            unread = [n for n in _COUPLED if given.get(n) not in (None, defaults[n])]
-            unread += ["alternate"] if alternate != "epoch" else []
-            if unread:
-                raise ValueError(
-                    f"{', '.join(f'{name}=' for name in unread)} counts in the coupled network "
-                    'alone, and preset="best" trains the target network directly: give '
-                    'variant="gfi", or another variant with a decoder, beside it.'
-                )
         return cls(
             variant=parsed, loss_weights=weights, alternate=alternate, preset=preset, given=given,
             **chosen,
@@ -180,7 +177,7 @@ class Recipe:
     @property
     def values(self) -> Preset:
         """Return the preset that gives what was not given, and plugins."""
-        return parse_preset(self.preset, self.given["variant"])
+        return _preset_of(self.preset, self.given)
 
     def engine(self) -> Engine:
         """Return a new engine that computes as the recipe says."""

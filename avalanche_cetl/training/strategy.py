@@ -46,7 +46,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
     :param criterion: L_c, ``(logits, labels) -> scalar``; unlabelled rows never reach it.
     :param variant: ``"gfi"``, Algorithm 1, ``"f" "u" "e" "fi" "joint" "two_step"`` (Table 2),
         ``"direct"``, in which T1 has no part, or a :class:`Variant` of your own. None: the
-        preset's; ``"best"`` has ``"direct"``.
+        preset's. ``"best"`` has ``"direct"``, and ``"gfi"`` beside an option that means nothing
+        without the decoder (``dwa_lambda`` to ``fixed_goal`` below).
     :param preset: ``"best"``, the default: what measured best, which adds plugins
         (:mod:`avalanche_cetl.training.presets`) that fit the experience, and logs which;
         ``"paper"``: the algorithm as printed. It gives those of ``variant``, ``dwa_lambda``,

@@ -152,3 +152,21 @@ def test_presets_train_the_target_network(digits, preset, variant):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match=r"preset='bset'.*'best', 'paper'"):
         _strategy("bset")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"dwa_lambda": 0.1}, {"gfi": GFISettings(samples=8)}, {"alternate": "iteration"},
+     {"stage_epochs": (1, 1, 2)}, {"lr_factors": (1.0, 0.5)}, {"warmup_epochs": 3},
+     {"input_noise": 0.1}, {"fixed_goal": True}],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+def test_an_option_that_means_nothing_without_the_decoder_brings_it(option):
+    s = _strategy("best", **option)
+    assert s.variant.name == "gfi" and _plugins(s, DecoderHints)
+    assert s.recipe == _strategy("best", variant="gfi", **option).recipe
+    name, value = next(iter(option.items()))
+    direct = _strategy("best")
+    assert direct.variant.name == "direct"
+    with pytest.raises(ValueError, match="Give variant= when you make the strategy"):
+        setattr(direct, name, value)
