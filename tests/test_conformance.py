@@ -72,7 +72,9 @@ class CoupledNaive(CETLStrategy):
             # Several groups: nobody but the user can say which one T1 belongs to.
             optimizer.param_groups[1]["params"] += model.decoder_parameters().values()
         gfi = GFISettings(samples=4)
-        super().__init__(model=model, optimizer=optimizer, gfi=gfi, **self.extra, **kwargs)
+        super().__init__(
+            model=model, optimizer=optimizer, preset="paper", gfi=gfi, **self.extra, **kwargs
+        )
 
 
 class GFIAsEWC(GFI):
