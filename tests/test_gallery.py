@@ -60,7 +60,7 @@ def each(name, options=None, *values):
         *each("few_labels", {"rounds": 1}, 0.3),
         *each("mixed_images", {"source_epochs": 1, "rounds": 2, "per_image": 2}, 0.3),
         *each("soft_targets", {"teacher_epochs": 3, "rounds": 3}, 0.15),
-        *each("unsupervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.2),
+        *each("unsupervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.15),
         *each("source_free", {"source_epochs": 2, "rounds": 2}, 0.3),
         *each("stream", {"tasks": 2, "epochs": 2}, 0.2),
         *each("semi_supervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.2),

@@ -65,7 +65,7 @@ class Engine:
         if self.accumulate > 1 and shares_steps:
             raise ValueError(
                 f"accumulate={self.accumulate} goes with alternate='epoch' and variants with "
-                "separate stages: otherwise stages would share gradients."
+                "separate stages, such as variant='gfi': otherwise stages would share gradients."
             )
 
     @contextmanager
