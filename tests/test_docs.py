@@ -26,7 +26,7 @@ def sources(*suffixes):
 
 PAGES = sources(".md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
-OUTPUT = re.compile(r"^```text\n(.*?)^```$", re.M | re.S)
+OUTPUT = re.compile(r"^```console\n(.*?)^```$", re.M | re.S)
 CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
 
 
