@@ -16,6 +16,7 @@ from avalanche_cetl import (
     save_checkpoint,
     with_source_features,
 )
+from avalanche_cetl.information import register_estimator
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the page is in the repository")
@@ -110,6 +111,20 @@ def test_an_encoder_of_ones_own_with_another_dim_is_refused_when_the_model_is_ma
     source.dim = 17
     with pytest.raises(ValueError, match=r"Downscaled\.dim is 17, .* \(2, 16\).* set dim"):
         CoupledModel.build(source, CICNN(3, found["shape"], width=0.1), found["shape"])
+
+
+def test_an_estimator_of_ones_own_gets_the_fisher_values_of_a_loop():
+    found = run("estimator")
+    model, values = found["classifier"].eval(), []
+    weight = model.get_parameter(name := next(iter(found["relative"])))
+    for task in found["targets"]:
+        losses = found["of_class"](model(found["images"]), task)
+        rows = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
+        values.append(torch.stack(rows).square().flatten(1))
+    torch.testing.assert_close(found["relative"][name].flatten(), found["signs"](*values))
+    assert found["cetl"].recipe.gfi.estimator == "signs"
+    with pytest.raises(ValueError, match="'rank' is this package's own"):
+        register_estimator("rank")
 
 
 def test_a_closed_form_of_ones_own_gives_the_fisher_information_of_a_loop(capsys):
