@@ -57,7 +57,7 @@ def test_every_value_of_a_type_is_accepted_and_another_is_refused(choice, take):
     ("choice", "table"),
     [
         (VariantName, VARIANTS),
-        (Estimator, ESTIMATORS),
+        (Estimator, tuple(ESTIMATORS)),  # as imported: tests register others
         (Basis, filter(None, DEFAULTS)),
         (StoredType, DTYPES),
     ],

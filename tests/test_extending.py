@@ -8,7 +8,15 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
-from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint, with_source_features
+from avalanche_cetl import (
+    CICNN,
+    CheckpointError,
+    CoupledModel,
+    load_checkpoint,
+    save_checkpoint,
+    with_source_features,
+)
+from avalanche_cetl.information import register_estimator
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the page is in the repository")
@@ -95,6 +103,28 @@ def test_an_encoder_of_ones_own_is_a_source_network(tmp_path):
     assert found["model"].source.fingerprint() != other.fingerprint()
     stored = with_source_features(found["benchmark"], other, tmp_path)
     assert stored.train_stream[0].dataset[0][2].shape == (other.dim,)
+
+
+def test_an_encoder_of_ones_own_with_another_dim_is_refused_when_the_model_is_made():
+    found = run("encoder")
+    source = found["Downscaled"](4)
+    source.dim = 17
+    with pytest.raises(ValueError, match=r"Downscaled\.dim is 17, .* \(2, 16\).* set dim"):
+        CoupledModel.build(source, CICNN(3, found["shape"], width=0.1), found["shape"])
+
+
+def test_an_estimator_of_ones_own_gets_the_fisher_values_of_a_loop():
+    found = run("estimator")
+    model, values = found["classifier"].eval(), []
+    weight = model.get_parameter(name := next(iter(found["relative"])))
+    for task in found["targets"]:
+        losses = found["of_class"](model(found["images"]), task)
+        rows = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
+        values.append(torch.stack(rows).square().flatten(1))
+    torch.testing.assert_close(found["relative"][name].flatten(), found["signs"](*values))
+    assert found["cetl"].recipe.gfi.estimator == "signs"
+    with pytest.raises(ValueError, match="'rank' is this package's own"):
+        register_estimator("rank")
 
 
 def test_a_closed_form_of_ones_own_gives_the_fisher_information_of_a_loop(capsys):

@@ -44,7 +44,6 @@ from avalanche_cetl.allocation.task_measurer import TaskMeasurer
 from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.picks import Output
 from avalanche_cetl.common.validation import renamed
-from avalanche_cetl.information.estimators import Estimator
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood
@@ -104,7 +103,8 @@ class WeightPenalty(PenaltyArguments):
         basis alone; all together keep up to six times as many.
     :param threshold: u of eq. 10, in [0, 1], or ``Quantile(q)``.
     :param probability: p of eq. 10, in [0, 1]. With u = 0 and p = 1 there is no gate.
-    :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
+    :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"``, ``"histogram"``, or a name
+        that :func:`~avalanche_cetl.information.register_estimator` was given.
     :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
         ``"empirical"``, the data's, as EWC does. ``"logits"`` is the importance of the outputs
         (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn anew for either
@@ -155,7 +155,7 @@ class WeightPenalty(PenaltyArguments):
         rank: int = 64,
         threshold: float | Quantile | None = None,
         probability: float | None = None,
-        estimator: Estimator = "gaussian",
+        estimator: str = "gaussian",
         fisher: LossName | None = None,
         likelihood: Likelihood = "categorical",
         output: Output | None = None,

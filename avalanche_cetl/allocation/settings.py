@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from avalanche_cetl.information import Quantile
-from avalanche_cetl.information.estimators import Estimator, check_estimator
+from avalanche_cetl.information.estimators import check_estimator
 from avalanche_cetl.information.generalized import check_threshold, check_unit_interval
 from avalanche_cetl.information.likelihood import LOSS_NAMES, LossName
 
@@ -80,7 +80,8 @@ class GFISettings:
         0.5 in the diagonal basis; 0 in the Kronecker basis, where a gate costs more than it gains.
     :param probability: p of eq. 10, in [0, 1]. Default: 0.9 in the diagonal basis, 1 in the
         Kronecker basis. With u = 0 and p = 1 there is no gate.
-    :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
+    :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"``, ``"histogram"``, or a name
+        that :func:`~avalanche_cetl.information.register_estimator` was given.
     :param fisher: ``"sampled"`` (true Fisher, needs no labels), ``"empirical"``, or ``"logits"``
         (importance of the outputs, see :mod:`avalanche_cetl.information.outputs`: of T2's logits,
         and of the pixels of a reconstruction).
@@ -99,7 +100,7 @@ class GFISettings:
 
     threshold: float | Quantile = None  # type: ignore[assignment]
     probability: float = None  # type: ignore[assignment]
-    estimator: Estimator = "gaussian"
+    estimator: str = "gaussian"
     fisher: LossName = "sampled"
     samples: int = 256
     basis: Basis = "diagonal"

@@ -1,5 +1,6 @@
 """Fisher information, relative Fisher information and their gate: mathematics only."""
 
+from avalanche_cetl.information.estimators import register_estimator
 from avalanche_cetl.information.fisher import fisher_information
 from avalanche_cetl.information.generalized import (
     Quantile,
@@ -30,6 +31,7 @@ __all__ = [
     "kronecker_basis",
     "normalize_importance",
     "projected_outputs",
+    "register_estimator",
     "register_layer_gradients",
     "relative_fisher",
     "sample_output_vectors",

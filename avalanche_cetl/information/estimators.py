@@ -6,7 +6,7 @@ Pure functions of per-sample values ``(N, P)``: one column a weight.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -159,16 +159,42 @@ def correlation(
     return torch.where(constant, torch.zeros_like(product), product.abs() / spreads).clamp(0, 1)
 
 
-#: Names of estimators of relative Fisher information.
+#: Names of this package's estimators of relative Fisher information.
 Estimator = Literal["gaussian", "rank", "histogram"]
-ESTIMATORS: dict[str, Callable[..., Tensor]] = {
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gaussian": gaussian,
     "rank": rank,
     "histogram": histogram,
 }
+_Function = TypeVar("_Function", bound=Callable[[Tensor, Tensor], Tensor])
+
+
+def register_estimator(name: str) -> Callable[[_Function], _Function]:
+    """Register an estimator of relative Fisher information of one's own, by a name.
+
+    The decorated function gets the per-sample Fisher values of some weights for the two tasks,
+    ``(N, P)`` each, >= 0, with the same samples in the same order, and returns one value a weight,
+    ``(P,)``, in [0, 1]. Settings and checkpoints hold the name. Registering a name of one's own
+    again replaces the function.
+
+    :param name: for ``estimator=``.
+    :return: a decorator that returns the function as it is.
+    :raises ValueError: for a name of this package's.
+    """
+    if name in get_args(Estimator):
+        raise ValueError(f"estimator {name!r} is this package's own: choose another name.")
+
+    def register(function: _Function) -> _Function:
+        ESTIMATORS[name] = function
+        return function
+
+    return register
 
 
 def check_estimator(estimator: str) -> None:
-    """Raise ValueError unless the estimator is one of ``gaussian``, ``rank``, ``histogram``."""
+    """Raise ValueError unless the estimator is this package's or was registered."""
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator={estimator!r} is not known. Allowed: {sorted(ESTIMATORS)}.")
+        raise ValueError(
+            f"estimator={estimator!r} is not known. Allowed: {sorted(ESTIMATORS)}, and names that "
+            "register_estimator was given."
+        )

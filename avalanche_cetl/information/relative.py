@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.information.estimators import ESTIMATORS, Estimator, check_estimator
+from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
 from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.information.gradients.gaussian_copula import gaussian_relative
@@ -63,7 +63,7 @@ def relative_fisher(
     params: Sequence[str] | Mapping[str, Tensor] | None = None,
     *,
     targets: tuple[Any, Any] = (None, None),
-    estimator: Estimator = "gaussian",
+    estimator: str = "gaussian",
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
@@ -85,7 +85,8 @@ def relative_fisher(
     :param losses: two callables ``(outputs, targets) -> (N,)``.
     :param params: names of the parameters to measure; default: all that require a gradient.
     :param targets: what each loss gets as its second argument, or None.
-    :param estimator: ``"gaussian"``, ``"rank"`` or ``"histogram"``.
+    :param estimator: ``"gaussian"``, ``"rank"``, ``"histogram"``, or a name that
+        :func:`~avalanche_cetl.information.register_estimator` was given.
     :param normalize_samples: divide each sample's Fisher values by their sum over all measured
         weights (for ``"gaussian"`` after the floor). Hard samples have large gradients under
         every loss; this takes that common scale out.
@@ -121,7 +122,7 @@ def fisher_and_relative(
     params: Sequence[str] | Mapping[str, Tensor] | None = None,
     *,
     targets: tuple[Any, Any] = (None, None),
-    estimator: Estimator = "gaussian",
+    estimator: str = "gaussian",
     normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
@@ -155,7 +156,7 @@ def fisher_and_relative(
 def _estimated(
     gradients: PerSampleGradients,
     means: SquareMeans,
-    estimator: Estimator,
+    estimator: str,
     normalize_samples: bool,
 ) -> dict[str, Tensor]:
     """Compute relative Fisher by an estimator that needs all samples of a weight at once."""

@@ -127,12 +127,26 @@ class CoupledModel(nn.Module):
 
     def _check_shapes(self) -> None:
         like = next(self.target.parameters())
+        zeros = torch.zeros(2, *self.input_shape).to(like)
         with evaluation_mode(self), torch.no_grad():
-            images = self.reconstruct_target(torch.zeros(2, *self.input_shape).to(like))
+            images = self.reconstruct_target(zeros)
+            # This package's encoders, and those derived from them, have measured their features.
+            kinds = type(self.source).__mro__
+            ours = {kind for kind in kinds if kind.__module__.startswith("avalanche_cetl.")}
+            if self.source is not None and ours <= {Encoder}:
+                self._check_features(self.source_features(zeros))
         if tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"the decoder writes {tuple(images.shape[1:])}, but the input's shape is "
                 f"{self.input_shape}."
+            )
+
+    def _check_features(self, features: Tensor) -> None:
+        kind, dim = type(self.source).__name__, self.source.dim  # type: ignore[union-attr]
+        if features.shape[1:] != (dim,):
+            raise ValueError(
+                f"{kind}.dim is {dim}, but it gives features {tuple(features.shape)} for "
+                f"{len(features)} images; set dim to their number for one image."
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from coupled_runs import coupled, snapshot, strategy
 from torch import nn
 
 from avalanche_cetl import CETLPlugin, GFISettings, Quantile, transfer_benchmark
-from avalanche_cetl.allocation import Allocation
+from avalanche_cetl.allocation import PAIRS, Allocation
 from avalanche_cetl.training import Stage
 
 
@@ -168,3 +168,26 @@ def test_an_allocation_without_kind_or_strength_measures_nothing(kind, strength)
     allocation = Allocation(kind, GFISettings(), strength)
     allocation.refresh(("GFI1",), coupled(), 0, 4, read=None)
     assert allocation.importance == {} and allocation.penalty("GFI1", coupled()) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "every", "measured"), [(0, 1, [0, 1, 2, 3, 4]), (0, 2, [0, 2, 4]), (1, 3, [1, 3])]
+)
+def test_importances_are_measured_at_once_and_then_every_so_many_rounds(
+    monkeypatch, first, every, measured
+):
+    model, rounds, taken = coupled(), [], []
+    monkeypatch.setattr(
+        "avalanche_cetl.allocation.allocation.measure_importance",
+        lambda model, pair, rows, *others: (pair, rows),
+    )
+    allocation = Allocation("gfi", GFISettings(samples=3, refresh_every=every), 1.0)
+    for epoch in range(first, 5):
+        before = dict(allocation.importance)
+        allocation.refresh(("GFI1", "GFI2"), model, epoch, 6, tuple)
+        if allocation.importance != before:
+            rounds.append(epoch)
+            taken += [rows for _, rows in allocation.importance.values()]
+    assert rounds == measured
+    assert all(len(set(rows)) == 3 and set(rows) <= set(range(6)) for rows in taken)
+    assert [pair for pair, _ in allocation.importance.values()] == [PAIRS["GFI1"], PAIRS["GFI2"]]

@@ -92,7 +92,7 @@ def test_sampled_fisher_of_a_linear_gaussian_model_is_the_second_moment_of_its_i
     assert abs(float(found) / float(x.square().mean()) - 1) < 0.1
 
 
-def test_hooks_parameters_and_required_gradients_come_back_after_an_exception(named_case):
+def test_mode_hooks_parameters_and_gradients_come_back_after_an_exception(named_case):
     model, x, _ = named_case("class token").make(5)
     model.head.bias.requires_grad_(False)
 
@@ -105,6 +105,7 @@ def test_hooks_parameters_and_required_gradients_come_back_after_an_exception(na
     assert {name: id(p) for name, p in model.named_parameters()} == before
     assert all(p.requires_grad == (name != "head.bias") for name, p in model.named_parameters())
     assert not any(module._forward_hooks for module in model.modules())
+    assert all(module.training for module in model.modules())
 
 
 def test_modes_gradients_and_frozen_parameters_are_left_alone(named_case):
@@ -118,13 +119,6 @@ def test_modes_gradients_and_frozen_parameters_are_left_alone(named_case):
     assert all(p.grad is None for p in model.parameters())
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
-
-
-def test_training_mode_comes_back_after_an_exception(named_case):
-    model, x, _ = named_case("mlp").make(3)
-    with pytest.raises(ZeroDivisionError):
-        fisher_information(model, x, lambda out: 1 / 0)
-    assert model.training
 
 
 def _network():
@@ -184,24 +178,14 @@ def test_lazy_layers_are_refused_until_they_have_a_shape():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"loss": "exact"}, "sampled"),
-        ({"loss": "empirical"}, "targets"),
-        ({"likelihood": "poisson"}, "categorical"),
-        ({"params": ["nope"]}, "nope"),
-        ({"inputs": torch.zeros(0, 5)}, "number of samples"),
-    ],
-)
-def test_arguments_out_of_range_are_answered_with_what_is_allowed(arguments, message):
-    call = {"model": nn.Linear(5, 3), "inputs": torch.zeros(2, 5), **arguments}
-    with pytest.raises(ValueError, match=message):
-        fisher_information(**call)
-
-
-@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"loss": "exact"}, ValueError, "sampled"),
+        ({"targets": None}, ValueError, "targets"),
+        ({"likelihood": "poisson"}, ValueError, "categorical"),
+        ({"params": ["nope"]}, ValueError, "nope"),
+        ({"inputs": torch.zeros(0, 6)}, ValueError, "number of samples"),
+        ({"model": nn.Linear(6, 3).requires_grad_(False)}, ValueError, "no parameter"),
         ({"targets": torch.zeros(24, dtype=torch.long)}, ValueError, "24.* for 12 samples"),
         ({"targets": [0] * 12}, TypeError, "targets"),
         ({"loss": "sampled", "targets": torch.zeros(12, dtype=torch.long)}, ValueError, "reads no"),
@@ -212,12 +196,7 @@ def test_arguments_out_of_range_are_answered_with_what_is_allowed(arguments, mes
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, error, message):
-    call = {"inputs": torch.randn(12, 6), "loss": "empirical"}
+    call = {"model": nn.Linear(6, 3), "inputs": torch.randn(12, 6), "loss": "empirical"}
     call["targets"] = torch.zeros(12, dtype=torch.long)
     with pytest.raises(error, match=message):
-        fisher_information(nn.Linear(6, 3), **(call | arguments))
-
-
-def test_a_model_without_trainable_parameters_is_an_error():
-    with pytest.raises(ValueError, match="no parameter"):
-        fisher_information(nn.Linear(2, 2).requires_grad_(False), torch.zeros(1, 2))
+        fisher_information(**(call | arguments))
