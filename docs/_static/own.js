@@ -8,8 +8,10 @@ function mark(box) {
 }
 
 function start() {
+  const boxes = document.querySelectorAll(".pst-scrollable-table-container, .bd-article pre");
   const watch = new ResizeObserver((changes) => changes.forEach((one) => mark(one.target)));
-  for (const box of document.querySelectorAll(".pst-scrollable-table-container, .highlight pre")) {
+  window.addEventListener("resize", () => requestAnimationFrame(() => boxes.forEach(mark)));
+  for (const box of boxes) {
     box.addEventListener("scroll", () => mark(box), { passive: true });
     watch.observe(box);
     mark(box);
