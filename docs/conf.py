@@ -5,11 +5,13 @@ Nothing is read from a network: no inventories of other projects, no fonts, no f
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
 import warnings
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
@@ -24,12 +26,15 @@ for message in ("no QP solver found", "No loggers specified", "Plugin .* incompa
 import tutorials  # noqa: E402 - in _ext
 from sphinx.ext import autosummary  # noqa: E402
 
+from avalanche_cetl import __version__  # noqa: E402
+
 # No sentence ends there.
 autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "eqs.")
 
 project = "avalanche-cetl"
 author = "The avalanche-cetl authors"
 copyright = f"{author}, MIT licence"
+version = release = __version__
 
 extensions = [
     "myst_parser",
@@ -79,14 +84,28 @@ sphinx_gallery_conf = {
 suppress_warnings = ["config.cache"]
 
 html_theme = "pydata_sphinx_theme"
-html_title = "avalanche-cetl"
+html_title = f"avalanche-cetl {release}"
 html_static_path = ["_static"]
+# Known where the site is served: links that have to be whole need it, and the map of the site.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+html_favicon = "_static/logo.svg"
 html_css_files = ["own.css"]
+html_js_files = [("own.js", {"defer": "defer"})]
+html_context = {
+    "default_mode": "auto",
+    "description": "Train a small network with the help of a frozen, larger one, in Avalanche; "
+    "and a plugin against forgetting.",
+}
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {"index": [], "which_tool": []}
+html_sidebars = {"index": [], "which_tool": [], "404": []}
 html_theme_options = {
-    "logo": {"text": "avalanche-cetl"},
+    "logo": {
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+        "text": f"avalanche-cetl {release}",
+        "alt_text": "Logo",
+    },
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "show_prev_next": True,
@@ -99,16 +118,58 @@ html_theme_options = {
 }
 
 
+#: Attributes that Avalanche documents; on a page of ours they say nothing.
+AVALANCHES = {"PLUGIN_CLASS", "adapted_dataset", "dataloader", "supports_distributed"}
+
+
 def setup(app):
     """Let links of included files lead to the pages that show their targets."""
     app.connect("include-read", _relink)
+    app.connect("source-read", _describe)
     app.connect("autodoc-process-signature", _readable)
+    app.connect("build-finished", _map_site)
+    app.connect("autodoc-skip-member", lambda *given: given[2] in AVALANCHES or None)
 
 
 def _readable(app, what, name, obj, options, signature, returned):
-    """Show functions that are defaults by name: Sphinx cannot read how Python prints them."""
-    shown = None if signature is None else re.sub(r"<function (\w+)[^>]*>", r"\1", signature)
-    return shown, returned
+    """Show defaults that are functions or are made by one: Sphinx cannot read what Python prints.
+
+    What a protocol is made with is nobody's business.
+    """
+    if getattr(obj, "_is_protocol", False):
+        return "", returned
+    if signature is None:
+        return signature, returned
+    signature = re.sub(r"<function (\w+)[^>]*>", r"\1", signature)
+    for field in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
+        if field.default_factory is not dataclasses.MISSING:
+            made = f"{field.default_factory.__name__}()"
+            default = rf"(\b{field.name}: .*?) = <factory>"
+            signature = re.sub(default, rf"\1 = {made}", signature, count=1)
+    return signature, returned
+
+
+def _describe(app, docname, content):
+    """Give the thumbnails of the tutorials a text: sphinx-gallery leaves it empty."""
+    if docname == "auto_gallery/index":
+        content[0] = re.sub(
+            r"(thumb\.png\s+:alt:)(\s*?\n.*?thumbnail-title\">)([^<]+)",
+            r"\1 What the tutorial \3 draws\2\3",
+            content[0],
+            flags=re.S,
+        )
+
+
+def _map_site(app, problem):
+    """Write sitemap.xml, where the address of the site is known."""
+    base = app.config.html_baseurl
+    if problem is not None or app.builder.name != "html" or not base:
+        return
+    pages = sorted(app.env.found_docs - {"404"})
+    lines = [f"<url><loc>{escape(base.rstrip('/'))}/{page}.html</loc></url>" for page in pages]
+    head = '<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+    text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *lines, "</urlset>", ""])
+    (Path(app.outdir) / "sitemap.xml").write_text(text, encoding="utf-8")
 
 
 def _relink(app, path, docname, content):

@@ -9,10 +9,28 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import Tensor
 
 from avalanche_cetl.encoders.packaged import packaged_state
 from avalanche_cetl.encoders.weights import load_strictly, read_weights
+
+
+class DownloadError(ValueError):
+    """Weights could not be downloaded.
+
+    :param name: of the timm model.
+    :param problem: why.
+    """
+
+    def __init__(self, name: str, problem: Exception):
+        self.said = f"the weights of {name!r} could not be downloaded: {problem}"
+        super().__init__(
+            f"{self.said}\n"
+            "Remedies: download them where there is a network and give the file as "
+            "weights='file.safetensors', or take a model whose weights are in a package "
+            "(weights='package'), or pretrained=False for random weights."
+        )
 
 
 def create(
@@ -33,8 +51,9 @@ def create(
     :param num_classes: of the weights; None for the model's own number, 0 for no classifier
         (one in the weights is left out).
     :param in_chans: channels that the model reads; None for its own.
-    :raises ValueError: for an unknown name, a failed download, and weights that do not fit; the
-        message names the argument that makes them fit.
+    :raises DownloadError: when timm's weights cannot be had; a ValueError.
+    :raises ValueError: for an unknown name, and weights that do not fit; the message names the
+        argument that makes them fit.
     """
     check_name(name)
     options: dict[str, Any] = {"global_pool": pool} if isinstance(pool, str) else {}
@@ -48,21 +67,26 @@ def create(
     if download or weights == "package":
         _check_own_classes(name, num_classes)
     try:
+        if download:
+            _reach_hub(name)
         module = timm.create_model(name, pretrained=download, **options)
     except Exception as problem:
         if not download:
             raise ValueError(f"timm could not build {name!r}: {problem}") from problem
-        raise ValueError(
-            f"the weights of {name!r} could not be downloaded: {problem}\n"
-            "Remedies: download them where there is a network and give the file as "
-            "weights='file.safetensors', or take a model whose weights are in a package "
-            "(weights='package'), or pretrained=False for random weights."
-        ) from problem
+        raise DownloadError(name, problem) from problem
     if weights is not None:
         packaged = weights == "package"
         state = packaged_state(module, name) if packaged else read_weights(weights)
         _load(module, state, num_classes, f"the weights {str(weights)!r} and {name!r}")
     return module
+
+
+def _reach_hub(name: str) -> None:
+    """Ask the hub for an answer, unless the weights are here: a download tries for a minute."""
+    place = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    files = ("model.safetensors", "pytorch_model.bin")
+    if place and not any(isinstance(try_to_load_from_cache(place, file), str) for file in files):
+        get_session().head(constants.ENDPOINT, timeout=10)
 
 
 def check_name(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,10 +22,28 @@ from avalanche_cetl.common.image_files import ImageFiles
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.timm import TimmEncoder
+from avalanche_cetl.encoders.timm_models import DownloadError
 from avalanche_cetl.features.extraction import Extraction, StoredType
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, FeatureStoreError
 from avalanche_cetl.features.store import stored_features
 from avalanche_cetl.features.views import SeededView
+
+# What a message calls an argument, and the option that gives it.
+_OPTIONS = {
+    "weights": "--weights",
+    "layer": "--layer",
+    "pool": "--pool",
+    "image_size": "--image-size",
+    "batch_size": "--batch-size",
+    "num_workers": "--workers",
+    "dtype": "--dtype",
+}
+_ARGUMENT = re.compile(rf"\b({'|'.join(_OPTIONS)})=('[^']*'|[-\w./]*\w|)|\b(image_size)\b")
+_DOWNLOAD = (
+    "Remedies: download them where there is a network and give the file with --weights FILE, or "
+    "take a model whose weights are in a package: "
+    "--encoder tf_efficientnet_lite0 --weights package."
+)
 
 
 def photo_transform(size: int, crop: float) -> Callable[[Image.Image], Tensor]:
@@ -86,6 +105,14 @@ def extract_folder(
     return out
 
 
+def _as_options(text: str) -> str:
+    """Return a message in which arguments are named as options of the command."""
+    return _ARGUMENT.sub(
+        lambda found: f"{_OPTIONS[found[1] or found[3]]} {(found[2] or '').strip(chr(39))}".strip(),
+        text,
+    )
+
+
 def run(chosen: argparse.Namespace) -> int:
     """Run `avalanche-cetl features`; under torchrun the processes share the work.
 
@@ -110,8 +137,11 @@ def run(chosen: argparse.Namespace) -> int:
         path = extract_folder(encoder, images, chosen.out, chosen.dtype, extraction, processes)
         if processes.rank == 0:
             print(f"{path}: {len(images)} images, {encoder.dim} features each, {chosen.dtype}")
+    except DownloadError as problem:
+        print(f"{problem.said}\n{_DOWNLOAD}", file=sys.stderr)
+        return 1
     except (ValueError, FeatureStoreError) as problem:
-        print(problem, file=sys.stderr)
+        print(_as_options(str(problem)), file=sys.stderr)
         return 1
     finally:
         if shared:

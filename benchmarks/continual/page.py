@@ -13,18 +13,20 @@ from benchmarks.continual.runs import FOLDER, TEST
 from benchmarks.continual.streams import STREAMS
 from benchmarks.records import error, mean_and_error, read, shown_mean
 
-#: Methods whose accuracy is drawn against the number of tasks, with their colours.
+#: Methods whose accuracy is drawn against the number of tasks, with their colours: Okabe and Ito's.
 CURVES = {
     "joint": "0.6",
-    "GFIPlugin, Kronecker": "C3",
-    "GFIPlugin, Kronecker, in the loss": "C1",
-    "EWC, online": "C0",
-    "EWC": "C9",
-    "MAS": "C4",
-    "LwF": "C5",
-    "GFIPlugin, no gate": "C2",
-    "Naive": "0.2",
+    "GFIPlugin, Kronecker": "#D55E00",
+    "GFIPlugin, Kronecker, in the loss": "#E69F00",
+    "EWC, online": "#0072B2",
+    "EWC": "#56B4E9",
+    "MAS": "#CC79A7",
+    "LwF": "#009E73",
+    "GFIPlugin, no gate": "#7F7F7F",
+    "Naive": "#000000",
 }
+#: Their marks, for those who do not see the colours.
+MARKS = dict(zip(CURVES, ("", "o", "^", "s", "D", "v", "P", "X", "*"), strict=True))
 #: Streams that are drawn so.
 _LONG = ("permuted-10", "permuted-20", "permuted-50", "rotated")
 #: Methods whose accuracies after every experience are drawn, task by task.
@@ -134,7 +136,14 @@ def _draw_curves(found: dict[str, dict[str, Runs]], path: Path) -> None:
                 drawn[name] = axis.axhline(value, color=color, linestyle="--", linewidth=1)
                 continue
             curve = [statistics.mean(row) for row in zip(*map(so_far, runs), strict=True)]
-            (drawn[name],) = axis.plot(range(1, len(curve) + 1), curve, color=color)
+            (drawn[name],) = axis.plot(
+                range(1, len(curve) + 1),
+                curve,
+                color=color,
+                marker=MARKS[name],
+                markersize=5,
+                markevery=max(1, len(curve) // 10),
+            )
         axis.set_title(stream)
         axis.set_xlabel("tasks so far")
         axis.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from avalanche_cetl import PrecomputedEncoder, TimmEncoder
 from avalanche_cetl.__main__ import main
 from avalanche_cetl.common.image_files import ImageFiles
-from avalanche_cetl.features.command import extract_folder, photo_transform
+from avalanche_cetl.features.command import _as_options, extract_folder, photo_transform
 from avalanche_cetl.features.extraction import Extraction
 
 TINY = "test_resnet.r160_in1k"
@@ -130,3 +130,39 @@ def test_under_torchrun_the_file_is_the_same(tmp_path, folder, partners):
         partners.start(script, *common, "--out", tmp_path / name)
     assert [output.count("6 images") for output in partners.succeed()] == [1, 1]
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_failed_download_is_told_at_once_and_names_options(folder, tmp_path, monkeypatch, capsys):
+    import avalanche_cetl.encoders.timm_models as module
+
+    class Unplugged:
+        def head(self, *args, **options):
+            raise OSError("no network")
+
+    monkeypatch.setattr(module, "get_session", Unplugged)
+    monkeypatch.setattr(module, "try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr(module.timm, "create_model", lambda *_, **__: pytest.fail("tries for long"))
+    out = str(tmp_path / "out.safetensors")
+    arguments = ["--encoder", "resnet10t", "--images", str(folder), "--out", out]
+    assert main(["features", *arguments]) == 1
+    told = capsys.readouterr().err
+    assert "no network" in told and "--weights FILE" in told and "--weights package" in told
+    assert "weights=" not in told and "pretrained" not in told
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("layer='x' is not in 'r'.", "--layer x is not in 'r'."),
+        ("name a layer with layer=, or a side", "name a layer with --layer, or a side"),
+        ("Take another image_size.", "Take another --image-size."),
+        (
+            "batch_size=0 has to be >= 1, num_workers=-1",
+            "--batch-size 0 has to be >= 1, --workers -1",
+        ),
+        ("weights='/a/b c.pth': there is no", "--weights /a/b c.pth: there is no"),
+        ("a layer of a pool", "a layer of a pool"),
+    ],
+)
+def test_errors_speak_of_options(said, shown):
+    assert _as_options(said) == shown
