@@ -23,7 +23,14 @@ from avalanche_cetl.information import (
     generalized_fisher,
     relative_fisher,
 )
-from avalanche_cetl.models import CICNN, CoupledModel, ResNet26, ReversedDecoder, as_target
+from avalanche_cetl.models import (
+    CICNN,
+    CoupledModel,
+    ResNet26,
+    ReversedDecoder,
+    RidgeHead,
+    as_target,
+)
 from avalanche_cetl.plugins import (
     CETLPlugin,
     DecoderHints,
@@ -45,7 +52,7 @@ from avalanche_cetl.scenarios import (
     transfer_benchmark,
     with_mixed_images,
 )
-from avalanche_cetl.training import GFI, CETLStrategy
+from avalanche_cetl.training import GFI, CETLStrategy, StreamingRidge
 
 __all__ = [
     "CICNN",
@@ -71,7 +78,9 @@ __all__ = [
     "Quantile",
     "ResNet26",
     "ReversedDecoder",
+    "RidgeHead",
     "SoftTargets",
+    "StreamingRidge",
     "TimmEncoder",
     "ViewConsistency",
     "WeightPenalty",

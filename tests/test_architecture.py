@@ -51,6 +51,7 @@ ORDER_OF_TRAINING = (
     "parts",
     "multi_task",
     "gfi",
+    "ridge",
     "strategy",
     "",
 )

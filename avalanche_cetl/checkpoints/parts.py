@@ -2,7 +2,7 @@
 
 A network is never made from the file: the weights go into the strategy's network or into a copy
 of it. Heads that grow with the classes (Avalanche's ``IncrementalClassifier`` and
-``MultiHeadClassifier``) are brought to the size in the checkpoint first.
+``MultiHeadClassifier``, and ``RidgeHead``) are brought to the size in the checkpoint first.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.checkpoints.codec import CheckpointError, is_plain
 from avalanche_cetl.common.state import OWN_ATTRIBUTES
+from avalanche_cetl.models.ridge import RidgeHead
 
 # ------------------------------------------------------------------ networks
 
@@ -121,7 +122,7 @@ def check_tensors(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
 def may_grow_into(network: nn.Module, saved: Mapping[str, Tensor]) -> bool:
     """Return whether all that differs lies in modules that may grow in training."""
     own = network.state_dict()
-    growing = [f"{name}." if name else "" for name in _dynamic(network)]
+    growing = [f"{n}." if n else "" for n in (*_dynamic(network), *_ridge_heads(network))]
     return all(
         name.startswith(tuple(growing))
         for name in own.keys() | saved.keys()
@@ -132,8 +133,8 @@ def may_grow_into(network: nn.Module, saved: Mapping[str, Tensor]) -> bool:
 def grow(network: nn.Module, saved: Mapping[str, Tensor], experiences: Sequence[Any] = ()) -> None:
     """Bring modules that grow in training to the sizes of saved tensors.
 
-    Avalanche's classifiers need the tensors only. Other dynamic modules adapt to one experience
-    after the other, until the network has what was saved.
+    Avalanche's classifiers and ridge heads need the tensors only. Other dynamic modules adapt to
+    one experience after the other, until the network has what was saved.
 
     :param network: that is changed in place.
     :param saved: tensors of the state, by name.
@@ -151,6 +152,10 @@ def grow(network: nn.Module, saved: Mapping[str, Tensor], experiences: Sequence[
         elif isinstance(module, IncrementalClassifier) and module._auto_adapt:
             tensor = saved.get(f"{prefix}classifier.weight", torch.empty(0))
             _adapt(module, module.classifier.in_features, tensor, 0)
+    for name, head in _ridge_heads(network).items():
+        products = saved.get(f"{name}.products" if name else "products", torch.empty(0))
+        if products.dim() == 2:
+            head.grow(products.shape[1])
     network.train()
     for experience in experiences:
         if not mismatches(network, saved):
@@ -171,6 +176,10 @@ def _dynamic(network: nn.Module) -> dict[str, DynamicModule]:
     return {n: m for n, m in network.named_modules() if isinstance(m, DynamicModule)}
 
 
+def _ridge_heads(network: nn.Module) -> dict[str, RidgeHead]:
+    return {n: m for n, m in network.named_modules() if isinstance(m, RidgeHead)}
+
+
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """Return the plain attributes of a module that are its own, not those of every module."""
     own = vars(module).items()
@@ -180,11 +189,14 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 # ------------------------------------------------------------------ optimisers
 
 
-def optimizer_state(optimizer: Optimizer, network: nn.Module) -> dict[str, Any]:
+def optimizer_state(optimizer: Optimizer | None, network: nn.Module) -> dict[str, Any] | None:
     """Return settings and moments by the names of the network's parameters.
 
-    Groups name those that can learn. What an optimiser keeps of other parameters is left out.
+    Groups name those that can learn. What an optimiser keeps of other parameters is left out. None
+    where a strategy has no optimiser.
     """
+    if optimizer is None:
+        return None
     names, state = _names(network), optimizer.state.items()
     return {
         "type": type(optimizer).__qualname__,
@@ -195,7 +207,7 @@ def optimizer_state(optimizer: Optimizer, network: nn.Module) -> dict[str, Any]:
 
 
 def load_optimizer_state(
-    optimizer: Optimizer, state: Mapping[str, Any], network: nn.Module
+    optimizer: Optimizer | None, state: Mapping[str, Any] | None, network: nn.Module
 ) -> None:
     """Put settings and moments back.
 
@@ -204,6 +216,10 @@ def load_optimizer_state(
 
     :raises CheckpointError: when the optimiser is of another class, or covers other parameters.
     """
+    if optimizer is None or state is None:
+        if optimizer is not None or state is not None:
+            raise CheckpointError("only one of strategy and checkpoint has an optimizer.")
+        return
     params, names = dict(network.named_parameters()), _names(network)
     kind, groups = type(optimizer).__qualname__, state["groups"]
     if state["type"] != kind:

@@ -3,6 +3,7 @@
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.resnet import ResNet26
+from avalanche_cetl.models.ridge import RidgeHead
 from avalanche_cetl.models.targets import CICNN, Target, as_target
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "CoupledModel",
     "ResNet26",
     "ReversedDecoder",
+    "RidgeHead",
     "Target",
     "as_target",
 ]

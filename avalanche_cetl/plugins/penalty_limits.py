@@ -17,7 +17,8 @@ NEW_CLASSES = (
     "cross entropy over all classes lowers the logits of the old ones, which no penalty on weights "
     "keeps from being lost. Train with the loss over the new classes alone (MaskedCrossEntropy("
     'mask="new") of avalanche.training.losses, as criterion and as plugin), replay some old images '
-    "(ReplayPlugin), or keep a closed-form head on a frozen network (SLDA: StreamingLDA)."
+    "(ReplayPlugin), or keep a closed-form head on a frozen network (StreamingRidge, or "
+    "Avalanche's StreamingLDA)."
 )
 BATCH_NORM = (
     "BatchNorm is in training mode while old tasks are held: its running statistics follow the new "

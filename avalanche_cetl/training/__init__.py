@@ -30,6 +30,7 @@ from avalanche_cetl.training.gfi import GFI
 from avalanche_cetl.training.multi_task import MultiTaskCoupledModel
 from avalanche_cetl.training.presets import parse_preset
 from avalanche_cetl.training.recipe import Recipe
+from avalanche_cetl.training.ridge import StreamingRidge
 from avalanche_cetl.training.stages import (
     Callbacks,
     ClassifyStage,
@@ -59,6 +60,7 @@ __all__ = [
     "Recipe",
     "SourceStage",
     "Stage",
+    "StreamingRidge",
     "TrainingStage",
     "Variant",
     "parse_preset",
