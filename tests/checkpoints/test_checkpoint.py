@@ -173,6 +173,14 @@ def test_a_checkpoint_is_little_more_than_its_tensors_and_has_nothing_of_s(bench
     assert large and not any(torch.equal(p, t) for p in large for t in tensors)
 
 
+def test_a_text_log_that_was_empty_becomes_empty_again(tmp_path):
+    with (tmp_path / "log.txt").open("w+") as log:
+        save_checkpoint(make(log=log), tmp_path / "first.safetensors")
+        log.write("a round that will run again")
+        load_checkpoint(make(log=log), tmp_path / "first.safetensors")
+        assert log.seek(0, 2) == 0
+
+
 def test_a_text_log_is_the_same_to_the_letter(benchmark, tmp_path):
     with (tmp_path / "whole.txt").open("w+") as log:
         whole = make(tmp_path / "a", log=log)
