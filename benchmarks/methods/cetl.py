@@ -18,8 +18,7 @@ from avalanche_cetl import (
     SoftTargets,
     ViewConsistency,
 )
-from avalanche_cetl.training import Variant, parse_preset
-from avalanche_cetl.training.variants import parse_variant
+from avalanche_cetl.training import VARIANTS, Variant, parse_preset
 from benchmarks.methods.job import AdaptationJob, Job, Method, TransferJob
 from benchmarks.methods.plain import cosine
 
@@ -75,11 +74,27 @@ def earlier_defaults(variant: str | Variant = "gfi") -> dict[str, Any]:
 
     The paper's stages with a goal that is fixed, balanced steps and a slow stage 2.
     """
+    merged = (variant if isinstance(variant, Variant) else VARIANTS[variant]).merged
     return {
         "preset": "paper", "variant": variant, "dwa_lambda": 1e-3, "gfi": GFISettings(),
-        "fixed_goal": not parse_variant(variant).merged, "stage_epochs": "balanced",
-        "lr_factors": (1.0, 0.1),
+        "fixed_goal": not merged, "stage_epochs": "balanced", "lr_factors": (1.0, 0.1),
     }  # fmt: skip
+
+
+def earlier(name: str | None) -> Any:
+    """Return a preset of version 0.2; None: its defaults."""
+    if name is None:
+        own = {n: v for n, v in earlier_defaults().items() if n not in ("preset", "variant")}
+        return replace(parse_preset("paper"), **own)
+    if name != "best":
+        return parse_preset(name)
+    best = parse_preset("best")
+    probe = best.plugins[0]
+    probe = probe._replace(
+        make=lambda: SoftTargets(weight=10.0, temperature=2.0, rows="target", head="probe"),
+        weight=replace(probe.weight, full=10.0),  # type: ignore[type-var]
+    )
+    return replace(best, plugins=(probe, *best.plugins[1:]))
 
 
 def gfi_of(preset: str, job: Job) -> GFISettings:
@@ -111,15 +126,24 @@ def preset(variant: str, name: str) -> Method:
 
 
 def as_it_comes(name: str | None) -> Method:
-    """Return CETL with a preset and its own variant, or with version 0.2's defaults (None)."""
-    own = earlier_defaults() if name is None else {"preset": name, "gfi": None}
-    return lambda job: coupled(job, **own, warmup_epochs=None)
+    """Return CETL with a preset of version 0.2 and its own variant, or with its defaults (None).
+
+    Its probe has the C that is chosen now, where version 0.2 had 1e-3.
+    """
+    if name is None:
+        return lambda job: coupled(job, **earlier_defaults(), warmup_epochs=None)
+    return lambda job: coupled(job, **_direct(name))
 
 
 def source_free(job: AdaptationJob) -> nn.Module:
-    """Train with ``preset="best"`` on S and the target's images, without images of the source."""
-    free = job.source_free_benchmark()
-    return coupled(job, benchmark=free, preset="best", gfi=None, warmup_epochs=None)
+    """Train as ``preset="best"`` on S and the target's images, without images of the source."""
+    return coupled(job, benchmark=job.source_free_benchmark(), **_direct("best"))
+
+
+def _direct(name: str) -> dict[str, Any]:
+    plugins = earlier(name).plugins_beside([], None)
+    own = {"gfi": None, "warmup_epochs": None}
+    return {"plugins": plugins, "preset": "paper", "variant": "direct", **own}
 
 
 # ------------------------------------------------------------------ hints

@@ -29,8 +29,7 @@ from avalanche_cetl import (
     TimmEncoder,
     linear_probe,
 )
-from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.plugins.base import Strategy
+from avalanche_cetl.plugins import Batch
 from benchmarks import markdown
 from benchmarks.data.views import jitter, views
 from benchmarks.methods.plain import accuracy
@@ -174,7 +173,7 @@ class BySureness(SoftTargets):
         super().__init__(**options)
         self.least = least
 
-    def loss(self, strategy: Strategy, batch: Batch) -> Tensor:
+    def loss(self, strategy: Any, batch: Batch) -> Tensor:
         """Return the loss of a mini-batch."""
         teacher = self.teacher_logits(strategy, batch)
         logs = teacher.log_softmax(1)

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.error import URLError
 
 from avalanche_cetl.training import parse_preset
-from avalanche_cetl.training.presets import Preset
 from benchmarks.jobs import run_all
+from benchmarks.methods.cetl import earlier
 from benchmarks.methods.job import Job, in_half_the_rounds
 from benchmarks.records import Run, read, results, run_once, settings_as_read
 from benchmarks.tables.rows import Row
@@ -66,8 +66,7 @@ class Place:
         row = self.the_row
         found = {k: v for k, v in asdict(self.budget).items() if k not in row.unread}
         if row.as_it_comes:
-            own = Preset() if row.preset is None else parse_preset(row.preset)
-            found["preset"] = own.describe()
+            found["preset"] = earlier(row.preset).describe()
         elif row.preset is not None:
             found["preset"] = parse_preset(row.preset, "gfi").describe()
         if row.strengths and strength is not None:

@@ -54,7 +54,7 @@ class Row:
 
 
 def as_it_comes(unread: tuple[str, ...]) -> tuple[Row, Row]:
-    """Return the rows of CETL with nothing set, of version 0.2 ("defaults") and of today.
+    """Return the rows of CETL of version 0.2, as it came and with ``preset="best"``.
 
     :param unread: values of the budget that neither reads.
     """

@@ -131,7 +131,7 @@ class Memory(SupervisedPlugin):
 def test_new_classes_of_a_shared_head_are_warned_of_once():
     ((text, file),) = told(lambda: run(stream(), GFIPlugin()))
     assert file == __file__
-    for name in ('MaskedCrossEntropy(mask="new")', "ReplayPlugin", "SLDA"):
+    for name in ('MaskedCrossEntropy(mask="new")', "ReplayPlugin", "StreamingRidge"):
         assert name in text
 
 
