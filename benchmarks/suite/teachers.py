@@ -237,9 +237,8 @@ ROWS: dict[str, Teacher | None] = {
 }
 
 
-def run(task: Task, row: str, root: str, seed: int) -> dict[str, Any]:
+def run(task: Task, row: str, data: Data, seed: int) -> dict[str, Any]:
     """Train a row; measure it on validation images, or on test images of a task kept back."""
-    data = task.make(root, seed)
     teacher = ROWS[row]
     plugins = [] if teacher is None else [teacher.plugin(data)]
     settings = {"preset": "best"} if row == AS_IT_COMES else {"variant": "direct"}
@@ -287,12 +286,14 @@ def main(arguments: list[str] | None = None) -> None:
     kept = kept_runs()
     for seed in map(int, given.seeds.split(",")):
         for name in filter(None, given.tasks.split(";")):
-            for row in filter(None, given.rows.split(";")):
-                if kept.find(name, row, seed) is None:
-                    found = {"task": name, "row": row, "seed": seed}
-                    found |= run(TASKS[name], row, given.data_root, seed)
-                    print(*found.values(), sep=" | ", flush=True)
-                    kept.add(found)
+            rows = [r for r in given.rows.split(";") if r and not kept.find(name, r, seed)]
+            data = TASKS[name].make(given.data_root, seed) if rows else None
+            for row in rows:
+                assert data is not None
+                found = {"task": name, "row": row, "seed": seed}
+                found |= run(TASKS[name], row, data, seed)
+                print(*found.values(), sep=" | ", flush=True)
+                kept.add(found)
     (FOLDER / "teachers.md").write_text(table())
 
 
