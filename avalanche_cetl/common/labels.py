@@ -11,6 +11,8 @@ import torch
 UNLABELLED = -1
 TARGET_DOMAIN = 0
 SOURCE_DOMAIN = 1
+#: Logit of a class that no row has, in classifiers that are computed from rows.
+ABSENT = -30.0
 
 #: The data attribute of S's features, and their place in an item: after image and label.
 SOURCE_FEATURES, FEATURES_INDEX = "source_features", 2

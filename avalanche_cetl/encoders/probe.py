@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.labels import ABSENT
 from avalanche_cetl.common.standardize import SHARE, floored_deviation
 from avalanche_cetl.common.validation import renamed
 
@@ -18,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 #: What features that do not vary are divided by.
 LEAST_DEVIATION = 1e-8
-#: Logit of a class that no row has.
-ABSENT = -30.0
 #: Values of C to choose from, in the order in which they are tried.
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 #: C where no class has two rows, so that nothing can be held out.

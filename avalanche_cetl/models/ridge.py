@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.labels import ABSENT
 from avalanche_cetl.common.validation import check_positive
 
-#: Logit of a class that no row has, as in ``linear_probe``.
-ABSENT = -30.0
 #: What the regression's outputs, mostly in [0, 1], are multiplied by. Of 10, 20 and 40 it had about
 #: the least cross entropy on validation images of CIFAR-100, with 10 to 100 classes.
 SCALE = 20.0

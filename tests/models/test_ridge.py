@@ -9,8 +9,9 @@ import torch
 from sklearn.linear_model import Ridge
 from torch.nn import functional as F
 
+from avalanche_cetl.common.labels import ABSENT
 from avalanche_cetl.models import RidgeHead
-from avalanche_cetl.models.ridge import ABSENT, SCALE
+from avalanche_cetl.models.ridge import SCALE
 
 DIM, CLASSES = 5, 4
 
