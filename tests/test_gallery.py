@@ -1,6 +1,7 @@
 """Every script of the gallery runs, in a small form, and so does every script of version 0.1.
 
-A script of the gallery that is still what it was in version 0.1 runs once.
+A script of the gallery that is still what it was in version 0.1 runs once; ``preset="best"``, which
+is the default since then, makes no difference.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not GALLERY.is_dir(), reason="the gallery is in 
 
 def code_of(path):
     """A script without its docstring, which stands in one line."""
-    return path.read_text().split("\n", 1)[1]
+    return path.read_text().split("\n", 1)[1].replace(', preset="best"', "")
 
 
 def versions(name):
@@ -56,15 +57,16 @@ def each(name, options=None, *values):
 @pytest.mark.parametrize(
     ("path", "options", "at_least"),
     [
-        *each("transfer", {"source_epochs": 1, "rounds": 2}, 0.3),
+        *each("transfer", {"source_epochs": 1, "rounds": 1}, 0.2),
         *each("few_labels", {"rounds": 1}, 0.3),
-        *each("mixed_images", {"source_epochs": 1, "rounds": 2, "per_image": 2}, 0.3),
-        *each("soft_targets", {"teacher_epochs": 3, "rounds": 3}, 0.15),
+        *each("mixed_images", {"source_epochs": 1, "rounds": 1, "per_image": 1}, 0.3),
+        *each("soft_targets", {"teacher_epochs": 3, "rounds": 2}, 0.15),
         *each("unsupervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.15),
         *each("source_free", {"source_epochs": 2, "rounds": 2}, 0.3),
         *each("stream", {"tasks": 2, "epochs": 2}, 0.2),
         *each("semi_supervised_adaptation", {"source_epochs": 1, "rounds": 1}, 0.2),
         *each("continual_transfer", {"rounds": 1}, 0.15),
+        *each("hints", {"teacher_epochs": 3, "rounds": 3}, 0.15),
     ],
 )
 def test_a_script_runs_and_beats_chance(
@@ -72,12 +74,6 @@ def test_a_script_runs_and_beats_chance(
 ):
     monkeypatch.setenv("CETL_CACHE", str(tmp_path))
     assert at_least < main_of(path)(**options) <= 1
-
-
-@pytest.mark.parametrize("path", each("hints"))
-def test_the_script_for_hints_beats_chance_with_all_digits(path):
-    now = path.parent == GALLERY
-    assert (0.2 if now else 0.1) < main_of(path)(teacher_epochs=1, rounds=2 if now else 1) <= 1
 
 
 @pytest.fixture
