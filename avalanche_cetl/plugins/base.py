@@ -102,6 +102,9 @@ class Training(Protocol):
     def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
         """Return S's features of the target rows that have a label, and the labels."""
 
+    def target_logits(self, source: Encoder) -> tuple[Tensor, Tensor]:
+        """Return S's features and logits of target rows."""
+
 
 class StockTraining:
     """The stand-in for :class:`Training` of a strategy without stages: all of it is stage 3.
@@ -146,6 +149,8 @@ class StockTraining:
     def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
         """Raise TypeError: a stock strategy does not read target rows by themselves."""
         raise TypeError(f"a {type(self.strategy).__name__} does not tell target rows from others.")
+
+    target_logits = labelled_features
 
 
 def training_of(strategy: Any) -> Training:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.validation import check_positive, order_of_0_2
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.centroids import class_centroids
 from avalanche_cetl.encoders.probe import LinearProbe, linear_probe
 from avalanche_cetl.encoders.scores import Scores
 from avalanche_cetl.plugins.base import Strategy, training_of
@@ -19,7 +20,7 @@ from avalanche_cetl.plugins.losses import DistillationPlugin, Rows
 
 logger = logging.getLogger(__name__)
 
-PROBE, BEST = "probe", "best"
+PROBE, BEST, CENTROIDS = "probe", "best", "centroids"
 
 
 def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -78,6 +79,10 @@ class SoftTargets(DistillationPlugin):
         labelled target image (domain adaptation), it would know too little, and the plugin adds
         nothing. ``"best"``: S's own classifier where it names the labelled target images right at
         least as often as such a probe those that were held out from it; else the probe.
+        ``"centroids"``, with :class:`CETLStrategy` and an S whose classes are T2's:
+        :func:`~avalanche_cetl.encoders.centroids.class_centroids` of its features of the clean
+        target images, which read no label. On images of a domain that S has not learnt they were
+        right more often than S's own logits.
     :param anneal: whether the weight falls in a straight line over the rounds of an experience, to
         0 in the last (teacher annealing: Clark et al. 2019, arXiv 1907.04829). T2 then starts from
         what S knows, and may end where S is wrong and its other losses are right.
@@ -101,9 +106,10 @@ class SoftTargets(DistillationPlugin):
     ):
         super().__init__(weight, rows, source)
         check_positive("temperature", temperature)
-        if isinstance(head, str) and head not in (PROBE, BEST):
+        if isinstance(head, str) and head not in (PROBE, BEST, CENTROIDS):
             raise ValueError(
-                f"head={head!r} is not known. Allowed: a module, {PROBE!r}, {BEST!r}, None."
+                f"head={head!r} is not known. Allowed: a module, {PROBE!r}, {BEST!r}, "
+                f"{CENTROIDS!r}, None."
             )
         self.temperature, self.head, self.anneal = float(temperature), head, bool(anneal)
         self.classifier: nn.Module | None = None if isinstance(head, str) else head
@@ -112,7 +118,7 @@ class SoftTargets(DistillationPlugin):
         self._scores = Scores("head=")
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        """Fit the probe."""
+        """Fit the probe, or the centroids."""
         if not isinstance(self.head, str) or not self.active:
             return
         training = training_of(strategy)
@@ -124,8 +130,11 @@ class SoftTargets(DistillationPlugin):
         self.classifier, self._own = None, False
         if self._given is None and training.source is None:
             return
-        wanted = {int(label) for label in strategy.adapted_dataset.targets}
         source = self.source(strategy)
+        if self.head == CENTROIDS:
+            self.classifier = class_centroids(*training.target_logits(source))
+            return
+        wanted = {int(label) for label in strategy.adapted_dataset.targets}
         features, labels = training.labelled_features(source)
         self._classes = labels.unique()
         if len(wanted) > 1 and set(self._classes.tolist()) == wanted:
@@ -153,9 +162,9 @@ class SoftTargets(DistillationPlugin):
 
     def loss(self, strategy: Strategy, batch: Batch) -> Tensor | None:
         """Return the loss of a mini-batch; None without a probe."""
-        if isinstance(self.head, str):
-            if self.classifier is None and not self._own:
-                return None
+        if isinstance(self.head, str) and self.classifier is None and not self._own:
+            return None
+        if self.head in (PROBE, BEST):
             known = self._classes.to(batch.logits.device)
             teacher = self.teacher_logits(strategy, batch)[:, known]
             return soft_target_loss(batch.logits[:, known], teacher, self.temperature)

@@ -114,17 +114,39 @@ class TrainingData:
         :param device: the strategy's, where S is.
         :return: ``(N, dim)`` and ``(N,)``; N is 0 where no target row has a label.
         """
-        target = self.rows.target
-        known = [i for i, label in enumerate(target.targets) if int(label) >= 0]
+        known = [i for i, label in enumerate(self.rows.target.targets) if int(label) >= 0]
         features, labels = [torch.zeros(0, source.dim)], [torch.zeros(0, dtype=torch.long)]
-        stored = self.rows.has_features and features_are_of(target, source)
-        for start in range(0, len(known), size):
-            batch = self.sample(known[start : start + size], device)
-            given = batch.features if stored else None
-            rows = source(batch.images) if given is None else given
+        for batch, rows in self._seen_by(source, known, size, device):
             features.append(rows.float().cpu())
             labels.append(batch.labels.cpu())
         return torch.cat(features), torch.cat(labels)
+
+    def target_logits(
+        self, source: Encoder, size: int, device: torch.device, most: int = 10_000
+    ) -> tuple[Tensor, Tensor]:
+        """Return S's features and logits of the target rows, on the CPU.
+
+        :param source: S, which has a classifier, as in :meth:`labelled_features`.
+        :param most: rows that are read, drawn at random, the same each time.
+        :return: ``(N, dim)`` and ``(N, K)``.
+        """
+        count = len(self.rows.target)
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+        features, logits = [], []
+        for batch, rows in self._seen_by(source, drawn.sort().values.tolist(), size, device):
+            features.append(rows.float().cpu())
+            logits.append(source.cheapest_logits(batch.images, rows).float().cpu())
+        return torch.cat(features), torch.cat(logits)
+
+    def _seen_by(
+        self, source: Encoder, indices: list[int], size: int, device: torch.device
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Read target rows in their order, with S's features of them."""
+        stored = self.rows.has_features and features_are_of(self.rows.target, source)
+        for start in range(0, len(indices), size):
+            batch = self.sample(indices[start : start + size], device)
+            given = batch.features if stored else None
+            yield batch, source(batch.images) if given is None else given
 
     @property
     def source_classifies(self) -> bool:

@@ -12,8 +12,8 @@ line):
   classifier where that is right as often, with a weight of 3 up to 10 labels per class, and the
   less the more labels there are (:class:`ProbeWeight`);
 - no target label, but labelled rows of another domain: ``InformationMaximization``; and
-  ``SoftTargets`` of S itself, with a weight of 0.3 that falls to 0, where S names most of those
-  rows right, so that its classes are T2's;
+  ``SoftTargets`` of S's class centroids (SHOT's self-labelling), with a weight of 0.3 that falls to
+  0, where S names most of those rows right, so that its classes are T2's;
 - no label at all: the same two; S's classes have to be T2's.
 
 Information maximisation wants classes that are about equally frequent; for others give
@@ -169,7 +169,7 @@ BEST = Preset(
     variant="direct",
     plugins=(
         Rule(lambda: _soft(3.0, head="best"), _labelled, ProbeWeight()),
-        Rule(lambda: _soft(0.3, anneal=True), _source_teaches),
+        Rule(lambda: _soft(0.3, head="centroids", anneal=True), _source_teaches),
         Rule(lambda: InformationMaximization(1.0, rampup_rounds=4), _no_target_label),
     ),
 )

@@ -140,6 +140,13 @@ class CETLStrategy(Parts, SupervisedTemplate):
         """
         return self.data.labelled_features(source, max(64, self.train_mb_size), self.device)
 
+    def target_logits(self, source: Encoder) -> tuple[Tensor, Tensor]:
+        """Return S's features ``(N, dim)`` and logits ``(N, K)`` of N target rows, on the CPU.
+
+        They are all rows, or 10,000 of more. S runs where the benchmark has no features of it.
+        """
+        return self.data.target_logits(source, max(64, self.train_mb_size), self.device)
+
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Train on an experience or a stream; after ``load_checkpoint`` go on where that stood."""
         streams = [experiences] if eval_streams is None else eval_streams

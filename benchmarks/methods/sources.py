@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -190,3 +191,44 @@ def _trained(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(network.state_dict(), path)
     return ModuleEncoder(network, input_shape=shape, transform=transform)
+
+
+class SVHNNetwork(nn.Module):
+    """A CNN that its authors trained on SVHN, from files (data root, ``svhn-cnn``).
+
+    Any image, ``(N, 1 or 3, H, W)`` in [0, 1], is brought to three channels of 32 x 32, as SVHN's.
+
+    :param root: folder of the data sets.
+    """
+
+    def __init__(self, root: str):
+        super().__init__()
+        blocks, channels = [], 3
+        for width in (32, 64, 128):
+            block: list[nn.Module] = []
+            for _ in range(2):
+                block += [
+                    nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+                ]  # fmt: skip
+                channels = width
+            blocks.append(nn.Sequential(*block, nn.MaxPool2d(2)))
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Sequential(
+            nn.Dropout(), nn.Linear(2048, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 10)
+        )
+        path = Path(root) / "svhn-cnn" / "svhn.pth"
+        self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        self.eval()
+
+    def hidden(self, images: Tensor) -> Tensor:
+        """Return the hidden layer of the classifier, ``(N, 256)``."""
+        x = F.interpolate(images.expand(-1, 3, -1, -1), 32, mode="bilinear", align_corners=False)
+        mean, std = x.new_tensor([0.4377, 0.4438, 0.4728]), x.new_tensor([0.1980, 0.2010, 0.1970])
+        x = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        found: Tensor = self.classifier[:3](self.features(x).flatten(1))
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of ten digits."""
+        found: Tensor = self.classifier[3:](self.hidden(images))
+        return found

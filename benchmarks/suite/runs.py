@@ -80,7 +80,11 @@ def choosing_tasks(row: str) -> list[str]:
     if len(ROWS[row].strengths) == 1:
         return []
     kinds = ROWS[row].kinds
-    return [name for name, task in TASKS.items() if task.development and task.kind in kinds]
+    return [
+        name
+        for name, task in TASKS.items()
+        if task.development and task.rivals_choose and task.kind in kinds
+    ]
 
 
 def takes(row: str, kinds: set[str]) -> bool:

@@ -16,7 +16,13 @@ Fixed before anything was run:
 Few labels: optdigits (8 x 8) with a CI-CNN of width 0.5 trained on 5,000 digits of MNIST as S, and
 a draw of CIFAR-10 with EfficientNet-Lite0 and its ImageNet weights. Distillation: the same draw of
 CIFAR-10, a ResNet-26 trained on it as S. Adaptation: 2,000 images of either domain. Without source
-data S and the target's images are all there is.
+data S and the target's images are all there is; "SVHN to" has a network as S that others trained on
+SVHN, whose images are not here.
+
+A hard shift, MNIST to MNIST-M, stands there twice more with stronger views and three times the
+rounds. Which views and how many rounds was chosen on digits of USPS that are blended with
+photographs of CIFAR-10. MNIST-M was made of MNIST by such a blend, which inverts digits on bright
+ground, so that views which invert know something of it: they stand by themselves.
 """
 
 from __future__ import annotations
@@ -47,10 +53,10 @@ from avalanche_cetl.features import default_cache_dir
 from benchmarks.data.digits import in_colour, mnist_m
 from benchmarks.data.draws import Set, draw, drawn_rows, split_off
 from benchmarks.data.sets import features_of, read_data
-from benchmarks.data.views import jitter, views
+from benchmarks.data.views import inverting_views, jitter, strong_views, views
 from benchmarks.methods.job import TransferBudget
 from benchmarks.methods.plain import Augmented, fit_plainly
-from benchmarks.methods.sources import efficientnet_lite
+from benchmarks.methods.sources import SVHNNetwork, efficientnet_lite
 from benchmarks.where import HERE
 
 WIDTH, LEARNING_RATE, BATCH = 0.25, 2e-3, 32
@@ -99,6 +105,8 @@ class Task:
     :ivar development: whether settings may be chosen on its validation images.
     :ivar rounds: of CETL, each with as many steps as its images make.
     :ivar same_classes: whether S's classes are T2's.
+    :ivar rivals_choose: whether rivals choose their strength on it too, where it is for
+        development.
     """
 
     make: Callable[[str, int], Data]
@@ -107,6 +115,7 @@ class Task:
     rounds: int
     augment: Callable[[Tensor], Tensor]
     same_classes: bool = True
+    rivals_choose: bool = True
 
 
 def new_network(data: Data, seed: int) -> CICNN:
@@ -221,17 +230,20 @@ def _labelled(name: str, root: str) -> tuple[Set, Set]:
 
 
 def pair(
-    first: str, second: str, source_free: bool = False, per_class: int = 0
+    first: str, second: str, source_free: bool = False, per_class: int = 0, images: int = DOMAIN
 ) -> Callable[[str, int], Data]:
-    """Return what makes a pair of domains, the second with so many labels per class."""
+    """Return what makes a pair of domains, the second with so many labels per class.
+
+    :param images: of either domain, or all where it has fewer of a class.
+    """
 
     def make(root: str, seed: int) -> Data:
-        other = draw(_labelled(first, root)[0], DOMAIN // 10)
+        other = draw(_labelled(first, root)[0], images // 10)
         if second == "MM":
             other = in_colour(other)
         train, test = _labelled(second, root)
         held, rest = split_off(train, HELD_BACK // 10)
-        chosen = draw(rest, DOMAIN // 10)
+        chosen = draw(rest, images // 10)
         source = _on_digits(f"{first}-{second}", other)
         return Data(
             _hidden(chosen, per_class, seed), held, test, source, None if source_free else other
@@ -243,6 +255,39 @@ def pair(
 def digits_without_source(root: str, seed: int) -> Data:
     """Make optdigits without a label, and an S, without its images."""
     return replace(_to_optdigits(root, seed), other=None)
+
+
+def _on_photographs(digits: Set, root: str, seed: int) -> Set:
+    """Blend digits with photographs as MNIST-M's makers did: the absolute difference of the two."""
+    train = read_data("CIFAR-10", root, 200, 50, 0, 0, 200).train[0]
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    return (train[rows[: len(digits[0])]] - in_colour(digits)[0]).abs(), digits[1]
+
+
+def to_photographs(root: str, seed: int) -> Data:
+    """Make USPS, and other digits of USPS that are blended with photographs, without a label."""
+    train, test = _labelled("US", root)
+    other = in_colour(draw(train, DOMAIN // 10))
+    held, rest = split_off(train, HELD_BACK // 10)
+    few = (test[0][:1000], test[1][:1000])
+    target, held, few = (
+        _on_photographs(one, root, number)
+        for number, one in enumerate((draw(rest, DOMAIN // 10, 1), held, few))
+    )
+    return Data(_hidden(target, 0, seed), held, few, _on_digits("US-photographs", other), other)
+
+
+def of_svhn(second: str, images: int) -> Callable[[str, int], Data]:
+    """Return what makes a set of digits without a label, S having learnt SVHN's, elsewhere."""
+
+    def make(root: str, seed: int) -> Data:
+        train, test = _labelled(second, root)
+        held, rest = split_off(train, HELD_BACK // 10)
+        chosen = _hidden(draw(rest, images // 10), 0, seed)
+        shape = tuple(chosen[0].shape[1:])
+        return Data(chosen, held, test, ModuleEncoder(SVHNNetwork(root), input_shape=shape))
+
+    return make
 
 
 # ------------------------------------------------------------------ photographs
@@ -273,7 +318,11 @@ TASKS = {
     "optdigits, 10 labels": Task(few_digits(10), "few", True, 12, jitter),
     "digits-mini": Task(_to_optdigits, "adaptation", True, 8, jitter),
     "MN-US": Task(pair("MN", "US"), "adaptation", True, 8, jitter),
+    "USPS to USPS on photographs, inverting views": Task(
+        to_photographs, "adaptation", True, 24, inverting_views, rivals_choose=False
+    ),
     "MN-US, no source data": Task(pair("MN", "US", True), "free", True, 8, jitter),
+    "SVHN to USPS, no source data": Task(of_svhn("US", DOMAIN), "free", True, 8, jitter),
     "CIFAR-10, 20 labels": Task(photographs(20), "few", True, 20, views, False),
     "CIFAR-10, 20 labels and 100 more images": Task(
         photographs(20, 100), "few", True, 10, views, False
@@ -282,7 +331,19 @@ TASKS = {
     "optdigits, 50 labels": Task(few_digits(50), "few", False, 12, jitter),
     "US-MN": Task(pair("US", "MN"), "adaptation", False, 8, jitter),
     "MN to MNIST-M": Task(pair("MN", "MM"), "adaptation", False, 8, jitter),
+    "MN to MNIST-M, strong views": Task(pair("MN", "MM"), "adaptation", False, 24, strong_views),
+    "MN to MNIST-M, inverting views": Task(
+        pair("MN", "MM"), "adaptation", False, 24, inverting_views
+    ),
+    "MN to MNIST-M, inverting views, 7,500 images": Task(
+        pair("MN", "MM", images=7500), "adaptation", False, 12, inverting_views
+    ),
     "US-MN, no source data": Task(pair("US", "MN", True), "free", False, 8, jitter),
+    "SVHN to MNIST, no source data": Task(of_svhn("MN", DOMAIN), "free", False, 8, jitter),
+    "SVHN to MNIST, no source data, 20,000 images": Task(
+        of_svhn("MN", 20_000), "free", False, 4, jitter
+    ),
+    "SVHN to MNIST-M, no source data": Task(of_svhn("MM", DOMAIN), "free", False, 8, jitter),
     "CIFAR-10, 200 labels": Task(photographs(200), "few", False, 10, views, False),
     "CIFAR-10, distillation": Task(_distilled, "few", False, 10, views),
 }

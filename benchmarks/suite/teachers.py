@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from avalanche_cetl.plugins import Batch
 from benchmarks import markdown
 from benchmarks.data.views import jitter, views
 from benchmarks.methods.plain import accuracy
+from benchmarks.methods.sources import SVHNNetwork
 from benchmarks.records import cell
 from benchmarks.suite.rows import cetl
 from benchmarks.suite.runs import FOLDER, PACKAGES, Runs
@@ -76,27 +76,9 @@ def untrained(images: Tensor, _root: str) -> Tensor:
 
 def svhn(images: Tensor, root: str) -> Tensor:
     """Return the hidden layer of a network that was trained on SVHN (data root, ``svhn-cnn``)."""
-    blocks, channels = [], 3
-    for width in (32, 64, 128):
-        block: list[nn.Module] = []
-        for _ in range(2):
-            block += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        blocks.append(nn.Sequential(*block, nn.MaxPool2d(2)))
-    network = nn.Sequential()
-    network.features = nn.Sequential(*blocks)
-    network.classifier = nn.Sequential(
-        nn.Dropout(), nn.Linear(2048, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 10)
-    )
-    state = torch.load(Path(root) / "svhn-cnn" / "svhn.pth", weights_only=True, map_location="cpu")
-    network.load_state_dict(state)
-    network.eval()
-    x = F.interpolate(images.expand(-1, 3, -1, -1), 32, mode="bilinear", align_corners=False)
-    mean, std = torch.tensor([0.4377, 0.4438, 0.4728]), torch.tensor([0.1980, 0.2010, 0.1970])
-    x = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    network = SVHNNetwork(root)
     with torch.no_grad():
-        hidden = [network.classifier[:3](network.features(p).flatten(1)) for p in x.split(256)]
-    return torch.cat(hidden)
+        return torch.cat([network.hidden(part) for part in images.split(256)])
 
 
 def seen_by(features: Features, make: Make) -> Make:

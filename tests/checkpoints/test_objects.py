@@ -95,3 +95,9 @@ def test_methods_and_inner_attributes_are_never_overwritten(name):
     state["attributes"] = {name: {"how": "plain", "value": 1}}
     with pytest.raises(CheckpointError, match="has no attribute"):
         Restorer(nn.Linear(1, 1)).restore(Other(), state, "plugin")
+
+
+@pytest.mark.parametrize("value", [(1, 2), [1, 2]])
+def test_a_list_or_tuple_that_was_not_there_is_made_with_its_type(value):
+    found = through(value, None)
+    assert type(found) is type(value) and list(found) == [1, 2]

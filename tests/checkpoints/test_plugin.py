@@ -62,3 +62,12 @@ def test_the_plugin_needs_a_strategy_with_rounds(digits, tmp_path):
     )
     with pytest.raises(CheckpointError, match="Naive"):
         naive.train(transfer_benchmark(digits(20), digits(10)).train_stream)
+
+
+def test_a_score_that_is_none_or_not_finite_is_not_the_best(benchmark, tmp_path):
+    scores = iter([None, float("nan"), 0.2, float("inf")])
+    plugin = CheckpointPlugin(tmp_path, best=lambda _: next(scores))
+    make(plugins=[plugin], train_epochs=4).train(benchmark.train_stream, eval_streams=[])
+    assert plugin.best_score == 0.2
+    again = make()
+    assert load_checkpoint(again, tmp_path / "best.safetensors").rounds == 3

@@ -24,3 +24,8 @@ def test_resnet26_has_26_layers_and_works_as_a_target():
 def test_resnet26_refuses_bad_sizes(arguments):
     with pytest.raises(ValueError, match="at least 1 class"):
         ResNet26(**{"num_classes": 10, **arguments})
+
+
+def test_the_first_convolution_keeps_the_size_of_the_image():
+    first = ResNet26(3, (3, 16, 16), width=0.1).conv
+    assert first(torch.zeros(1, 3, 16, 16)).shape[2:] == (16, 16)

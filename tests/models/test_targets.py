@@ -136,3 +136,9 @@ def test_a_cicnn_gives_the_same_values_to_the_bit():
     net, x = CICNN(3, (1, 8, 8), width=0.1), torch.rand(4, 1, 8, 8)
     code, logits = as_target(net).encode(x)
     assert torch.equal(logits, net(x)) and torch.equal(code, net.forward_features(x))
+
+
+def test_the_width_counts_for_every_layer():
+    narrow = CICNN(10, (3, 32, 32), width=0.25)
+    sizes = [m.weight.shape[0] for m in narrow.modules() if hasattr(m, "weight")]
+    assert sizes == [8, 24, 32, 32, 24, 256, 256, 10]

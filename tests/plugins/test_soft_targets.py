@@ -21,6 +21,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.encoders.centroids import class_centroids
 from avalanche_cetl.plugins.soft_targets import soft_target_loss
 
 
@@ -207,6 +208,26 @@ def test_an_s_of_other_classes_leaves_the_word_to_the_probe(few):
     assert plugin.classifier is not None
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_centroids_are_of_all_target_rows_and_need_no_label(teacher, digits, tmp_path, stored):
+    x, _ = digits(24)
+    data = adaptation_benchmark(None, (x, torch.full((24,), -1)), digits(9))
+    if stored:
+        data = with_source_features(data, teacher, tmp_path, streams=["train"], dtype="float32")
+    plugin = SoftTargets(rows="target", head="centroids")
+    s = trained(coupled(teacher), data, plugin)
+    assert s.round_losses["L_soft"] > 0
+    features = teacher(x)
+    wanted = class_centroids(features, teacher.cheapest_logits(x, features))
+    torch.testing.assert_close(plugin.classifier(features), wanted(features))
+
+
+def test_centroids_need_an_s_of_t2s_classes(few):
+    source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), input_shape=SHAPE)
+    with pytest.raises(ValueError, match="has 2 classes and the target network 3"):
+        trained(coupled(source), few, SoftTargets(rows="target", head="centroids"))
+
+
 def test_a_probe_is_fitted_anew_for_every_experience(teacher, digits):
     sets = [digits(30), digits(30, shift=0.1)]
     data = transfer_benchmark(sets, sets)
@@ -322,3 +343,11 @@ def test_an_s_that_gives_a_dict_is_refused_with_its_keys_and_taught_by_output(la
     named = ModuleEncoder(Answers(), input_shape=SHAPE, output="logits")
     plain = ModuleEncoder(student(seed=5), input_shape=SHAPE)
     assert close(soft_target_weights(named, labelled), soft_target_weights(plain, labelled))
+
+
+def test_a_head_that_was_given_is_kept_in_the_state():
+    first, second = (SoftTargets(head=nn.Linear(3, 2)) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.head.weight, second.head.weight)
+    second.load_state_dict({"head": None})  # of a run without one
+    assert torch.equal(first.head.weight, second.head.weight)

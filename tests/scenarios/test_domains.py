@@ -149,6 +149,11 @@ def test_classes_that_are_not_there_are_refused(classes, message):
         choose_classes(named(["cat", "ship"]), classes)
 
 
+def test_a_class_without_a_name_has_its_number():
+    data = LabelledImages(torch.rand(6, 1, 4, 4), [0, 1, 2] * 2, ["cat", "ship"])
+    assert choose_classes(data, [2, 0]).classes == ["2", "cat"]
+
+
 def test_names_of_classes_need_a_set_that_has_them(digits):
     with pytest.raises(ValueError, match="does not know its classes' names"):
         transfer_benchmark(digits(12), digits(12), classes=["cat"])

@@ -6,6 +6,7 @@ import torch
 from avalanche_cetl import (
     adaptation_benchmark,
     plot_benchmark,
+    transfer_benchmark,
 )
 
 
@@ -51,3 +52,19 @@ def test_benchmarks_pickle(digits):
     benchmark = adaptation_benchmark(digits(30), digits(30), digits(30))
     copied = pickle.loads(pickle.dumps(benchmark.train_stream[0].dataset))
     assert torch.equal(copied[31][0], benchmark.train_stream[0].dataset[31][0])
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.5), (-0.5, 1.0), (0.2, 0.8)])
+def test_pictures_of_standardised_images_are_drawn_in_the_range_of_colours(low, high, monkeypatch):
+    import matplotlib.axes
+
+    drawn = []
+    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", lambda _, x, **k: drawn.append(x))
+    images = torch.linspace(low, high, 3 * 64).reshape(3, 1, 8, 8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = low, high
+    few = (images, torch.arange(3))
+    plot_benchmark(transfer_benchmark(few, few))
+    lows, highs = zip(*((float(x.min()), float(x.max())) for x in drawn), strict=True)
+    wanted = (low, high) if low >= 0 and high <= 1 else (0.0, 1.0)
+    assert lows == pytest.approx([wanted[0]] * len(lows))
+    assert highs == pytest.approx([wanted[1]] * len(highs))
