@@ -10,7 +10,13 @@ from saved_runs import assert_resumed_as_straight, make_stock, three_experiences
 
 from avalanche_cetl import CheckpointError, load_checkpoint
 from avalanche_cetl.checkpoints.codec import Decoder, encode
-from avalanche_cetl.checkpoints.datasets import dataset_from, dataset_state, indices_of, rows_at
+from avalanche_cetl.checkpoints.datasets import (
+    _digest,
+    dataset_from,
+    dataset_state,
+    indices_of,
+    rows_at,
+)
 
 
 def again(dataset, experiences=None):
@@ -161,3 +167,16 @@ def test_a_buffer_with_augmentation_is_resumed_with_the_data_alone(tmp_path, dra
         load_checkpoint(other, tmp_path / "c")
     assert all(torch.equal(before[name], p) for name, p in weights(other).items())
     assert len(other.plugins[0].storage_policy.buffer) == 0
+
+
+def test_rows_that_are_drawn_at_random_have_no_digest_and_draw_nothing():
+    class Drawn:
+        def __getitem__(self, row):
+            return torch.rand(3), row
+
+    steady = [(torch.arange(3.0) + row, row) for row in range(4)]
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert _digest(Drawn(), [0, 1]) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert _digest(steady, [0, 1]) == _digest(steady, [0, 1]) != _digest(steady, [0, 2])

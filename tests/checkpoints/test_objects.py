@@ -101,3 +101,10 @@ def test_methods_and_inner_attributes_are_never_overwritten(name):
 def test_a_list_or_tuple_that_was_not_there_is_made_with_its_type(value):
     found = through(value, None)
     assert type(found) is type(value) and list(found) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("saved", "current"), [((3, 4), (1, 2)), ([1], [5, 6]), ([], [torch.nn.Identity()])]
+)
+def test_entries_of_the_checkpoint_take_the_place_of_others(saved, current):
+    assert through(saved, current) == saved

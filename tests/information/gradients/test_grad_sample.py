@@ -78,3 +78,12 @@ def test_an_expanded_parameter_has_one_gradient_per_sample_and_zeros_without_a_l
     assert torch.equal(sample.gradients(0, slice(1, 3))["token"], g[1:].unsqueeze(1))
     assert sample.reached(0) and not sample.reached(1)
     assert not sample.gradients(1, slice(0, 3))["token"].any()
+
+
+def test_rows_that_a_loss_does_not_reach_have_zeros_of_their_number():
+    parameter = torch.ones(1, 3)
+    sample = ExpandedGradSample("scale", parameter, [torch.ones(6, 3), None])
+    assert [sample.reached(loss) for loss in (0, 1)] == [True, False]
+    found = sample.gradients(1, slice(2, 5))["scale"]
+    assert found.shape == (3, 1, 3) and not found.any()
+    assert sample.gradients(0, slice(2, 5))["scale"].shape == found.shape
