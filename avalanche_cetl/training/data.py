@@ -126,7 +126,9 @@ class TrainingData:
     ) -> tuple[Tensor, Tensor]:
         """Return S's features and logits of the target rows, on the CPU.
 
-        :param source: S, which has a classifier, as in :meth:`labelled_features`.
+        :param source: S, which has a classifier; it runs where no features of it are stored.
+        :param size: rows that it reads at once.
+        :param device: the strategy's, where S is.
         :param most: rows that are read, drawn at random, the same each time.
         :return: ``(N, dim)`` and ``(N, K)``.
         """
