@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.version import __version__
