@@ -94,4 +94,6 @@ def test_a_green_and_a_red_line_without_marks_are_found_alike():
 def test_a_figure_shows_itself_in_a_notebook():
     figure, axes = picture(size=(1, 1))
     axes.plot([1, 2])
+    axes.set_title("a < b")
     assert figure._repr_png_().startswith(b"\x89PNG")
+    assert 'alt="Picture: a &lt; b" src="data:image/png;base64,' in figure._repr_html_()

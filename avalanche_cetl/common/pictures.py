@@ -6,7 +6,9 @@ also differ in style and mark.
 
 from __future__ import annotations
 
+import base64
 import io
+from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -59,6 +61,13 @@ class Picture(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png")
         return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        found = dict.fromkeys(axes.get_title() for axes in self.axes)
+        titles = ", ".join(title for title in found if title)
+        text = escape(f"Picture: {titles}" if titles else "Picture")
+        pixels = base64.b64encode(self._repr_png_()).decode("ascii")
+        return f'<img alt="{text}" src="data:image/png;base64,{pixels}">'
 
 
 def picture(

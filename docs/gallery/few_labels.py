@@ -46,6 +46,10 @@ def digits(labels_per_class):
     )
 
 
+# In a notebook the last line of a cell is shown. Images without a label have a question mark.
+ac.plot_benchmark(digits(labels_per_class=3))
+
+
 # %%
 # One function trains, with any strategy
 # --------------------------------------

@@ -40,6 +40,10 @@ def permuted_digits(tasks):
     return ac.transfer_benchmark(trains, tests)
 
 
+# In a notebook the last line of a cell is shown.
+ac.plot_benchmark(permuted_digits(2))
+
+
 # %%
 # Four ways
 # ---------
