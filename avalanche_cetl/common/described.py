@@ -74,7 +74,7 @@ def _short(value: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {_short(one)}" for key, one in value.items()) + "}"
     if inspect.isroutine(value) or isinstance(value, type):
         return value.__name__
-    text = str(value) if isinstance(value, Described) else repr(value)
+    text = " ".join(repr(value).split())
     if isinstance(value, Described) or not (len(text) > LONGEST or " at 0x" in text):
         return text
     return f"{type(value).__name__}(...)"

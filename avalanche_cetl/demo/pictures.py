@@ -15,7 +15,7 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     :param rows: of a table, as ``results.json`` holds them.
     :param path: where the picture goes.
     """
-    figure, axis = picture(size=(7.2, 0.42 * len(rows) + 0.9))
+    figure, axis = picture(size=(5.2, 0.34 * len(rows) + 1.1))
     values = [row["target_accuracy"] for row in rows]
     ours = [row["method"].startswith("CETL") for row in rows]
     bars = axis.barh(
@@ -29,9 +29,11 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axis.invert_yaxis()
     low = max(0.0, min(values) - 8)
     axis.set_xlim(low, 103)
-    start = "" if low == 0 else f" (the axis begins at {low:.0f})"
-    starred = "; * tunes S" if any(name.endswith("*") for name in names) else ""
-    axis.set_xlabel(f"target test accuracy %, higher is better{start}{starred}")
+    start = "" if low == 0 else f"\n(the axis begins at {low:.0f})"
+    starred = "\n* tunes S" if any(name.endswith("*") for name in names) else ""
+    axis.set_xlabel(
+        f"target test accuracy %, higher is better{start}{starred}",
+    )
     figure.savefig(path)
 
 
@@ -41,7 +43,7 @@ def draw_stream(rows: Sequence[dict[str, Any]], path: Path) -> None:
     :param rows: of the continual block, as ``results.json`` holds them.
     :param path: where the picture goes.
     """
-    figure, axis = picture(size=(7.2, 3.8))
+    figure, axis = picture(size=(5.6, 3.8))
     count = len(rows[0]["averages"])
     # The last row is the one to look at; it has the first style.
     styles = [style._asdict() for style in reversed(LINE_STYLES[: len(rows)])]
@@ -56,9 +58,9 @@ def draw_stream(rows: Sequence[dict[str, Any]], path: Path) -> None:
     ):
         end = row["averages"][-1]
         place = min(end, place - gap)
-        axis.plot([count + 0.35], [place], **style)
-        axis.text(count + 0.55, place, f"{row['method']}  {end:.1f}", va="center")
-    axis.set_xlim(0.8, count + max(2.0, 0.5 * count))
+        axis.plot([count + 0.7], [place], **style)
+        axis.text(count + 1.1, place, f"{row['method']}  {end:.1f}", va="center")
+    axis.set_xlim(0.8, count + max(2.0, 0.95 * count))
     axis.set_xticks(range(1, count + 1))
     axis.spines["bottom"].set_bounds(0.8, count + 0.2)
     axis.set_xlabel("experiences so far")

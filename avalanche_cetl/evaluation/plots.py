@@ -14,7 +14,7 @@ from avalanche_cetl.models import CoupledModel
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
-    """Draw losses (left, log scale) and DWA penalties (right) against rounds, as Fig. 2 does.
+    """Draw losses (above, log scale) and DWA penalties (below) against rounds, as Fig. 2 does.
 
     Penalties are divided by their maximum, as in the paper, so that their shapes can be compared;
     the legend has the maximum.
@@ -30,8 +30,8 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
             f"the history has no round of a quantity L_... or DWA..., but {sorted(history)}: "
             "nothing to draw."
         )
-    figure, (left, right) = picture(1, 2, size=(10, 4.0))
-    for panel, prefix in ((left, "L_"), (right, "DWA")):
+    figure, (losses, penalties) = picture(2, 1, size=(5.6, 6.4), sharex=True)
+    for panel, prefix in ((losses, "L_"), (penalties, "DWA")):
         names = sorted(name for name in history if name.startswith(prefix))
         for name in names:
             values = torch.tensor(list(history[name]), dtype=torch.float64)
@@ -42,17 +42,20 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
                 values = values / top if top > 0 else values
                 label = f"{name} (max {top:.2g})"
             panel.plot(rounds, values, label=label, markevery=max(1, len(values) // 20))
-        panel.set_xlabel("round")
         if names:  # above the panel, where no curve is
             panel.legend(
                 frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small"
             )
-    left.set_yscale("log")
-    left.set_ylabel("loss, mean over a round")
-    right.set_ylabel("DWA / its maximum")
-    right.set_ylim(-0.03, 1.08)
+    losses.set_yscale("log")
+    losses.set_ylabel("loss, mean over a round")
+    penalties.set_ylabel("DWA / its maximum")
+    penalties.set_ylim(-0.03, 1.08)
+    lowest = penalties
     if not any(name.startswith("DWA") for name in history):
-        right.set_axis_off()
+        penalties.set_axis_off()
+        lowest = losses
+    lowest.tick_params(labelbottom=True)
+    lowest.set_xlabel("round")
     figure.savefig(path)
     return Path(path)
 
