@@ -19,8 +19,14 @@ class Described:
     """
 
     def argument(self, name: str, default: Any) -> Any:
-        """Return what is shown of an argument of the constructor; its default: nothing."""
-        return getattr(self, name, default)
+        """Return what is shown of an argument of the constructor; its default: nothing.
+
+        An attribute that cannot be read, because the object is half made, is not shown.
+        """
+        try:
+            return getattr(self, name, default)
+        except Exception:
+            return default
 
     def arguments_shown(self) -> dict[str, Any]:
         """Return what is shown, by name."""

@@ -51,8 +51,10 @@ class Parts(Options, Described):
 
     def argument(self, name: str, default: Any) -> Any:
         """Return an option as it was given: what a preset gives instead follows from its name."""
-        given = self.recipe.given
-        return given[name] if name in given else super().argument(name, default)
+        recipe: Recipe | None = getattr(self, "_recipe", None)  # None: Avalanche warns meanwhile
+        if recipe is not None and name in recipe.given:
+            return recipe.given[name]
+        return super().argument(name, default)
 
     def settings(self) -> dict[str, Any]:
         """Return what has to be as it was for a checkpoint to go on, by name."""

@@ -71,7 +71,7 @@ def strengths(runs: list[Run]) -> str:
         rows.append([stream, *(cell(list(one.values())) for one in found)])
         if all(found):
             means.append([statistics.mean(one.values()) for one in found])
-    rows.append([f"mean of {len(means)} streams", *(f"{m:.2f}" for m in np.mean(means, 0))])
+    rows.append([f"mean of {len(means)} streams", *(cell([m]) for m in np.mean(means, 0))])
     return table(["", *map(str, STRENGTHS)], rows)
 
 

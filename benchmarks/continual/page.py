@@ -12,7 +12,7 @@ from benchmarks import markdown
 from benchmarks.continual.methods import methods
 from benchmarks.continual.runs import FOLDER, TEST
 from benchmarks.continual.streams import STREAMS
-from benchmarks.records import error, mean_and_error, read, shown_mean
+from benchmarks.records import cell, error, mean_and_error, read, shown_mean
 
 #: Methods whose accuracy is drawn against the number of tasks, with their colours: Okabe and Ito's.
 CURVES = {
@@ -83,7 +83,8 @@ def _table(rows: dict[str, Runs]) -> list[str]:
             keys = ("average_accuracy", "forgetting", "forward_transfer")
             cells = " | ".join(_mean(good, key) for key in keys)
             seconds = statistics.mean(r["seconds"] for r in good)
-            lines.append(f"| {name} | {good[0]['strength']:g} | {cells} | {seconds:.1f} |")
+            strength = f"{good[0]['strength']:g}" if good[0]["strength"] else "none"
+            lines.append(f"| {name} | {strength} | {cells} | {seconds:.1f} |")
         elif runs:
             lines.append(f"| {name} | fails: {runs[0]['failed']} | | | | |")
     return lines
@@ -187,7 +188,7 @@ def _draw_matrices(found: dict[str, dict[str, Runs]], path: Path) -> None:
 
 def _mean(rows: Runs, key: str) -> str:
     values = [row[key] for row in rows if key in row]
-    return mean_and_error(values, 2) if values else ""
+    return cell(values)
 
 
 def average_accuracies() -> str:

@@ -52,6 +52,15 @@ def test_a_method_of_its_own_is_no_argument():
     assert repr(thing) == "Thing(size=1)"
 
 
+def test_a_thing_that_is_half_made_shows_what_it_has():
+    class Half(Thing):
+        name = property(lambda self: next(iter(())))
+
+    made = Half.__new__(Half)
+    made.size = 2
+    assert repr(made) == "Half(size=2)"
+
+
 def test_a_notebook_shows_a_table_of_escaped_text():
     text = Thing(1, name="<b>")._repr_html_()
     assert "<td>name</td><td>&#x27;&lt;b&gt;&#x27;</td>" in text and "<caption>Thing<" in text
