@@ -6,22 +6,22 @@ to the page that has the table, and at whose end the files can be had.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Any
 
 from docutils import nodes
 from results import RESULTS, figure, table
-from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 #: By the folder of the results, the page that shows what is in it.
 PAGES = {
-    "continual": "/results/continual",
-    "demo": "/results/demo",
-    "speed": "/results/speed",
-    "suite": "/results/suite",
-    "tables": "/results/paper",
+    "continual": "results/continual",
+    "demo": "results/demo",
+    "speed": "results/speed",
+    "suite": "results/suite",
+    "tables": "results/paper",
 }
 
 
@@ -37,14 +37,11 @@ class Measured(SphinxRole):
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
         place = f"benchmarks/results/{self.text.split('>')[0].strip()}"
         figure_node = nodes.abbreviation(shown, shown, explanation=place, classes=["measured"])
-        page = PAGES[self.text.split("/")[0].strip()]
-        if page == f"/{self.env.docname}":
+        page, here = PAGES[self.text.split("/")[0].strip()], self.env.docname
+        if page == here:
             return [figure_node], []
-        link = pending_xref(
-            "", figure_node, refdomain="std", reftype="doc", reftarget=page, refexplicit=True,
-            refdoc=self.env.docname, refwarn=True, classes=["measured"],
-        )  # fmt: skip
-        return [link], []
+        address = posixpath.relpath(page, posixpath.dirname(here) or ".") + ".html"
+        return [nodes.reference("", "", figure_node, refuri=address, internal=True)], []
 
 
 class ResultTable(SphinxDirective):
