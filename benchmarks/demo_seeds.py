@@ -165,13 +165,13 @@ def _block(
     for method, rows in methods.items():
         values = [list(column) for column in zip(*map(of, rows), strict=True)]
         gain = [a - b for a, b in zip(values[0], reference, strict=True)]
-        means.append([shown_mean(column, 2) for column in values])
+        means.append([shown_mean(column) for column in values])
         lines.append(
             [
                 method,
-                mean_and_error(values[0], 2),
-                mean_and_error(gain, 2, sign=True),
-                mean_and_error(values[1], 2),
+                mean_and_error(values[0]),
+                mean_and_error(gain, sign=True),
+                mean_and_error(values[1]),
                 f"{statistics.mean(row['seconds'] for row in rows):.1f}",
                 rows[0].get("note", ""),
             ]

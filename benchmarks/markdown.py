@@ -5,11 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+#: What stands in place of a figure that was not measured.
+NOT_RUN = "not run"
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table: a header, and a line for each row."""
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], measured: Sequence[int] = ()
+) -> str:
+    """Write a table: a header, and a line for each row.
+
+    :param measured: columns of figures. Rows that were not run in any of them are named below the
+        table, with what else they hold.
+    """
+    empty = [row for row in rows if measured and {row[i] for i in measured} <= {NOT_RUN, ""}]
+    if empty and len(empty) < len(rows):
+        named = "; ".join(_named(header, row) for row in empty)
+        return f"{table(header, [row for row in rows if row not in empty])}\n\nNot run: {named}."
     lines = [_line(header).replace("|  |", "| |"), _line(["---"] * len(header)), *map(_line, rows)]
     return "\n".join(lines)
+
+
+def _named(header: Sequence[str], row: Sequence[str]) -> str:
+    """Return the name of a row that was not run, with its other cells by their columns."""
+    others = [
+        f"{head} {cell}"
+        for head, cell in zip(header[1:], row[1:], strict=True)
+        if cell not in (NOT_RUN, "")
+    ]
+    return f"{row[0]} ({', '.join(others)})" if others else row[0]
 
 
 def _line(cells: Sequence[str]) -> str:

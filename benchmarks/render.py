@@ -34,7 +34,7 @@ def table(name: str, tuning: bool = False) -> str:
             continue
         made = TABLES[name].part(tuning).render(scale)
         if TABLES[name] is fig2.TABLE:
-            made += f"\n\n![Fig. 2]({fig2.picture(scale).relative_to(TABLES_PAGE.parent)})"
+            made += f"\n\n![Fig. 2]({fig2.kept_in(scale).relative_to(TABLES_PAGE.parent)})"
         shown.append(f"Scale `{scale}`:\n\n{made}")
     return "\n\n".join(shown) if shown else "Not run."
 

@@ -23,6 +23,8 @@ import copy
 import itertools
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ from avalanche_cetl import (
     bound_metrics,
     validator_metrics,
 )
+from avalanche_cetl.evaluation import LINE_STYLES, picture
 from benchmarks.data.digits import COUNTS, DIRECTIONS, as_benchmark, read_pair
 from benchmarks.data.views import JitterOne
 from benchmarks.records import RESULTS, Runs, read
@@ -187,45 +190,55 @@ def correlations(runs: list[dict[str, Any]], score: str) -> dict[str, float]:
 
 def render() -> str:
     """Write table.md and validators.png from the JSON files alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     found = [d for d in DIRECTIONS if (FOLDER / f"{d}.json").exists()]
     lines = [
         "| direction | score | over rounds | over settings | all | chosen by it | best, median |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    figure, grid = plt.subplots(
-        len(found), len(SCORES), figsize=(3 * len(SCORES), 2.8 * len(found)), squeeze=False
-    )
-    for direction, axes in zip(found, grid, strict=True):
+    for direction in found:
         runs = read(FOLDER / f"{direction}.json")["runs"]
-        for score, axis in zip(SCORES, axes, strict=True):
+        for score in SCORES:
             row = correlations(runs, score)
             lines.append(
                 f"| {direction} | {score} | {row['rounds']:+.2f} | {row['settings']:+.2f} | "
                 f"{row['all']:+.2f} | {100 * row['chosen']:.1f} % | {100 * row['best']:.1f}, "
                 f"{100 * row['median']:.1f} % |"
             )
-            for one in runs:
-                axis.plot(
-                    [r[score] for r in one["rounds"]],
-                    [100 * r["accuracy"] for r in one["rounds"]],
-                    ".",
-                    alpha=0.6,
-                    color=plt.colormaps["viridis"](one["rt_weight"] / 3),
-                )
-            axis.set_title(f"{direction}, {score}\nrank correlation {row['all']:+.2f}", fontsize=8)
-            axis.tick_params(labelsize=7)
-        axes[0].set_ylabel("target accuracy, %")
-    figure.tight_layout()
-    figure.savefig(FOLDER / "validators.png", dpi=100)
-    plt.close(figure)
+    draw(found, FOLDER / "validators.png")
     table = "\n".join(lines) + "\n"
     (FOLDER / "table.md").write_text(table)
     return table
+
+
+def draw(directions: Sequence[str], path: Path) -> None:
+    """Draw accuracies against scores, a point a round, a style for each weight of L_rt."""
+    size = (3 * len(SCORES), 2.8 * len(directions))
+    figure, grid = picture(len(directions), len(SCORES), size=size, squeeze=False, sharey="row")
+    for direction, axes in zip(directions, grid, strict=True):
+        runs = read(FOLDER / f"{direction}.json")["runs"]
+        weights = sorted({one["rt_weight"] for one in runs})
+        for score, axis in zip(SCORES, axes, strict=True):
+            for one in runs:
+                style = LINE_STYLES[weights.index(one["rt_weight"])]
+                axis.plot(
+                    [r[score] for r in one["rounds"]],
+                    [100 * r["accuracy"] for r in one["rounds"]],
+                    linestyle="",
+                    marker=style.marker,
+                    markersize=3.5,
+                    alpha=0.6,
+                    color=style.color,
+                    label=f"weight of L_rt: {one['rt_weight']:g}",
+                )
+            correlation = correlations(runs, score)["all"]
+            axis.set_title(f"{direction}, {score}\nrank correlation {correlation:+.2f}", fontsize=8)
+            axis.tick_params(labelsize=7)
+        axes[0].set_ylabel("target accuracy, %")
+    labels = dict(zip(*grid[0][0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        labels.values(), labels.keys(), loc="outside lower center", ncols=4, frameon=False
+    )
+    figure.savefig(path)
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "mathml",
     "measured",
     "names",
 ]
@@ -53,6 +54,8 @@ root_doc = "index"
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+myst_fence_as_directive = ["math"]  # as on GitHub
+html_math_renderer = "mathml"
 
 autosummary_generate = True
 autosummary_imported_members = True
@@ -118,8 +121,11 @@ html_theme_options = {
 }
 
 
-#: Attributes that Avalanche documents; on a page of ours they say nothing.
-AVALANCHES = {"PLUGIN_CLASS", "adapted_dataset", "dataloader", "supports_distributed"}
+#: Attributes that Avalanche documents, and how objects show themselves; on a page they say nothing.
+NO_NEWS = {
+    *("PLUGIN_CLASS", "adapted_dataset", "dataloader", "mbatch", "supports_distributed"),
+    *("argument", "arguments_shown"),
+}
 
 
 def setup(app):
@@ -128,7 +134,7 @@ def setup(app):
     app.connect("source-read", _describe)
     app.connect("autodoc-process-signature", _readable)
     app.connect("build-finished", _map_site)
-    app.connect("autodoc-skip-member", lambda *given: given[2] in AVALANCHES or None)
+    app.connect("autodoc-skip-member", lambda *given: given[2] in NO_NEWS or None)
 
 
 def _readable(app, what, name, obj, options, signature, returned):

@@ -129,7 +129,7 @@ def test_figures_are_read_as_the_files_have_them(results, tmp_path, monkeypatch)
     assert results.figure("tables/t > ours - plain, twice") == "+10.5 ± 0.5"
     assert results.figure("tables/t > ours > seconds") == "5"
     (tmp_path / "a.md").write_text(
-        "| x | target accuracy % | s |\n| --- | --- | --- |\n| b | 1.26 | 7 |"
+        "| x | target accuracy % | s |\n| --- | --- | --- |\n| b | 1.3 | 7 |"
     )
     assert results.figure("a.md > b") == "1.3"
     assert results.figure("a.md > b > s") == "7"

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colour_vision import alike
+from matplotlib import pyplot as plt
 from PIL import Image
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
 VERSION_0_1 = Path(__file__).parent / "version_0_1"
 pytestmark = pytest.mark.skipif(not GALLERY.is_dir(), reason="the gallery is in the repository")
+
+
+#: Tutorials that draw what came out.
+DRAWS = ("few_labels", "soft_targets", "unsupervised_adaptation", "source_free", "stream")
 
 
 def code_of(path):
@@ -75,6 +81,10 @@ def test_a_script_runs_and_beats_chance(
 ):
     monkeypatch.setenv("CETL_CACHE", str(tmp_path))
     assert at_least < main_of(path)(**options) <= 1
+    drawn = [plt.figure(number) for number in plt.get_fignums()]
+    plt.close("all")
+    assert path.stem not in DRAWS or path.parent != GALLERY or drawn
+    assert not [pair for figure in drawn for pair in alike(figure)]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 ``CETL_SITE`` names the folder that ``sphinx-build -b html`` wrote.
 """
 
+import json
 import os
 import shutil
 import threading
@@ -15,11 +16,12 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
+from avalanche_cetl.demo.report import write_report
+
 SITE = Path(os.environ.get("CETL_SITE") or "no site")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not SITE.is_dir(), reason="CETL_SITE names no built site"),
-]
+DEMO = Path(__file__).parents[1] / "benchmarks" / "results" / "demo"
+pytestmark = pytest.mark.slow
+of_the_site = pytest.mark.skipif(not SITE.is_dir(), reason="CETL_SITE names no built site")
 SCROLLS = "pst-scrollable-table-container"
 NO_END = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
 WIDTHS = (390, 1400)
@@ -65,6 +67,7 @@ def pages():
     }
 
 
+@of_the_site
 def test_local_links_and_anchors_lead_somewhere():
     dead = []
     for place, page in pages().items():
@@ -84,6 +87,7 @@ def test_local_links_and_anchors_lead_somewhere():
     assert not dead, "\n".join(dead)
 
 
+@of_the_site
 @pytest.mark.parametrize(
     "what", ["mute", "fixed"], ids=["pictures_without_a_text", "tables_that_cannot_scroll"]
 )
@@ -168,8 +172,26 @@ CUT = """async () => {
 }""".replace("SCROLLS", SCROLLS)
 
 
+@of_the_site
 @pytest.mark.timeout(1800)
 def test_every_page_can_be_read_at_every_width(browser, address):
+    faults = unreadable(browser, {place: address + place for place in pages()})
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="the result files are in the repository")
+def test_the_report_of_the_demo_can_be_read_at_every_width(browser, tmp_path):
+    results = json.loads((DEMO / "seed-0.json").read_text())
+    for picture in DEMO.glob("*.png"):
+        shutil.copy(picture, tmp_path)
+    report = write_report(results, tmp_path)
+    text = report.read_text(encoding="utf-8")
+    assert not Page(text).mute and "http" not in text
+    assert not (faults := unreadable(browser, {"report": report.as_uri()})), "\n".join(faults)
+
+
+def unreadable(browser, addresses):
+    """Return what cannot be read on pages, by name and address, at every width; and errors."""
     found = defaultdict(list)
     tab = browser.new_page()
     tab.set_default_timeout(120_000)  # of milliseconds; loaded machines are slow
@@ -179,11 +201,10 @@ def test_every_page_can_be_read_at_every_width(browser, address):
         lambda m: found[place].append(f"{m.text} {m.location}") if m.type == "error" else None,
     )
     tab.on("pageerror", lambda problem: found[place].append(str(problem)))
-    for place in pages():
-        tab.goto(address + place, wait_until="domcontentloaded")
+    for place, address in addresses.items():
+        tab.goto(address, wait_until="domcontentloaded")
         for width in WIDTHS:
             tab.set_viewport_size({"width": width, "height": 900})
             found[place] += [f"{width} px: {fault}" for fault in tab.evaluate(CUT)]
     tab.close()
-    faults = [f"{place}: {fault}" for place, here in found.items() for fault in here]
-    assert not faults, "\n".join(faults)
+    return [f"{place}: {fault}" for place, here in found.items() for fault in here]

@@ -6,7 +6,12 @@ from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 
 
-def stream(experiences=3, rows=20, classes=2, *, disjoint=True, by_task=False):
+def stream(*args, **kwargs):
+    """The training stream of :func:`benchmark`."""
+    return benchmark(*args, **kwargs).train_stream
+
+
+def benchmark(experiences=3, rows=20, classes=2, *, disjoint=True, by_task=False):
     """Experiences of one task each, which another one of six inputs decides.
 
     :param disjoint: whether each has classes of its own.
@@ -26,5 +31,5 @@ def stream(experiences=3, rows=20, classes=2, *, disjoint=True, by_task=False):
                 data_attributes=[DataAttribute(y.tolist(), "targets"), tasks],
             )
         )
-    benchmark = benchmark_from_datasets(train=sets, test=sets)
-    return with_classes_timeline(with_task_labels(benchmark)).train_stream
+    found = benchmark_from_datasets(train=sets, test=sets)
+    return with_classes_timeline(with_task_labels(found))

@@ -8,9 +8,10 @@ from typing import Any, SupportsFloat
 
 from avalanche_cetl.allocation.store import ImportanceStore
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
+from avalanche_cetl.common.described import Described
 
 
-class PenaltyArguments:
+class PenaltyArguments(Described):
     """What can be read of a :class:`~avalanche_cetl.allocation.WeightPenalty` by name.
 
     Other things were made by its arguments: they cannot be assigned, but for the strength.

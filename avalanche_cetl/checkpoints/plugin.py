@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from avalanche_cetl.checkpoints.checkpoint import check_keepable, save_checkpoint
 from avalanche_cetl.checkpoints.codec import SUFFIX, CheckpointError, checkpoints_in
@@ -49,7 +49,7 @@ class CheckpointPlugin(CETLPlugin):
         every: int = 1,
         keep: int = 2,
         best: str | Callable[[Any], float] | None = None,
-        mode: str = "max",
+        mode: Literal["max", "min"] = "max",
         *,
         ignore: Sequence[str] = (),
     ):

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-# Okabe and Ito's palette, with line styles and marks for those who do not see its colours.
-_LINES = (
-    ("#000000", ":", "s"), ("#E69F00", "-.", "^"), ("#56B4E9", "--", "v"), ("#009E73", "--", "D"),
-    ("#D55E00", "-", "o"),
-)  # fmt: skip
-_PLAIN, _OURS = "#A9B4BF", "#0072B2"
+from avalanche_cetl.common.pictures import LINE_STYLES, OTHERS, OURS, picture
 
 
 def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -22,12 +15,11 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     :param rows: of a table, as ``results.json`` holds them.
     :param path: where the picture goes.
     """
-    figure = Figure(figsize=(7.2, 0.42 * len(rows) + 0.9), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = picture(size=(5.2, 0.34 * len(rows) + 1.1))
     values = [row["target_accuracy"] for row in rows]
     ours = [row["method"].startswith("CETL") for row in rows]
     bars = axis.barh(
-        range(len(rows)), values, color=[_OURS if own else _PLAIN for own in ours], edgecolor="w"
+        range(len(rows)), values, color=[OURS if own else OTHERS for own in ours], edgecolor="w"
     )
     for bar, own, value in zip(bars, ours, values, strict=True):
         bar.set_hatch("//" if own else "")
@@ -37,11 +29,12 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axis.invert_yaxis()
     low = max(0.0, min(values) - 8)
     axis.set_xlim(low, 103)
-    start = "" if low == 0 else f" (the axis begins at {low:.0f})"
-    starred = "; * tunes S" if any(name.endswith("*") for name in names) else ""
-    axis.set_xlabel(f"target test accuracy %, higher is better{start}{starred}")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    start = "" if low == 0 else f"\n(the axis begins at {low:.0f})"
+    starred = "\n* tunes S" if any(name.endswith("*") for name in names) else ""
+    axis.set_xlabel(
+        f"target test accuracy %, higher is better{start}{starred}",
+    )
+    figure.savefig(path)
 
 
 def draw_stream(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -50,28 +43,26 @@ def draw_stream(rows: Sequence[dict[str, Any]], path: Path) -> None:
     :param rows: of the continual block, as ``results.json`` holds them.
     :param path: where the picture goes.
     """
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = picture(size=(5.6, 3.8))
     count = len(rows[0]["averages"])
-    for row, (color, style, mark) in zip(rows, _LINES, strict=False):
-        axis.plot(
-            range(1, count + 1), row["averages"], style, marker=mark, markersize=5, color=color
-        )
+    # The last row is the one to look at; it has the first style.
+    styles = [style._asdict() for style in reversed(LINE_STYLES[: len(rows)])]
+    for row, style in zip(rows, styles, strict=True):
+        axis.plot(range(1, count + 1), row["averages"], **style)
     lowest = min(min(row["averages"]) for row in rows)
     highest = max(max(row["averages"]) for row in rows)
     gap = 0.055 * max(highest - lowest, 1.0)
     place = float("inf")
-    for row, (color, style, mark) in sorted(
-        zip(rows, _LINES, strict=False), key=lambda pair: -pair[0]["averages"][-1]
+    for row, style in sorted(
+        zip(rows, styles, strict=True), key=lambda pair: -pair[0]["averages"][-1]
     ):
         end = row["averages"][-1]
         place = min(end, place - gap)
-        axis.plot([count + 0.35], [place], style, marker=mark, markersize=5, color=color)
-        axis.text(count + 0.55, place, f"{row['method']}  {end:.1f}", va="center")
-    axis.set_xlim(0.8, count + max(2.0, 0.5 * count))
+        axis.plot([count + 0.7], [place], **style)
+        axis.text(count + 1.1, place, f"{row['method']}  {end:.1f}", va="center")
+    axis.set_xlim(0.8, count + max(2.0, 0.95 * count))
     axis.set_xticks(range(1, count + 1))
     axis.spines["bottom"].set_bounds(0.8, count + 0.2)
     axis.set_xlabel("experiences so far")
     axis.set_ylabel("mean test accuracy over them %,\nhigher is better")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -13,17 +14,24 @@ from avalanche_cetl.demo.methods import ALONE, BEST, COUPLED, SOURCE_FREE, SOURC
 Row = dict[str, Any]
 
 _STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fff; --line: #ddd; --ours: #e3eff8;
+        --code: #f2f2f2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484d; --ours: #1d3244; --code: #2a2d31; }
+}
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 1.5rem auto;
-       padding: 0 1rem; color: #1c1c1c; background: #fff; }
-.wide { overflow-x: auto; }
+       padding: 0 1rem; color: var(--ink); background: var(--paper); }
+.wide { overflow-x: auto; scrollbar-width: auto; }
 table { border-collapse: collapse; width: 100%; margin: 0.5rem 0 1rem; }
-th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd;
+th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line);
          font-variant-numeric: tabular-nums; vertical-align: top; }
 td { white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
-tr.ours td { background: #eef5fa; }
-img { width: 100%; max-width: 46rem; min-width: 34rem; height: auto; }
-code { background: #f2f2f2; padding: 0 0.2rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper);
+                                  white-space: normal; min-width: 6rem; }
+tr.ours td { background: var(--ours); }
+img { width: 100%; max-width: 38rem; height: auto; background: #fff; }
+code { background: var(--code); padding: 0 0.2rem; overflow-wrap: anywhere; }
 """
 
 _BETTER = (
@@ -54,6 +62,48 @@ def sentences(results: dict[str, Any]) -> dict[str, str]:
             f"{names['Naive']:.1f} %."
         ),
     }
+
+
+def _below_alone(results: dict[str, Any]) -> str:
+    """Return a sentence about rows of CETL that are below T2 alone; empty without one."""
+    rows = results["few_labels"]
+    alone = _target(rows, ALONE)
+    below = [
+        f"{row['method']} ({_from(row['target_accuracy'], alone)})"
+        for row in rows
+        if row["method"].startswith("CETL") and row["target_accuracy"] < alone
+    ]
+    if not below:
+        return ""
+    return (
+        f"Not all of our rows help. Worse than T2 alone: {', '.join(below)}. Rows e, fi and gfi "
+        "are the paper's stages, in which a decoder also has to draw each image from what T2 says "
+        "of it; CETL as it comes leaves them out."
+    )
+
+
+def _uncertainty(results: dict[str, Any]) -> str:
+    """Return what a difference in one run means."""
+    count = results["data"]["target_test"]
+    share = _target(results["few_labels"], BEST) / 100
+    return (
+        f"This is one run with one seed. With {count} test images, an accuracy of "
+        f"{100 * share:.1f} % has a standard error of "
+        f"{100 * math.sqrt(share * (1 - share) / count):.1f} points from the choice of the images "
+        "alone: smaller differences between rows may be chance."
+    )
+
+
+def _strengths(results: dict[str, Any]) -> str:
+    """Return the strengths of the rivals, and how they were chosen."""
+    own, stream = results["settings"], results["settings"]["stream"]
+    return (
+        f"Strengths: EWC {own['ewc_lambda']:g} and LwF {own['lwf_alpha']:g} in the first table; "
+        f"EWC {stream['ewc']:g}, LwF {stream['lwf']:g}, GFIPlugin {stream['diagonal']:g} "
+        f"(diagonal) and {stream['kronecker']:g} (Kronecker) on the stream. The defaults are the "
+        "best of a grid, on validation images of two other seeds. EWC is Avalanche's, with a "
+        "penalty for each old task; its online form was not run here."
+    )
 
 
 def _from(value: float, other: float) -> str:
@@ -113,16 +163,27 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     errors = next(row for row in results["few_labels"] if row["method"] == COUPLED)
     body = f"""
 <h1>CETL on two digit sets</h1>
-<p>S is a network trained on {escape(data["source"])} ({data["source_train"]:,} images), and stays
-as it is, except where a row says that it tunes S. T2 is a quarter of its size, and learns
-{escape(data["target"])} ({data["target_train"]:,} training images). All accuracies are of the
-{data["target_test"]:,} test images of the target and the {data["source_test"]:,} of the source.
-Networks that train on digits as they are see the same random views of them. Seed {results["seed"]};
-{results["seconds"]:.0f} seconds in all.</p>
+<p>Here a small network learns with the help of a larger one.</p>
+<ul>
+<li><b>S</b>, the source network, is trained on {escape(data["source"])}
+({data["source_train"]:,} images). It stays as it is, except where a row says that it tunes S.</li>
+<li><b>T2</b>, the target network, has a quarter of the weights of S. It learns
+{escape(data["target"])} ({data["target_train"]:,} training images).</li>
+<li><b>CETL</b> is a way to train T2: from the labels that there are, and from what S says of the
+other images. Afterwards T2 runs alone.</li>
+<li><b>Why T2</b>, if S can be tuned and is then better (the last rows of the first table)? Because
+T2 is smaller and faster, or because S may not be changed. Where S may be tuned, and may run where
+the classifier runs, tune S.</li>
+</ul>
+<p>All accuracies are of the {data["target_test"]:,} test images of the target and the
+{data["source_test"]:,} of the source. Networks that train on digits as they are see the same random
+views of them. {_uncertainty(results)}</p>
 {small if results["quick"] else ""}
 <h2>{data["labels_per_class"]} labels per class</h2>
 <p>{escape(told["few_labels"])}</p>
 {_picture(folder / "few_labels.png", told["few_labels"])}
+<p>Compare the dark bars, ours, with "{ALONE}": the same network without S. The linear probe and the
+rows with a star need S where the classifier runs. {escape(_below_alone(results))}</p>
 {_table(results["few_labels"])}
 <p>The rows that train on the labels pass over them {data["passes_over_the_labels"]} times. With
 this many labels CETL chooses the probe's soft targets, on all target images, where the row
@@ -131,10 +192,15 @@ the source's test images.</p>
 <h2>No target label</h2>
 <p>{escape(told["no_target_label"])}</p>
 {_picture(folder / "no_target_label.png", told["no_target_label"])}
+<p>Compare the dark bars with "{SOURCE_ONLY}", the same network without a target image, and with S,
+which is larger.</p>
 {_table(results["no_target_label"])}
 <h2>A continual stream</h2>
 <p>{escape(told["stream"])}</p>
 {_picture(folder / "stream.png", told["stream"])}
+<p>One network learns one task after the other, and keeps no old image. A line that falls forgets;
+the number at its end is the mean accuracy over all tasks. Neither S nor T2 has a part in this.
+{escape(_strengths(results))}</p>
 {_stream_table(results)}
 <h2>What T1 draws</h2>
 <p>By the paper's stages CETL trains a decoder T1 (row "{COUPLED}"). From S's features of test
@@ -142,10 +208,15 @@ images its error is
 {errors["source_error"]:.2f} of the pixels' variance, from T2's code
 {errors["target_error"]:.2f} (lower is better).</p>
 {_picture(folder / "reconstructions.png", "Test images and their reconstructions by T1")}
+<p>First row: test images. Below, what T1 draws from S's features, and from T2's code: where these
+look alike, T2 keeps what S knows of the image.</p>
 <h2>Losses and penalties over the rounds</h2>
 <p>{COUPLED}, {data["labels_per_class"]} labels per class. Losses: lower is better.</p>
 {_picture(folder / "curves.png", "Losses and penalties over the rounds")}
-<p>{escape(versions)}</p>
+<p>Above, each loss should fall. Below, a penalty is high where training pulls at weights that the
+stage before needs.</p>
+<h2>How this page was made</h2>
+<p>{_made(results)}{results["seconds"]:.0f} seconds. {escape(versions)}.</p>
 """
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
@@ -156,6 +227,13 @@ images its error is
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _made(results: dict[str, Any]) -> str:
+    """Return command and date, where the results have them."""
+    command, date = results.get("command"), results.get("date")
+    shown = f"<code>{escape(command)}</code>, " if command else f"Seed {results['seed']}, "
+    return shown + (f"{escape(date)}, " if date else "")
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.version import __version__
@@ -74,8 +75,11 @@ def run_demo(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    command = f"python -m avalanche_cetl demo --seed {seed}{' --quick' if quick else ''}"
+    as_it_comes = settings is None and digits is None
     settings = settings or (Settings.quick() if quick else Settings())
     start = time.perf_counter()
+    date = datetime.now(UTC)
     with (
         warnings.catch_warnings(),
         one_thread(),
@@ -100,6 +104,8 @@ def run_demo(
         "data": _data(comparison),
         **blocks,
         "seconds": time.perf_counter() - start,
+        "command": command if as_it_comes else None,
+        "date": date.strftime("%Y-%m-%d %H:%M UTC"),
         "versions": {
             "avalanche-cetl": __version__,
             **{name: version(name) for name in ("avalanche-lib", "torch", "timm")},

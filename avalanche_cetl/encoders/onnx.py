@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.preprocessing import Preprocessing
+from avalanche_cetl.encoders.preprocessing import Interpolation, Preprocessing
 from avalanche_cetl.encoders.scores import Scores
 
 _TYPES = {
@@ -51,8 +51,8 @@ class ONNXEncoder(Encoder):
     :ivar num_classes: width of ``logits``, or None.
     :ivar channels_last: whether the file reads ``(N, H, W, C)``.
     :raises ImportError: without onnxruntime; names the extra.
-    :raises ValueError: for a file that is missing or no ONNX model, an unknown output, or
-        another input than a batch of images.
+    :raises ValueError: for a file that is missing or no ONNX model, an unknown output or
+        interpolation, or another input than a batch of images.
     """
 
     _may_write = False  # preprocessing makes a new tensor
@@ -66,7 +66,7 @@ class ONNXEncoder(Encoder):
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        interpolation: str = "bilinear",
+        interpolation: Interpolation = "bilinear",
         input_mean: Sequence[float] | None = None,
         input_std: Sequence[float] | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -76,6 +76,9 @@ class ONNXEncoder(Encoder):
         self.path, self.providers = Path(path).expanduser(), list(providers)
         if not self.path.is_file():
             raise ValueError(f"path={str(path)!r}: there is no such file.")
+        if interpolation not in get_args(Interpolation):
+            allowed = ", ".join(map(repr, get_args(Interpolation)))
+            raise ValueError(f"interpolation={interpolation!r} is not known. Allowed: {allowed}.")
         self._hash = _content(self.path)
         self._session = self._open()
         self.output = self._choose(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 from avalanche_cetl.common.images import recoloured
 from avalanche_cetl.common.warning import warn_caller
 
-_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+#: How images are resized.
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 # How far images may lie outside [0, 1]: on average before they are refused (noise of deviation
 # 0.3 on black images is at 0.12, standardised or in [-1, 1] they are at 0.2 to 1), and anywhere
@@ -60,7 +62,9 @@ class Preprocessing(nn.Module):
         if (input_mean is None) != (input_std is None):
             raise ValueError("give both input_mean and input_std, or neither.")
         self.channels, self.size = channels, size
-        self.interpolation = interpolation if interpolation in _INTERPOLATIONS else "bilinear"
+        self.interpolation = (
+            interpolation if interpolation in get_args(Interpolation) else "bilinear"
+        )
         for word, deviation in (("std", std), ("input_std", input_std)):
             if deviation is not None and not all(value > 0 for value in deviation):
                 raise ValueError(f"{word}={list(deviation)}: deviations have to be > 0.")

@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from avalanche_cetl.common.pictures import picture
 from avalanche_cetl.evaluation.metrics import reconstruction_rows
 from avalanche_cetl.models import CoupledModel
 
-# Okabe and Ito's palette, whose colours differ for people with any kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
-    """Draw losses (left, log scale) and DWA penalties (right) against rounds, as Fig. 2 does.
+    """Draw losses (above, log scale) and DWA penalties (below) against rounds, as Fig. 2 does.
 
     Penalties are divided by their maximum, as in the paper, so that their shapes can be compared;
     the legend has the maximum.
@@ -33,12 +30,10 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
             f"the history has no round of a quantity L_... or DWA..., but {sorted(history)}: "
             "nothing to draw."
         )
-    figure = Figure(figsize=(10, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    styles = ("-", "--", "-.")
-    for panel, prefix in ((left, "L_"), (right, "DWA")):
+    figure, (losses, penalties) = picture(2, 1, size=(5.6, 6.4), sharex=True)
+    for panel, prefix in ((losses, "L_"), (penalties, "DWA")):
         names = sorted(name for name in history if name.startswith(prefix))
-        for i, name in enumerate(names):
+        for name in names:
             values = torch.tensor(list(history[name]), dtype=torch.float64)
             rounds = torch.arange(1, len(values) + 1)
             label = name
@@ -46,27 +41,22 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
                 top = float(values.nan_to_num().max())
                 values = values / top if top > 0 else values
                 label = f"{name} (max {top:.2g})"
-            panel.plot(
-                rounds,
-                values,
-                styles[i % 3],
-                marker="." if len(values) < 30 else None,
-                color=_COLOURS[i % len(_COLOURS)],
-                label=label,
-            )
-        panel.set_xlabel("round")
+            panel.plot(rounds, values, label=label, markevery=max(1, len(values) // 20))
         if names:  # above the panel, where no curve is
             panel.legend(
                 frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small"
             )
-        panel.spines[["top", "right"]].set_visible(False)
-    left.set_yscale("log")
-    left.set_ylabel("loss, mean over a round")
-    right.set_ylabel("DWA / its maximum")
-    right.set_ylim(-0.03, 1.08)
+    losses.set_yscale("log")
+    losses.set_ylabel("loss, mean over a round")
+    penalties.set_ylabel("DWA / its maximum")
+    penalties.set_ylim(-0.03, 1.08)
+    lowest = penalties
     if not any(name.startswith("DWA") for name in history):
-        right.set_axis_off()
-    figure.savefig(path, dpi=130)
+        penalties.set_axis_off()
+        lowest = losses
+    lowest.tick_params(labelbottom=True)
+    lowest.set_xlabel("round")
+    figure.savefig(path)
     return Path(path)
 
 
@@ -86,10 +76,8 @@ def plot_reconstructions(
         raise ValueError(f"images is empty, of shape {tuple(images.shape)}: nothing to draw.")
     rows = reconstruction_rows(model, images)
     low, high = float(images.min()), float(images.max())
-    figure = Figure(
-        figsize=(0.72 * len(images) + 1.2, 0.78 * len(rows) + 0.4), layout="constrained"
-    )
-    axes = figure.subplots(len(rows), len(images), squeeze=False)
+    size = (0.72 * len(images) + 1.2, 0.78 * len(rows) + 0.4)
+    figure, axes = picture(len(rows), len(images), size=size, squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, row, strict=True):
             shown = ((image.cpu().float() - low) / max(high - low, 1e-12)).clamp(0, 1)
@@ -97,6 +85,8 @@ def plot_reconstructions(
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axis in line:
+            axis.spines[:].set_visible(True)
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=130)

@@ -1,11 +1,12 @@
-"""How far an extraction is: a bar in a terminal, a line every half minute elsewhere."""
+"""How far an extraction is: a bar in a terminal or notebook, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
 import sys
 from typing import TextIO
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm_notebook
 
 #: Seconds between two lines where the output is no terminal.
 LINES_EVERY = 30.0
@@ -36,14 +37,14 @@ def progress_bar(total: int, shown: bool, file: TextIO | None = None) -> tqdm:
     :param file: default: standard error.
     """
     file = sys.stderr if file is None else file
-    terminal = file.isatty()
+    moves = file.isatty() or issubclass(tqdm, tqdm_notebook)
     return tqdm(
         total=total,
         unit="img",
         desc="source features",
         disable=not shown,
-        file=file if terminal else _Lines(file),
-        mininterval=0.1 if terminal else LINES_EVERY,
-        maxinterval=10.0 if terminal else LINES_EVERY,
+        file=file if moves else _Lines(file),
+        mininterval=0.1 if moves else LINES_EVERY,
+        maxinterval=10.0 if moves else LINES_EVERY,
         miniters=1,
     )

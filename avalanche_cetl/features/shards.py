@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.files import WriteProblems
 
 #: Rows of a shard: what a killed process loses at most.
@@ -27,7 +28,7 @@ WRITE_PROBLEMS = WriteProblems(
 )
 
 
-class FeatureRows(Sequence[Tensor]):
+class FeatureRows(Sequence[Tensor], Described):
     """Stored features, one row an image, read from memory-mapped shards.
 
     :param paths: of the shards, in order.

@@ -111,7 +111,7 @@ def projected_outputs(outputs: Tensor, vectors: Tensor) -> Tensor:
 @torch.no_grad()
 def sample_output_vectors(
     outputs: Tensor,
-    likelihood: str = "categorical",
+    likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
@@ -163,7 +163,7 @@ def vectors_of(
 
 @torch.no_grad()
 def every_output_vector(
-    outputs: Tensor, likelihood: str = "categorical", weights: Tensor | None = None
+    outputs: Tensor, likelihood: Likelihood = "categorical", weights: Tensor | None = None
 ) -> Tensor:
     """Return vectors that give the importance of the outputs exactly, over repeated samples.
 

@@ -14,6 +14,7 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.adapters import source_adapter, target_adapter
 from avalanche_cetl.models.decoders import ReversedDecoder
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
+from avalanche_cetl.models.unpool import Upsampling
 
 
 class Outputs(NamedTuple):
@@ -108,7 +109,7 @@ class CoupledModel(nn.Module):
         input_shape: Sequence[int],
         *,
         code: str | None = None,
-        unpool: str = "nearest",
+        unpool: Upsampling = "nearest",
     ) -> CoupledModel:
         """Return S and T2 coupled by a decoder and adapters that are made for them.
 

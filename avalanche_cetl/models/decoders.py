@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.models.reversal import from_shapes, reverse_chain, trace_chain
 from avalanche_cetl.models.targets import Target, as_target, init_he
-from avalanche_cetl.models.unpool import Unpool, fusible, unpool_and_convolve
+from avalanche_cetl.models.unpool import Unpool, Upsampling, fusible, unpool_and_convolve
 
 
 class ReversedDecoder(nn.Module):
@@ -37,7 +37,7 @@ class ReversedDecoder(nn.Module):
         self,
         target: Target | nn.Module | str,
         input_shape: Sequence[int],
-        unpool: str = "nearest",
+        unpool: Upsampling = "nearest",
     ):
         super().__init__()
         target = as_target(target)

@@ -13,7 +13,7 @@ from avalanche_cetl.common.channel_axis import POOLINGS, own_axis
 from avalanche_cetl.common.hooks import watched
 from avalanche_cetl.common.state import state_kept
 from avalanche_cetl.models.targets import Target
-from avalanche_cetl.models.unpool import Fit, Unpool
+from avalanche_cetl.models.unpool import Fit, Unpool, Upsampling
 
 _TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d}
 
@@ -68,7 +68,7 @@ def _reversible(module: nn.Module | None, read: Sequence[int], written: Sequence
     return len(written) == 1 and torch.Size(read).numel() == written[0]  # flatten
 
 
-def reverse_chain(chain: list[Step], image: tuple[int, ...], unpool: str) -> list[nn.Module]:
+def reverse_chain(chain: list[Step], image: tuple[int, ...], unpool: Upsampling) -> list[nn.Module]:
     """Return the layers of a decoder that undoes a chain of layers, from the last to the first.
 
     :param chain: of :func:`trace_chain`.
@@ -129,7 +129,7 @@ def _transpose(layer: nn.Conv1d | nn.Conv2d, read: tuple[int, ...]) -> nn.Module
 
 
 def from_shapes(
-    target: Target, code_dim: int, image: tuple[int, ...], unpool: str
+    target: Target, code_dim: int, image: tuple[int, ...], unpool: Upsampling
 ) -> list[nn.Module]:
     """Return the layers of a decoder laid out from a target's feature maps, a step per resolution.
 

@@ -30,11 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+#: How a value of a small map is spread over its cell of a larger one.
+Upsampling = Literal["nearest", "zeros"]
 
 
 class Unpool(nn.Module):
@@ -51,9 +54,9 @@ class Unpool(nn.Module):
 
     nails: Tensor | None
 
-    def __init__(self, size: Sequence[int], mode: str = "nearest"):
+    def __init__(self, size: Sequence[int], mode: Upsampling = "nearest"):
         super().__init__()
-        if mode not in ("nearest", "zeros"):
+        if mode not in get_args(Upsampling):
             raise ValueError(f"unpool={mode!r} is not known. Allowed: 'nearest', 'zeros'.")
         self.size = tuple(size)
         self.mode = mode

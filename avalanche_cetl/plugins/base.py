@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.encoders import Encoder
 
@@ -158,7 +159,7 @@ def training_of(strategy: Any) -> Training:
     return strategy if getattr(strategy, "has_stages", False) is True else StockTraining(strategy)
 
 
-class CETLPlugin(SupervisedPlugin):
+class CETLPlugin(SupervisedPlugin, Described):
     """Base class of plugins that also listen to the stages of a round.
 
     The callbacks find the stage in ``strategy.stage``. With ``alternate="epoch"`` a stage

@@ -19,7 +19,7 @@ def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
 
     The l2 of FitNets (Romero et al. 2015, eq. 3), made independent of the hint's scale.
 
-    :param output: what shall become the hint, of any shape.
+    :param output: what becomes the hint, of any shape.
     :param hint: of the same shape, taken as constant.
     """
     hint = hint.detach()

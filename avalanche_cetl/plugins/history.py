@@ -7,10 +7,11 @@ from typing import Any
 
 from avalanche.core import SupervisedPlugin
 
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.plugins.base import Strategy, training_of
 
 
-class History(SupervisedPlugin):
+class History(SupervisedPlugin, Described):
     """Keeps the mean losses and penalties of every round.
 
     :ivar rounds: one dict a round, by name; empty ones in a strategy without stages.
@@ -30,7 +31,7 @@ class History(SupervisedPlugin):
         return {name: [row.get(name, float("nan")) for row in self.rounds] for name in names}
 
 
-class Progress(SupervisedPlugin):
+class Progress(SupervisedPlugin, Described):
     """Calls a function after every training epoch (round), for a progress bar.
 
     :param tick: takes no arguments.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class SoftTargets(DistillationPlugin):
         temperature: float = 4.0,
         rows: Rows | None = None,
         source: Encoder | None = None,
-        head: nn.Module | str | None = None,
+        head: nn.Module | Literal["probe", "best"] | None = None,
         anneal: bool = False,
     ):
         super().__init__(weight, rows, source)

@@ -20,7 +20,7 @@ from typing import Any
 from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
 from avalanche_cetl.scenarios.labels import check_kept, choose_labelled
-from avalanche_cetl.scenarios.plan import Classes, Plan, Transform, hide
+from avalanche_cetl.scenarios.plan import Classes, Fit, Plan, Transform, hide
 from avalanche_cetl.scenarios.scenario import CETLScenario
 
 
@@ -34,7 +34,7 @@ def transfer_benchmark(
     labels_per_class: int | None = None,
     classes: Classes = None,
     image_shape: Shape | None = None,
-    fit: str = "resize",
+    fit: Fit = "resize",
     task_labels: bool = False,
     seed: int = 0,
     train_transform: Transform = None,
@@ -104,7 +104,7 @@ def distillation_benchmark(
     labels_per_class: int | None = None,
     classes: Classes = None,
     image_shape: Shape | None = None,
-    fit: str = "resize",
+    fit: Fit = "resize",
     seed: int = 0,
     train_transform: Transform = None,
     eval_transform: Transform = None,
@@ -155,7 +155,7 @@ def adaptation_benchmark(
     transductive: bool = False,
     classes: Classes = None,
     image_shape: Shape | None = None,
-    fit: str = "resize",
+    fit: Fit = "resize",
     task_labels: bool = False,
     source_test: Any = None,
     seed: int = 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
@@ -37,6 +37,10 @@ Transform = Callable[[Any], Any] | None
 Classes = Sequence[int | str] | None
 
 
+#: How images of another size are brought into the shape.
+Fit = Literal["resize", "pad"]
+
+
 @dataclass
 class Plan:
     """The settings by which sets become streams: classes, shape, transforms.
@@ -52,12 +56,12 @@ class Plan:
 
     classes: Classes
     image_shape: Shape | None
-    how: str
+    how: Fit
     transforms: tuple[Transform, Transform]
     several_heads: bool = False
 
     def __post_init__(self) -> None:
-        if self.how not in ("resize", "pad"):
+        if self.how not in get_args(Fit):
             raise ValueError(f"fit={self.how!r} is not known. Allowed: 'resize', 'pad'.")
 
     @property

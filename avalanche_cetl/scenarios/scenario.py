@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline,
 from avalanche.benchmarks.scenarios import CLScenario
 from torch import Tensor
 
+from avalanche_cetl.common.described import Described, Text, html_table
 from avalanche_cetl.common.images import image_tensor
 from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.images import as_floats
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 _DOMAINS = {TARGET_DOMAIN: "target", SOURCE_DOMAIN: "source"}
 
 
-class CETLScenario(CLScenario):
+class CETLScenario(CLScenario, Described):
     """An Avalanche benchmark with a summary.
 
     :param streams: Avalanche streams.
@@ -54,8 +56,23 @@ class CETLScenario(CLScenario):
 
     def summary(self) -> str:
         """Return a table: rows, labels, classes, shape and domain of each stream's experiences."""
-        origin = [f"{name}: {found}" for name, found in self.data.items()]
-        return "\n".join([_table(self, self.classes), *origin])
+        lines = _lines(_cells(self))
+        return Text("\n".join([*lines, *self._below()]))
+
+    def arguments_shown(self) -> dict[str, Any]:
+        """Return the number of experiences of each stream."""
+        return {name: len(stream) for name, stream in self.streams.items()}
+
+    def _repr_html_(self) -> str:
+        heads, *rows = _cells(self)
+        below = "".join(f"<br>{escape(line)}" for line in self._below())
+        return html_table(rows, type(self).__name__, heads) + below
+
+    def _below(self) -> list[str]:
+        """Return what stands below the table: names of classes, files."""
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes or ()))
+        found = [f"classes: {names}"] if self.classes is not None else []
+        return [*found, *(f"{name}: {origin}" for name, origin in self.data.items())]
 
 
 def make_scenario(
@@ -98,8 +115,11 @@ def _parts(benchmark: CLScenario) -> Iterator[_Part]:
                 yield _Part(name, number, "-", [], dataset)
 
 
-def _table(benchmark: CLScenario, classes: Sequence[str] | None) -> str:
-    lines = [("stream", "experience", "domain", "rows", "labelled", "classes", "image")]
+def _cells(benchmark: CLScenario) -> list[tuple[str, ...]]:
+    """Return the rows of the summary's table, its head first."""
+    lines: list[tuple[str, ...]] = [
+        ("stream", "experience", "domain", "rows", "labelled", "classes", "image")
+    ]
     for part in _parts(benchmark):
         labels = [int(part.dataset.targets[row]) for row in part.rows]
         known = [label for label in labels if label != UNLABELLED]
@@ -113,18 +133,20 @@ def _table(benchmark: CLScenario, classes: Sequence[str] | None) -> str:
             (part.stream, str(part.experience), part.domain, str(len(labels)), share,
              str(len(set(known))), shape)
         )  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return lines
+
+
+def _lines(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return rows of a table as lines of text, in columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     right = (False, True, False, True, True, True, False)
-    text = [
+    return [
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
         ).rstrip()
-        for line in lines
+        for row in rows
     ]
-    if classes is not None:
-        text.append("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(classes)))
-    return "\n".join(text)
 
 
 def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Figure:
@@ -133,20 +155,18 @@ def plot_benchmark(benchmark: CLScenario, count: int = 10, seed: int = 0) -> Fig
     :param benchmark: any Avalanche benchmark of image tensors or PIL images.
     :param count: images a row, drawn at random; fewer where there are fewer.
     :param seed: of the draw.
-    :return: a matplotlib figure; ``figure.savefig("sheet.png")`` keeps it. Labels stand above
-        the images, ``?`` where they are unknown.
+    :return: a matplotlib figure, which a notebook shows; ``figure.savefig("sheet.png")`` keeps it.
+        Labels stand above the images, ``?`` where they are unknown.
     :raises ValueError: for count below 1, and for an experience without an image.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from avalanche_cetl.common.pictures import picture
 
     if count < 1:
         raise ValueError(f"count={count} has to be >= 1.")
     check_filled(benchmark, list(benchmark.streams))
     parts = list(_parts(benchmark))
-    figure = Figure(figsize=(1 + 0.8 * count, 1.1 * len(parts)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(parts), count, squeeze=False)
+    size = (1 + 0.8 * count, 1.1 * len(parts))
+    figure, grid = picture(len(parts), count, size=size, squeeze=False)
     generator = torch.Generator().manual_seed(seed)
     names = getattr(benchmark, "classes", None), getattr(benchmark, "source_classes", None)
     for part, axes in zip(parts, grid, strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.plugins.gfi import GFIPlugin
 
@@ -38,7 +39,7 @@ def _with_the_plugin_s_arguments(init: Callable[P, None]) -> Callable[P, None]:
     return init
 
 
-class GFI(SupervisedTemplate):
+class GFI(SupervisedTemplate, Described):
     """Generalized Fisher Information as a strategy: :class:`GFIPlugin` with Naive training.
 
     Its arguments are those of :class:`GFIPlugin`, by keyword; what is None is as it is there by

@@ -10,6 +10,7 @@ from torch import Tensor
 from avalanche_cetl.allocation import Allocation
 from avalanche_cetl.allocation.importance import Importance
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.plugins.base import Stage, names_of
 from avalanche_cetl.training.checks import check_finite_loss
@@ -22,7 +23,7 @@ from avalanche_cetl.training.progress import TrainingProgress
 from avalanche_cetl.training.recipe import Recipe
 
 
-class Parts(Options):
+class Parts(Options, Described):
     """The parts of a strategy; :class:`~avalanche_cetl.plugins.Training` says what plugins read.
 
     :ivar training_data: the rows of the experience in training; None outside of it.
@@ -47,6 +48,13 @@ class Parts(Options):
         self.training_data: TrainingData | None = None
         self.batches: dict[str, Batch] = {}
         self._follow_variant()
+
+    def argument(self, name: str, default: Any) -> Any:
+        """Return an option as it was given: what a preset gives instead follows from its name."""
+        recipe: Recipe | None = getattr(self, "_recipe", None)  # None: Avalanche warns meanwhile
+        if recipe is not None and name in recipe.given:
+            return recipe.given[name]
+        return super().argument(name, default)
 
     def settings(self) -> dict[str, Any]:
         """Return what has to be as it was for a checkpoint to go on, by name."""

@@ -64,7 +64,7 @@ class Preset:
     warmup_epochs: int | None = None
     input_noise: float = 0.0
     fixed_goal: bool = True
-    stage_epochs: tuple[int, int, int] | str = "balanced"
+    stage_epochs: tuple[int, int, int] | Literal["balanced"] = "balanced"
     lr_factors: tuple[float, float] = (1.0, 0.1)
     plugins: tuple[Rule, ...] = ()
 

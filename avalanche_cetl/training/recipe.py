@@ -94,7 +94,7 @@ class Recipe:
     dwa_lambda: float
     gfi: GFISettings
     alternate: Alternate
-    stage_epochs: tuple[int, ...] | str
+    stage_epochs: tuple[int, ...] | Literal["balanced"]
     lr_factors: tuple[float, ...]
     warmup_epochs: int
     input_noise: float

@@ -15,13 +15,14 @@ from avalanche.training.plugins.evaluation import EvaluationPlugin, default_eval
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.ridge import RidgeHead
 
 
-class StreamingRidge(SupervisedTemplate):
+class StreamingRidge(SupervisedTemplate, Described):
     """A :class:`RidgeHead` on a frozen encoder, as a strategy of Avalanche's.
 
     It is used as Avalanche's ``StreamingLDA`` is: no optimiser, one pass over each experience, no

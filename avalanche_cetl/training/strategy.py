@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.core import BasePlugin
@@ -87,7 +87,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
         dwa_lambda: float | None = None,
         gfi: GFISettings | None = None,
         alternate: Alternate = "epoch",
-        stage_epochs: Sequence[int] | str | None = None,
+        stage_epochs: Sequence[int] | Literal["balanced"] | None = None,
         lr_factors: Sequence[float] | None = None,
         warmup_epochs: int | None = None,
         input_noise: float | None = None,
@@ -104,7 +104,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
         plugins: Sequence[BasePlugin] | None = None,
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
-        peval_mode: str = "epoch",
+        peval_mode: Literal["epoch", "iteration"] = "epoch",
     ):
         checks.check_networks(model, optimizer)
         recipe = Recipe.of(

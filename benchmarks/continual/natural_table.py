@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_cetl.evaluation import picture
 from benchmarks.continual.natural import FILE
 from benchmarks.markdown import table
 from benchmarks.records import cell, read
@@ -70,7 +71,7 @@ def strengths(runs: list[Run]) -> str:
         rows.append([stream, *(cell(list(one.values())) for one in found)])
         if all(found):
             means.append([statistics.mean(one.values()) for one in found])
-    rows.append([f"mean of {len(means)} streams", *(f"{m:.2f}" for m in np.mean(means, 0))])
+    rows.append([f"mean of {len(means)} streams", *(cell([m]) for m in np.mean(means, 0))])
     return table(["", *map(str, STRENGTHS)], rows)
 
 
@@ -121,13 +122,12 @@ def draw(runs: list[Run], file: Path) -> None:
 
     Means over the seeds of each stream; EWC at the best of its strengths, tried later or not.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     marks = {"plain training": ("#000000", "|"), "EWC, tuned": ("#0072B2", "s"),
              "GFIPlugin()": ("#D55E00", "o")}  # fmt: skip
+    mark = {"linestyle": "", "markersize": 9, "markeredgewidth": 2}
+    styles = {
+        name: {"color": color, "marker": marker, **mark} for name, (color, marker) in marks.items()
+    }
     rows = []
     for stream, seeds in (CHOOSING | READ_ONCE).items():
         tuned = best(runs, stream, [*LATER["EWC"], *RIVALS["EWC"]], "adam", seeds)
@@ -137,23 +137,21 @@ def draw(runs: list[Run], file: Path) -> None:
         ]
         rows.append((TITLES[stream], [statistics.mean(one.values()) for one in found]))
     rows.sort(key=lambda row: row[1][-1])
-    figure, axes = plt.subplots(figsize=(7.6, 3.5), layout="constrained")
+    figure, axes = picture(size=(7.6, 3.5))
     for place, (_, values) in enumerate(rows):
-        axes.plot([min(values), max(values)], [place, place], color="#bbbbbb", zorder=1)
-        for value, (color, marker) in zip(values, marks.values(), strict=True):
-            axes.plot(value, place, marker, color=color, markersize=9, markeredgewidth=2, zorder=2)
+        axes.hlines(place, min(values), max(values), color="#bbbbbb", zorder=1)
+        for value, style in zip(values, styles.values(), strict=True):
+            axes.plot(value, place, zorder=2, **style)
         axes.annotate(
             f"{values[-1]:.0f}", (values[-1], place), (8, 0), textcoords="offset points",
-            va="center", color=marks["GFIPlugin()"][0],
+            va="center", color=styles["GFIPlugin()"]["color"],
         )  # fmt: skip
-    for name, (color, marker) in marks.items():
-        axes.plot([], [], marker, color=color, markersize=9, markeredgewidth=2, label=name)
+    for name, style in styles.items():
+        axes.plot([], [], label=name, **style)
     axes.set_yticks(range(len(rows)), [title for title, _ in rows])
     axes.set(xlabel="accuracy over all tasks after the last one, %", xlim=(0, 100))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    figure.savefig(file)
 
 
 def movement(runs: list[Run]) -> str:

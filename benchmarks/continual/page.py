@@ -7,11 +7,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from avalanche_cetl.evaluation import picture
 from benchmarks import markdown
 from benchmarks.continual.methods import methods
 from benchmarks.continual.runs import FOLDER, TEST
 from benchmarks.continual.streams import STREAMS
-from benchmarks.records import error, mean_and_error, read, shown_mean
+from benchmarks.records import cell, error, mean_and_error, read, shown_mean
 
 #: Methods whose accuracy is drawn against the number of tasks, with their colours: Okabe and Ito's.
 CURVES = {
@@ -52,9 +53,6 @@ def tested() -> dict[str, dict[str, Runs]]:
 
 def render() -> None:
     """Write tables and figures of the streams that were run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     found = tested()
     lines = [
         "Means over seeds with standard errors; written by `python -m benchmarks.continual`.",
@@ -63,9 +61,14 @@ def render() -> None:
     for stream, rows in found.items():
         lines += [f"**{stream}**", "", *_table(rows), ""]
     (FOLDER / "table.md").write_text("\n".join(lines))
-    _draw_bars(found, FOLDER / "continual.png")
-    _draw_curves(found, FOLDER / "tasks.png")
-    _draw_matrices(found, FOLDER / "matrices.png")
+    draw(found, FOLDER)
+
+
+def draw(found: dict[str, dict[str, Runs]], folder: Path) -> None:
+    """Draw the pictures of the streams that were run into a folder."""
+    _draw_bars(found, folder / "continual.png")
+    _draw_curves(found, folder / "tasks.png")
+    _draw_matrices(found, folder / "matrices.png")
 
 
 def _table(rows: dict[str, Runs]) -> list[str]:
@@ -80,7 +83,8 @@ def _table(rows: dict[str, Runs]) -> list[str]:
             keys = ("average_accuracy", "forgetting", "forward_transfer")
             cells = " | ".join(_mean(good, key) for key in keys)
             seconds = statistics.mean(r["seconds"] for r in good)
-            lines.append(f"| {name} | {good[0]['strength']:g} | {cells} | {seconds:.1f} |")
+            strength = f"{good[0]['strength']:g}" if good[0]["strength"] else "none"
+            lines.append(f"| {name} | {strength} | {cells} | {seconds:.1f} |")
         elif runs:
             lines.append(f"| {name} | fails: {runs[0]['failed']} | | | | |")
     return lines
@@ -88,17 +92,14 @@ def _table(rows: dict[str, Runs]) -> list[str]:
 
 def _draw_bars(found: dict[str, dict[str, Runs]], path: Path) -> None:
     """Draw average accuracies, a panel for each stream."""
-    import matplotlib.pyplot as plt
-
     names = [name for name in methods() if any(rows[name] for rows in found.values())]
     wide = 4
     high = -(-len(found) // wide)
-    figure, grid = plt.subplots(
-        high, wide, figsize=(2.9 * wide, 3.4 * high), layout="constrained", squeeze=False
-    )
+    size = (2.9 * wide, 3.4 * high)
+    figure, grid = picture(high, wide, size=size, squeeze=False, sharex=True, sharey=True)
     for axis in grid.flat[len(found) :]:
         axis.set_axis_off()
-    for place, (axis, (stream, rows)) in enumerate(zip(grid.flat, found.items(), strict=False)):
+    for axis, (stream, rows) in zip(grid.flat, found.items(), strict=False):
         for line, name in enumerate(names):
             values = [r["average_accuracy"] for r in rows[name] if "failed" not in r]
             if values:
@@ -106,25 +107,21 @@ def _draw_bars(found: dict[str, dict[str, Runs]], path: Path) -> None:
                 axis.barh(line, statistics.mean(values), xerr=error(values), color=color)
             elif rows[name]:
                 axis.text(2, line, "fails", va="center")
-        axis.set_yticks(range(len(names)), names if place % wide == 0 else [""] * len(names))
-        axis.invert_yaxis()
         axis.set_title(stream)
         axis.set_xlabel("average accuracy %")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axis.tick_params(labelbottom=True)
+    grid[0][0].set_yticks(range(len(names)), names)
+    grid[0][0].invert_yaxis()  # of all: they share it
+    grid[0][0].set_xlim(0, 100)
+    figure.savefig(path)
 
 
 def _draw_curves(found: dict[str, dict[str, Runs]], path: Path) -> None:
     """Draw the average accuracy over all tasks so far against their number."""
-    import matplotlib.pyplot as plt
-
     chosen = [s for s in _LONG if any(found.get(s, {}).get(name) for name in CURVES)]
     if not chosen:
         return
-    figure, axes = plt.subplots(
-        1, len(chosen), figsize=(3.6 * len(chosen), 3.6), layout="constrained", squeeze=False
-    )
+    figure, axes = picture(1, len(chosen), size=(3.6 * len(chosen), 3.9), squeeze=False)
     drawn = {}
     for axis, stream in zip(axes[0], chosen, strict=True):
         for name, color in CURVES.items():
@@ -133,26 +130,24 @@ def _draw_curves(found: dict[str, dict[str, Runs]], path: Path) -> None:
                 continue
             if name == "joint":
                 value = statistics.mean(r["average_accuracy"] for r in runs)
-                drawn[name] = axis.axhline(value, color=color, linestyle="--", linewidth=1)
+                drawn[name] = axis.axhline(value, color=color, linestyle="--", marker="")
                 continue
             curve = [statistics.mean(row) for row in zip(*map(so_far, runs), strict=True)]
             (drawn[name],) = axis.plot(
                 range(1, len(curve) + 1),
                 curve,
                 color=color,
+                linestyle="-",
                 marker=MARKS[name],
-                markersize=5,
                 markevery=max(1, len(curve) // 10),
             )
         axis.set_title(stream)
         axis.set_xlabel("tasks so far")
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("average accuracy %")
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside lower center", ncols=5, frameon=False
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def so_far(run: dict[str, Any]) -> list[float]:
@@ -165,16 +160,14 @@ def so_far(run: dict[str, Any]) -> list[float]:
 
 def _draw_matrices(found: dict[str, dict[str, Runs]], path: Path) -> None:
     """Draw accuracies of every task after every experience, means over seeds."""
-    import matplotlib.pyplot as plt
     import numpy as np
 
     rows = found.get("permuted-10") or next(iter(found.values()), {})
     names = [n for n in MATRICES if any("failed" not in r for r in rows.get(n, []))]
     if not names:
         return
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(2.7 * len(names) + 0.6, 3), layout="constrained", squeeze=False
-    )
+    size = (2.7 * len(names) + 0.6, 3.3)
+    figure, axes = picture(1, len(names), size=size, squeeze=False, sharey=True)
     shown = None
     for axis, name in zip(axes[0], names, strict=True):
         runs = [r["accuracy"] for r in rows[name] if "failed" not in r]
@@ -190,13 +183,12 @@ def _draw_matrices(found: dict[str, dict[str, Runs]], path: Path) -> None:
         axis.set_yticks(range(count), range(1, count + 1))
     axes[0][0].set_ylabel("after experience")
     figure.colorbar(shown, ax=axes[0][-1], label="accuracy %")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def _mean(rows: Runs, key: str) -> str:
     values = [row[key] for row in rows if key in row]
-    return mean_and_error(values, 2) if values else ""
+    return cell(values)
 
 
 def average_accuracies() -> str:

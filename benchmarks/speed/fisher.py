@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from avalanche_cetl import CICNN, fisher_information
+from avalanche_cetl.evaluation import LINE_STYLES, picture
 from benchmarks.speed.rivals import Setting, error
 from benchmarks.speed.timing import ratios, timed
 
@@ -84,45 +85,42 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
 
 def plot_growth(results: dict[str, Any], path: Path) -> None:
     """Draw the cost over the smallest setting's, on log-log axes, with the fitted slope."""
-    import matplotlib.pyplot as plt
-
-    figure, both = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
+    figure, both = picture(1, 2, size=(7.6, 3.2))
     for axes, (axis, found) in zip(both, results.items(), strict=True):
         rows = found["cost_over_the_smallest"]
         sizes = [int(size) for size in rows]
         cost = [row["median"] for row in rows.values()]
         low = [row["median"] - row["lowest"] for row in rows.values()]
         high = [row["highest"] - row["median"] for row in rows.values()]
-        axes.errorbar(sizes, cost, yerr=[low, high], fmt="o", color="C0", capsize=2)
+        axes.errorbar(sizes, cost, yerr=[low, high], fmt="o", capsize=2)
         logs = torch.tensor([[float(s), c] for s, c in zip(sizes, cost, strict=True)]).log()
         shift = float((logs[:, 1] - found["exponent"] * logs[:, 0]).mean())
         line = [float(torch.tensor(shift).exp()) * s ** found["exponent"] for s in sizes]
-        axes.plot(sizes, line, color="grey", lw=0.8, label=f"slope {found['exponent']:.2f}")
+        label = f"slope {found['exponent']:.2f}"
+        axes.plot(sizes, line, color="grey", linestyle="-", marker="", label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(axis)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
     both[0].set_ylabel("cost / that of the smallest")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def plot_fisher(results: dict[str, Any], path: Path) -> None:
     """Draw bars of cost over a plain pass, on a log axis."""
-    import matplotlib.pyplot as plt
-
     names = list(results)
     peers = ["ours", "torch_func", "backpack", "opacus", "avalanche_ewc", "loop"]
-    figure, axes = plt.subplots(figsize=(1.6 + 2.2 * len(names), 3.6), layout="constrained")
+    figure, axes = picture(size=(1.6 + 2.2 * len(names), 3.6))
+    hatches = ("", "//", "", "..", "xx", "")
     for i, peer in enumerate(peers):
         for j, name in enumerate(names):
             row = results[name].get(peer, {})
             place = j + (i - 2.5) * 0.14
             if "median" in row:
-                bar = axes.bar(place, row["median"], 0.13, color=f"C{i}", bottom=0)
+                bar = axes.bar(place, row["median"], 0.13, color=LINE_STYLES[i].color, bottom=0)
+                bar[0].set(hatch=hatches[i], edgecolor="w")
                 if j == 0:
                     bar.set_label(peer.replace("_", " "))
                 axes.text(
@@ -138,8 +136,6 @@ def plot_fisher(results: dict[str, Any], path: Path) -> None:
     axes.set_yscale("log")
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("cost / plain forward and backward")
-    axes.axhline(1, color="grey", lw=0.8)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axes.axhline(1, color="grey", linestyle="-", marker="")
+    axes.legend(frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.savefig(path)

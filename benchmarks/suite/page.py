@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.records import cell, error, read, shown_mean
+from benchmarks.records import cell, read, shown_mean
 from benchmarks.suite.rows import ROWS
 from benchmarks.suite.runs import FOLDER, S_ITSELF, SEEDS, TEST, chosen, kept_runs
 from benchmarks.suite.tasks import TASKS
@@ -49,14 +49,13 @@ def accuracies(runs: list[dict[str, Any]]) -> list[float]:
     return [run["accuracy"] for run in runs]
 
 
-def difference(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the mean paired difference in accuracy of two rows, and its standard error."""
-    pairs = [a - b for a, b in zip(accuracies(first), accuracies(second), strict=True)]
-    return statistics.mean(pairs), error(pairs)
+def differences(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[float]:
+    """Return the paired differences in accuracy of two rows."""
+    return [a - b for a, b in zip(accuracies(first), accuracies(second), strict=True)]
 
 
 def table(names: Sequence[str]) -> str:
-    """Write tasks of the suite in Markdown, without rows that none of them has."""
+    """Write tasks of the suite in Markdown, without rows that are for none of them."""
     found = {name: tested(name) for name in names}
     lines = []
     columns = {}
@@ -64,13 +63,13 @@ def table(names: Sequence[str]) -> str:
         runs = found[name]
         cells = [cell(accuracies(runs.get(row, []))) for row in _ALL]
         cells = [
-            text or "not run" if _fits(name, row) else ""
+            text or markdown.NOT_RUN if _fits(name, row) else ""
             for row, text in zip(_ALL, cells, strict=True)
         ]
         means = [shown_mean(accuracies(runs.get(row, []))) for row in _ALL]
         columns[name] = markdown.bold_best(cells, means)
     for number, row in enumerate(_ALL):
-        if all(columns[name][number] in ("", "not run") for name in names):
+        if not any(columns[name][number] for name in names):
             continue
         spent = [
             run["seconds"] / statistics.mean(r["seconds"] for r in found[name][SOFT])
@@ -81,7 +80,7 @@ def table(names: Sequence[str]) -> str:
         cost = f"{statistics.mean(spent):.1f}" if spent else ""
         lines.append([row, *(columns[name][number] for name in names), cost])
     header = ["test accuracy %", *names, "seconds, times soft targets"]
-    return markdown.table(header, lines)
+    return markdown.table(header, lines, measured=range(1, len(names) + 1))
 
 
 def _fits(name: str, row: str) -> bool:
@@ -118,9 +117,8 @@ def _over(runs: dict[str, Any], row: str, others: Any) -> str:
     if row not in runs or not there:
         return ""
     best = max(there, key=lambda one: statistics.mean(accuracies(runs[one])))
-    mean, spread = difference(runs[row], runs[best])
     told = "" if len(there) == 1 else f" ({best})"
-    return f"{mean:+.1f} ± {spread:.1f}{told}"
+    return cell(differences(runs[row], runs[best]), sign=True) + told
 
 
 def before() -> str:

@@ -18,6 +18,7 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, bound_metrics
+from avalanche_cetl.evaluation import LINE_STYLES, picture
 from avalanche_cetl.plugins import History
 from benchmarks import records
 from benchmarks.methods.cetl import coupled
@@ -85,9 +86,9 @@ def draw_losses(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
         lines = _lines(found, name)
         for line in lines:
             top = max(line) or 1.0
-            axis.plot(range(1, len(line) + 1), [v / top for v in line], color=f"C{number}")
+            _draw(axis, [value / top for value in line], number)
         if lines:
-            axis.plot([], [], color=f"C{number}", label=name)
+            _draw(axis, [], number, label=name)
             said.append(f"{name} is highest in round {_peaks(lines)}")
     for name in ("L_rs", "L_rt"):
         lines = _lines(found, name)
@@ -106,14 +107,20 @@ def draw_bound(axis: Any, found: dict[int, dict[str, Any]]) -> list[str]:
     ):
         lines = _lines(found, name)
         for line in lines:
-            axis.plot(range(1, len(line) + 1), line, color=f"C{number + 4}")
+            _draw(axis, line, number)
         if lines:
-            axis.plot([], [], color=f"C{number + 4}", label=title)
+            _draw(axis, [], number, label=title)
             said.append(
                 f"{title} ends at {records.mean_and_error([line[-1] for line in lines], 3)}"
             )
     axis.set(yscale="log")
     return said
+
+
+def _draw(axis: Any, values: list[float], number: int, **options: Any) -> None:
+    """Draw a line over rounds, in the style of that number."""
+    style = LINE_STYLES[number]._asdict()
+    axis.plot(range(1, len(values) + 1), values, markevery=2, **style, **options)
 
 
 def _lines(found: dict[int, dict[str, Any]], name: str) -> list[list[float]]:
@@ -195,13 +202,8 @@ class Fig2(Table):
 
     def render(self, scale: str) -> str:
         """Draw the figure from the result files alone; say in words what it shows."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
         found = self.results(scale)
-        figure, axes = plt.subplots(2, 2, figsize=(10, 7.2))
+        figure, axes = picture(2, 2, size=(10, 7.2), sharex=True)
         said = []
         for row, axis in zip(self.rows.values(), axes.flat, strict=True):
             words = row.draw(axis, found.get(row.title, {}))
@@ -209,16 +211,14 @@ class Fig2(Table):
             axis.set(title=row.title, xlabel="round")
             axis.xaxis.get_major_locator().set_params(integer=True)
             if axis.get_legend_handles_labels()[0]:
-                axis.legend()
-        figure.tight_layout()
-        path = picture(scale)
+                axis.legend(frameon=False)
+        path = kept_in(scale)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-        plt.close(figure)
+        figure.savefig(path)
         return "\n\n".join(said) if said else "not run"
 
 
-def picture(scale: str) -> Path:
+def kept_in(scale: str) -> Path:
     """Return where the figure is kept."""
     return records.TABLES / TABLE.name / f"fig2-{scale}.png"
 

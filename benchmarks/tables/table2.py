@@ -105,14 +105,14 @@ class Table2(Photographs):
         lines, means = [], []
         for row in self.rows.values():
             runs = found.get(row.title, {})
-            means.append(shown_mean(accuracies(runs), 2))
+            means.append(shown_mean(accuracies(runs)))
             strengths = {run["settings"]["strength"] for run in runs.values()} - {0.0}
             paper, is_baseline = PAPER.get(row.id), row.id == "baseline"
             lines.append(
                 [
                     row.title,
-                    cell(accuracies(runs), 2, empty="not run"),
-                    "" if is_baseline else cell(paired(runs, alone), 2, sign=True),
+                    cell(accuracies(runs), empty=markdown.NOT_RUN),
+                    "" if is_baseline else cell(paired(runs, alone), sign=True),
                     ", ".join(f"{s:g}" for s in sorted(strengths)),
                     f"{paper:.2f}" if paper else "",
                     f"{paper - PAPER['baseline']:+.2f}" if paper and not is_baseline else "",
@@ -121,7 +121,7 @@ class Table2(Photographs):
         markdown.bold_column(lines, 1, means)
         return markdown.table(
             ["", "test accuracy %", "over the baseline, paired", "strength", "paper",
-             "over its baseline"], lines
+             "over its baseline"], lines, measured=[1],
         )  # fmt: skip
 
 

@@ -80,21 +80,22 @@ class Table2U(Photographs):
         lines, means = [], []
         for row in self.rows.values():
             runs = found.get(row.title, {})
-            means.append(shown_mean(accuracies(runs), 2))
+            means.append(shown_mean(accuracies(runs)))
+            strengths = {run["settings"]["strength"] for run in runs.values()} - {0.0}
             over_soft = paired(runs, soft) if row.id != "soft_targets" else []
             lines.append(
                 [
                     row.title,
-                    cell(accuracies(runs), 2, empty="not run"),
-                    cell(paired(runs, alone), 2, sign=True),
-                    cell(over_soft, 2, sign=True),
-                    ", ".join(sorted({f"{r['settings']['strength']:g}" for r in runs.values()})),
+                    cell(accuracies(runs), empty=markdown.NOT_RUN),
+                    cell(paired(runs, alone), sign=True),
+                    cell(over_soft, sign=True),
+                    ", ".join(f"{strength:g}" for strength in sorted(strengths)),
                 ]
             )
         markdown.bold_column(lines, 1, means)
         return markdown.table(
             ["", "test accuracy %", "over Table 2's baseline, paired", "over soft targets",
-             "strength"], lines
+             "strength"], lines, measured=[1],
         )  # fmt: skip
 
 

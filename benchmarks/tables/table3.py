@@ -94,19 +94,19 @@ class Table3(Photographs):
         lines, means = [], []
         for row in self.rows.values():
             runs = found.get(row.title, {})
-            means.append(shown_mean(accuracies(runs), 2))
+            means.append(shown_mean(accuracies(runs)))
             gains = paired(runs, none[row.data]) if row.id != "stl10_no_source" else []
             lines.append(
                 [
                     row.title,
-                    cell(accuracies(runs), 2, empty="not run"),
-                    cell(gains, 2, sign=True),
+                    cell(accuracies(runs), empty=markdown.NOT_RUN),
+                    cell(gains, sign=True),
                     f"{PAPER[row.id]:.2f}" if row.id in PAPER else "",
                 ]
             )
         markdown.bold_column(lines, 1, means, [row.data for row in self.rows.values()])
         return markdown.table(
-            ["source", "test accuracy %", "over no source, paired", "paper"], lines
+            ["source", "test accuracy %", "over no source, paired", "paper"], lines, measured=[1]
         )
 
 

@@ -179,7 +179,7 @@ class Table5(Adaptation):
             lines.append([row.title, *pairs, *paper, *leads, small, colour])
         header = ["target accuracy %", *DIRECTIONS, *(f"paper, {d}" for d in DIRECTIONS)]
         header += ["CETL, preset best over it, paired, MN-US", "US-MN", SMALL, COLOUR]
-        return markdown.table(header, lines)
+        return markdown.table(header, lines, measured=[1, 2, -2, -1])
 
     def _others(self, scale: str) -> str:
         own = self._columns(self.results(scale), OTHERS)
@@ -201,7 +201,8 @@ class Table5(Adaptation):
             titles = [self.title(row, direction) for row in self.rows.values()]
             values = [accuracies(found.get(title, {})) for title in titles]
             columns[direction] = markdown.bold_best(
-                [cell(one, empty="not run") for one in values], [shown_mean(one) for one in values]
+                [cell(one, empty=markdown.NOT_RUN) for one in values],
+                [shown_mean(one) for one in values],
             )
         return columns
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from benchmarks import records  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -55,11 +57,9 @@ def _over_seeds(folder: Path, rows: str, what: str) -> str:
         signed = True
     if len(values) < 2:
         raise LookupError(f"{rows!r} has {len(values)} seeds in {folder}")
-    mean = statistics.mean(values)
     if what == "seconds":
-        return f"{mean:.0f}"
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.1f} ± {error:.1f}" if signed else f"{mean:.1f} ± {error:.1f}"
+        return f"{sum(values) / len(values):.0f}"
+    return records.cell(values, sign=signed)
 
 
 def _by_seed(folder: Path, row: str, what: str) -> dict[int, float]:
@@ -97,9 +97,9 @@ def _in_table(path: Path, rest: list[str]) -> str:
         if cells[0] != row:
             continue
         if column is None:
-            return _rounded(next(c for c in cells[1:] if "±" in c or c.replace(".", "").isdigit()))
+            return next(c for c in cells[1:] if "±" in c or c.replace(".", "").isdigit())
         if column in header:
-            return _rounded(cells[header.index(column)])
+            return cells[header.index(column)]
     raise LookupError(f"{path.name} has no row {row!r} with a column {column!r}")
 
 
@@ -115,15 +115,6 @@ def _three(path: Path, rest: list[str]) -> tuple[str | None, str, str | None]:
 
 def _accuracy(path: Path) -> str:
     return "average accuracy %" if path.parent.name == "continual" else "target accuracy %"
-
-
-def _rounded(cell: str) -> str:
-    """Return a cell with one digit after the point."""
-    return re.sub(r"[-+]?\d+\.\d+", lambda n: f"{float(n[0]):{_sign(n[0])}.1f}", cell)
-
-
-def _sign(number: str) -> str:
-    return "+" if number.startswith("+") else ""
 
 
 def _in_document(path: Path, rest: list[str]) -> str:
@@ -144,8 +135,6 @@ def table(name: str) -> str:
 
     :raises LookupError: when nothing has that name.
     """
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from benchmarks import blocks, render
     from benchmarks.tables.__main__ import TABLES
 

@@ -39,6 +39,14 @@ def digits(labels_per_class=None):
     return ac.distillation_benchmark(*sets, labels_per_class=labels_per_class)
 
 
+# In a notebook the last line of a cell is shown. Images without a label have a question mark.
+ac.plot_benchmark(digits(labels_per_class=5))
+
+# %%
+# One function trains, with any strategy
+# --------------------------------------
+
+
 def trained(strategy_class, model, stream, benchmark, **options):
     """Train a model on a stream, and return its accuracy on the test images."""
     strategy = strategy_class(

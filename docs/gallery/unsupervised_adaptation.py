@@ -44,6 +44,13 @@ def digits():
     )
 
 
+# In a notebook the last line of a cell is shown. Images without a label have a question mark.
+ac.plot_benchmark(digits())
+
+# %%
+# S learns the source's images, and stays as it is from then on.
+
+
 def source_network(benchmark, epochs):
     """Return S, trained on the source images, and frozen."""
     network = ac.CICNN(10, SHAPE, width=0.5)

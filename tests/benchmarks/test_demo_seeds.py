@@ -25,10 +25,10 @@ def test_the_best_accuracy_of_a_block_is_bold(monkeypatch, tmp_path):
         (tmp_path / f"seed-{seed}.json").write_text(json.dumps(document))
     lines = demo_seeds.table().splitlines()
     assert lines[0].startswith("Means over seeds 0, 1, with standard errors. Higher is better")
-    assert lines[4] == ("| T2 alone | 50.50 ± 0.50 | +0.00 ± 0.00 | **20.00 ± 0.00** | 1.0 |  |")
-    assert lines[5] == ("| CETL gfi | **60.50 ± 0.50** | +10.00 ± 0.00 | 10.00 ± 0.00 | 1.0 |  |")
-    assert "| EWC | **70.50 ± 0.50** | +0.00 ± 0.00 | **5.00 ± 0.00** | 2.0 |  |" in lines
-    assert "| GFIPlugin | 69.50 ± 0.50 | -1.00 ± 0.00 | **5.00 ± 0.00** | 2.0 |  |" in lines
+    assert lines[4] == ("| T2 alone | 50.5 ± 0.5 | +0.0 ± 0.0 | **20.0 ± 0.0** | 1.0 |  |")
+    assert lines[5] == ("| CETL gfi | **60.5 ± 0.5** | +10.0 ± 0.0 | 10.0 ± 0.0 | 1.0 |  |")
+    assert "| EWC | **70.5 ± 0.5** | +0.0 ± 0.0 | **5.0 ± 0.0** | 2.0 |  |" in lines
+    assert "| GFIPlugin | 69.5 ± 0.5 | -1.0 ± 0.0 | **5.0 ± 0.0** | 2.0 |  |" in lines
     assert lines[-1].endswith("T1(S(x)) 0.100 ± 0.000, T1(T2(x)) 0.200 ± 0.000.")
 
 

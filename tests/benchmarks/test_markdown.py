@@ -8,6 +8,13 @@ def test_a_table_has_a_header_and_a_line_for_each_row():
     assert made == "| | a | b |\n| --- | --- | --- |\n| x | 1 |  |\n| y | 2 | 3 |"
 
 
+def test_rows_that_were_not_run_are_named_below_the_table():
+    rows = [["x", "1", ""], ["y", "not run", "3"], ["z", "not run", ""]]
+    made = markdown.table(["", "a", "paper"], rows, measured=[1])
+    assert made.splitlines()[2:] == ["| x | 1 |  |", "", "Not run: y (paper 3); z."]
+    assert markdown.table(["", "a", "paper"], rows[1:], measured=[1]).count("not run") == 2
+
+
 def test_the_best_figure_of_a_row_is_bold():
     """Whoever it belongs to, and all of them where several are best."""
     assert markdown.bold_best(["ours", "a", "b"], [1.0, 3.0, 2.0]) == ["ours", "**a**", "b"]

@@ -13,7 +13,7 @@ from avalanche_cetl.demo.methods import (
     SOURCE_ONLY,
     Comparison,
 )
-from avalanche_cetl.demo.report import sentences
+from avalanche_cetl.demo.report import _below_alone, _uncertainty, sentences
 from avalanche_cetl.demo.run import few_label_jobs, no_label_jobs, run_demo
 from avalanche_cetl.demo.settings import Settings, StreamSettings
 
@@ -53,7 +53,11 @@ def test_the_demo_writes_everything_it_promises(pair, tmp_path):
     for row in written["stream"]:
         assert len(row["averages"]) == len(row["first"]) == 2
         assert row["averages"][0] == row["first"][0]
+    assert written["command"] is None and written["date"].endswith(" UTC")
     page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Seed 3, {written['date']}" in page and "avalanche-lib" in page
+    assert "With 100 test images, an accuracy of" in page and "EWC 100, LwF 3, GFI" in page
+    assert "prefers-color-scheme: dark" in page and "min-width: 34rem" not in page
     assert page.count("data:image/png;base64,") == 5 and "http" not in page
     assert page.count("igher is better") == 3 and page.count("<table>") == 3
     for block in ("few_labels", "no_target_label", "stream"):
@@ -102,6 +106,19 @@ def test_a_loss_is_called_a_loss():
     assert "80.5 %, 10.5 points above" in told["no_target_label"]
     assert "it is 60.0 %" in told["no_target_label"]
     assert "After 2 experiences" in told["stream"] and "5.0 points below EWC" in told["stream"]
+
+
+def test_rows_of_ours_that_are_below_t2_alone_are_named():
+    rows = [row(ALONE, 90.0), row(COUPLED, 88.5), row("CETL e", 90.0), row(BEST, 95.0)]
+    assert f"Worse than T2 alone: {COUPLED} (1.5 points below)." in _below_alone(
+        {"few_labels": rows}
+    )
+    assert _below_alone({"few_labels": [row(ALONE, 90.0), row(BEST, 90.0)]}) == ""
+
+
+def test_the_standard_error_of_one_run_is_that_of_a_share():
+    text = _uncertainty({"data": {"target_test": 540}, "few_labels": [row(BEST, 95.0)]})
+    assert "540 test images" in text and "of 0.9 points" in text  # sqrt(0.95 * 0.05 / 540)
 
 
 def test_command_lines_out_of_range_are_refused(capsys):

@@ -98,6 +98,8 @@ def test_free_height_and_width_need_an_image_size(tmp_path):
 def test_files_and_arguments_that_do_not_fit_are_refused(tmp_path, file, timm_encoder):
     with pytest.raises(ValueError, match="no such file"):
         ONNXEncoder(tmp_path / "missing.onnx")
+    with pytest.raises(ValueError, match="interpolation='cubic' is not known"):
+        ONNXEncoder(file, interpolation="cubic")
     (tmp_path / "garbage.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="cannot run"):
         ONNXEncoder(tmp_path / "garbage.onnx")

@@ -130,7 +130,7 @@ def test_what_is_not_there_leaves_a_row_not_run(photographs, small_source, monke
     said = capsys.readouterr().out
     assert "VGG-16: not run. <urlopen error no network>" in said
     assert "STL-10, no source: not run. STL10 is not there" in said
-    assert table.render("smoke").count("not run") == 2
+    assert table.render("smoke").endswith("STL-10, no source (paper 60.52); VGG-16 (paper 65.57).")
     for name in names[:2]:  # asked for by name, it is an error
         with pytest.raises((URLError, FileNotFoundError)):
             board.run(table, "smoke", "nowhere", 1, [name])

@@ -10,8 +10,8 @@ def test_a_row_is_trained_once_and_the_table_comes_from_the_files(
     rows = ["baseline", "probe", "soft_targets", "cetl_fi", "best"]
     board.run(TABLE, "smoke", "nowhere", 1, rows)
     text = TABLE.render("smoke")
-    assert all(f"| {row.title} |" in text for row in ROWS.values())
-    assert text.count("not run") == len(ROWS) - len(rows)
+    assert all(row.title in text for row in ROWS.values())
+    assert len(text.split("Not run: ")[1].split("; ")) == len(ROWS) - len(rows)
     found = TABLE.results("smoke")
     assert found["linear probe on S"][0]["figures"]["accuracy"] > 90
     tuned = {ROWS[row].title for row in ("probe", "soft_targets", "cetl_gfi")}
@@ -24,5 +24,5 @@ def test_a_row_is_trained_once_and_the_table_comes_from_the_files(
 def test_rows_with_mixed_images_run(photographs, small_source):
     rows = ["features_mixed", "best_mixed_gfi"]
     board.run(TABLE, "smoke", "nowhere", 1, rows)
-    assert TABLE.render("smoke").count("not run") == len(ROWS) - len(rows)
+    assert len(TABLE.render("smoke").split("Not run: ")[1].split("; ")) == len(ROWS) - len(rows)
     assert TABLE.results("smoke")[ROWS[rows[-1]].title][0]["figures"]["source"]

@@ -9,7 +9,7 @@ from benchmarks.tables.table4 import ROWS, TABLE, shares
 def test_teacher_and_students_run(photographs):
     rows = ["teacher", "student", "fitnets", "fsp"]
     board.run(TABLE, "smoke", "nowhere", 1, rows)
-    assert TABLE.render("smoke").count("not run") == len(ROWS) - len(rows)
+    assert len(TABLE.render("smoke").split("Not run: ")[1].split("; ")) == len(ROWS) - len(rows)
 
 
 def test_the_share_of_the_gap_by_hand():
