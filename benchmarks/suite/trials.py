@@ -73,6 +73,11 @@ def _information(weight: float, anneal: bool = False) -> Callable[[], list[Any]]
     ]
 
 
+def _falling(head: str | None) -> Callable[[], list[Any]]:
+    """Return what the preset has without target labels, with S's own logits or another head."""
+    return lambda: [SoftTargets(weight=0.3, temperature=2.0, rows="target", head=head, anneal=True)]
+
+
 def _information_alone(weight: float) -> Callable[[], list[Any]]:
     return lambda: [InformationMaximization(weight, rampup_rounds=4)]
 
@@ -135,6 +140,9 @@ ROWS = {
         f"information maximisation and S, weight {w:g} falling": Trial(_information(w, anneal=True))
         for w in (0.3, 1, 3)
     },
+    # Both in one go: S was trained anew after the rows above.
+    "preset best, S's own logits": Trial(_falling(None), {"preset": "best"}),
+    "preset best, S's class centroids": Trial(_falling("centroids"), {"preset": "best"}),
     "defaults": Trial(settings=_GFI),
     "e": Trial(settings={"variant": "e"}),
     "e, goal moved with the view": Trial(settings={"variant": _MOVED}),
