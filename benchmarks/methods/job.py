@@ -203,11 +203,13 @@ class AdaptationJob(Job):
 
     :ivar make_source: trains S on the source images when a method first asks, and keeps it.
     :ivar photographs: views flip and shift images, in place of turning them as digits.
+    :ivar seen: other random views of training images.
     """
 
     pair: Pair
     make_source: Callable[[], ModuleEncoder]
     photographs: bool = False
+    seen: Callable[[Tensor], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -222,7 +224,7 @@ class AdaptationJob(Job):
     @property
     def augment(self) -> Callable[[Tensor], Tensor]:
         """Return the random views of training images."""
-        return views if self.photographs else jitter
+        return self.seen or (views if self.photographs else jitter)
 
     @property
     def source(self) -> ModuleEncoder:

@@ -117,7 +117,12 @@ def rival(name: str) -> Train:
         source, pair = data.source, Pair(data.other, None, data.train[0], data.test)
         return method(
             AdaptationJob(
-                budget=budget, seed=seed, strength=strength, pair=pair, make_source=lambda: source
+                budget=budget,
+                seed=seed,
+                strength=strength,
+                pair=pair,
+                make_source=lambda: source,
+                seen=task.augment,
             )
         )
 
