@@ -185,9 +185,9 @@ def measure_importance(
             coupled_task(name, heads, goals[name], sample.tasks, settings.fisher)
             for name in outputs
         ]
-        measurement.choose_basis(tasks[0])
         relative = None
         if gated:
+            measurement.choose_basis(tasks[0])
             fisher, relative = measurement.relative(*tasks)
         else:
             fisher = measurement.fisher(tasks[0])

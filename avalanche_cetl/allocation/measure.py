@@ -21,7 +21,7 @@ from avalanche_cetl.information.generalized import (
     shared_weights,
 )
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
-from avalanche_cetl.information.kronecker import kronecker_basis
+from avalanche_cetl.information.kronecker import kronecker_basis, kronecker_fisher
 from avalanche_cetl.information.likelihood import Loss, select
 from avalanche_cetl.information.relative import fisher_and_relative
 
@@ -74,7 +74,21 @@ class Measurement:
         )
 
     def fisher(self, task: Task) -> Weights:
-        """Return the Fisher information of one task, the mean over all samples."""
+        """Return the Fisher information of one task, the mean over all samples.
+
+        Where the settings want a basis and there is none yet, it is the task's own.
+        """
+        if self.basis is None and self.settings.basis == "kronecker":
+            found, self.basis = kronecker_fisher(
+                self.network,
+                self._inputs,
+                task.loss,
+                self.params,
+                targets=select(task.targets, self._own),
+                rank=self.settings.rank,
+                process_group=self._group,
+            )
+            return found
         return fisher_information(
             self.network,
             self._inputs,

@@ -7,7 +7,8 @@ experience ends:
 1. The directions kept so far and the new ones are stacked, each weighted by the root of its
    importance. The leading left singular vectors of the stack are the basis that keeps most of the
    summed importance: those of ``sum_k U_k diag(F_k 1) U_k^T`` on the side of the outputs, and of
-   ``sum_k V_k diag(F_k^T 1) V_k^T`` on the side of the inputs.
+   ``sum_k V_k diag(F_k^T 1) V_k^T`` on the side of the inputs. They are found in the coordinates
+   of what is kept and of what is new beside it.
 2. The importance of a new direction ``u_i v_j^T`` is what all quadratics together have along it,
    ``F_ij = sum_k sum_ab (u_i . u_ka)^2 F_k,ab (v_ka . v_j)^2``: exact along every direction that
    is kept. What mixes two directions is left out, as it is in each experience's own basis.
@@ -150,13 +151,18 @@ def _together(
     whole: LayerBasis, parts: list[tuple[LayerBasis, Tensor]], rank: int
 ) -> tuple[LayerBasis, Tensor]:
     """Return several quadratics of a layer as one."""
-    wide = [(one.left.double(), one.right.double(), value.double()) for one, value in parts]
     limits = _limits(whole.left.shape[-2], whole.right.shape[-2], rank)
-    left = _leading([u * f.sum(-1).sqrt().unsqueeze(-2) for u, _, f in wide], limits[0])
-    right = _leading([v * f.sum(-2).sqrt().unsqueeze(-2) for _, v, f in wide], limits[1])
+    first, value = parts[0]
+    if len(parts) == 1 and first.shape[-2] <= limits[0] and first.shape[-1] <= limits[1]:
+        return first, value
+    values = [value.clamp_min(0) for _, value in parts]
+    left, of_left = _leading([one.left for one, _ in parts], [f.sum(-1) for f in values], limits[0])
+    right, of_right = _leading(
+        [one.right for one, _ in parts], [f.sum(-2) for f in values], limits[1]
+    )
     total = left.new_zeros(())
-    for u, v, f in wide:
-        total = total + (left.mT @ u).square() @ f @ (v.mT @ right).square()
+    for u, f, v in zip(of_left, values, of_right, strict=True):
+        total = total + u.square() @ f.to(u) @ v.square().mT
     kind = parts[0][1].dtype
     left, right, total = (flush_denormals(one, kind) for one in (left, right, total))
     return replace(whole, left=left, right=right), total
@@ -170,12 +176,47 @@ def _limits(outputs: int, inputs: int, rank: int) -> tuple[int, int]:
     return (wide, narrow) if outputs > inputs else (narrow, wide)
 
 
-def _leading(stacked: list[Tensor], rank: int) -> Tensor:
-    """Return the leading left singular vectors of matrices side by side, ``([G,] d, r)``."""
-    vectors, values, _ = torch.linalg.svd(torch.cat(stacked, -1), full_matrices=False)
-    above = values > _ROUNDING * values[..., :1]
+def _leading(sides: list[Tensor], weights: list[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the directions that hold most of several sets of directions together.
+
+    They are the leading eigenvectors of ``sum_k U_k diag(w_k) U_k^T``, found in the coordinates of
+    the first set and of what the others have beside it.
+
+    :param sides: ``([G,] d, r_k)`` each, with orthonormal columns.
+    :param weights: ``([G,] r_k)`` each, >= 0.
+    :param rank: most directions that are kept.
+    :return: the directions, ``([G,] d, r)``, and of each set its coordinates in them,
+        ``([G,] r, r_k)``.
+    """
+    base, others = sides[0], [side.to(sides[0]) for side in sides[1:]]
+    within = [base.mT @ side for side in others]
+    beside = [side - base @ inner for side, inner in zip(others, within, strict=True)]
+    roots = [weight.sqrt().unsqueeze(-2).to(base) for weight in weights]
+    if beside and base.shape[-1] < base.shape[-2]:
+        stacked = torch.cat([side * root for side, root in zip(beside, roots[1:], strict=True)], -1)
+        more, sizes, _ = torch.linalg.svd(stacked, full_matrices=False)
+        rounding = max(_ROUNDING, 32 * torch.finfo(base.dtype).eps)
+        above = sizes > rounding * max(float(root.max()) for root in roots)
+        more = more[..., : min(int(above.sum(-1).max()), base.shape[-2] - base.shape[-1])]
+        more = more - base @ (base.mT @ more)  # once more, for what rounding has left
+        base = torch.cat([base, torch.linalg.qr(more).Q], -1)
+    # In these coordinates the first set is a part of the unit matrix.
+    others = [base.mT @ side for side in others]
+    first, count = sides[0].shape[-1], base.shape[-1]
+    matrix = torch.diag_embed(F.pad(weights[0].to(base), (0, count - first)))
+    for inner, root in zip(others, roots[1:], strict=True):
+        matrix = matrix + (inner * root) @ (inner * root).mT
+    turn = _turned(matrix, rank)
+    return base @ turn, [turn[..., :first, :].mT, *(turn.mT @ inner for inner in others)]
+
+
+def _turned(matrix: Tensor, rank: int) -> Tensor:
+    """Return the leading eigenvectors of a matrix as columns, at most ``rank`` of them."""
+    # In float64: bases are turned again and again, and have to stay orthonormal.
+    values, vectors = torch.linalg.eigh(matrix.double())
+    above = values > _ROUNDING**2 * values[..., -1:]
     kept = max(1, min(rank, int(above.sum(-1).max())))
-    leading: Tensor = vectors[..., :kept].contiguous()
+    leading: Tensor = vectors[..., -kept:].flip(-1).to(matrix)
     return leading
 
 

@@ -23,8 +23,10 @@ from avalanche_cetl.information.likelihood import (
 from avalanche_cetl.information.outputs import (
     Likelihood,
     check_outputs,
+    normal_like,
     projected_outputs,
     sample_output_vectors,
+    vectors_of,
 )
 from avalanche_cetl.models.targets import reads_task_labels
 
@@ -108,6 +110,36 @@ class OutputLikelihood:
                 drawn[rows] = part
         assert drawn is not None
         return drawn
+
+    def vectors_later(
+        self,
+        model: nn.Module,
+        sample: TaskSample,
+        generator: torch.Generator,
+        weights: Weights | None = None,
+    ) -> tuple[Callable[[Any, Any], Tensor], Tensor] | None:
+        """Return what ``draw(..., fisher="logits")`` and ``task`` give, without a pass of its own.
+
+        :param model: the network.
+        :param sample: its images and tasks.
+        :param generator: of the draws.
+        :param weights: see :meth:`draw`.
+        :return: a loss per image that makes the vectors of its outputs, and what it makes them of;
+            None where all outputs have to be seen first: with heads by task, and with masks.
+        """
+        if reads_task_labels(model) or _mask_values(model):
+            return None
+        with torch.no_grad(), evaluation_mode(model):
+            first = self.outputs(model, sample.images[:2], 0)
+        own = None
+        if weights is not None and self.likelihood == "categorical":
+            own = weights(0, first.shape[1])
+
+        def loss(found: Any, normal: Tensor) -> Tensor:
+            outputs = self.pick(found)
+            return projected(outputs, vectors_of(outputs, self.likelihood, normal, own))
+
+        return loss, normal_like(first, len(sample.images), generator)
 
     def targets(
         self,
@@ -270,16 +302,21 @@ def _of_head(model: nn.Module, outputs: Tensor) -> Tensor:
     Avalanche's classifiers write a constant in the place of units whose class they have not seen,
     and its networks with heads by task fill every head up with zeros to the widest one.
     """
-    fill: list[Any] = [
-        m.mask_value
-        for m in model.modules()
-        if getattr(m, "masking", False) and hasattr(m, "mask_value")
-    ]
+    fill = _mask_values(model)
     fill += [0] if reads_task_labels(model) else []
     if not fill or outputs.dim() != 2:
         return outputs
     none = torch.stack([outputs.eq(value).all(0) for value in set(fill)]).any(0)
     return outputs if bool(none.all()) else outputs.masked_fill(none, -math.inf)
+
+
+def _mask_values(model: nn.Module) -> list[Any]:
+    """Return what a network's classifiers write in the place of units that do not count."""
+    return [
+        m.mask_value
+        for m in model.modules()
+        if getattr(m, "masking", False) and hasattr(m, "mask_value")
+    ]
 
 
 def _as_wide(vectors: Tensor, others: Tensor) -> Tensor:

@@ -91,19 +91,21 @@ class TaskMeasurer:
         elif sample.labels is None:
             raise ValueError("fisher='empirical' is measured with labels: give labels= too.")
         outputs = self.check(network, sample)
-        targets = self.likelihood.targets(
-            network,
-            sample,
-            self.generator,
-            fisher,
-            lambda head, units: self.seen.weights(head, units) if head in known else None,
-        )
+
+        def weights(head: int, units: int) -> Tensor | None:
+            return self.seen.weights(head, units) if head in known else None
+
+        later = None
+        if fisher == "logits":
+            later = self.likelihood.vectors_later(network, sample, self.generator, weights)
         view = self.likelihood.view(network, sample.tasks)
         measurement = Measurement(
             view.module, (sample.images,), view.rename(params), self.settings, Processes.started()
         )
-        task = Task(*view.task(targets, sample.tasks, fisher))
-        measurement.choose_basis(task)
+        if later is None:
+            targets = self.likelihood.targets(network, sample, self.generator, fisher, weights)
+            later = view.task(targets, sample.tasks, fisher)
+        task = Task(*later)
         found, basis = view.restore(measurement.fisher(task)), measurement.basis
         heads = tuple(sample.tasks.unique().tolist()) if reads_task_labels(network) else ()
         basis = None if basis is None else view.restore_basis(basis)

@@ -188,7 +188,7 @@ def _cifar_domains(seed: int) -> list[Task]:
     return tasks
 
 
-def _small_cnn(outputs: int) -> Callable[[int], nn.Module]:
+def small_cnn(outputs: int) -> Callable[[int], nn.Module]:
     """Three convolutions with GroupNorm, and two Linear layers."""
 
     def make(seed: int) -> nn.Module:
@@ -235,11 +235,11 @@ STREAMS = {
     ),
     "odd-even": Setting(lambda s: _pairs(s, _mnist(), True), _dense(784, 64, 64, classes=2)),
     "split": Setting(lambda s: _pairs(s, _mnist()), _dense(784, 64, 64), masked=True),
-    "cifar-split": Setting(_cifar_split, _small_cnn(50), masked=True),
+    "cifar-split": Setting(_cifar_split, small_cnn(50), masked=True),
     "rotated": Setting(lambda s: _rotated(ROOTS["data"], s), _convolutional),
     "fashion-permuted": Setting(_permuted_fashion, _dense(784, 64, 64)),
     "fashion-split": Setting(lambda s: _pairs(s, fashion()), _dense(784, 64, 64), masked=True),
-    "cifar-domains": Setting(_cifar_domains, _small_cnn(20)),
+    "cifar-domains": Setting(_cifar_domains, small_cnn(20)),
 }
 
 # ------------------------------------------------------------------ methods
@@ -287,9 +287,10 @@ class Natural(GFIPlugin):
         super().__init__(strength, keep_importance_data=True, penalty=penalty, **settings)
         self.units, self.rest, self.form = units, rest, form
         self.tau, self.seen = tau, set[int]()
-        self.measurer.likelihood.draw = self._draw  # type: ignore[method-assign]
+        reading: Any = self.measurer.likelihood
+        reading.draw, reading.vectors_later = self._draw, lambda *_: None
 
-    def _draw(self, model, images, tasks, generator, fisher="logits"):  # type: ignore[no-untyped-def]
+    def _draw(self, model, images, tasks, generator, fisher="logits", weights=None):  # type: ignore[no-untyped-def]
         """Draw a vector for each image, over the units that count."""
         with torch.no_grad():
             model.eval()

@@ -1,6 +1,7 @@
 """Time ours against what else there is: `python -m benchmarks.speed`.
 
     python -m benchmarks.speed fisher [--nets cicnn,resnet26,resnet18,vit] [--repeats 5]
+    python -m benchmarks.speed cost --nets mlp,cicnn,vit,efficientnet,resnet26 --threads 1
     python -m benchmarks.speed gfi | penalty | kronecker | epoch | growth | memory | checkpoint
     python -m benchmarks.speed features --data-root DIR
 
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks.records import RESULTS, read, versions, write
 from benchmarks.speed.checkpoint import checkpoint
+from benchmarks.speed.cost import cost
 from benchmarks.speed.epoch import epoch
 from benchmarks.speed.features import features
 from benchmarks.speed.fisher import fisher, growth, plot_fisher, plot_growth
@@ -33,6 +35,7 @@ JOBS = {
     "gfi": gfi,
     "penalty": penalty,
     "kronecker": kronecker,
+    "cost": cost,
     "epoch": epoch,
     "features": features,
     "checkpoint": checkpoint,
@@ -40,7 +43,7 @@ JOBS = {
     "memory": memory,
 }
 PLOTS = {"fisher": plot_fisher, "growth": plot_growth}
-IN_PARTS = ("fisher", "gfi", "features")  # whose networks or parts may be run one by one
+IN_PARTS = ("fisher", "gfi", "features", "cost")  # whose networks or parts may be run one by one
 
 
 def main() -> None:

@@ -115,6 +115,57 @@ def test_fisher_in_a_basis_does_not_depend_on_the_room_for_activations(made):
         torch.testing.assert_close(pieces[name], value, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.parametrize("chunk_bytes", [2**29, 20_000])
+@pytest.mark.parametrize("name", ["mlp", "conv dilation", "conv depthwise", "group norm"])
+def test_basis_and_fisher_at_once_are_those_of_one_after_the_other(made, name, chunk_bytes):
+    model, x, options, _ = made(name, 24)
+    options |= {"chunk_bytes": chunk_bytes}
+    fisher, basis = kronecker.kronecker_fisher(model, x, rank=3, **options)
+    alone = kronecker_basis(model, x, rank=3, **options)
+    wanted = fisher_information(model, x, basis=alone, **options)
+    assert fisher.keys() == wanted.keys() and basis.keys() == alone.keys()
+    for one, layer in basis.items():
+        assert torch.equal(layer.left, alone[one].left)
+        assert torch.equal(layer.right, alone[one].right)
+    for one, value in wanted.items():
+        torch.testing.assert_close(fisher[one], value, rtol=1e-12, atol=0)
+
+
+def test_layers_with_many_positions_are_read_on_evenly_spaced_samples(made, monkeypatch):
+    monkeypatch.setattr(kronecker, "_LEAST", 6)
+    monkeypatch.setattr(kronecker, "_ROWS", 1)
+    model, x, options, _ = made("conv dilation", 24)
+    every = kronecker_basis(model, x, rank=3, **options)
+    targets = options.pop("targets")
+    fourth = kronecker_basis(model, x[::4], rank=3, targets=targets[::4], **options)
+    small = kronecker_basis(model, x, rank=3, targets=targets, chunk_bytes=20_000, **options)
+    for found in (every["0.weight"], small["0.weight"]):
+        for one, other in (
+            (found.left, fourth["0.weight"].left),
+            (found.right, fourth["0.weight"].right),
+        ):
+            torch.testing.assert_close(
+                (one.T @ other).abs(), torch.eye(one.shape[1]).double(), atol=1e-8, rtol=0
+            )
+
+
+def test_the_leading_eigenvectors_of_a_large_matrix_hold_what_the_exact_ones_hold(monkeypatch):
+    monkeypatch.setattr(kronecker, "_LARGE", 90)
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(2, 120, 120).double()).Q
+    matrix = turn * torch.arange(1.0, 121).double() ** -1.5 @ turn.mT
+    exact = torch.linalg.eigvalsh(matrix).flip(-1)[:, :6]
+    for dtype in (torch.float32, torch.float64):
+        values, vectors = kronecker._leading(matrix, 6, dtype)
+        vectors = vectors[..., :6]
+        assert vectors.dtype == torch.float64
+        held = vectors.mT @ matrix @ vectors
+        torch.testing.assert_close(held.diagonal(0, -2, -1), exact, rtol=1e-3, atol=0)
+        torch.testing.assert_close(values[:, :6], exact, rtol=1e-3, atol=0)
+        unit = torch.eye(6).double().expand(2, 6, 6)
+        torch.testing.assert_close(vectors.mT @ vectors, unit, rtol=0, atol=1e-12)
+
+
 def both_losses(made, name, **estimator):
     """Fisher and relative Fisher of two losses in a basis, and squares of rotated gradients."""
     model, x, options, loss = made(name, 30)
@@ -182,12 +233,17 @@ def factors_of(model, layer, x, y, unfold):
     ("name", "unfold"),
     [
         ("mlp", lambda a: a.unsqueeze(1)),
+        ("wide", lambda a: a.unsqueeze(1)),  # more inputs than samples
         ("conv dilation", lambda a: F.unfold(a, 2, padding=(0, 2), dilation=(2, 3)).mT),
         ("conv stride, many channels", lambda a: F.unfold(a, 3, stride=(2, 1)).mT),
     ],
 )
 def test_the_basis_has_the_leading_eigenvectors_of_both_factors(made, name, unfold):
-    model, x, options, _ = made(name)
+    model, x, options, _ = made("mlp" if name == "wide" else name)
+    if name == "wide":
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(30, 14), nn.Tanh(), nn.Linear(14, 3)).double()
+        x, options["targets"] = torch.randn(12, 30).double(), torch.arange(12) % 3
     layer = kronecker_basis(model, x, rank=3, **options)["0.weight"]
     inputs, outputs = factors_of(model, model[0], x, options["targets"], unfold)
     for factor, vectors in ((inputs, layer.right), (outputs, layer.left)):

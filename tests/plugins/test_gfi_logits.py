@@ -13,6 +13,7 @@ from vector_streams import stream
 from avalanche_cetl import GFI, GFIPlugin, GFISettings
 from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
+from avalanche_cetl.information.outputs import vectors_of
 
 NATURAL = {"fisher": "logits", "normalize": False}
 
@@ -23,6 +24,14 @@ class Watched(OutputLikelihood):
     def draw(self, *arguments):
         self.drawn = super().draw(*arguments)
         return self.drawn
+
+    def vectors_later(self, model, sample, generator, weights):
+        later = super().vectors_later(model, sample, generator, weights)
+        if later is not None:
+            outputs = torch.zeros_like(later[1])  # their values do not count
+            own = weights(0, outputs.shape[1])
+            self.drawn = vectors_of(outputs, self.likelihood, later[1], own).float()
+        return later
 
 
 def watched(**arguments):

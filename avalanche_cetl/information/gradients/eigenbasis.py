@@ -193,7 +193,7 @@ class RotatedClosedForm(GradSample):
 
     def row_bytes(self) -> int:
         """Return the memory of one sample's gradients and what they take to make."""
-        return self._sample.factor_bytes + self._layer.shape.numel() * 4
+        return self._sample.product_bytes + self._layer.shape.numel() * 4
 
     def _rotated(self, factors: Factors) -> Factors:
         """Return ``U^T left`` and ``right V``."""
@@ -209,18 +209,19 @@ class RotatedClosedForm(GradSample):
         With many positions the gradient itself is the smaller matrix: it is then rotated in the
         place of its factors.
         """
-        factors = self._sample.factors(rows, loss)
-        if not self._rotates_whole(factors):
-            factors = self._rotated(factors)
+        if not self._sample.depthwise and not self._rotates_whole():
+            factors = self._rotated(self._sample.factors(rows, loss))
             return {self.name: factors.left @ factors.right}
-        whole = factors.left @ factors.right @ self._right.to(factors.right)
+        product, sums = self._sample.product(rows, loss)
+        whole = product @ self._right.to(product)
         if self._bias is not None:
-            whole = whole + factors.left.sum(-1, keepdim=True) * self._bias.to(whole)
+            whole = whole + sums * self._bias.to(whole)
         return {self.name: self._layer.left.to(whole).mT @ whole}
 
-    def _rotates_whole(self, factors: Factors) -> bool:
+    def _rotates_whole(self) -> bool:
         """Return whether rotating the gradient takes fewer products than rotating its factors."""
-        (outputs, positions), inputs = factors.left.shape[-2:], factors.right.shape[-1]
+        positions = self._sample.positions
+        outputs, inputs = self._layer.left.shape[-2], self._right.shape[-2]
         r, s = self._layer.shape[-2:]
         of_factors = positions * (r * outputs + inputs * s + r * s)
         return positions * outputs * inputs + outputs * s * (inputs + r) < of_factors

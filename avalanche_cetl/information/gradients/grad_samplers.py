@@ -6,6 +6,7 @@ pixels), and is returned as its two :class:`~avalanche_cetl.information.gradient
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -40,11 +41,43 @@ def linear(module: nn.Linear, inputs: Inputs, g: Tensor) -> Factors:
 @register_layer_factors(nn.Conv1d, nn.Conv2d, nn.Conv3d, parameter="weight")
 def convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Inputs, g: Tensor) -> Factors:
     """Return the factors of a convolution, with any stride, padding, dilation and groups."""
-    x, before_after = inputs[0], _padding(module)
-    if any(before_after):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, before_after, mode=mode)
-    return _correlation(module, small=g, large=x, leading=g.shape[1])
+    return _correlation(module, small=g, large=_padded(module, inputs[0]), leading=g.shape[1])
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Return whether a layer is a convolution of every channel by itself."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and (
+        1 < module.groups == module.in_channels == module.out_channels
+    )
+
+
+def depthwise_product(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Inputs, g: Tensor
+) -> Tensor:
+    """Return the weight's gradients of a depthwise convolution, ``(n, C, 1, kernel)``.
+
+    One tap of the kernel after another, with channels last: a matrix of windows would be as large
+    as the image times the kernel's size, for a product with a single row.
+    """
+    kernel = [range(k) for k in module.kernel_size]
+    image = _padded(module, inputs[0]).movedim(1, -1).contiguous()
+    small = g.movedim(1, -1).contiguous()
+    space = tuple(range(1, small.dim() - 1))
+    taps = []
+    for place in product(*kernel):
+        moves = zip(place, module.dilation, module.stride, small.shape[1:-1], strict=True)
+        window = [slice(k * d, k * d + s * (size - 1) + 1, s) for k, d, s, size in moves]
+        taps.append((image[(slice(None), *window)] * small).sum(space))
+    return torch.stack(taps, -1).unsqueeze(2)
+
+
+def _padded(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """Return the input of a convolution as its kernel reads it."""
+    before_after = _padding(module)
+    if not any(before_after):
+        return x
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, before_after, mode=mode)
 
 
 @register_layer_factors(

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -160,7 +161,7 @@ class PerSampleGradients:
         A single batch is kept, so that a second round over it costs no pass.
         """
         if self._kept is not None:
-            yield self._kept
+            yield self._within_basis(self._kept)
             return
         start = 0
         while start < self.samples:
@@ -170,7 +171,7 @@ class PerSampleGradients:
             batch = self._run(slice(start, stop))
             if self.one_batch:
                 self._kept = batch
-            yield batch
+            yield self._within_basis(batch)
             del batch
             start = stop
 
@@ -186,12 +187,15 @@ class PerSampleGradients:
                     self.routes,
                 )  # fmt: skip
                 self._to_verify = 0
-        if self.basis:
-            gradients = rotated(gradients, self.basis)
-        for sample in gradients:
-            for name in sample.names:
-                self.layouts.setdefault(name, sample.layout(name))
         return Batch(rows, gradients, self.chunk_bytes)
+
+    def _within_basis(self, batch: Batch) -> Batch:
+        """Return a batch with the gradients of layers in the basis, if there is one."""
+        if self.basis:
+            batch = replace(batch, grad_samples=rotated(batch.grad_samples, self.basis))
+        for sample in batch.grad_samples:
+            self.layouts |= {name: sample.layout(name) for name in sample.names}
+        return batch
 
     def _capture(self, rows: slice) -> Captured:
         if self.samples == 1 and self._loop.pairs:

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from avalanche.models import FeCAMClassifier
+from avalanche.models.fecam import compute_covariance, compute_means
 
 from benchmarks.continual import frozen
 
@@ -34,3 +36,19 @@ def test_rivals_learn_on_the_same_features(data):
     assert frozen.ncm(data) > 80
     assert frozen.slda(data) > 80
     assert frozen.replay(data, 0.03, 0) > 30
+
+
+def test_fecam_and_the_joint_probe_learn_too(data):
+    data = tuple((x.abs(), y) for x, y in data)  # as behind a ReLU
+    assert frozen.fecam(data) > 60
+    assert frozen.probe(data) > 80
+
+
+def test_the_shorter_way_to_fecams_distances_gives_them(data):
+    classifier, (x, y) = FeCAMClassifier(), (data[0][0].abs(), data[0][1])
+    moved = classifier.apply_transforms(x)
+    classifier.update_class_means_dict(compute_means(moved, y))
+    covariances = classifier.apply_cov_transforms(compute_covariance(moved, y))
+    classifier.update_class_cov_dict(covariances)
+    wanted = classifier(x)
+    torch.testing.assert_close(frozen.fecam_logits(classifier)(x), wanted, rtol=1e-3, atol=1e-4)

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from avalanche_cetl.information.gradients.grad_samplers import (
+    depthwise_product,
     embedding_square_sum,
     grad_sampler_of,
+    is_depthwise,
 )
 from avalanche_cetl.information.gradients.grad_samplers_rnn import can_be_unrolled
 
@@ -46,6 +48,29 @@ def test_the_grad_samplers_of_a_layer_give_autograds_gradients(name):
             ]
         )
         torch.testing.assert_close(gradients.reshape(wanted.shape), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 3, 4, stride=3, padding=1, groups=3), (3, 11)),
+        (nn.Conv2d(4, 4, (2, 3), dilation=(2, 1), padding="same", groups=4), (4, 6, 5)),
+        (nn.Conv2d(2, 2, 3, stride=2, padding=1, padding_mode="reflect", groups=2), (2, 6, 6)),
+        (nn.Conv3d(2, 2, 2, groups=2, bias=False), (2, 3, 4, 3)),
+    ],
+)
+def test_the_gradients_of_a_depthwise_convolution_are_the_products_of_its_factors(layer, shape):
+    torch.manual_seed(0)
+    x = torch.randn(3, *shape)
+    g = torch.randn_like(layer(x))
+    factors = grad_sampler_of(layer, "weight").function(layer, (x,), g)
+    assert is_depthwise(layer)
+    torch.testing.assert_close(depthwise_product(layer, (x,), g), factors.left @ factors.right)
+
+
+def test_a_convolution_of_several_channels_is_not_depthwise():
+    layers = nn.Conv2d(1, 1, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(2, 4, 3, groups=2)
+    assert not any(map(is_depthwise, (*layers, nn.Linear(2, 2))))
 
 
 @pytest.mark.parametrize("padding", [None, 2])
