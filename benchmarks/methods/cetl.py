@@ -89,12 +89,15 @@ def earlier(name: str | None) -> Any:
     if name != "best":
         return parse_preset(name)
     best = parse_preset("best")
-    probe = best.plugins[0]
+    probe, source, *others = best.plugins
+    source = source._replace(
+        make=lambda: SoftTargets(weight=0.3, temperature=2.0, rows="target", anneal=True)
+    )
     probe = probe._replace(
         make=lambda: SoftTargets(weight=10.0, temperature=2.0, rows="target", head="probe"),
         weight=replace(probe.weight, full=10.0),  # type: ignore[type-var]
     )
-    return replace(best, plugins=(probe, *best.plugins[1:]))
+    return replace(best, plugins=(probe, source, *others))
 
 
 def gfi_of(preset: str, job: Job) -> GFISettings:

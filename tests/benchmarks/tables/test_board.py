@@ -83,6 +83,8 @@ def test_a_strength_is_chosen_on_validation_images(photographs, small_source, mo
 def test_a_score_that_is_no_number_is_not_chosen(monkeypatch, photographs, small_source):
     scores = iter([float("nan"), -5.0, float("inf")])
     monkeypatch.setattr(table2.TABLE, "score", lambda *args: next(scores))
+    row = replace(table2.ROWS["probe"], strengths=(1e-4, 1e-3, 1e-2))
+    monkeypatch.setitem(table2.ROWS, "probe", row)
     assert "strength 0.001, of" in board.tune(_place(table2, "probe"))
 
 
