@@ -137,46 +137,40 @@ def slda(data: Data) -> float:
     return accuracy(strategy.predict, data)
 
 
-def ncm(data: Data) -> float:
-    """Let Avalanche's plugin compute the class means, as shipped."""
-    from avalanche.models import NCMClassifier
-    from avalanche.training.plugins.update_ncm import CurrentDataNCMUpdate
+def _filled(classifier: nn.Module, plugin: Any, data: Data) -> Any:
+    """Return a classifier that Avalanche's plugin fills from the stream, as shipped."""
     from avalanche.training.supervised import Naive
 
     model = nn.Module()
-    model.feature_extractor, model.eval_classifier = nn.Identity(), NCMClassifier()
+    model.feature_extractor, model.eval_classifier = nn.Identity(), classifier
     model.unused = nn.Parameter(torch.zeros(1))
     strategy = Naive(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
         train_epochs=0,
         train_mb_size=500,
-        plugins=[CurrentDataNCMUpdate()],
+        plugins=[plugin],
         evaluator=None,
     )
     strategy.train(stream(data))
-    return accuracy(model.eval_classifier, data)
+    return model.eval_classifier
+
+
+def ncm(data: Data) -> float:
+    """Let Avalanche's plugin compute the class means."""
+    from avalanche.models import NCMClassifier
+    from avalanche.training.plugins.update_ncm import CurrentDataNCMUpdate
+
+    return accuracy(_filled(NCMClassifier(), CurrentDataNCMUpdate(), data), data)
 
 
 def fecam(data: Data) -> float:
-    """Let Avalanche's plugin compute means and covariances of the classes, as shipped."""
+    """Let Avalanche's plugin compute means and covariances of the classes."""
     from avalanche.models import FeCAMClassifier
     from avalanche.training.plugins.update_fecam import CurrentDataFeCAMUpdate
-    from avalanche.training.supervised import Naive
 
-    model = nn.Module()
-    model.feature_extractor, model.eval_classifier = nn.Identity(), FeCAMClassifier()
-    model.unused = nn.Parameter(torch.zeros(1))
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        train_epochs=0,
-        train_mb_size=500,
-        plugins=[CurrentDataFeCAMUpdate()],
-        evaluator=None,
-    )
-    strategy.train(stream(data))
-    return accuracy(fecam_logits(model.eval_classifier), data, at_once=len(data[1][0]))
+    found = _filled(FeCAMClassifier(), CurrentDataFeCAMUpdate(), data)
+    return accuracy(fecam_logits(found), data, at_once=len(data[1][0]))
 
 
 def fecam_logits(classifier: Any) -> Callable[[Tensor], Tensor]:
