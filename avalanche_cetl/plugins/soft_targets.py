@@ -82,7 +82,8 @@ class SoftTargets(DistillationPlugin):
         ``"centroids"``, with :class:`CETLStrategy` and an S whose classes are T2's:
         :func:`~avalanche_cetl.encoders.centroids.class_centroids` of its features of the clean
         target images, which read no label. On images of a domain that S has not learnt they were
-        right more often than S's own logits.
+        right more often than S's own logits, which teach where the two agree on less than two
+        thirds of the images.
     :param anneal: whether the weight falls in a straight line over the rounds of an experience, to
         0 in the last (teacher annealing: Clark et al. 2019, arXiv 1907.04829). T2 then starts from
         what S knows, and may end where S is wrong and its other losses are right.
@@ -133,6 +134,7 @@ class SoftTargets(DistillationPlugin):
         source = self.source(strategy)
         if self.head == CENTROIDS:
             self.classifier = class_centroids(*training.target_logits(source))
+            self._own = self.classifier is None
             return
         wanted = {int(label) for label in strategy.adapted_dataset.targets}
         features, labels = training.labelled_features(source)

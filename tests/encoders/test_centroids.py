@@ -50,3 +50,10 @@ def test_a_class_that_no_row_is_near_has_finite_logits():
     features, _, means = _clusters()
     logits = torch.cat([features @ means.t(), torch.full((60, 1), -1000.0)], 1)
     assert class_centroids(features, logits)(features).isfinite().all()
+
+
+def test_there_are_none_where_they_hardly_agree_with_the_classifier():
+    features, _, _ = _clusters()
+    random = 9 * torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
+    assert (naive(features, random).argmax(1) == random.argmax(1)).float().mean() < 2 / 3
+    assert class_centroids(features, random) is None

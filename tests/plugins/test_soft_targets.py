@@ -222,6 +222,17 @@ def test_centroids_are_of_all_target_rows_and_need_no_label(teacher, digits, tmp
     torch.testing.assert_close(plugin.classifier(features), wanted(features))
 
 
+def test_s_itself_teaches_where_its_classes_do_not_lie_together(few):
+    class Guesses(ModuleEncoder):
+        def cheapest_logits(self, x, features=None):
+            return 9 * torch.randn(len(x), 3, generator=torch.Generator().manual_seed(len(x)))
+
+    source = Guesses(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=SHAPE)
+    plugin = SoftTargets(rows="target", head="centroids")
+    assert trained(coupled(source), few, plugin).round_losses["L_soft"] > 0
+    assert plugin.classifier is None
+
+
 def test_centroids_need_an_s_of_t2s_classes(few):
     source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), input_shape=SHAPE)
     with pytest.raises(ValueError, match="has 2 classes and the target network 3"):
