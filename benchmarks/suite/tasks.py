@@ -52,7 +52,7 @@ from avalanche_cetl import (
 from avalanche_cetl.features import default_cache_dir
 from benchmarks.data.digits import in_colour, mnist_m
 from benchmarks.data.draws import Set, draw, drawn_rows, split_off
-from benchmarks.data.sets import features_of, read_data
+from benchmarks.data.sets import features_of, read_data, read_set
 from benchmarks.data.views import inverting_views, jitter, strong_views, views
 from benchmarks.methods.job import TransferBudget
 from benchmarks.methods.plain import Augmented, fit_plainly
@@ -256,9 +256,14 @@ def digits_without_source(root: str, seed: int) -> Data:
 
 def _on_photographs(digits: Set, root: str, seed: int) -> Set:
     """Blend digits with photographs as MNIST-M's makers did: the absolute difference of the two."""
-    train = read_data("CIFAR-10", root, 200, 50, 0, 0, 200).train[0]
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    return (train[rows[: len(digits[0])]] - in_colour(digits)[0]).abs(), digits[1]
+    photographs = _some_photographs(root)
+    rows = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(seed))
+    return (photographs[rows[: len(digits[0])]] - in_colour(digits)[0]).abs(), digits[1]
+
+
+@lru_cache(maxsize=1)
+def _some_photographs(root: str) -> Tensor:
+    return draw(read_set("CIFAR-10", root)[0], 200)[0]
 
 
 def to_photographs(root: str, seed: int) -> Data:
