@@ -325,3 +325,10 @@ def test_an_option_of_a_wrong_type_is_named(options):
     one = make(variant="e")
     with pytest.raises((TypeError, ValueError), match=name):
         setattr(one, name, options[name])
+
+
+def test_the_rounds_between_evaluations_are_read_as_they_were_given():
+    strategy = make(eval_every=2)
+    assert strategy.eval_every == 2
+    strategy.eval_every = 3
+    assert strategy.eval_every == 3
