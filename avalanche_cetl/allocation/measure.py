@@ -6,8 +6,8 @@ CETL's rounds and for :class:`~avalanche_cetl.allocation.penalty.WeightPenalty` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from avalanche_cetl.information.likelihood import Loss, select
 from avalanche_cetl.information.relative import fisher_and_relative
 
 Weights = dict[str, Tensor]
+_Found = TypeVar("_Found")
 
 
 class Task(NamedTuple):
@@ -63,15 +64,7 @@ class Measurement:
         """Take the Kronecker basis of a task as ``basis``, where the settings want one."""
         if self.settings.basis == "diagonal":
             return
-        self.basis = kronecker_basis(
-            self.network,
-            self._inputs,
-            task.loss,
-            self.params,
-            targets=select(task.targets, self._own),
-            rank=self.settings.rank,
-            process_group=self._group,
-        )
+        self.basis = self._of(kronecker_basis, task, rank=self.settings.rank)
 
     def fisher(self, task: Task) -> Weights:
         """Return the Fisher information of one task, the mean over all samples.
@@ -79,24 +72,20 @@ class Measurement:
         Where the settings want a basis and there is none yet, it is the task's own.
         """
         if self.basis is None and self.settings.basis == "kronecker":
-            found, self.basis = kronecker_fisher(
-                self.network,
-                self._inputs,
-                task.loss,
-                self.params,
-                targets=select(task.targets, self._own),
-                rank=self.settings.rank,
-                process_group=self._group,
-            )
+            found, self.basis = self._of(kronecker_fisher, task, rank=self.settings.rank)
             return found
-        return fisher_information(
+        return self._of(fisher_information, task, basis=self.basis)
+
+    def _of(self, measure: Callable[..., _Found], task: Task, **options: Any) -> _Found:
+        """Return what is measured of one task, on this process's samples."""
+        return measure(
             self.network,
             self._inputs,
             task.loss,
             self.params,
             targets=select(task.targets, self._own),
             process_group=self._group,
-            basis=self.basis,
+            **options,
         )
 
     def relative(self, first: Task, second: Task) -> tuple[Weights, Weights]:

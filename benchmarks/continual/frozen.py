@@ -59,17 +59,21 @@ MEAN, STD = (0.50707, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
 Data = tuple[Set, Set]
 
 
-def features() -> Data:
-    """Return features and labels of the training and of the test images, in float32."""
-    train, test, _ = cifar100()
-    encoder = TimmEncoder(
+def source_network() -> TimmEncoder:
+    """Return EfficientNet-Lite0 for images of CIFAR-100."""
+    return TimmEncoder(
         "tf_efficientnet_lite0",
         weights="package",
         image_size=SIDE,
         input_mean=MEAN,
         input_std=STD,
     )
-    stored = with_source_features(transfer_benchmark(train, test), encoder)
+
+
+def features() -> Data:
+    """Return features and labels of the training and of the test images, in float32."""
+    train, test, _ = cifar100()
+    stored = with_source_features(transfer_benchmark(train, test), source_network())
     rows = [
         stream[0].dataset.source_features for stream in (stored.train_stream, stored.test_stream)
     ]

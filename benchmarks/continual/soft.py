@@ -34,7 +34,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
-from benchmarks.continual.frozen import CLASSES, MEAN, MEMORY, SIDE, STD, STEP
+from benchmarks.continual.frozen import CLASSES, MEMORY, SIDE, STEP, source_network
 from benchmarks.continual.natural import ROOTS, cifar100, small_cnn
 from benchmarks.data.draws import Set
 from benchmarks.markdown import table
@@ -60,13 +60,7 @@ METHODS = {
 def data() -> tuple[Any, Set, TimmEncoder]:
     """Return the training set with stored features, test images, and the source network."""
     train, test, _ = cifar100()
-    encoder = TimmEncoder(
-        "tf_efficientnet_lite0",
-        weights="package",
-        image_size=SIDE,
-        input_mean=MEAN,
-        input_std=STD,
-    )
+    encoder = source_network()
     stored = with_source_features(transfer_benchmark(train, test), encoder)
     return stored.train_stream[0].dataset, test, encoder
 
