@@ -102,7 +102,7 @@ class SoftTargets(DistillationPlugin):
         temperature: float = 4.0,
         rows: Rows | None = None,
         source: Encoder | None = None,
-        head: nn.Module | Literal["probe", "best"] | None = None,
+        head: nn.Module | Literal["probe", "best", "centroids"] | None = None,
         anneal: bool = False,
     ):
         super().__init__(weight, rows, source)
