@@ -52,6 +52,7 @@ ORDER_OF_TRAINING = (
     "multi_task",
     "gfi",
     "ridge",
+    "estimate",
     "strategy",
     "",
 )
