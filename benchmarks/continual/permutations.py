@@ -6,12 +6,13 @@ and tested on all 10,000. They report about 90 % after 50 permutations. Here a p
 passes, mini-batches of 250; Adam at 1e-3, or SGD at 0.1 with momentum 0.9. The first permutation is
 MNIST as it is.
 
-A method is a class with its strength: ``GFIPlugin`` as it comes, ``GFIPlugin:20``, with 2,000
-measured images ``GFIPlugin:20:2000``, ``EWC:100`` (Avalanche's, mode "online" with a decay of 1,
-since its separate mode keeps every task), ``MAS:1``, ``SI:1``, ``LwF:1`` or ``Naive``. Settings of
-GFIPlugin that differ from its own were tried on other permutations (seed 100). Strengths of others
-may be chosen by the very figures that are shown, which favours them. Results go to
-``benchmarks/results/continual/permutations.json``, run by run; ``--table`` writes the table.
+A method is a class with its strength: ``GFIPlugin`` as it comes, ``GFIPlugin:20``, with 256
+measured images ``GFIPlugin:20:256``, with ``rank=128`` ``GFIPlugin:20:256:128``, ``EWC:100``
+(Avalanche's, mode "online" with a decay of 1, since its separate mode keeps every task), ``MAS:1``,
+``SI:1``, ``LwF:1`` or ``Naive``. Settings of GFIPlugin that differ from its own were tried on other
+permutations (seed 100). Strengths of others may be chosen by the very figures that are shown, which
+favours them. Results go to ``benchmarks/results/continual/permutations.json``, run by run;
+``--table`` writes the table.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def plugins(method: str) -> list[Any]:
     """Return the plugins of a method."""
     from avalanche.training import plugins as ap
 
-    kind, strength, samples, *_ = [*method.split(":"), "", ""]
+    kind, strength, samples, rank, *_ = [*method.split(":"), "", "", ""]
     more: dict[str, Any] = {"dwa_lambda": float(strength)} if strength else {}
     more |= {"samples": int(samples)} if samples else {}
+    more |= {"rank": int(rank)} if rank else {}
     made = {
         "Naive": lambda _: [],
         "GFIPlugin": lambda _: [GFIPlugin(**more)],
@@ -152,6 +154,14 @@ def main() -> None:
                 kept.add({**dict(zip(KEYS, key, strict=True)), **found})
 
 
+def title(method: str) -> str:
+    """Return how the table names a method."""
+    kind, *values = method.split(":")
+    names = ("strength", "measured images", "rank")
+    given = (f"{name} {value}" for name, value in zip(names, values, strict=False))
+    return ", ".join([kind, *given])
+
+
 def shown() -> str:
     """Return the table in Markdown."""
     runs = read(FILE)["runs"]
@@ -168,7 +178,7 @@ def shown() -> str:
             [
                 str(count),
                 {"adam": "Adam", "momentum": "SGD, momentum"}[optimiser],
-                method.replace(":", ", strength ", 1).replace(":", ", images "),
+                title(method),
                 cell([run["accuracy"] for run in own]),
                 cell([run["first"] for run in own]),
                 cell([run["last"] for run in own]),
