@@ -35,6 +35,7 @@ class PenaltyArguments(Described):
     output = property(attrgetter("measurer.likelihood.output"))
     unseen = property(attrgetter("measurer.seen.unseen"))
     samples = property(attrgetter("settings.samples"))
+    damping = property(lambda self: getattr(self.store, "damping", 0.0))
     normalize = property(attrgetter("settings.normalize"))
     seed = property(attrgetter("settings.seed"))
     importances = property(attrgetter("store.importances"))
@@ -57,3 +58,7 @@ class PenaltyArguments(Described):
                 f"dwa_lambda={value} has to be >= 0, and finite with penalty={self.penalty!r}."
             )
         self._dwa_lambda = float(value)
+
+    def _next_number(self) -> int:
+        """Return the number of a task that has none of its own."""
+        return 1 + max(self.store.importances, default=-1)

@@ -63,6 +63,10 @@ class QuadraticPenalty:
         ``U^T W* V``, by direction.
     :ivar basis: of the layers whose importance is by direction.
     :ivar constant: c, >= 0.
+    :ivar damping: by parameter name, an importance that all its weights have besides, also those
+        outside of the directions of a basis.
+    :ivar centres: the weights theta* that it holds them at; rows that a parameter has got since are
+        free.
     """
 
     def __init__(self) -> None:
@@ -70,6 +74,8 @@ class QuadraticPenalty:
         self.anchors: Weights = {}
         self.basis = KroneckerBasis({})
         self.constant = 0.0
+        self.damping: dict[str, float] = {}
+        self.centres: Weights = {}
 
     @classmethod
     def within(
@@ -97,6 +103,8 @@ class QuadraticPenalty:
         """Take a state."""
         self.importance, self.anchors = dict(state["importance"]), dict(state["anchors"])
         self.basis, self.constant = basis_of(state["basis"]), float(state["constant"])
+        self.damping = dict(state.get("damping", {}))
+        self.centres = dict(state.get("centres", {}))
 
     def to(self, device: torch.device) -> None:
         """Move all of it to a device."""
@@ -104,6 +112,7 @@ class QuadraticPenalty:
             return
         self.importance = {name: value.to(device) for name, value in self.importance.items()}
         self.anchors = {name: value.to(device) for name, value in self.anchors.items()}
+        self.centres = {name: value.to(device) for name, value in self.centres.items()}
         self.basis = self.basis.to(device)
 
     @property
@@ -127,11 +136,12 @@ class QuadraticPenalty:
             self.constant += float(((total - own) * share * away).sum(dtype=torch.float64)) / 2
             self.anchors[name].lerp_(anchor, share.to(anchor.dtype))
 
-    def penalty(self, params: Mapping[str, Tensor], strength: float) -> Tensor:
+    def penalty(self, params: Mapping[str, Tensor], strength: float, damped: bool = True) -> Tensor:
         """Return the value of all experiences' penalties, differentiable in ``params``.
 
         :param params: by name; what they lack is not held.
         :param strength: lam, finite, >= 0.
+        :param damped: whether the damping counts.
         """
         held, away = {}, {}
         params = {name: widened(params[name]) for name in self.names if name in params}
@@ -142,7 +152,13 @@ class QuadraticPenalty:
                     held[name], away[name] = value, layer.rotate(params)
             elif name in params:
                 held[name], away[name] = value, params[name]
-        return dwa_penalty(away, self.anchors, held, strength) + strength * self.constant
+        value = dwa_penalty(away, self.anchors, held, strength) + strength * self.constant
+        for name, own in self.damping.items() if damped else ():
+            if name in params:
+                centre = self.centres[name].to(params[name].dtype)
+                apart = params[name][_within(centre)] - centre
+                value = value + strength / 2 * own * apart.square().sum()
+        return value
 
     @torch.no_grad()
     def step(self, params: Mapping[str, Tensor], optimizer: Optimizer, strength: float) -> None:
@@ -166,6 +182,9 @@ class QuadraticPenalty:
                 continue
             scale = sizes.get(id(parameter), 0.0) * strength
             if scale > 0:
+                if name in self.damping:
+                    importance = importance.clone()
+                    importance[_within(self.centres[name])] += self.damping[name]
                 anchor, now = self.anchors[name], widened(parameter)
                 now.lerp_(anchor.to(now.dtype), _share(importance, scale).to(now.dtype))
                 if now is not parameter:  # of half precision
@@ -194,11 +213,24 @@ class QuadraticPenalty:
         shapes = {name: parameter.shape for name, parameter in own.items()}
         away = layer.rotate({name: p.to(importance.dtype) for name, p in own.items()})
         away -= self.anchors[layer.weight]
+        damping = self.damping.get(layer.weight, 0.0)
         for scale in set(at.values()):
-            moved = layer.restore(_share(importance, scale).mul_(away), shapes)
+            # All weights by the damping's share, and the directions by what theirs is more.
+            most = _share(torch.tensor(damping, dtype=importance.dtype), scale)
+            more = _share(importance + damping, scale) - most.to(importance.device)
+            moved = layer.restore(more.mul_(away), shapes)
             for name, one in at.items():
                 if one == scale:
+                    if damping:
+                        centre = self.centres[name].to(own[name].dtype)
+                        old = own[name][_within(centre)]
+                        moved[name][_within(centre)] += float(most) * (old - centre)
                     own[name].sub_(moved[name])
+
+
+def _within(part: Tensor) -> tuple[slice, ...]:
+    """Return where a tensor lies in one that has grown from it."""
+    return tuple(slice(size) for size in part.shape)
 
 
 def _share(importance: Tensor, scale: float) -> Tensor:

@@ -6,6 +6,7 @@ for those who read it, and for gates that are drawn anew: it lies on the CPU.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
@@ -16,12 +17,11 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.allocation.measure import Weights, gate
-from avalanche_cetl.allocation.merged_basis import MergedBasis
 from avalanche_cetl.allocation.parameters import anchors_of, basis_of, grown
 from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.sample import Heads
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.information.generalized import mean_importance, normalize_importance
+from avalanche_cetl.information.generalized import normalize_importance
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 
@@ -111,6 +111,13 @@ class ImportanceStore(ABC):
         """Return how many tasks the sum of all is of; one that has faded counts as what is left."""
         decay = 1.0 if self.decay is None else self.decay
         return sum(decay**age for age in range(len(self._heads)))
+
+    def movement(self, params: Mapping[str, Tensor]) -> float:
+        """Return the root of the quadratic, without damping, as a mean over tasks.
+
+        :param params: the network's, of those that are held.
+        """
+        return math.sqrt(float(self.quadratic.penalty(params, 2.0, damped=False)) / self.total)
 
     def _last(self) -> int | None:
         """Return the number of the task that came last; None before there is one."""
@@ -267,113 +274,6 @@ class DiagonalStore(ImportanceStore):
         """Take a copy of a state."""
         super().load_state_dict(state)
         self._gates, self._summed = deepcopy(dict(state["gates"])), int(state["summed"])
-
-
-class KroneckerStore(ImportanceStore):
-    """Importances by direction: one sum of limited rank, around the newest weights.
-
-    With ``mode="separate"`` every task counts as much as any other, with ``"online"`` old ones
-    fade; in both there is one sum and one gate. See
-    :mod:`~avalanche_cetl.allocation.merged_basis`.
-    """
-
-    def __init__(self, settings: GFISettings, decay: float | None, keep: bool):
-        super().__init__(settings, decay, keep)
-        self._sum = MergedBasis(settings.rank)
-        self._anchors: Weights = {}
-
-    def heads(self) -> list[Heads]:
-        """Return the heads of all old tasks together: they have one gate."""
-        if not self.importances:
-            return []
-        return [tuple(sorted({head for heads in self._heads.values() for head in heads}))]
-
-    @property
-    def basis(self) -> KroneckerBasis:
-        """Return the basis of the sum."""
-        return self._sum.basis
-
-    @property
-    def names(self) -> set[str]:
-        """Return the names of the parameters that are held."""
-        return set(self._sum.importance) | self._sum.basis.folded
-
-    def hold(
-        self, params: Weights, relative: Mapping[Heads, Weights], generator: torch.Generator
-    ) -> None:
-        """Gate the sum."""
-        self.holds, self.shared = True, {}
-        last = self._last()
-        if last is None:
-            return
-        importance = self._sum.importance
-        for rf in relative.values():
-            importance, self.shared[last] = self._gated(importance, rf, generator)
-        self.quadratic = QuadraticPenalty.within(self._sum.basis, importance, self._anchors)
-
-    def grow(self, params: Weights) -> None:
-        """Bring sum and anchors to the shapes of a network that may have grown, on its device."""
-        self._sum.grow({name: p.shape for name, p in params.items()})
-        for name, value in self._anchors.items():
-            if name in params:
-                self._anchors[name] = grown(value, params[name]).to(params[name].device)
-        if params:
-            device = next(iter(params.values())).device
-            self._sum.to(device)
-            self.quadratic.to(device)
-
-    def _gated(
-        self, importance: Weights, relative: Weights, generator: torch.Generator
-    ) -> tuple[Weights, dict[str, float]]:
-        """Gate the sum; the mean of what is left is what the mean of all was."""
-        measured = {name: value for name, value in importance.items() if name in relative}
-        found, shared = gate(measured, relative, self.settings, generator, self.basis)
-        if self.settings.normalize:
-            mean = mean_importance(measured, self.basis)
-            found = {name: value * mean for name, value in found.items()}
-        return importance | found, shared
-
-    @property
-    def gated(self) -> dict[int, Weights]:
-        """Return the sum as it is held, by the last task; empty between tasks."""
-        last = self._last()
-        return {last: self.quadratic.importance} if self.holds and last is not None else {}
-
-    def add(
-        self,
-        number: int,
-        fisher: Weights,
-        basis: KroneckerBasis | None,
-        params: Weights,
-        heads: Heads,
-    ) -> None:
-        """Take in the task that ends, after it was rescaled where the settings want it."""
-        assert basis is not None
-        own = normalize_importance(fisher, basis) if self.settings.normalize else fisher
-        shapes = {name: p.shape for name, p in params.items()}
-        self._sum.add(own, basis, shapes, 1.0 if self.decay is None else self.decay)
-        newest = anchors_of(params)
-        self._anchors = self._anchors | newest
-        if self.decay is not None:
-            fisher, basis, newest = self._sum.importance, self._sum.basis, self._anchors
-        self.importances[number] = {name: value.cpu() for name, value in fisher.items()}
-        self.saved_params[number] = {name: value.cpu() for name, value in newest.items()}
-        self.bases[number] = basis.to("cpu")
-        self._heads[number] = heads
-        self.quadratic = QuadraticPenalty()
-        self._forget(number)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
-        merged = {"basis": self._sum.basis.state_dict(), "importance": self._sum.importance}
-        return super().state_dict() | {"sum": merged, "anchors": self._anchors}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a copy of a state."""
-        super().load_state_dict(state)
-        state = deepcopy(dict(state))
-        self._sum.basis = basis_of(state["sum"]["basis"])
-        self._sum.importance, self._anchors = state["sum"]["importance"], state["anchors"]
 
 
 def _bits(gated: Weights) -> Weights:

