@@ -1,6 +1,7 @@
 """How the documentation is built: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
 
-Nothing is read from a network: no inventories of other projects, no fonts, no formula renderer.
+Nothing is read from a network: no inventories of other projects (``elsewhere.txt`` has the
+addresses), no fonts, no formula renderer.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ autodoc_typehints_format = "short"
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
+# A reference that leads nowhere is an error. These are types that signatures show, without a page.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"avalanche_cetl\..*\.(_?Function|ForwardFunctions|Inputs|MicroBatch|Pair|Rows)"),
+]
 add_module_names = False
 
 sphinx_gallery_conf = {
@@ -121,6 +127,8 @@ html_theme_options = {
 }
 
 
+#: Base classes without a page, which say nothing of what a class is.
+NO_BASES = {"Described", "Parts", "PenaltyArguments"}
 #: Attributes that Avalanche documents, and how objects show themselves; on a page they say nothing.
 NO_NEWS = {
     *("PLUGIN_CLASS", "adapted_dataset", "dataloader", "mbatch", "supports_distributed"),
@@ -133,6 +141,7 @@ def setup(app):
     app.connect("include-read", _relink)
     app.connect("source-read", _describe)
     app.connect("autodoc-process-signature", _readable)
+    app.connect("autodoc-process-bases", _without_helpers)
     app.connect("build-finished", _map_site)
     app.connect("autodoc-skip-member", lambda *given: given[2] in NO_NEWS or None)
 
@@ -153,6 +162,11 @@ def _readable(app, what, name, obj, options, signature, returned):
             default = rf"(\b{field.name}: .*?) = <factory>"
             signature = re.sub(default, rf"\1 = {made}", signature, count=1)
     return signature, returned
+
+
+def _without_helpers(app, name, obj, options, bases):
+    """Leave out base classes that have no page."""
+    bases[:] = [base for base in bases if base.__name__ not in NO_BASES] or [object]
 
 
 def _describe(app, docname, content):
