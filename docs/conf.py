@@ -12,7 +12,6 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
@@ -24,6 +23,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 for message in ("no QP solver found", "No loggers specified", "Plugin .* incompatible callbacks"):
     warnings.filterwarnings("ignore", message=message)
 
+import published  # noqa: E402 - in _ext
 import tutorials  # noqa: E402 - in _ext
 from sphinx.ext import autosummary  # noqa: E402
 
@@ -45,9 +45,11 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinx.ext.githubpages",
     "mathml",
     "measured",
     "names",
+    "published",
 ]
 exclude_patterns = ["_build", "gallery", "auto_gallery/*.ipynb", "auto_gallery/*.py"]
 templates_path = ["_templates"]
@@ -82,6 +84,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "tutorials.Order",
     "copyfile_regex": "",
     "download_all_examples": False,
+    "first_notebook_cell": published.INSTALL or None,
     "min_reported_time": 1,
     "remove_config_comments": True,
     "show_memory": False,
@@ -95,13 +98,13 @@ suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"avalanche-cetl {release}"
 html_static_path = ["_static"]
-# Known where the site is served: links that have to be whole need it, and the map of the site.
-html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+html_baseurl = published.SITE
 html_favicon = "_static/logo.svg"
 html_css_files = ["own.css"]
 html_js_files = [("own.js", {"defer": "defer"})]
 html_context = {
     "default_mode": "auto",
+    "site": published.SITE,
     "description": "Train a small network with the help of a frozen, larger one, in Avalanche; "
     "and a plugin against forgetting.",
 }
@@ -123,8 +126,10 @@ html_theme_options = {
     "search_as_you_type": False,
     "footer_start": ["copyright"],
     "footer_end": [],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["page-toc", "edit"],
 }
+if published.REPOSITORY:
+    html_theme_options["github_url"] = published.REPOSITORY
 
 
 #: Base classes without a page, which say nothing of what a class is.
@@ -142,7 +147,6 @@ def setup(app):
     app.connect("source-read", _describe)
     app.connect("autodoc-process-signature", _readable)
     app.connect("autodoc-process-bases", _without_helpers)
-    app.connect("build-finished", _map_site)
     app.connect("autodoc-skip-member", lambda *given: given[2] in NO_NEWS or None)
 
 
@@ -178,18 +182,6 @@ def _describe(app, docname, content):
             content[0],
             flags=re.S,
         )
-
-
-def _map_site(app, problem):
-    """Write sitemap.xml, where the address of the site is known."""
-    base = app.config.html_baseurl
-    if problem is not None or app.builder.name != "html" or not base:
-        return
-    pages = sorted(app.env.found_docs - {"404"})
-    lines = [f"<url><loc>{escape(base.rstrip('/'))}/{page}.html</loc></url>" for page in pages]
-    head = '<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
-    text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *lines, "</urlset>", ""])
-    (Path(app.outdir) / "sitemap.xml").write_text(text, encoding="utf-8")
 
 
 def _relink(app, path, docname, content):

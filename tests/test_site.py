@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import tomllib
 from collections import defaultdict
 from functools import cache, partial
 from html.parser import HTMLParser
@@ -109,6 +110,16 @@ def test_objects_of_other_packages_lead_to_the_listed_addresses_and_no_other():
         if link.startswith("http") and "doi.org" not in link
     }
     assert linked == set(listed.values()) and all(p.startswith("https://") for p in linked)
+
+
+@of_the_site
+def test_links_that_need_an_address_are_there_where_it_is_known():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    known = bool(tomllib.loads(text)["tool"]["avalanche-cetl"]["repository"])
+    links = {link for page in pages().values() for link in page.links}
+    assert known == any("/edit/main/docs/" in link for link in links)
+    assert known or not any("colab.research" in link for link in links)
+    assert (SITE / "_images" / "default.png").is_file()  # which previews of pages show
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -84,7 +84,7 @@ def main(folder, rounds=20, size=64, encoder="tf_efficientnet_lite0", weights="p
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] not in ([], ["-f"]):  # a notebook is given -f
         print(f"{100 * main(sys.argv[1]):.1f} % of the test images")
     else:
         with tempfile.TemporaryDirectory() as root:
