@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["TQDM_DISABLE"] = "1"  # bars would stand in the output of tutorials, line by line
 os.environ.setdefault("CETL_CACHE", str(HERE / "_build" / "features"))
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 # What Avalanche warns of where nothing is wrong, and would stand in the output of tutorials.
