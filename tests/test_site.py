@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 import tomllib
@@ -110,6 +111,14 @@ def test_objects_of_other_packages_lead_to_the_listed_addresses_and_no_other():
         if link.startswith("http") and "doi.org" not in link
     }
     assert linked == set(listed.values()) and all(p.startswith("https://") for p in linked)
+
+
+@of_the_site
+def test_no_tutorial_prints_a_progress_bar():
+    tutorials = sorted((SITE / "auto_gallery").glob("*.html"))
+    assert tutorials and not [
+        page.name for page in tutorials if re.search(r"(it|img)/s\]", page.read_text("utf-8"))
+    ]
 
 
 @of_the_site

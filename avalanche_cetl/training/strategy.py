@@ -35,7 +35,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
 
     One training epoch is one round over the stages of the variant; which callbacks fire in which
     stage is in the docstring of :mod:`avalanche_cetl.training`. A model and an optimiser are
-    enough. Arguments that are None come from the preset; ranges and rules are at :class:`Recipe`.
+    enough. ``variant``, and options of the stages and of the penalty, come from the preset where
+    they are None; ranges and rules are at :class:`Recipe`.
 
     **What is trained**
 

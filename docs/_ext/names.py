@@ -6,6 +6,7 @@ the documentation of these, at the addresses in ``elsewhere.txt``: no inventory 
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sphinx.util.nodes import make_refnode
 _OWN = "avalanche_cetl"
 
 
+@cache
 def elsewhere() -> dict[str, str]:
     """Return the addresses of other packages' objects by name, as ``elsewhere.txt`` has them."""
     text = (Path(__file__).parents[1] / "elsewhere.txt").read_text(encoding="utf-8")
