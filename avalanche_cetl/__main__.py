@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from avalanche_cetl.common.version import __version__
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_demo)
     parser.add_argument("--quick", action="store_true", help="a small form of it, under a minute")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--out",
         type=os.path.expanduser,
@@ -52,14 +52,23 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"{seed} has to be 0 or more")
-    return seed
+def _whole(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that may not be below another."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} has to be a whole number >= {least}")
+        return int(text)
+
+    return read
 
 
 def _demo(chosen: argparse.Namespace) -> int:
+    try:
+        os.makedirs(chosen.out, exist_ok=True)
+    except OSError as problem:
+        print(f"--out {chosen.out}: {problem.strerror}", file=sys.stderr)
+        return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that Avalanche imports, about each other
         from avalanche_cetl.demo.run import run_demo
@@ -84,21 +93,37 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", required=True, metavar="DIR", help="folder, one a class or flat"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument(
+        "--out", required=True, type=_new_file, metavar="FILE", help="a .safetensors file"
+    )
     parser.add_argument("--layer", type=_number, metavar="L", help="feature layer, index or name")
     parser.add_argument(
-        "--pool", type=_number, metavar="P", help="'avg', 'max' or the side of a grid"
+        "--pool", type=_side, metavar="P", help="'avg', 'max' or the side of a grid"
     )
-    parser.add_argument("--image-size", type=int, metavar="N", help="default: the model's own")
+    parser.add_argument(
+        "--image-size", type=_whole(1), metavar="N", help="default: the model's own"
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=_whole(1), default=64, metavar="N")
     workers = min(4, (os.cpu_count() or 1) - 1)
-    parser.add_argument("--workers", type=int, default=workers, metavar="N")
+    parser.add_argument("--workers", type=_whole(0), default=workers, metavar="N")
     parser.add_argument("--device", help="default: a GPU where there is one")
 
 
 def _number(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _side(text: str) -> int | str:
+    number = _number(text)
+    return _whole(1)(text) if isinstance(number, int) else number
+
+
+def _new_file(text: str) -> str:
+    path = os.path.expanduser(text)
+    if not path.endswith(".safetensors") or os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"{text} has to be a file whose name ends in .safetensors")
+    return path
 
 
 def _features(chosen: argparse.Namespace) -> int:

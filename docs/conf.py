@@ -1,6 +1,7 @@
 """How the documentation is built: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
 
-Nothing is read from a network: no inventories of other projects, no fonts, no formula renderer.
+Nothing is read from a network: no inventories of other projects (``elsewhere.txt`` has the
+addresses), no fonts, no formula renderer.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["TQDM_DISABLE"] = "1"  # bars would stand in the output of tutorials, line by line
 os.environ.setdefault("CETL_CACHE", str(HERE / "_build" / "features"))
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 # What Avalanche warns of where nothing is wrong, and would stand in the output of tutorials.
 for message in ("no QP solver found", "No loggers specified", "Plugin .* incompatible callbacks"):
     warnings.filterwarnings("ignore", message=message)
 
+import published  # noqa: E402 - in _ext
 import tutorials  # noqa: E402 - in _ext
 from sphinx.ext import autosummary  # noqa: E402
 
@@ -44,9 +46,11 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinx.ext.githubpages",
     "mathml",
     "measured",
     "names",
+    "published",
 ]
 exclude_patterns = ["_build", "gallery", "auto_gallery/*.ipynb", "auto_gallery/*.py"]
 templates_path = ["_templates"]
@@ -65,6 +69,11 @@ autodoc_typehints_format = "short"
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
+# A reference that leads nowhere is an error. These are types that signatures show, without a page.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"avalanche_cetl\..*\.(_?Function|ForwardFunctions|Inputs|MicroBatch|Pair|Rows)"),
+]
 add_module_names = False
 
 sphinx_gallery_conf = {
@@ -76,6 +85,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "tutorials.Order",
     "copyfile_regex": "",
     "download_all_examples": False,
+    "first_notebook_cell": published.INSTALL or None,
     "min_reported_time": 1,
     "remove_config_comments": True,
     "show_memory": False,
@@ -89,13 +99,13 @@ suppress_warnings = ["config.cache"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"avalanche-cetl {release}"
 html_static_path = ["_static"]
-# Known where the site is served: links that have to be whole need it, and the map of the site.
-html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+html_baseurl = published.SITE
 html_favicon = "_static/logo.svg"
 html_css_files = ["own.css"]
 html_js_files = [("own.js", {"defer": "defer"})]
 html_context = {
     "default_mode": "auto",
+    "site": published.SITE,
     "description": "Train a small network with the help of a frozen, larger one, in Avalanche; "
     "and a plugin against forgetting.",
 }
@@ -117,10 +127,14 @@ html_theme_options = {
     "search_as_you_type": False,
     "footer_start": ["copyright"],
     "footer_end": [],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["page-toc", "edit"],
 }
+if published.REPOSITORY:
+    html_theme_options["github_url"] = published.REPOSITORY
 
 
+#: Base classes without a page, which say nothing of what a class is.
+NO_BASES = {"Described", "Parts", "PenaltyArguments"}
 #: Attributes that Avalanche documents, and how objects show themselves; on a page they say nothing.
 NO_NEWS = {
     *("PLUGIN_CLASS", "adapted_dataset", "dataloader", "mbatch", "supports_distributed"),
@@ -133,7 +147,7 @@ def setup(app):
     app.connect("include-read", _relink)
     app.connect("source-read", _describe)
     app.connect("autodoc-process-signature", _readable)
-    app.connect("build-finished", _map_site)
+    app.connect("autodoc-process-bases", _without_helpers)
     app.connect("autodoc-skip-member", lambda *given: given[2] in NO_NEWS or None)
 
 
@@ -155,6 +169,11 @@ def _readable(app, what, name, obj, options, signature, returned):
     return signature, returned
 
 
+def _without_helpers(app, name, obj, options, bases):
+    """Leave out base classes that have no page."""
+    bases[:] = [base for base in bases if base.__name__ not in NO_BASES] or [object]
+
+
 def _describe(app, docname, content):
     """Give the thumbnails of the tutorials a text: sphinx-gallery leaves it empty."""
     if docname == "auto_gallery/index":
@@ -164,18 +183,6 @@ def _describe(app, docname, content):
             content[0],
             flags=re.S,
         )
-
-
-def _map_site(app, problem):
-    """Write sitemap.xml, where the address of the site is known."""
-    base = app.config.html_baseurl
-    if problem is not None or app.builder.name != "html" or not base:
-        return
-    pages = sorted(app.env.found_docs - {"404"})
-    lines = [f"<url><loc>{escape(base.rstrip('/'))}/{page}.html</loc></url>" for page in pages]
-    head = '<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
-    text = "\n".join(['<?xml version="1.0" encoding="utf-8"?>', head, *lines, "</urlset>", ""])
-    (Path(app.outdir) / "sitemap.xml").write_text(text, encoding="utf-8")
 
 
 def _relink(app, path, docname, content):

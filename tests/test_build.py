@@ -1,5 +1,6 @@
 """The wheel and the sdist, as an index gets them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +18,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|href)=[\"']([^\"']+)")
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Return the texts of both descriptions, and the names in both files, by kind."""
-    for backend in ("hatchling", "hatch_fancy_pypi_readme"):
-        pytest.importorskip(backend, reason="needs the build backend; CI installs it")
+    """Return the texts of both descriptions, the names in both files, and the wheel's files."""
+    pytest.importorskip("hatchling", reason="needs the build backend; CI installs it")
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(out)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -33,8 +33,10 @@ def built(tmp_path_factory):
         }
         (about,) = [name for name in names["wheel"] if name.endswith(".dist-info/METADATA")]
         (other,) = [name for name in sdist.getnames() if name.endswith("/PKG-INFO")]
+        wheel.extractall(out / "installed")
         texts = {"wheel": wheel.read(about), "sdist": sdist.extractfile(other).read()}
-    return {kind: message_from_string(text.decode()) for kind, text in texts.items()}, names
+    abouts = {kind: message_from_string(text.decode()) for kind, text in texts.items()}
+    return abouts, names, out / "installed"
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
@@ -47,7 +49,7 @@ def test_the_long_description_needs_no_file_beside_it(built, kind):
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_the_licence_is_named_and_there(built, kind):
-    about, names = built
+    about, names, _ = built
     assert about[kind]["License-Expression"] == "MIT"
     assert about[kind].get_all("License-File") == ["LICENSE"]
     assert any(name.rsplit("/", 1)[-1] == "LICENSE" for name in names[kind])
@@ -58,7 +60,8 @@ def test_the_sdist_holds_the_package_its_tests_and_what_they_read(built):
     tops = {name.split("/")[0] for name in names}
     assert tops == {
         *("avalanche_cetl", "tests", "README.md", "CHANGELOG.md", "CITATION.cff"),
-        *("CONTRIBUTING.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"),
+        *("CONTRIBUTING.md", "LICENSE", "hatch_build.py", "pyproject.toml", "PKG-INFO"),
+        ".gitignore",
     }
     tests = {
         path.relative_to(ROOT).as_posix()
@@ -66,3 +69,19 @@ def test_the_sdist_holds_the_package_its_tests_and_what_they_read(built):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert not tests - names
+
+
+def test_the_script_of_the_package_page_runs_from_the_wheel(built, tmp_path):
+    abouts, _, installed = built
+    script = re.search(r"```python\n(.*?)```", abouts["wheel"].get_payload(), re.S)[1]
+    short = re.sub(r"train_epochs=\d+", "train_epochs=1", script)
+    short += "import avalanche_cetl\nprint(avalanche_cetl.__file__)\n"
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", short],
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "T2 with S: " in ended.stdout and str(installed) in ended.stdout

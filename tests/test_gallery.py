@@ -107,6 +107,7 @@ def test_the_script_for_own_folders_runs_and_names_the_classes(path, folder, cap
     assert 0 <= found <= 1
     pictures = [*folder.glob("images.png"), *Path.cwd().glob("images.png")]
     assert "class2" in capsys.readouterr().out and pictures[0].stat().st_size > 1000
+    plt.close("all")
 
 
 def test_the_script_for_own_folders_makes_folders_to_try(tmp_path):

@@ -5,8 +5,10 @@
 
 import json
 import os
+import re
 import shutil
 import threading
+import tomllib
 from collections import defaultdict
 from functools import cache, partial
 from html.parser import HTMLParser
@@ -19,7 +21,8 @@ import pytest
 from avalanche_cetl.demo.report import write_report
 
 SITE = Path(os.environ.get("CETL_SITE") or "no site")
-DEMO = Path(__file__).parents[1] / "benchmarks" / "results" / "demo"
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "benchmarks" / "results" / "demo"
 pytestmark = pytest.mark.slow
 of_the_site = pytest.mark.skipif(not SITE.is_dir(), reason="CETL_SITE names no built site")
 SCROLLS = "pst-scrollable-table-container"
@@ -94,6 +97,38 @@ def test_local_links_and_anchors_lead_somewhere():
 def test_no_page_has(what):
     found = {place: getattr(page, what) for place, page in pages().items() if getattr(page, what)}
     assert not found, found
+
+
+@of_the_site
+def test_objects_of_other_packages_lead_to_the_listed_addresses_and_no_other():
+    text = (ROOT / "docs" / "elsewhere.txt").read_text(encoding="utf-8")
+    listed = dict(line.split() for line in text.splitlines() if line and line[0] != "#")
+    linked = {
+        link
+        for place, page in pages().items()
+        if place.startswith("reference/generated/")
+        for link in page.links
+        if link.startswith("http") and "doi.org" not in link
+    }
+    assert linked == set(listed.values()) and all(p.startswith("https://") for p in linked)
+
+
+@of_the_site
+def test_no_tutorial_prints_a_progress_bar():
+    tutorials = sorted((SITE / "auto_gallery").glob("*.html"))
+    assert tutorials and not [
+        page.name for page in tutorials if re.search(r"(it|img)/s\]", page.read_text("utf-8"))
+    ]
+
+
+@of_the_site
+def test_links_that_need_an_address_are_there_where_it_is_known():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    known = bool(tomllib.loads(text)["tool"]["avalanche-cetl"]["repository"])
+    links = {link for page in pages().values() for link in page.links}
+    assert known == any("/edit/main/docs/" in link for link in links)
+    assert known or not any("colab.research" in link for link in links)
+    assert (SITE / "_images" / "default.png").is_file()  # which previews of pages show
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -52,19 +52,20 @@ Weights = dict[str, Tensor]
 
 
 class WeightPenalty(PenaltyArguments):
-    """Hold what old tasks need of a network's weights, in any training loop (eqs. 9 to 11).
+    r"""Hold what old tasks need of a network's weights, in any training loop (eqs. 9 to 11).
 
-    When a task ends, :meth:`remember` measures the Fisher information of the weights on its images.
-    In later tasks ``sum_e sum_i dwa_lambda / 2 I_ei (theta_i - theta*_ei)^2`` is paid, in one of
-    two forms: :meth:`loss` is its value, to be added to the loss, and :meth:`step` its proximal
-    step, after the optimiser's. A loop calls both: the one that is not ``penalty`` does nothing. No
-    old data is kept. A pretrained network is remembered before the first task, on any images on
-    which its knowledge should hold. With a gate (``threshold``, ``probability``) only what the old
-    tasks and the new one both need is held: :meth:`gate` compares them when a task begins.
+    When a task e ends, :meth:`remember` measures the Fisher information I of the weights on its
+    images. Later tasks pay
+    :math:`\sum_e \sum_i \frac{\lambda}{2} I_{ei} (\theta_i - \theta^*_{ei})^2`, in one of two
+    forms: :meth:`loss` is its value, to be added to the loss, and :meth:`step` its proximal step,
+    after the optimiser's. A loop calls both: the one that is not ``penalty`` does nothing. No old
+    data is kept. A pretrained network is remembered before the first task, on any images on which
+    its knowledge should hold. With a gate (``threshold``, ``probability``) only what the old tasks
+    and the new one both need is held: :meth:`gate` compares them when a task begins.
 
     It needs no argument: then it is the importance of the outputs, in its own unit and in the
     Kronecker basis, without a gate. Where ``basis`` is named, what is not given is as in version
-    0.2 (:data:`~avalanche_cetl.allocation.settings.DEFAULTS`): the sampled Fisher information,
+    0.2 (``avalanche_cetl.allocation.settings.DEFAULTS``): the sampled Fisher information,
     rescaled to mean 1, as a proximal step; with ``"diagonal"`` the gate of the paper (u = 0.5, p =
     0.9). In Avalanche it is :class:`~avalanche_cetl.plugins.GFIPlugin`.
 
@@ -106,8 +107,8 @@ class WeightPenalty(PenaltyArguments):
         that :func:`~avalanche_cetl.information.register_estimator` was given.
     :param fisher: labels of the stored Fisher information: ``"sampled"`` from the model, or
         ``"empirical"``, the data's, as EWC does. ``"logits"`` is the importance of the outputs
-        (:mod:`avalanche_cetl.information.outputs`), by one vector per image, drawn anew for either
-        task of a gate; each image counts the outputs of its own head.
+        (:func:`~avalanche_cetl.information.sample_output_vectors`), by one vector per image,
+        drawn anew for either task of a gate; each image counts the outputs of its own head.
     :param likelihood: what the network's output is: ``"categorical"``: class logits ``(N, K)``;
         ``"bernoulli"``: one logit or several, each of yes or no, as binary cross entropy reads
         them; ``"gaussian"``: real values, as a squared error reads them.

@@ -91,8 +91,8 @@ class GFISettings:
     :param estimator: of relative Fisher: ``"gaussian"``, ``"rank"``, ``"histogram"``, or a name
         that :func:`~avalanche_cetl.information.register_estimator` was given.
     :param fisher: ``"sampled"`` (true Fisher, needs no labels), ``"empirical"``, or ``"logits"``
-        (importance of the outputs, see :mod:`avalanche_cetl.information.outputs`: of T2's logits,
-        and of the pixels of a reconstruction).
+        (importance of the outputs, see :func:`~avalanche_cetl.information.sample_output_vectors`:
+        of T2's logits, and of the pixels of a reconstruction).
     :param samples: number of images that a measurement reads, >= 2, or all of fewer. None: 256, or
         one in 32 of the task's images where that is more, at most 2,000.
     :param basis: in which importances are measured: ``"diagonal"``, the network's own weights, or

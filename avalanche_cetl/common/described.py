@@ -75,7 +75,8 @@ def _short(value: Any) -> str:
     """Return a value's text; its class where it is long, or names a place in memory."""
     if type(value) in (list, tuple):
         text = ", ".join(map(_short, value))
-        return f"[{text}]" if type(value) is list else f"({text})"
+        end = "," if len(value) == 1 else ""
+        return f"[{text}]" if type(value) is list else f"({text}{end})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_short(one)}" for key, one in value.items()) + "}"
     if inspect.isroutine(value) or isinstance(value, type):

@@ -54,7 +54,7 @@ class Picture(Figure):
     """A figure that a notebook shows where it is the last line of a cell."""
 
     def savefig(self, fname: Any, **options: Any) -> None:
-        """Save it, as matplotlib's figures do; ``dpi`` is :data:`DPI` where it is not given."""
+        """Save it, as matplotlib's figures do; ``dpi`` is ``DPI`` (130) where it is not given."""
         super().savefig(fname, **({"dpi": DPI} | options))
 
     def _repr_png_(self) -> bytes:

@@ -16,7 +16,7 @@ from avalanche_cetl.encoders.scores import Scores
 class Encoder(nn.Module):
     """A frozen source network S: images in, one feature vector an image out.
 
-    A subclass sets :attr:`dim` (and :attr:`num_classes` where it has logits) and implements
+    A subclass sets ``dim`` (and ``num_classes`` where it has logits) and implements
     :meth:`encode`; it may override :meth:`preprocess` and :meth:`logits`. It returns its settings
     in ``extra_repr``, so that :meth:`fingerprint` covers them, and calls :meth:`freeze` once its
     network is built.

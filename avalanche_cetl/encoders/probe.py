@@ -73,8 +73,9 @@ def linear_probe(
 
     :param features: ``(N, dim)``, of any floating type.
     :param labels: ``(N,)``, integer class indices >= 0, of two classes or more.
-    :param C: inverse of the l2 penalty's weight, > 0, as in scikit-learn; None: chosen. Where no
-        class has two rows nothing can be held out, and it is 1.
+    :param C: inverse of the l2 penalty's weight, > 0, as in
+        :class:`sklearn.linear_model.LogisticRegression`; None: chosen. Where no class has two rows
+        nothing can be held out, and it is 1.
     :param num_classes: outputs K; default: the highest label + 1. Classes without a row get a logit
         of -30.
     :return: a frozen ``nn.Linear(dim, K)`` in float32 on the features' device; it gives logits.

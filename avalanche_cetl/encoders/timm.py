@@ -41,7 +41,7 @@ class TimmEncoder(Encoder):
 
     Features are the pre-logits, or those of an earlier ``layer``.
 
-    :param name: a name of ``timm.list_models()``.
+    :param name: one of the names that :func:`timm.list_models` gives.
     :param pretrained: download the weights that timm names. Needs a network.
     :param weights: a local ``.safetensors`` or ``.pth`` file instead, with timm's own keys,
         loaded strictly (``.pth`` is read with ``weights_only=True``: plain tensors, no code).

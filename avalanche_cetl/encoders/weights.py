@@ -32,7 +32,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as problem:
         raise ValueError(
-            f"weights={str(path)!r} could not be read as plain tensors: {problem}"
+            f"weights={str(path)!r} could not be read as plain tensors: "
+            f"{str(problem).partition('. ')[0]}."
         ) from problem
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

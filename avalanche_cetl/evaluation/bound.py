@@ -87,13 +87,18 @@ class _Sums:
 
 
 class LearningBound(PluginMetric[dict[str, float]]):
-    """Both sides of eq. 14 over each experience of an evaluation stream.
+    r"""Both sides of eq. 14 over each experience of an evaluation stream.
 
-    Emitted per experience: ``Bound_Exp`` (the right-hand side) and its unweighted terms,
-    ``SourceError_Exp``, ``Disagreement_Exp``, ``SourceGap_Exp`` and ``TargetGap_Exp``; see the top
-    of this file. The gaps need two images or more: where there is one, they and the bound are NaN;
-    where there is none, nothing is emitted. No label is read, unless ``error=True`` asks for the
-    left-hand side as well, ``TargetError_Exp`` in [0, 1] (of the rows that have a label).
+    Emitted per experience: ``Bound_Exp``, the right-hand side
+
+    .. math:: SourceError + 2 \, Disagreement + 3 \, SourceGap + 2 \, TargetGap
+
+    and its terms, ``SourceError_Exp`` (S's error on the source data, as given),
+    ``Disagreement_Exp`` (the share of images that S and T2 classify differently), ``SourceGap_Exp``
+    and ``TargetGap_Exp`` (how far T1(S(x)) and T1(T2(x)) are from x: 0 for perfect pictures, about
+    1 for the mean image). The gaps need two images or more: where there is one, they and the bound
+    are NaN; where there is none, nothing is emitted. No label is read, unless ``error=True`` asks
+    for the left-hand side as well, ``TargetError_Exp`` in [0, 1] (of the rows that have a label).
 
     :param source_error: S's error on the source data, in [0, 1]; a constant of S, so 0 (the
         default) changes no comparison between networks.

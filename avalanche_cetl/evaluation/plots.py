@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avalanche_cetl.common.pictures import picture
+from avalanche_cetl.common.pictures import Picture, picture
 from avalanche_cetl.evaluation.metrics import reconstruction_rows
 from avalanche_cetl.models import CoupledModel
 
 
-def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
+def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path | None = None) -> Picture:
     """Draw losses (above, log scale) and DWA penalties (below) against rounds, as Fig. 2 does.
 
     Penalties are divided by their maximum, as in the paper, so that their shapes can be compared;
@@ -21,8 +21,8 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
 
     :param history: per quantity (``L_c``, ``L_rs``, ``L_rt``, ``DWA1`` ...) its value in each
         round, NaN where it did not occur. Names that begin otherwise are not drawn.
-    :param path: where the PNG goes.
-    :return: the path.
+    :param path: where the PNG goes; None: nowhere.
+    :return: the figure, which a notebook shows.
     :raises ValueError: when there is nothing to draw.
     """
     if not any(len(history[name]) for name in history if name.startswith(("L_", "DWA"))):
@@ -56,20 +56,19 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
         lowest = losses
     lowest.tick_params(labelbottom=True)
     lowest.set_xlabel("round")
-    figure.savefig(path)
-    return Path(path)
+    return _saved(figure, path)
 
 
 def plot_reconstructions(
-    model: CoupledModel, images: Tensor, path: str | Path, title: str = ""
-) -> Path:
+    model: CoupledModel, images: Tensor, path: str | Path | None = None, title: str = ""
+) -> Picture:
     """Draw rows x, T1(S(x)) and T1(T2(x)) of some images.
 
     :param model: the coupled model; used in eval mode.
     :param images: ``(N, C, H, W)`` on the model's device.
-    :param path: where the PNG goes.
+    :param path: where the PNG goes; None: nowhere.
     :param title: written above the picture.
-    :return: the path.
+    :return: the figure, which a notebook shows.
     :raises ValueError: without an image.
     """
     if not len(images):
@@ -89,5 +88,10 @@ def plot_reconstructions(
             axis.spines[:].set_visible(True)
     if title:
         figure.suptitle(title)
-    figure.savefig(path, dpi=130)
-    return Path(path)
+    return _saved(figure, path)
+
+
+def _saved(figure: Picture, path: str | Path | None) -> Picture:
+    if path is not None:
+        figure.savefig(path)
+    return figure

@@ -113,6 +113,15 @@ def _as_options(text: str) -> str:
     )
 
 
+def _check_device(device: str) -> None:
+    """Raise ValueError unless torch can compute there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:  # torch raises either where CUDA is missing
+        reason = str(problem).partition(".")[0]
+        raise ValueError(f"--device {device} cannot be used: {reason}.") from problem
+
+
 def run(chosen: argparse.Namespace) -> int:
     """Run `avalanche-cetl features`; under torchrun the processes share the work.
 
@@ -123,6 +132,8 @@ def run(chosen: argparse.Namespace) -> int:
     if shared:
         distributed.init_process_group("gloo")
     try:
+        device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(device)
         encoder = TimmEncoder(
             chosen.encoder,
             weights=chosen.weights,
@@ -131,7 +142,6 @@ def run(chosen: argparse.Namespace) -> int:
             image_size=chosen.image_size,
         )
         images = ImageFiles(chosen.images, photo_transform(encoder.size[0], encoder.crop))
-        device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
         extraction = Extraction(chosen.batch_size, chosen.workers, device)
         processes = Processes(distributed.group.WORLD if shared else None)
         path = extract_folder(encoder, images, chosen.out, chosen.dtype, extraction, processes)

@@ -42,9 +42,9 @@ def progress_bar(total: int, shown: bool, file: TextIO | None = None) -> tqdm:
         total=total,
         unit="img",
         desc="source features",
-        disable=not shown,
         file=file if moves else _Lines(file),
         mininterval=0.1 if moves else LINES_EVERY,
         maxinterval=10.0 if moves else LINES_EVERY,
         miniters=1,
+        **({} if shown else {"disable": True}),  # else tqdm's own TQDM_DISABLE decides
     )

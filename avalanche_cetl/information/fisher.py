@@ -48,12 +48,14 @@ def fisher_information(
     process_group: ProcessGroup | None = None,
     basis: KroneckerBasis | None = None,
 ) -> dict[str, Tensor]:
-    """Compute diagonal Fisher information: the mean over samples of squared per-sample gradients.
+    r"""Compute diagonal Fisher information: the mean over samples of squared per-sample gradients.
 
-    ``F_i = 1/N sum_n (d loss(x_n) / d theta_i)^2`` with ``N = len(inputs)``. It is a mean
-    over samples of squares, never the square of a batch mean, and no factor depends on the
-    batch or chunk size. The model runs in eval mode and is left as it was found; samples
-    must not influence one another there. The module's docstring tells how it is computed.
+    .. math:: F_i = \frac{1}{N} \sum_n \left( \frac{\partial L(x_n)}{\partial \theta_i} \right)^2
+
+    L is the loss, N is ``len(inputs)``. It is a mean over samples of squares, never the square of a
+    batch mean, and no factor depends on the batch or chunk size. The model runs in eval mode and is
+    left as it was found; samples must not influence one another there. The module's docstring tells
+    how it is computed.
 
     The model, its buffers and attributes, and the tensors given are as they were afterwards. A
     network that loses the batch axis of a single sample (``squeeze()``) runs it as a pair. Of a

@@ -76,11 +76,11 @@ def generalized_fisher(
     probability: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Compute Generalized Fisher Information, the random gate of eq. 10.
+    r"""Compute Generalized Fisher Information, the random gate of eq. 10.
 
-    A weight that the tasks share (``RF >= u``) keeps its Fisher information with
-    probability p and gets 0 otherwise; a private one (``RF < u``) keeps it with
-    probability ``1 - p``. Drawn weight by weight.
+    A weight that the tasks share (:math:`RF_i \ge u`) keeps its Fisher information,
+    :math:`GFI_i = F_i`, with probability p, and gets 0 otherwise; a private one
+    (:math:`RF_i < u`) keeps it with probability 1 - p. Drawn weight by weight.
 
     :param fisher: Fisher information of the task to keep, values >= 0.
     :param relative: relative Fisher information, same names and shapes, in [0, 1].
@@ -158,18 +158,20 @@ def dwa_penalty(
     lam: float,
     basis: KroneckerBasis | None = None,
 ) -> Tensor:
-    """Compute the penalty of Dynamic Weight Allocation (eq. 11).
+    r"""Compute the penalty of Dynamic Weight Allocation (eq. 11).
 
-    ``sum_i lam / 2 GFI_i (theta_i - theta*_i)^2``: a sum over all weights named in ``importance``,
-    not a mean. Of complex weights the squared distance ``|theta - theta*|^2`` counts. Value and
-    gradient come out of one pass over the weights.
+    .. math:: \sum_i \frac{\lambda}{2} \, GFI_i \, (\theta_i - \theta^*_i)^2
+
+    It is a sum over all weights named in ``importance``, not a mean. Of complex weights the squared
+    distance ``|theta - theta*|^2`` counts. Value and gradient come out of one pass over the
+    weights.
 
     :param params: current parameters; names that ``importance`` lacks are free.
     :param anchors: the parameters theta* to stay near.
     :param importance: GFI, values >= 0.
     :param lam: the strength lambda, >= 0.
     :param basis: that the importance is measured in: for its layers the sum is over directions,
-        ``lam / 2 GFI_ij (U^T (W - W*) V)_ij^2``.
+        :math:`\lambda / 2 \, GFI_{ij} \, (U^T (W - W^*) V)_{ij}^2`.
     :return: a scalar tensor, differentiable with respect to ``params``.
     :raises ValueError: when a name is missing or shapes differ.
 

@@ -83,7 +83,15 @@ def kronecker_basis(
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
 ) -> KroneckerBasis:
-    """Compute the eigenbasis of every layer's Kronecker factors, from one pass over the samples.
+    r"""Compute the eigenbasis of every layer's Kronecker factors, from one pass over the samples.
+
+    Of a layer with inputs a and gradients g of its outputs, at the positions t of sample n, U and V
+    are the eigenvectors of
+
+    .. math:: B = \frac{1}{N} \sum_{n,t} g_{nt} g_{nt}^T, \quad
+        A = \frac{1}{N} \sum_{n,t} a_{nt} a_{nt}^T
+
+    and a weight matrix W has the coordinates :math:`U^T W V`.
 
     To measure Fisher information in it, give the same samples and targets to
     :func:`fisher_information` or :func:`relative_fisher` with ``basis=``; with ``loss="sampled"``

@@ -34,9 +34,9 @@ class RidgeHead(nn.Module):
 
     :param in_features: width D of the features.
     :param num_classes: outputs K to begin with; labels that are higher make it grow.
-    :param penalty: > 0, as scikit-learn's ``Ridge(alpha)``. Default: the total variance of the
-        features (after the projection), ``sum (f - mean)^2`` over rows and features by the number
-        of rows: it follows their unit, and does not grow with the rows.
+    :param penalty: > 0, the ``alpha`` of :class:`sklearn.linear_model.Ridge`. Default: the total
+        variance of the features (after the projection), ``sum (f - mean)^2`` over rows and features
+        by the number of rows: it follows their unit, and does not grow with the rows.
     :param projection: width M >= 1 of ``relu(P f)`` with P random and normal, read in place of f;
         sums and time then grow with M in place of D. Default: none.
     :param seed: of P.

@@ -244,8 +244,9 @@ def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments
     """Return any classifier as a target network T2.
 
     :param module: a module that returns class logits, or the name of a timm model (made with
-        ``timm.create_model(name, **timm_arguments)``, untrained unless ``pretrained=True``). One
-        with heads by task (Avalanche's ``MultiTaskModule``) is called with task labels.
+        ``timm.create_model(name, **timm_arguments)`` (:func:`timm.create_model`), untrained unless
+        ``pretrained=True``). One with heads by task (Avalanche's ``MultiTaskModule``) is called
+        with task labels.
     :param code: name of the layer whose output is the code; default: the input of the last
         linear layer, i.e. the last hidden layer; with heads by task what they all read. Maps are
         flattened to one vector an image.

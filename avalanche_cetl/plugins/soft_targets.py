@@ -64,10 +64,11 @@ def _names_as_many(source: Encoder, features: Tensor, labels: Tensor, probe: Lin
 
 
 class SoftTargets(DistillationPlugin):
-    """T2's logits towards S's (Hinton, Vinyals and Dean 2015).
+    r"""T2's logits towards S's (Hinton, Vinyals and Dean 2015).
 
-    Adds ``weight * T^2 KL(softmax(S / T) || softmax(T2 / T))``. S's logits are computed from
-    its features where they are stored and S's classifier reads them, else from the images.
+    Adds ``weight`` times :math:`T^2 \, KL(softmax(S / T), softmax(T_2 / T))`. S's logits are
+    computed from its features where they are stored and S's classifier reads them, else from the
+    images.
 
     :param weight: >= 0; Hinton's mixture is ``loss_weights=(1, 1 - a, 1)`` with ``weight=a``.
     :param temperature: T, > 0.

@@ -3,13 +3,13 @@
 The words of this package, once: S is the frozen source network, T2 the target network, and T1 the
 decoder that both share; x is an image of the target data.
 
-========== ====== ===================================== ========== ========= =======================
-stage      trains loss (means over batch and pixels)    penalty    reads     measured after it
-========== ====== ===================================== ========== ========= =======================
-1 source   T1     ``L_rs = |T1(S(x)) - x|^2``           DWA2       target    GFI1
-2 coupled  T1, T2 ``L_rt = |T1(T2(x)) - T1(S(x))|^2``   DWA1       target    GFI2, GFI3
-3 classify T2     L_c, the criterion                    DWA3       labelled  nothing
-========== ====== ===================================== ========== ========= =======================
+========== ====== ============================================ ======= ======== ==============
+stage      trains loss, mean over batch and pixels             penalty reads    measured after
+========== ====== ============================================ ======= ======== ==============
+1 source   T1     :math:`L_{rs} = |T_1(S(x)) - x|^2`           DWA2    target   GFI1
+2 coupled  T1, T2 :math:`L_{rt} = |T_1(T_2(x)) - T_1(S(x))|^2` DWA1    target   GFI2, GFI3
+3 classify T2     L_c, the criterion                           DWA3    labelled nothing
+========== ====== ============================================ ======= ======== ==============
 
 Target rows are those of domain 0 (all rows of a data set without ``domain_labels``), labelled rows
 those with a label >= 0. GFI1 and GFI2 are the Generalized Fisher Information (eqs. 9, 10) of T1's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, get_type_hints
 
 import torch
 from avalanche.core import BasePlugin
@@ -22,9 +22,10 @@ from avalanche_cetl.plugins.gfi import GFIPlugin
 P = ParamSpec("P")
 #: Settings of CETL's rounds, which a plugin that measures once an experience has not.
 _OF_ROUNDS = ("normalize_samples", "refresh_every")
+_TYPES = get_type_hints(GFIPlugin.__init__)
 #: The arguments of the plugin, by name.
 _PLUGIN = {
-    name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_TYPES[name])
     for name, one in inspect.signature(GFIPlugin).parameters.items()
     if name != "ewc_lambda"
 }

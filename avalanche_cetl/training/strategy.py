@@ -35,9 +35,11 @@ class CETLStrategy(Parts, SupervisedTemplate):
     """Coupled end-to-end transfer learning (Chen, Zhang, Dong; CVPR 2018), Algorithm 1.
 
     One training epoch is one round over the stages of the variant; which callbacks fire in which
-    stage is in the docstring of :mod:`avalanche_cetl.training`. What is learnt (``variant`` to
-    ``augment``) is described, with ranges and rules, at :class:`Recipe`; how it is computed
-    (``precision`` to ``compile``) at :class:`Engine`.
+    stage is in the docstring of :mod:`avalanche_cetl.training`. A model and an optimiser are
+    enough. ``variant``, and options of the stages and of the penalty, come from the preset where
+    they are None; ranges and rules are at :class:`Recipe`.
+
+    **What is trained**
 
     :param model: the coupled network; ``CoupledModel(None, ...)``, without S, has no stage 1, and
         stage 2 reconstructs x itself, which is DRCN.
@@ -45,20 +47,55 @@ class CETLStrategy(Parts, SupervisedTemplate):
         stages 1 and 2 get their own of the same class and settings, so moments do not mix,
         and a scheduler on this one moves all.
     :param criterion: L_c, ``(logits, labels) -> scalar``; unlabelled rows never reach it.
-    :param variant: ``"gfi"``, Algorithm 1, ``"f" "u" "e" "fi" "joint" "two_step"`` (Table 2),
-        ``"direct"``, in which T1 has no part, or a :class:`Variant` of your own. None: the
-        preset's. ``"best"`` has ``"direct"``, and ``"gfi"`` beside an option that means nothing
-        without the decoder (``dwa_lambda`` to ``fixed_goal`` below).
+
+    **What is learnt**
+
     :param preset: ``"best"``, the default: what measured best, which adds plugins
         (:mod:`avalanche_cetl.training.presets`) that fit the experience, and logs which;
-        ``"paper"``: the algorithm as printed. It gives those of ``variant``, ``dwa_lambda``,
-        ``gfi``, ``lr_factors``, ``warmup_epochs``, ``input_noise``, ``fixed_goal`` and
-        ``stage_epochs`` that are None.
+        ``"paper"``: the algorithm as printed.
+    :param variant: ``"direct"``, the preset's: T1 has no part; ``"gfi"``: Algorithm 1;
+        ``"f" "u" "e" "fi" "joint" "two_step"``: Table 2; or a :class:`Variant` of your own.
+        ``"best"`` takes ``"gfi"`` beside an option of the stages or of the penalty (below).
+    :param loss_weights: of L_rs, L_c and L_rt, in this order.
+    :param augment: random views of a mini-batch of images, for T2's input.
+
+    **The stages**, of variants with a decoder
+
+    :param alternate: ``"epoch"``: a stage passes over all its data, then the next one does;
+        ``"iteration"``: they take turns at every mini-batch.
+    :param stage_epochs: passes of stages 1, 2 and 3 in a round; ``"balanced"``: as many of stage 3
+        as give it the steps of stage 2.
+    :param lr_factors: on the learning rates of stages 1 and 2.
+    :param warmup_epochs: of stage 1 alone, before the first round.
+    :param input_noise: share of T2's input pixels that are set to 0 in stage 2.
+    :param fixed_goal: in stage 2 T1(S(x)) stays what it was when the stage began.
+
+    **The penalty** between the stages, of the variants ``"gfi"`` and ``"fi"``
+
+    :param dwa_lambda: its strength, lambda of eq. 11.
+    :param gfi: how importances are measured and gated, see :class:`GFISettings`.
+
+    **How it is computed**, which does not change what is learnt
+
+    :param precision: of forward passes: ``"float32"`` or ``"bfloat16"``; see :class:`Engine`.
+    :param channels_last: lay images out channels last, which is faster on many devices.
+    :param accumulate: mini-batches to a step of the optimiser.
+    :param compile: by ``torch.compile``; True, or the name of a backend.
+
+    **What every Avalanche strategy has**, see
+    :class:`~avalanche.training.templates.SupervisedTemplate`
+
     :param train_mb_size: mini-batch size in all stages; with several processes (an initialised
         group of torch.distributed) that of all together.
-    :param train_epochs: number of rounds; ``eval_every`` counts rounds too.
-    :param device: where to train; ``eval_mb_size``, ``plugins``, ``evaluator`` and ``peval_mode``
-        are as in every Avalanche strategy.
+    :param train_epochs: number of rounds.
+    :param eval_mb_size: mini-batch size of evaluation.
+    :param device: where to train.
+    :param plugins: of Avalanche, of this package or of your own. One that records the same losses
+        as a plugin of the preset takes its place.
+    :param evaluator: metrics and loggers.
+    :param eval_every: rounds between two evaluations; -1: none, 0: at the end of an experience.
+    :param peval_mode: ``"epoch"``, or ``"iteration"``: ``eval_every`` counts the steps of stage 3.
+
     :ivar recipe: the options that decide what is learnt. Each can also be read, and set, by its
         own name; :meth:`configure` sets several.
     :ivar coupled: the step's mini-batch of target images, a :class:`Batch`, with what stage 2 (or

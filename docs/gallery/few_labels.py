@@ -76,9 +76,9 @@ def trained(strategy_class, model, stream, benchmark, **options):
 # ----------
 # 1. **S as it is** classifies digits, but not these.
 # 2. **The small network alone**, T2, learns from the 30 labelled images.
-# 3. **CETL**: it fits a linear probe on S's features of the labelled images, and T2 learns what the
-#    probe says of *all* target images, beside the labels. The features of S are computed once, by
-#    ``with_source_features``.
+# 3. **CETL**: it fits a linear probe on S's features of the labelled images, and T2 learns the
+#    probe's answers for *all* target images, beside the labels. The features of S are computed
+#    once, by ``with_source_features``.
 #
 # Each step of CETL has a mini-batch of labels, 40 in a round, and T2 alone makes as many steps.
 
@@ -119,8 +119,7 @@ if __name__ == "__main__":
 # %%
 # What to take from it
 # --------------------
-# This is one run with one seed. What S says of the images without a label is what helps.
-# :doc:`/results/demo` has five
-# seeds, larger images and ten labels of each class, beside fine-tuning and a linear probe. If S may
-# run where the classifier runs, use the probe itself: T2 is for the case that it may not.
-# :doc:`/which_tool` compares them.
+# This is one run with one seed. S's answers for the images without a label are what helps.
+# :doc:`/results/demo` has five seeds, larger images and ten labels of each class, beside
+# fine-tuning and a linear probe. If S may run where the classifier runs, use the probe itself: T2
+# is for the case that it may not. :doc:`/which_tool` compares them.

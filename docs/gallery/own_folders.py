@@ -44,6 +44,22 @@ def example_folder(root, pieces=30, side=96):
     return root
 
 
+def benchmark_of(folder, size):
+    """Return a benchmark of class folders, with random views of the training images."""
+    return ac.transfer_benchmark(
+        f"{folder}/train",
+        f"{folder}/test",
+        image_shape=(3, size, size),
+        train_transform=v2.RandomHorizontalFlip(),
+    )
+
+
+example = tempfile.TemporaryDirectory()  # removed when the script ends
+example_folder(example.name)
+
+# In a notebook the last line of a cell is shown.
+ac.plot_benchmark(benchmark_of(example.name, size=64))
+
 # %%
 # From folders to an accuracy
 # ---------------------------
@@ -55,15 +71,21 @@ def example_folder(root, pieces=30, side=96):
 #   features.
 
 
+def draw_named(benchmark, network, count=8):
+    """Draw test images, each below the class that a network names."""
+    _, axes = plt.subplots(1, count, figsize=(8, 1.4), layout="constrained")
+    test = benchmark.test_stream[0].dataset
+    for place, axis in enumerate(axes):
+        image = test[place * len(test) // count][0]
+        axis.imshow(image.permute(1, 2, 0))
+        axis.set_title(benchmark.classes[network(image[None]).argmax()], fontsize="small")
+        axis.axis("off")
+
+
 def main(folder, rounds=20, size=64, encoder="tf_efficientnet_lite0", weights="package"):
     """Return the accuracy of a small network on the test images."""
     torch.manual_seed(0)
-    benchmark = ac.transfer_benchmark(
-        f"{folder}/train",
-        f"{folder}/test",
-        image_shape=(3, size, size),
-        train_transform=v2.RandomHorizontalFlip(),
-    )
+    benchmark = benchmark_of(folder, size)
     print(benchmark.summary())
     ac.plot_benchmark(benchmark).savefig(f"{folder}/images.png")
     source = ac.TimmEncoder(encoder, pretrained=weights is not None, weights=weights)
@@ -80,18 +102,16 @@ def main(folder, rounds=20, size=64, encoder="tf_efficientnet_lite0", weights="p
         evaluator=EvaluationPlugin(accuracy_metrics(stream=True), loggers=[]),
     )
     cetl.train(benchmark.train_stream)
+    draw_named(benchmark, target.eval())
     return cetl.eval(benchmark.test_stream)["Top1_Acc_Stream/eval_phase/test_stream/Task000"]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] not in ([], ["-f"]):  # a notebook is given -f
         print(f"{100 * main(sys.argv[1]):.1f} % of the test images")
     else:
-        with tempfile.TemporaryDirectory() as root:
-            found = main(example_folder(root), rounds=6, size=32)
-            print(f"{100 * found:.1f} % of the test images, after six rounds")
-            plt.figure(figsize=(6, 3), layout="constrained").gca().axis("off")
-            plt.imshow(plt.imread(f"{root}/images.png"))
+        found = main(example.name, rounds=6, size=32)
+        print(f"{100 * found:.1f} % of the test images, after six rounds")
 
 # %%
 # What to take from it

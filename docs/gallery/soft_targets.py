@@ -7,8 +7,8 @@ where the large one does not fit. *Soft targets* (Hinton, Vinyals and Dean 2015)
 learn the teacher's class probabilities beside the labels.
 
 The teacher often comes from elsewhere, and the data that it has learnt from is gone. Here the
-student has five labels of each class, and further images without a label. On these the teacher has
-an opinion, and that is what helps most.
+student has five labels of each class, and further images without a label. The teacher's answers for
+these are what helps most.
 """
 
 import matplotlib.pyplot as plt
@@ -120,10 +120,10 @@ if __name__ == "__main__":
 # %%
 # What to take from it
 # --------------------
-# On the few labelled images the teacher says little more than the labels do. What it says of the
-# other images helps. Where there are no further images, make some: ``with_mixed_images`` adds
-# mixtures of the images that are there. In :doc:`Table 4 </results/paper>` soft targets close a
-# small part of the gap between student and teacher, and with mixed images the whole of it. On small
-# sets of simple images mixtures may not help: measure it.
+# On the few labelled images the teacher's answers say little more than the labels do. Its answers
+# for the other images help. Where there are no further images, make some: ``with_mixed_images``
+# adds mixtures of the images that are there. In :doc:`Table 4 </results/paper>` soft targets close
+# a small part of the gap between student and teacher, and with mixed images the whole of it. On
+# small sets of simple images mixtures may not help: measure it.
 #
 # :doc:`/methods/soft_targets` says which temperature and weight to start with.

@@ -3,7 +3,7 @@ A stream of tasks
 =================
 
 A network learns one task after another, and old images are gone. ``GFIPlugin`` holds what the old
-tasks need. It stands where Avalanche's ``EWCPlugin`` stands, in any strategy.
+tasks need. It takes the place of Avalanche's ``EWCPlugin``, in any strategy.
 
 The tasks: digits whose 64 pixels are shuffled, each time in another way. So the tasks have the same
 classes, and every pixel in another place.
@@ -49,8 +49,8 @@ ac.plot_benchmark(permuted_digits(2))
 # ---------
 # ``Naive`` alone; Avalanche's EWC; ``GFIPlugin`` weight by weight, which gates the importance by
 # what the old and the new task share; and ``GFIPlugin`` in the Kronecker basis, direction by
-# direction, as it comes. Nothing else differs. Strengths of different methods cannot be compared:
-# choose each on a stream that you do not report.
+# direction, with its defaults. Nothing else differs. Strengths of different methods cannot be
+# compared: choose each on a stream that you do not report.
 
 METHODS = {
     "Naive": lambda: [],

@@ -63,8 +63,8 @@ def source_network(benchmark, epochs):
 # %%
 # One setting
 # -----------
-# ``validator_metrics`` are ordinary Avalanche metrics. Accuracy stands beside them only so that we
-# can see, at the end, how well the score has chosen.
+# ``validator_metrics`` are ordinary Avalanche metrics. Accuracy is measured only to see, at the
+# end, how well the score has chosen.
 
 
 def adapted(benchmark, source, learning_rate, rounds):

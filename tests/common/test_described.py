@@ -18,6 +18,7 @@ from avalanche_cetl import (
 from avalanche_cetl.common.described import LONGEST, Described
 from avalanche_cetl.features.shards import FeatureRows
 from avalanche_cetl.plugins import History
+from avalanche_cetl.training import VARIANTS
 
 SHAPE = (1, 8, 8)
 
@@ -83,6 +84,11 @@ def test_a_strategy_shows_what_it_was_given_and_not_what_its_preset_gives(parts)
     assert "dwa_lambda" not in text and "preset" not in text
     text = repr(CETLStrategy(**options, preset="paper", dwa_lambda=0.5))
     assert "preset='paper'" in text and "dwa_lambda=0.5" in text and "gfi=" not in text
+
+
+def test_a_variant_shows_its_stages():
+    assert "stages=(SourceStage(), CoupledStage(), ClassifyStage())" in repr(VARIANTS["gfi"])
+    assert repr(VARIANTS["f"].stages[0]) == "CoupledStage(trains=('target',))"
 
 
 def test_strategies_and_plugins_of_a_stream_show_what_is_in_force(parts):

@@ -11,16 +11,23 @@ from avalanche_cetl.evaluation.metrics import ReconstructionImages
 SHAPE = (1, 8, 8)
 
 
-def test_curves_and_reconstructions_are_written_as_pictures(tmp_path):
+def test_curves_and_reconstructions_are_figures_which_may_be_written(tmp_path):
     source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
     encoder = ModuleEncoder(source, input_shape=SHAPE)
     model = CoupledModel.build(encoder, CICNN(3, SHAPE, width=0.05), SHAPE)
-    curves = plot_curves(
-        {"L_c": [1.0, 0.5], "DWA1": [0.0, 3.0], "DWA2": [math.nan, 1.0]}, tmp_path / "c.png"
-    )
-    pictures = plot_reconstructions(model, torch.rand(4, *SHAPE), tmp_path / "r.png", "t")
-    for path in (curves, pictures, plot_curves({"L_c": [1.0]}, tmp_path / "d.png")):
-        assert path.read_bytes()[:4] == b"\x89PNG"
+    history = {"L_c": [1.0, 0.5], "DWA1": [0.0, 3.0], "DWA2": [math.nan, 1.0]}
+    images = torch.rand(4, *SHAPE)
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    shown = [
+        plot_curves(history, paths[0]),
+        plot_curves({"L_c": [1.0]}, str(paths[1])),
+        plot_reconstructions(model, images, paths[2], "t"),
+    ]
+    assert sorted(tmp_path.iterdir()) == paths
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    shown += [plot_curves(history), plot_reconstructions(model, images)]
+    assert all(figure._repr_html_().startswith("<img alt=") for figure in shown)
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_pictures_of_nothing_are_refused(tmp_path):

@@ -126,10 +126,10 @@ def test_under_torchrun_the_file_is_the_same(tmp_path, folder, partners):
     common = ["features", "--encoder", TINY, "--weights", tmp_path / "w.pth",
               "--images", folder, "--workers", "0"]  # fmt: skip
     alone = 'import runpy; runpy.run_module("avalanche_cetl", run_name="__main__")'
-    for name, script in (("one", alone), ("two", UNDER_TORCHRUN)):
+    for name, script in (("1.safetensors", alone), ("2.safetensors", UNDER_TORCHRUN)):
         partners.start(script, *common, "--out", tmp_path / name)
     assert [output.count("6 images") for output in partners.succeed()] == [1, 1]
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert len({path.read_bytes() for path in tmp_path.glob("?.safetensors")}) == 1
 
 
 def test_a_failed_download_is_told_at_once_and_names_options(folder, tmp_path, monkeypatch, capsys):

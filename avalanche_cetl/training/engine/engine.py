@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Strategy
@@ -36,7 +37,7 @@ class MicroBatch(NamedTuple):
 WHOLE = MicroBatch()
 
 
-class Engine:
+class Engine(Described):
     """How the steps are computed; what is learnt does not depend on it.
 
     :param precision: ``"float32"``, or ``"bfloat16"``: the forward passes under

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.described import Described
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.networks import Networks
@@ -31,8 +32,8 @@ class Payment(NamedTuple):
     name: str
 
 
-class TrainingStage:
-    """Base class of the stages: class attributes say what a stage does, :meth:`losses` how.
+class TrainingStage(Described):
+    """Base class of the stages: class attributes say what a stage does, ``losses`` how.
 
     A stage does not depend on devices, precision, mini-batches to a step or other processes, nor
     on the strategy.

@@ -48,7 +48,7 @@ class LabelledRows(nn.Module):
 
 
 class ClassifyStage(TrainingStage):
-    """Stage 3: L_c, the criterion of T2's logits and the labels (eq. 5)."""
+    """Stage 3: L_c, the criterion of T2's logits and the labels (eq. 4)."""
 
     kind = Stage.CLASSIFY
     reads = "labelled"

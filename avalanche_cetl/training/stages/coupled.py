@@ -12,7 +12,7 @@ from avalanche_cetl.training.stages.base import Payment, TrainingStage
 
 
 class CoupledStage(TrainingStage):
-    """Stage 2: ``L_rt = mean |T1(T2(x)) - T1(S(x))|^2`` (eq. 4), over batch and pixels.
+    r"""Stage 2, eq. 5: :math:`L_{rt} = |T_1(T_2(x)) - T_1(S(x))|^2`, mean over batch and pixels.
 
     The reconstruction target T1(S(x)) is that of the clean image, and constant; without S it is x
     itself. T2 sees the image through ``augment=`` and ``input_noise=``.

@@ -10,7 +10,15 @@ from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
 
 
 class MergedStage(TrainingStage):
-    """One step on the sum of other stages' losses; Avalanche's callbacks all fire.
+    r"""One step on the sum of other stages' losses; Avalanche's callbacks all fire.
+
+    The weights of the losses are ``loss_weights``; variant ``"joint"`` minimises
+
+    .. math:: \lambda_1 L_{rs} + \lambda_2 L_c + \lambda_3 L_{rt} \quad \text{(eq. 6)}
+
+    and ``"two_step"``, with :math:`\lambda = \lambda_2 / (\lambda_2 + \lambda_3)`,
+
+    .. math:: \lambda L_c + (1 - \lambda) L_{rt} \quad \text{(eq. 3)}
 
     Where an experience has no labelled row, its steps are those of the target rows alone.
 

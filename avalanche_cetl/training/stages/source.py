@@ -12,7 +12,7 @@ from avalanche_cetl.training.stages.base import Callbacks, Payment, TrainingStag
 
 
 class SourceStage(TrainingStage):
-    """Stage 1: ``L_rs = mean |T1(S(x)) - x|^2`` (eq. 2), over batch and pixels."""
+    r"""Stage 1, eq. 2: :math:`L_{rs} = |T_1(S(x)) - x|^2`, mean over batch and pixels."""
 
     kind = Stage.SOURCE
     trains = ("decoder",)
