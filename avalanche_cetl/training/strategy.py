@@ -21,7 +21,7 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import CETLPlugin
 from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.data import TrainingData, listed_classes
-from avalanche_cetl.training.engine.engine import Precision
+from avalanche_cetl.training.engine import Precision
 from avalanche_cetl.training.parts import Parts
 from avalanche_cetl.training.presets import PresetName
 from avalanche_cetl.training.recipe import Alternate, Recipe
