@@ -1,8 +1,9 @@
-"""The arguments of a WeightPenalty, and what it holds, by name."""
+"""The arguments of a WeightPenalty and what it holds, by name: of today and of version 0.2."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, SupportsFloat
 
@@ -57,3 +58,13 @@ class PenaltyArguments(Described):
                 f"dwa_lambda={value} has to be >= 0, and finite with penalty={self.penalty!r}."
             )
         self._dwa_lambda = float(value)
+
+
+def state_of_0_2(plugin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a WeightPenalty, of what version 0.2 kept of GFIPlugin's attributes."""
+    store = {name.removeprefix("_"): value for name, value in plugin["memory"].items()}
+    store["quadratic"] = store["pull"]
+    if "summed" in store:  # the number of the last task that was
+        store["summed"] = sum(task <= store["summed"] for task in store["importances"])
+    basis = "kronecker" if "sum" in store else "diagonal"
+    return {"basis": basis, "store": store, "generator": plugin["_generator"]}

@@ -131,14 +131,13 @@ class _Lines:
         self.file.flush()
 
 
-def progress_bar(total: int, shown: bool, file: TextIO | None = None) -> tqdm:
-    """Return a bar that counts images and is seen from the first moment on.
+def progress_bar(total: int, shown: bool) -> tqdm:
+    """Return a bar on standard error that counts images and is seen from the first moment on.
 
     :param total: images.
     :param shown: False: nothing is written.
-    :param file: default: standard error.
     """
-    file = sys.stderr if file is None else file
+    file = sys.stderr
     moves = file.isatty() or issubclass(tqdm, tqdm_notebook)
     return tqdm(
         total=total,

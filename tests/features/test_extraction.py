@@ -57,33 +57,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_file_gets_a_line_at_once_and_then_one_in_a_while(monkeypatch):
-    file = io.StringIO()
-    with progress_bar(100, True, file) as bar:
-        assert "0/100" in file.getvalue() and file.getvalue().endswith("\n")
-        for _ in range(50):
-            bar.update(2)
-    lines = file.getvalue().splitlines()
-    assert "100/100" in lines[-1] and len(lines) == 2
-    monkeypatch.setattr(extraction, "LINES_EVERY", 0.0)
-    file = io.StringIO()
-    with progress_bar(100, True, file) as bar:
+@pytest.mark.parametrize("every", [0.0, 30.0])
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_file_gets_lines_now_and_then_and_a_terminal_one_that_moves(monkeypatch, kind, every):
+    monkeypatch.setattr(extraction, "LINES_EVERY", every)
+    monkeypatch.setattr("sys.stderr", file := kind())
+    with progress_bar(100, True) as bar:
+        assert "0/100" in file.getvalue()
         for _ in range(4):
             bar.update(25)
-    assert len(file.getvalue().splitlines()) >= 4
-    assert "\r" not in file.getvalue()
-
-
-def test_a_terminal_gets_a_bar_in_one_line():
-    file = Terminal()
-    with progress_bar(10, True, file) as bar:
-        bar.update(10)
-    assert "\r" in file.getvalue() and "10/10" in file.getvalue()
+    assert "100/100" in file.getvalue()
+    assert ("\r" in file.getvalue()) == (kind is Terminal)
+    if kind is not Terminal:
+        assert file.getvalue().endswith("\n")
+        assert (len(file.getvalue().splitlines()) == 2) == (every > 0)
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_nothing_is_written_where_it_is_not_wanted(kind):
-    file = kind()
-    with progress_bar(10, False, file) as bar:
+def test_nothing_is_written_where_it_is_not_wanted(monkeypatch, kind):
+    monkeypatch.setattr("sys.stderr", file := kind())
+    with progress_bar(10, False) as bar:
         bar.update(10)
     assert file.getvalue() == ""
