@@ -280,11 +280,12 @@ def test_weight_and_bias_each_move_as_if_the_other_had_its_rate(frozen):
     assert torch.equal(params["norm"], before["norm"])  # the optimiser does not hold it
 
 
-def test_a_bias_alone_moves_where_its_weight_is_frozen():
+@pytest.mark.parametrize("rates", [{"w": 0.2, "b": 0.7}, {"b": 0.7}], ids=["frozen", "not held"])
+def test_a_bias_alone_moves_where_its_weight_is_frozen_or_not_held_by_the_optimiser(rates):
     pull, _, before = held_in_a_basis("full")
     params = parameters(before)
-    params["w"].requires_grad_(False)
-    pull.step(params, sgd(params, w=0.2, b=0.7), 1.5)
+    params["w"].requires_grad_("w" not in rates)
+    pull.step(params, sgd(params, **rates), 1.5)
     assert torch.equal(params["w"], before["w"]) and not torch.equal(params["b"], before["b"])
 
 
