@@ -1,5 +1,4 @@
 import gc
-import warnings
 
 import numpy as np
 import pytest
@@ -140,35 +139,6 @@ def test_class_subsets_are_remapped(digits):
     assert len(benchmark.test_stream[0].dataset) == 20
     with pytest.raises(ValueError, match="do not occur"):
         adaptation_benchmark(digits(45), digits(60), digits(30), classes=[0, 8])
-
-
-def test_naive_ewc_and_lwf_run_on_the_same_object(digits):
-    from avalanche.training.supervised import EWC, LwF, Naive
-
-    benchmark = transfer_benchmark(
-        digits(24), digits(24), source_train=digits(24, seed=1), labels_per_class=4
-    )
-    for kind, extra in (
-        (Naive, {}),
-        (EWC, {"ewc_lambda": 1.0}),
-        (LwF, {"alpha": 1.0, "temperature": 2.0}),
-    ):
-        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        strategy = kind(
-            model=model,
-            optimizer=optimizer,
-            criterion=torch.nn.CrossEntropyLoss(),
-            train_mb_size=8,
-            evaluator=None,
-            **extra,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            strategy.train(benchmark.source_stream)
-            before = [p.clone() for p in model.parameters()]
-            strategy.train(benchmark.labelled_stream)
-        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_distillation_keeps_all_labels_and_takes_more_images(digits):
