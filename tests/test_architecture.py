@@ -52,6 +52,7 @@ ORDER_OF_TRAINING = (
     "parts",
     "gfi",
     "ridge",
+    "estimate",
     "strategy",
     "",
 )

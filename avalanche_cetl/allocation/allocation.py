@@ -74,7 +74,8 @@ class Allocation:
         if known and epoch % self.settings.refresh_every != 0:
             return
         for name in names:
-            drawn = torch.randperm(rows, generator=self._generator)[: self.settings.samples]
+            order = torch.randperm(rows, generator=self._generator)
+            drawn = order[: self.settings.measured_of(rows)]
             self.importance[name] = measure_importance(
                 model,
                 PAIRS[name],

@@ -61,7 +61,7 @@ class TaskMeasurer:
     def sample(self, rows: Rows) -> TaskSample:
         """Draw images of a task, as many as the settings want."""
         order = torch.randperm(rows.length, generator=self.generator)
-        return rows.read(sorted(order[: self.settings.samples].tolist()))
+        return rows.read(sorted(order[: self.settings.measured_of(rows.length)].tolist()))
 
     def check(self, network: nn.Module, sample: TaskSample) -> int:
         """Return the number of outputs of an image.

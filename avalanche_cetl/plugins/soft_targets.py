@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.labels import ABSENT
 from avalanche_cetl.common.validation import check_positive, order_of_0_2
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.centroids import class_centroids
@@ -21,6 +22,8 @@ from avalanche_cetl.plugins.losses import DistillationPlugin, Rows
 logger = logging.getLogger(__name__)
 
 PROBE, BEST, CENTROIDS = "probe", "best", "centroids"
+#: A logit whose probability is 0, finite in half precision too.
+_NOTHING = -3e4
 
 
 def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -72,7 +75,9 @@ class SoftTargets(DistillationPlugin):
     :param source: see :class:`DistillationPlugin`.
     :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
         not T2's; default: S's own logits. Of probabilities, its or S's, the logits are taken
-        (:class:`~avalanche_cetl.encoders.scores.Scores`). ``"probe"``, with
+        (:class:`~avalanche_cetl.encoders.scores.Scores`). Classes that a
+        :func:`linear_probe` or a :class:`RidgeHead` has no row of (logit -30) are left out.
+        ``"probe"``, with
         :class:`CETLStrategy`: a :func:`linear_probe`, fitted when an experience begins on S's
         features of the clean target images that have a label. It has these classes alone: T2's
         logits of others are left out. Without S, or where a class of the experience has no
@@ -178,7 +183,10 @@ class SoftTargets(DistillationPlugin):
                 "classes, or a target network with S's classes (a head that grows has as many "
                 "outputs as it was made with, until labels of more classes come)."
             )
-        return soft_target_loss(batch.logits, teacher, self.temperature)
+        # Of a class that the head has no row of it knows nothing.
+        unknown = (teacher == ABSENT).all(0)
+        logits, goal = (one.masked_fill(unknown, _NOTHING) for one in (batch.logits, teacher))
+        return soft_target_loss(logits, goal, self.temperature)
 
     @torch.no_grad()
     def teacher_logits(self, strategy: Strategy, batch: Batch) -> Tensor:

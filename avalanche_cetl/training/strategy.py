@@ -22,6 +22,7 @@ from avalanche_cetl.plugins.base import CETLPlugin
 from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.data import TrainingData, listed_classes
 from avalanche_cetl.training.engine import Precision
+from avalanche_cetl.training.estimate import Estimate, estimate
 from avalanche_cetl.training.parts import Parts
 from avalanche_cetl.training.presets import PresetName
 from avalanche_cetl.training.recipe import Alternate, Recipe
@@ -146,6 +147,26 @@ class CETLStrategy(Parts, SupervisedTemplate):
         They are all rows, or 10,000 of more. S runs where the benchmark has no features of it.
         """
         return self.data.target_logits(source, max(64, self.train_mb_size), self.device)
+
+    def estimate(self, experience: Any, *, share: float = 0.2, seed: int = 0) -> Estimate:
+        """Compare S with what T2 learns alone, on labelled target rows that are held out.
+
+        Before training, to see whether S is worth it. A linear probe on S's features and a copy of
+        T2, which trains in as many steps as ``train`` would make, with the same views and without
+        S, both learn from the other labelled rows and are asked about those held out. It takes
+        about as long as T2 alone. Nothing of the strategy changes.
+
+        With few labels the answer is uncertain; it comes with its standard error. Printed, it is
+        one line.
+
+        :param experience: of the training stream.
+        :param share: of the labelled target rows of each class that is held out, in (0, 1); at
+            least one of two or more.
+        :param seed: of the choice of these rows, and of T2's training.
+        :raises ValueError: without S; where no class has two labelled target rows, or there is one
+            class alone.
+        """
+        return estimate(self, CETLStrategy, experience, share, seed)
 
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Train on an experience or a stream; after ``load_checkpoint`` go on where that stood."""

@@ -12,23 +12,24 @@ strengths on the very figures that are shown, which favours them.
 - read once: rotated (MNIST, a CNN), fashion-permuted, fashion-split, cifar-domains (CIFAR-100's
   superclasses, each experience with other subclasses).
 
-A method is a kind with its settings, as ``natural:strength=10,units=seen``. Data: ``--data-root``
-has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root`` Fashion-MNIST's idx
-files. Results go to ``benchmarks/results/continual/natural.json``, run by run; tables of them are
-printed by ``python -m benchmarks.continual.natural_table``.
+A method is a kind with its settings, as ``natural:strength=10,units=seen``; ``GFIPlugin`` is the
+plugin as it comes, ``Replay:memory=50`` Avalanche's replay of so many images in all,
+``GFIPlugin+Replay:memory=50`` both. With replay the loss is over all classes seen so far.
+
+Data: ``--data-root`` has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root``
+Fashion-MNIST's idx files. Results go to ``benchmarks/results/continual/natural.json``, run by run;
+tables of them are printed by ``python -m benchmarks.continual.natural_table``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import io
 import math
 import os
 import statistics
 import time
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -42,6 +43,7 @@ from avalanche_cetl import GFIPlugin
 from benchmarks.continual.methods import network
 from benchmarks.continual.runs import _Batches, _benchmark, summary
 from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
+from benchmarks.data.cifar import read_cifar100
 from benchmarks.data.draws import Set
 from benchmarks.records import RESULTS, Runs
 
@@ -72,6 +74,7 @@ class Setting:
 
 
 ROOTS: dict[str, str | None] = {}
+REPLAY = "Replay"
 
 
 def _rows(y: Tensor, classes: list[int]) -> Tensor:
@@ -119,21 +122,11 @@ def fashion() -> tuple[Set, Set]:
 @cache
 def cifar100() -> tuple[Set, Set, list[str]]:
     """Read CIFAR-100 (200 training images per class) out of its zip, standardised."""
-    from PIL import Image
-
     mean = torch.tensor([0.50707, 0.48655, 0.44092]).view(3, 1, 1)
     std = torch.tensor([0.26733, 0.25644, 0.27615]).view(3, 1, 1)
-    found: list[Any] = []
-    with zipfile.ZipFile(os.path.join(str(ROOTS["data"]), "cifar100-200.zip")) as file:
-        names = sorted(n for n in file.namelist() if n.endswith(".png"))
-        classes = sorted({n.split("/")[1] for n in names})
-        for part in ("train", "test"):
-            own = [n for n in names if n.startswith(part)]
-            pixels = np.stack([np.asarray(Image.open(io.BytesIO(file.read(n)))) for n in own])
-            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            y = torch.tensor([classes.index(n.split("/")[1]) for n in own])
-            found.append(((x - mean) / std, y))
-    return found[0], found[1], classes
+    *sets, classes = read_cifar100(str(ROOTS["data"]))
+    train, test = (((x - mean) / std, y) for x, y in sets)
+    return train, test, classes
 
 
 def _cifar_split(seed: int) -> list[Task]:
@@ -339,6 +332,11 @@ def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
     }
     if kind in rivals:
         return [rivals[kind](settings["strength"])]
+    if kind == "GFIPlugin":
+        return [GFIPlugin(**settings)]
+    if REPLAY in kind:
+        own = [GFIPlugin()] if kind != REPLAY else []
+        return [*own, ap.ReplayPlugin(settings["memory"])]
     if kind == "Kronecker":
         own = dict(settings)
         return [GFIPlugin(own.pop("strength"), basis="kronecker", **own)]
@@ -381,7 +379,8 @@ def run(name: str, method: str, optimiser: str, seed: int, tasks: list[Task]) ->
     else:
         momentum = 0.9 if kind == "momentum" else 0.0
         optimizer = torch.optim.SGD(model.parameters(), float(lr), momentum=momentum)
-    criterion: Any = MaskedCrossEntropy(mask="new") if setting.masked else nn.CrossEntropyLoss()
+    mask = "seen" if REPLAY in method else "new"
+    criterion: Any = MaskedCrossEntropy(mask=mask) if setting.masked else nn.CrossEntropyLoss()
     used = plugins(*parsed(method)) + ([criterion] if setting.masked else [])
     strategy = Cut(
         model=model,

@@ -24,6 +24,8 @@ CHOOSING = {"odd-even": (2, 3, 4), "split": (2, 3, 4), "permuted": (2, 3, 4), "c
 READ_ONCE = {
     name: (13, 14) for name in ("rotated", "fashion-permuted", "fashion-split", "cifar-domains")
 }
+#: Seeds of the streams that were read once, when they were run again.
+FIVE = (13, 14, 15, 16, 17)
 SGD = {"odd-even": (2, 3), "permuted": (2, 3)}
 STRENGTHS = (3, 5, 10)
 CHOSEN = 5
@@ -102,6 +104,54 @@ def compared(
         last += ["", cell(differences, sign=True)]
     header = [part for name in rivals for part in (name, "ahead of it by")]
     return table(["", "setting", "Naive", *header], [*rows, last])
+
+
+def again(runs: list[Run]) -> str:
+    """Write means over five seeds of ``GFIPlugin()``, and of rivals at the strengths of above."""
+    rows: list[list[str]] = []
+    ahead: list[float] = []
+    for stream in READ_ONCE:
+        own = averages(runs, stream, "GFIPlugin", "adam", FIVE)
+        line = [stream, _mean(own), _mean(averages(runs, stream, "Naive", "adam", FIVE))]
+        apart = []
+        for methods in LATER.values():
+            chosen = best(runs, stream, methods, "adam", READ_ONCE[stream])
+            other = averages(runs, stream, chosen, "adam", FIVE)
+            difference = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+            apart.append(difference)
+            line.append(f"{_mean(other)} ({chosen.partition('=')[2]})")
+        nearest = min((one for one in apart if one), key=statistics.mean, default=[])
+        line.append(cell(nearest, sign=True))
+        ahead += [statistics.mean(nearest)] if nearest else []
+        rows.append(line)
+    rows.append(["mean over streams", *[""] * 5, cell(ahead, sign=True)])
+    return table(["", "GFIPlugin()", "Naive", *LATER, "ahead of the best rival by"], rows)
+
+
+def measured(runs: list[Run]) -> str:
+    """Write average accuracies by the number of images that a measurement reads."""
+    methods = ["GFIPlugin", *(f"GFIPlugin:samples={count}" for count in (1000, 2000))]
+    rows = [
+        [stream, *(_mean(averages(runs, stream, method, "adam", (2, 3))) for method in methods)]
+        for stream in CHOOSING
+    ]
+    return table(["", "256", "1,000", "2,000"], rows)
+
+
+def replayed(runs: list[Run]) -> str:
+    """Write average accuracies by the number of old images, with and without the plugin."""
+    rows = []
+    for count in (0, 50, 200, 500):
+        names = ("Naive", "GFIPlugin") if not count else ("Replay", "GFIPlugin+Replay")
+        more = f":memory={count}" if count else ""
+        alone, both = (averages(runs, "split", n + more, "adam", (2, 3, 4)) for n in names)
+        apart = [both[seed] - alone[seed] for seed in sorted(alone.keys() & both.keys())]
+        rows.append([str(count), _mean(alone), _mean(both), cell(apart, sign=True)])
+    return table(["old images", "without GFIPlugin", "with it", "difference"], rows)
+
+
+def _mean(values: Averages) -> str:
+    return cell([values[seed] for seed in sorted(values)])
 
 
 def _shown(values: Averages) -> str:
@@ -197,6 +247,9 @@ def tables() -> str:
     for name, optimiser in (("SGD", "sgd-0.1"), ("SGD with momentum", "momentum-0.02")):
         ours = setting(CHOSEN, ",form=proximal")
         found[f"{name}, proximal"] = compared(runs, SGD, ours, optimiser, OF_SGD)
+    found["Read again with five seeds, GFIPlugin() of this version"] = again(runs)
+    found["Images that a measurement reads"] = measured(runs)
+    found["Split MNIST, one head, with replay"] = replayed(runs)
     found["Predicted movement and forgetting of a task"] = movement(runs)
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in found.items()) + "\n"
 

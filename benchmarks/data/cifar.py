@@ -1,4 +1,4 @@
-"""CIFAR-10 from disk: the original batches, a folder of images, or a zip of one."""
+"""CIFAR-10 and CIFAR-100 from disk: the original batches, a folder of images, or a zip of one."""
 
 from __future__ import annotations
 
@@ -49,10 +49,29 @@ def read_cifar10(root: str | Path) -> tuple[Set, Set, str]:
     )
 
 
-def _decoded(names: Sequence[str], part: str, read) -> Set:  # type: ignore[no-untyped-def]
-    chosen = sorted(name for name in names if name.startswith(f"{part}/") and name[-4:] == ".jpg")
+HUNDRED = "cifar100-200.zip"
+
+
+def read_cifar100(root: str | Path) -> tuple[Set, Set, list[str]]:
+    """Read the 200 training images per class and all test images of ``cifar100-200.zip``.
+
+    :return: training and test set, as of :func:`read_cifar10`, and the names of the classes.
+    :raises FileNotFoundError: when it is not there.
+    """
+    with zipfile.ZipFile(Path(root) / HUNDRED) as file:
+        names = sorted(name for name in file.namelist() if name.endswith(".png"))
+        classes = sorted({name.split("/")[1] for name in names})
+        train, test = (_decoded(names, part, file.read, classes) for part in PARTS)
+    return train, test, classes
+
+
+def _decoded(  # type: ignore[no-untyped-def]
+    names: Sequence[str], part: str, read, classes: Sequence[str] = CLASSES
+) -> Set:
+    kinds = (".jpg", ".png")
+    chosen = sorted(name for name in names if name.startswith(f"{part}/") and name[-4:] in kinds)
     images = np.stack([np.asarray(Image.open(BytesIO(read(name)))) for name in chosen])
-    labels = torch.tensor([CLASSES.index(name.split("/")[1]) for name in chosen])
+    labels = torch.tensor([classes.index(name.split("/")[1]) for name in chosen])
     return _float(images.transpose(0, 3, 1, 2)), labels
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
-from benchmarks.data.cifar import read_cifar10
+from benchmarks.data.cifar import HUNDRED, read_cifar10, read_cifar100
 from benchmarks.data.draws import DRAW_SEED, Set, draw, split_off
 from benchmarks.where import HERE, Where
 
@@ -114,6 +115,9 @@ def read_set(name: str, root: str) -> tuple[Set, Set, str]:
     """
     if name == "CIFAR-10":
         return read_cifar10(root)
+    if name == "CIFAR-100" and (Path(root) / HUNDRED).is_file():
+        train, test, _ = read_cifar100(root)
+        return train, test, "200 per class"
     found = paper_benchmark(name, root)
     datasets = [stream[0].dataset.eval() for stream in (found.train_stream, found.test_stream)]
     sets = [

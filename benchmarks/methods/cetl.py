@@ -138,6 +138,11 @@ def as_it_comes(name: str | None) -> Method:
     return lambda job: coupled(job, **_direct(name))
 
 
+def now(job: TransferJob) -> nn.Module:
+    """Train as ``CETLStrategy(...)`` without a setting does."""
+    return coupled(job, preset="best", gfi=None, warmup_epochs=None)
+
+
 def source_free(job: AdaptationJob) -> nn.Module:
     """Train as ``preset="best"`` on S and the target's images, without images of the source."""
     return coupled(job, benchmark=job.source_free_benchmark(), **_direct("best"))

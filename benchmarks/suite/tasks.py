@@ -22,7 +22,9 @@ SVHN, whose images are not here.
 A hard shift, MNIST to MNIST-M, stands there twice more with stronger views and three times the
 rounds. Which views and how many rounds was chosen on digits of USPS that are blended with
 photographs of CIFAR-10. MNIST-M was made of MNIST by such a blend, which inverts digits on bright
-ground, so that views which invert know something of it: they stand by themselves.
+ground, so that views which invert know something of it: they stand by themselves. Once more it
+stands there with all 8,000 images of MNIST-M that are to be had, as many of MNIST, and half the
+rounds, one seed.
 """
 
 from __future__ import annotations
@@ -230,17 +232,26 @@ def _labelled(name: str, root: str) -> tuple[Set, Set]:
 
 
 def pair(
-    first: str, second: str, source_free: bool = False, per_class: int = 0
+    first: str,
+    second: str,
+    source_free: bool = False,
+    per_class: int = 0,
+    images: int = DOMAIN,
+    held_back: int = HELD_BACK,
 ) -> Callable[[str, int], Data]:
-    """Return what makes a pair of domains, the second with so many labels per class."""
+    """Return what makes a pair of domains, the second with so many labels per class.
+
+    :param images: of either domain, for training.
+    :param held_back: of the second domain, for validation.
+    """
 
     def make(root: str, seed: int) -> Data:
-        other = draw(_labelled(first, root)[0], DOMAIN // 10)
+        other = draw(_labelled(first, root)[0], images // 10)
         if second == "MM":
             other = in_colour(other)
         train, test = _labelled(second, root)
-        held, rest = split_off(train, HELD_BACK // 10)
-        chosen = draw(rest, DOMAIN // 10)
+        held, rest = split_off(train, held_back // 10)
+        chosen = draw(rest, images // 10) if images < len(rest[1]) else rest
         source = _on_digits(f"{first}-{second}", other)
         return Data(
             _hidden(chosen, per_class, seed), held, test, source, None if source_free else other
@@ -336,6 +347,9 @@ TASKS = {
     "MN to MNIST-M, strong views": Task(pair("MN", "MM"), "adaptation", False, 24, strong_views),
     "MN to MNIST-M, inverting views": Task(
         pair("MN", "MM"), "adaptation", False, 24, inverting_views
+    ),
+    "MN to MNIST-M, inverting views, 8,000 images": Task(
+        pair("MN", "MM", images=8000, held_back=0), "adaptation", False, 12, inverting_views
     ),
     "US-MN, no source data": Task(pair("US", "MN", True), "free", False, 8, jitter),
     "SVHN to MNIST, no source data": Task(of_svhn("MN"), "free", False, 8, jitter),

@@ -221,8 +221,12 @@ def tuning_of(place: Place) -> Run:
 
 
 def tuned_as(place: Place) -> Place:
-    """Return the place whose strength this one takes."""
-    return replace(place, row=place.the_row.tuned_as or place.row)
+    """Return the place whose strength this one takes, on that row's own data set."""
+    row = place.the_row.tuned_as
+    if row is None:
+        return place
+    table = place.the_table
+    return replace(place, row=row, data=place.data if table.columns else table.rows[row].data)
 
 
 def strength_of(place: Place) -> float:

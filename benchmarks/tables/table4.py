@@ -3,6 +3,9 @@
 Protocol as in Table 2 (draw, views, validation for strengths, last epoch), with the teacher, which
 is trained on the same images, in the place of S. Scale ``full`` reads 4,500 images a class and
 chooses on the other 500; of CIFAR-100, where it is on disk, 450 and 50.
+
+CIFAR-100-s, at scale ``cpu``, are 100 images a class of CIFAR-100; the teacher has 30 epochs, and
+strengths are those that were chosen on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from benchmarks.tables.rows import Row, as_it_comes, by_id
 from benchmarks.tables.table2 import MIXED, MORE_WEIGHTS, WEIGHTS
 
 HUNDRED = "CIFAR-100"
+SMALL_HUNDRED = "CIFAR-100-s"
 PAPER = {  # Table 4 as printed; which of the middle three is which is inferred
     "teacher": 91.86,
     "student": 87.55,
@@ -36,11 +40,13 @@ PAPER = {  # Table 4 as printed; which of the middle three is which is inferred
     "cifar100_fsp": 63.33,
     "cifar100_cetl_gfi": 64.83,
 }
-#: By data set the ids of the teacher and the student alone, between which the others are.
-ENDS = {
-    "CIFAR-10": ("teacher", "student"),
-    HUNDRED: ("cifar100_teacher", "cifar100_student"),
-}
+
+
+def ends(row: Row) -> tuple[str, str]:
+    """Return the ids of a row's teacher and student alone, between which the others are."""
+    kind = row.id.split("_")[0]
+    prefix = f"{kind}_" if kind.startswith("cifar100") else ""
+    return f"{prefix}teacher", f"{prefix}student"
 
 
 def _budget(scale: str, teacher_epochs: int, **changes: int) -> WithTeacher:
@@ -99,7 +105,30 @@ def _on_cifar100(row: Row) -> Row:
     )
 
 
-ROWS = by_id(*OF_CIFAR10, *(_on_cifar100(row) for row in OF_CIFAR10))
+def _on_few_of_cifar100(row: Row) -> Row:
+    """Return the same row on 100 images a class of CIFAR-100, its strength chosen on CIFAR-10."""
+    chosen_as = row.id if len(row.strengths) > 1 and row.tuned_as is None else row.tuned_as
+    return replace(
+        row,
+        id=f"cifar100s_{row.id}",
+        title=f"{SMALL_HUNDRED}, {row.title}",
+        tuned_as=chosen_as,
+        data=HUNDRED,
+        scales=("cpu",),
+        changes=(("per_class", 100), ("validation_per_class", 10), ("teacher_epochs", 30)),
+        source=partial(teacher, data_set=HUNDRED),
+    )
+
+
+NOW = Row(
+    "now", "CETL as it comes", cetl.now, preset="best", unread=("warmup_epochs", "gfi_samples")
+)
+ON_FEW = ("teacher", "student", "soft_targets", "fitnets", "fsp", "cetl_gfi")
+ROWS = by_id(
+    *OF_CIFAR10,
+    *(_on_few_of_cifar100(row) for row in (*OF_CIFAR10, NOW) if row.id in (*ON_FEW, NOW.id)),
+    *(_on_cifar100(row) for row in OF_CIFAR10),
+)
 
 
 class Table4(Photographs):
@@ -112,9 +141,9 @@ class Table4(Photographs):
         for row in self.rows.values():
             values = accuracies(found.get(row.title, {}))
             means.append(shown_mean(values))
-            paper, ends = PAPER.get(row.id), ENDS[row.data]
-            top, low = (PAPER[end] for end in ends)
-            between = row.id not in ends
+            paper = PAPER.get(row.id.replace("cifar100s", "cifar100"))
+            top, low = (PAPER[end.replace("cifar100s", "cifar100")] for end in ends(row))
+            between = row.id not in ends(row)
             lines.append(
                 [
                     row.title,
@@ -124,7 +153,7 @@ class Table4(Photographs):
                     f"{100 * (paper - low) / (top - low):.0f}" if paper and between else "",
                 ]
             )
-        markdown.bold_column(lines, 1, means, [row.data for row in self.rows.values()])
+        markdown.bold_column(lines, 1, means, [ends(row) for row in self.rows.values()])
         return markdown.table(
             ["", "test accuracy %", "share of the gap closed %", "paper", "its share %"],
             lines,
@@ -134,7 +163,7 @@ class Table4(Photographs):
 
 def shares(found: dict[str, dict[int, dict[str, Any]]], row: Row) -> list[float]:
     """Compute by seed how far a row gets from student to teacher in accuracy, in per cent."""
-    titles = [*(ROWS[end].title for end in ENDS[row.data]), row.title]
+    titles = [*(ROWS[end].title for end in ends(row)), row.title]
     seeds = set.intersection(*(set(found.get(title, {})) for title in titles))
     gaps = []
     for seed in sorted(seeds):

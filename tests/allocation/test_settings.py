@@ -1,6 +1,7 @@
 import pytest
 
 from avalanche_cetl import GFISettings, Quantile
+from avalanche_cetl.allocation import WeightPenalty
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,33 @@ def test_a_gate_that_is_not_given_is_the_one_of_the_basis(basis, gate):
     assert (settings.threshold, settings.probability) == gate
     assert settings.gates == (basis == "diagonal")
     assert GFISettings(basis=basis, threshold=0.3).gates
+
+
+@pytest.mark.parametrize(
+    ("samples", "images", "read"),
+    [
+        (None, 100, 100),
+        (None, 2000, 256),
+        (None, 8192, 256),
+        (None, 32_000, 1000),
+        (None, 60_000, 1875),
+        (None, 10**6, 2000),
+        (500, 10**6, 500),
+        (500, 20, 20),
+    ],
+)
+def test_a_measurement_reads_a_share_of_many_images(samples, images, read):
+    assert GFISettings(samples=samples).measured_of(images) == read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "samples"),
+    [
+        ({}, None),
+        ({"basis": "kronecker", "dwa_lambda": 1.0}, 256),
+        ({"basis": "diagonal", "dwa_lambda": 1.0}, 256),
+        ({"samples": 9}, 9),
+    ],
+)
+def test_the_number_of_images_follows_the_task_where_no_basis_is_named(arguments, samples):
+    assert WeightPenalty(**arguments).samples == samples

@@ -362,3 +362,24 @@ def test_a_head_that_was_given_is_kept_in_the_state():
     assert torch.equal(first.head.weight, second.head.weight)
     second.load_state_dict({"head": None})  # of a run without one
     assert torch.equal(first.head.weight, second.head.weight)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_classes_that_a_head_has_no_row_of_are_left_out(teacher, temperature):
+    """T2's logits of them do not move; the others move as if there were no such class."""
+    torch.manual_seed(0)
+    features, logits = torch.randn(4, teacher.dim), torch.randn(4, 10, requires_grad=True)
+    labels = torch.arange(8) % 3
+    head = linear_probe(torch.randn(8, teacher.dim), labels, 1.0, num_classes=10)
+    plugin = SoftTargets(temperature=temperature, head=head, source=teacher)
+    batch = Batch([torch.zeros(4, *SHAPE), *unread(4)], features)
+    batch.logits = logits
+    net = student()
+    strategy = Naive(model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), evaluator=None)
+    loss = plugin.loss(strategy, batch)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    alone = logits.detach()[:, :3].requires_grad_()
+    wanted = soft_target_loss(alone, head(features)[:, :3], temperature)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(gradient[:, :3], torch.autograd.grad(wanted, alone)[0])
+    assert not gradient[:, 3:].any()
