@@ -21,7 +21,7 @@ from avalanche_cetl.information.outputs import Likelihood
 from avalanche_cetl.plugins.losses import AnyRows, Rows
 from avalanche_cetl.plugins.views import TargetRows
 from avalanche_cetl.training import VARIANTS, Engine, Recipe, parse_preset
-from avalanche_cetl.training.engine.engine import Precision
+from avalanche_cetl.training.engine import Precision
 from avalanche_cetl.training.presets import PresetName
 from avalanche_cetl.training.recipe import Alternate
 from avalanche_cetl.training.variants import VariantName, parse_variant

@@ -1,8 +1,9 @@
-"""The arguments of a WeightPenalty, and what it holds, by name."""
+"""The arguments of a WeightPenalty and what it holds, by name: of today and of version 0.2."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, SupportsFloat
 
@@ -62,3 +63,13 @@ class PenaltyArguments(Described):
     def _next_number(self) -> int:
         """Return the number of a task that has none of its own."""
         return 1 + max(self.store.importances, default=-1)
+
+
+def state_of_0_2(plugin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a WeightPenalty, of what version 0.2 kept of GFIPlugin's attributes."""
+    store = {name.removeprefix("_"): value for name, value in plugin["memory"].items()}
+    store["quadratic"] = store["pull"]
+    if "summed" in store:  # the number of the last task that was
+        store["summed"] = sum(task <= store["summed"] for task in store["importances"])
+    basis = "kronecker" if "sum" in store else "diagonal"
+    return {"basis": basis, "store": store, "generator": plugin["_generator"]}

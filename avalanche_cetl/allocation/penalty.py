@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from avalanche_cetl.allocation.arguments import PenaltyArguments
-from avalanche_cetl.allocation.earlier import state_of_0_2
+from avalanche_cetl.allocation.arguments import PenaltyArguments, state_of_0_2
 from avalanche_cetl.allocation.kronecker_store import store_of
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.allocation.parameters import device_of, held, trainable, unwrapped
@@ -40,9 +39,8 @@ from avalanche_cetl.allocation.settings import (
     with_defaults,
 )
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
-from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.picks import Output
-from avalanche_cetl.common.validation import renamed
+from avalanche_cetl.common.validation import NonFiniteLossError, renamed
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood

@@ -291,7 +291,8 @@ def _settings_of_0_2(thing: Any, state: Any, mine: Settings) -> Settings:
     renamed = dict(adapter_of(type(thing)).renamed)
 
     def value_of(state: Any, name: str, depth: int) -> Any:
-        attributes = state["attributes"] if depth and _is_object(state) else {}
+        whole = isinstance(state, Mapping) and state.get("how") == "object"
+        attributes = state["attributes"] if depth and whole else {}
         if attributes.get(name, {}).get("how") == "plain":
             return attributes[name]["value"]
         values = (value_of(part, name, depth - 1) for part in attributes.values())
@@ -300,10 +301,6 @@ def _settings_of_0_2(thing: Any, state: Any, mine: Settings) -> Settings:
     found = {n: value_of(state, renamed.get(n, n).rsplit(".", 1)[-1], 3) for n in mine}
     # What is not there cannot be compared.
     return {n: mine[n] if value is _NOTHING else [value] for n, value in found.items()}
-
-
-def _is_object(state: Any) -> bool:
-    return isinstance(state, Mapping) and state.get("how") == "object"
 
 
 def _strategy_settings_of_0_2(saved: Mapping[str, Any]) -> Settings:

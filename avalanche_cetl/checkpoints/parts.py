@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.checkpoints.codec import CheckpointError, is_plain
-from avalanche_cetl.common.state import OWN_ATTRIBUTES
+from avalanche_cetl.common.state import own_attributes
 from avalanche_cetl.models.ridge import RidgeHead
 
 # ------------------------------------------------------------------ networks
@@ -181,9 +181,7 @@ def _ridge_heads(network: nn.Module) -> dict[str, RidgeHead]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of a module that are its own, not those of every module."""
-    own = vars(module).items()
-    return {name: v for name, v in own if name not in OWN_ATTRIBUTES and is_plain(v)}
+    return {name: v for name, v in own_attributes(module).items() if is_plain(v)}
 
 
 # ------------------------------------------------------------------ optimisers

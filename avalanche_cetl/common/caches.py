@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.state import OWN_ATTRIBUTES
+from avalanche_cetl.common.state import own_attributes
 
 Module = TypeVar("Module", bound=nn.Module)
 _GONE = object()
@@ -63,7 +63,12 @@ def copied(model: Module) -> Module:
     Such a tensor is the weight of a layer under ``torch.nn.utils.weight_norm``, made anew at every
     pass, or a cache that a pass with gradients has filled.
     """
-    kept = [t for m in model.modules() for _, value in _plain(m) for t in _tensors_in(value)]
+    kept = [
+        t
+        for m in model.modules()
+        for value in own_attributes(m).values()
+        for t in _tensors_in(value)
+    ]
     return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept if t.grad_fn is not None})
 
 
@@ -83,7 +88,7 @@ def _caches(module: nn.Module) -> tuple[dict[str, Any], bool]:
         found = []
         for mode in (False, True, False):
             stand_in.train(mode)
-            found.append((dict(_plain(stand_in)), _holders(stand_in)))
+            found.append((own_attributes(stand_in), _holders(stand_in)))
     except Exception:
         return {}, False
     _, (values, trained), (_, evaluated) = found
@@ -93,7 +98,7 @@ def _caches(module: nn.Module) -> tuple[dict[str, Any], bool]:
 
 def _stand_in(module: nn.Module) -> nn.Module:
     made = copy.copy(module)
-    for name, value in _plain(module):
+    for name, value in own_attributes(module).items():
         # Its train() may write into what it keeps.
         copies = {id(t): t.detach().clone() for t in _tensors_in(value)}
         vars(made)[name] = copy.deepcopy(value, copies) if copies else copy.copy(value)
@@ -104,14 +109,9 @@ def _stand_in(module: nn.Module) -> nn.Module:
     return made
 
 
-def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Iterate over the attributes of a module that are its own."""
-    return ((n, value) for n, value in list(vars(module).items()) if n not in OWN_ATTRIBUTES)
-
-
 def _holders(module: nn.Module) -> set[str]:
     """Return the attributes that hold tensors."""
-    return {name for name, value in _plain(module) if _tensors_in(value)}
+    return {name for name, value in own_attributes(module).items() if _tensors_in(value)}
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

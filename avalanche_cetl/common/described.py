@@ -34,7 +34,10 @@ class Described:
         for name, argument in inspect.signature(type(self)).parameters.items():
             value = self.argument(name, argument.default)
             own_method = getattr(value, "__self__", None) is self
-            if not own_method and not _same(value, argument.default):
+            default = argument.default
+            # Tensors and arrays have no one truth; they are no defaults.
+            same = value is default or (type(value) is type(default) and value == default)
+            if not own_method and not same:
                 shown[name] = value
         return shown
 
@@ -64,11 +67,6 @@ def html_table(
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     title = f"<caption>{escape(caption)}</caption>"
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
-
-
-def _same(value: Any, default: Any) -> bool:
-    # Tensors and arrays have no one truth; they are no defaults.
-    return value is default or (type(value) is type(default) and value == default)
 
 
 def _short(value: Any) -> str:

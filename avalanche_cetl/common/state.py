@@ -44,7 +44,7 @@ class ModelState:
             for name, buffer in list(module._buffers.items())
             if buffer is not None
         ]
-        self._attributes = [(vars(module), _own_attributes(module)) for module in modules]
+        self._attributes = [(vars(module), own_attributes(module)) for module in modules]
         weights = list(model.parameters())
         small = sum(p.numel() for p in weights) <= _MOST_WEIGHTS
         values: list[Any] = weights if small else []
@@ -124,7 +124,8 @@ def version_of(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _own_attributes(module: nn.Module) -> dict[str, Any]:
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that are its own, not those of every module."""
     return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that several rooms make."""
+"""Checks that several rooms make, and an error that several raise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from avalanche_cetl.common.warning import warn_caller
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class NonFiniteLossError(ValueError):
+    """A training loss became NaN or infinite; the message names loss, stage and epoch."""
 
 
 def renamed(**ours: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

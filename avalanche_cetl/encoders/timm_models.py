@@ -12,8 +12,7 @@ import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import Tensor
 
-from avalanche_cetl.encoders.packaged import packaged_state
-from avalanche_cetl.encoders.weights import load_strictly, read_weights
+from avalanche_cetl.encoders.weights import load_strictly, packaged_state, read_weights
 
 
 class DownloadError(ValueError):

@@ -4,7 +4,12 @@ The right-hand side is ``Bound = SourceError + 2 Disagreement + 3 SourceGap + 2 
 
 - ``SourceError``: ``E_P |S - c_src|``, the error of S on the source data, as given;
 - ``Disagreement``: ``E_Q |T2 - S|``, the share of images that S and T2 classify differently;
-- ``SourceGap`` and ``TargetGap``: :func:`reconstruction_gap` of T1(S(x)) and of T1(T2(x)).
+- ``SourceGap`` and ``TargetGap``: upper bounds of ``sup_f |E f(reconstruction) - E f(x)|``, for the
+  reconstructions T1(S(x)) and T1(T2(x)). Over functions f with ``|f(a) - f(b)| <= d(a, b)`` the
+  supremum is at most the mean of ``d(reconstruction, x)``, since each image with its own
+  reconstruction is a coupling of the two distributions (Kantorovich and Rubinstein). Here d is the
+  root mean square pixel difference in units of the images' root mean square deviation from their
+  mean image: 0 for perfect reconstructions, about 1 for the mean image.
 
 Smaller is better. The terms bound errors in [0, 1] when f, a difference of two labellings, changes
 by at most the distance d between images. That is an assumption, and the bound is loose. Its terms
@@ -30,30 +35,6 @@ if TYPE_CHECKING:
 
 #: Factors of the four terms on the right-hand side of eq. 14.
 FACTORS = {"SourceError": 1.0, "Disagreement": 2.0, "SourceGap": 3.0, "TargetGap": 2.0}
-
-
-def reconstruction_gap(reconstructions: Tensor, images: Tensor) -> Tensor:
-    """Return an upper bound of ``sup_f |E f(reconstruction) - E f(x)|`` of eq. 14, from pairs.
-
-    Over functions f with ``|f(a) - f(b)| <= d(a, b)`` the supremum is at most the mean of
-    ``d(reconstruction, x)``, since each image with its own reconstruction is a coupling of
-    the two distributions (Kantorovich and Rubinstein). Here d is the root mean square pixel
-    difference in units of the images' root mean square deviation from their mean image: 0
-    for perfect reconstructions, about 1 for the mean image.
-
-    :param reconstructions: ``(N, C, H, W)``.
-    :param images: of the same shape, N >= 2.
-    :return: a scalar >= 0.
-    :raises ValueError: for fewer than two images, or shapes that differ.
-    """
-    if reconstructions.shape != images.shape or len(images) < 2:
-        raise ValueError(
-            f"expected two batches of one shape, of at least two images, got "
-            f"{tuple(reconstructions.shape)} and {tuple(images.shape)}."
-        )
-    squared = (reconstructions - images).flatten(1).square().mean(1)
-    scale = (images - images.mean(0)).square().mean().sqrt()
-    return squared.sqrt().mean() / scale.clamp_min(1e-12)
 
 
 class _Sums:

@@ -29,8 +29,8 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
 from avalanche_cetl.features.extraction import Extraction, StoredType
+from avalanche_cetl.features.shards import StoredRows
 from avalanche_cetl.features.store import default_cache_dir, stored_features
-from avalanche_cetl.features.stored_rows import StoredRows
 from avalanche_cetl.features.views import SeededView
 from avalanche_cetl.scenarios.streams import benchmark_of, check_filled, check_list, experience_of
 

@@ -22,10 +22,15 @@ from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features import shards
-from avalanche_cetl.features.extraction import DTYPES, Extraction, StoredType, encoded, loaded
-from avalanche_cetl.features.progress import progress_bar
-from avalanche_cetl.features.shards import WRITE_PROBLEMS, shard_count
-from avalanche_cetl.features.stored_rows import StoredRows
+from avalanche_cetl.features.extraction import (
+    DTYPES,
+    Extraction,
+    StoredType,
+    encoded,
+    loaded,
+    progress_bar,
+)
+from avalanche_cetl.features.shards import WRITE_PROBLEMS, StoredRows, shard_count
 from avalanche_cetl.features.views import SeededView
 
 logger = logging.getLogger(__name__)

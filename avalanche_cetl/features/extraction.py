@@ -1,16 +1,22 @@
-"""How features are computed: images in batches, shard by shard, through the encoder."""
+"""How features are computed: images in batches, shard by shard, through the encoder; a bar.
+
+In a terminal or notebook the bar moves; elsewhere it writes a line every half minute.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Literal
+from typing import Literal, TextIO
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm_notebook
 
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features import shards
@@ -19,6 +25,8 @@ from avalanche_cetl.features.views import Images, SeededView
 #: Names of the types that features can be stored in.
 StoredType = Literal["float16", "float32"]
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+#: Seconds between two lines where the output is no terminal.
+LINES_EVERY = 30.0
 
 
 @dataclass(frozen=True)
@@ -104,3 +112,40 @@ def encoded(encoder: Encoder, images: Tensor, dtype: StoredType, rows: Sequence[
             f"{remedy if over else 'not finite: clean the image or the network'}."
         )
     return stored
+
+
+class _Lines:
+    """A file in which every state of a bar becomes a line of its own."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, text: str) -> None:
+        """Write a line; nothing for what only moves the cursor."""
+        line = text.strip()
+        if line:
+            self.file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Let the file write what it holds."""
+        self.file.flush()
+
+
+def progress_bar(total: int, shown: bool) -> tqdm:
+    """Return a bar on standard error that counts images and is seen from the first moment on.
+
+    :param total: images.
+    :param shown: False: nothing is written.
+    """
+    file = sys.stderr
+    moves = file.isatty() or issubclass(tqdm, tqdm_notebook)
+    return tqdm(
+        total=total,
+        unit="img",
+        desc="source features",
+        file=file if moves else _Lines(file),
+        mininterval=0.1 if moves else LINES_EVERY,
+        maxinterval=10.0 if moves else LINES_EVERY,
+        miniters=1,
+        **({} if shown else {"disable": True}),  # else tqdm's own TQDM_DISABLE decides
+    )

@@ -15,8 +15,7 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features.entry import Entry
 from avalanche_cetl.features.extraction import DTYPES, Extraction, StoredType, loaded
-from avalanche_cetl.features.shards import FeatureRows, shard_count
-from avalanche_cetl.features.stored_rows import StoredRows
+from avalanche_cetl.features.shards import FeatureRows, StoredRows, shard_count
 from avalanche_cetl.features.views import SeededView
 
 

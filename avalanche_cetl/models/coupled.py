@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.models.adapters import source_adapter, target_adapter
-from avalanche_cetl.models.decoders import ReversedDecoder
+from avalanche_cetl.models.decoders import ReversedDecoder, source_adapter, target_adapter
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
 from avalanche_cetl.models.unpool import Upsampling
 

@@ -144,7 +144,8 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
         files = ImageFiles(data, Image.Image.copy if keep_pil else None)
         images, targets, classes = _one_tensor(files.read()), files.labels, files.classes or None
     elif is_pair(data):
-        if _pictures(data[0]):
+        if isinstance(data[0], list | tuple) and any(isinstance(i, Image.Image) for i in data[0]):
+            # Not an array, which would hold their raw numbers.
             images = read_images(_WithoutLabels(list(data[0])), keep_pil).images
         else:
             images = _stack(data[0])
@@ -217,11 +218,6 @@ def is_pair(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     return isinstance(data, tuple) or isinstance(data[0], Tensor | np.ndarray)
-
-
-def _pictures(images: Any) -> bool:
-    """Whether these are PIL images in a list, which an array would take for their raw numbers."""
-    return isinstance(images, list | tuple) and any(isinstance(i, Image.Image) for i in images)
 
 
 def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:

@@ -91,7 +91,8 @@ def with_mixed_images(
     if not isinstance(per_image, int) or per_image < 1:
         raise ValueError(f"per_image={per_image} has to be a whole number >= 1.")
     check_list(streams)
-    allowed = [name for name in benchmark.streams if name != "labelled" and not _held_out(name)]
+    own = ("labelled", "test")
+    allowed = [n for n in benchmark.streams if n not in own and not n.endswith("_test")]
     if not streams or any(name not in allowed for name in streams):
         raise ValueError(f"streams={list(streams)} has to be one or more of {allowed}.")
     check_filled(benchmark, streams)
@@ -110,10 +111,6 @@ def with_mixed_images(
         same = [experience_of(experience, experience.dataset) for experience in first]
         made.append(EagerCLStream("labelled", same))
     return benchmark_of(benchmark, made)
-
-
-def _held_out(name: str) -> bool:
-    return name == "test" or name.endswith("_test")
 
 
 def _target_rows(dataset: Any) -> list[int]:

@@ -23,11 +23,11 @@ its ``hold_weights(strategy, optimizer)`` called with that stage's optimiser. ``
 ``before_stage``, ``after_stage``, ``after_step`` and ``after_round``.
 """
 
-from avalanche_cetl.common.errors import NonFiniteLossError
+from avalanche_cetl.common.validation import NonFiniteLossError
 from avalanche_cetl.plugins.base import Stage
-from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.engine import Engine
 from avalanche_cetl.training.gfi import GFI
-from avalanche_cetl.training.multi_task import MultiTaskCoupledModel
+from avalanche_cetl.training.networks import MultiTaskCoupledModel
 from avalanche_cetl.training.presets import parse_preset
 from avalanche_cetl.training.recipe import Recipe
 from avalanche_cetl.training.ridge import StreamingRidge

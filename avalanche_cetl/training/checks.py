@@ -9,8 +9,8 @@ from avalanche.training.plugins.clock import Clock
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_cetl.common.errors import NonFiniteLossError
 from avalanche_cetl.common.labels import UNLABELLED, Rows
+from avalanche_cetl.common.validation import NonFiniteLossError
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel

@@ -18,7 +18,7 @@ from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Strategy
 from avalanche_cetl.training.checks import check_classes, check_experience, check_finite_images
-from avalanche_cetl.training.engine.group import TrainingGroup
+from avalanche_cetl.training.group import TrainingGroup
 from avalanche_cetl.training.networks import Networks
 
 

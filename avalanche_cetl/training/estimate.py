@@ -22,6 +22,10 @@ from avalanche_cetl.training.data import TrainingData
 class Estimate(NamedTuple):
     """How a linear probe on S's features, and T2 alone, classify labelled rows held out from both.
 
+    Both learnt from the other labelled target rows: a copy of T2 in as many steps as training
+    would make, with the same views and without S. With few labels the answer is uncertain. Printed
+    it is one line.
+
     :ivar probe: share of the rows that the probe names right, in [0, 1].
     :ivar alone: the same of T2 trained on the other labelled rows, without S.
     :ivar rows: how many were held out.

@@ -11,7 +11,7 @@ from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Strategy, Training
 from avalanche_cetl.training.data import TrainingData
-from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.engine import Engine
 from avalanche_cetl.training.meters import LossMeters
 from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.optimizers import StageOptimizers

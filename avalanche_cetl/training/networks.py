@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.modes import lone_sample
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.engine.forward import ForwardFunctions
+from avalanche_cetl.training.engine import ForwardFunctions
 
 
 class Inputs(Protocol):
@@ -170,3 +171,22 @@ class Networks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of the noise."""
         self._noise.set_state(state["noise"])
+
+
+class MultiTaskCoupledModel(CoupledModel, MultiTaskModule, takes_task_labels=True):
+    """The coupled network whose T2 has heads by task: its forward pass reads task labels.
+
+    To Avalanche it is a ``MultiTaskModule``: heads grow with the tasks of the stream, training
+    and evaluation pick each image's own. S and T1 are shared by all tasks.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, task_labels: Tensor | None
+    ) -> Tensor:
+        """Return T2's class logits ``(N, K)``, each image's from the head of its task.
+
+        :param x: images ``(N, C, H, W)``.
+        :param task_labels: ``(N,)``; None: a dict of every known task's logits.
+        """
+        result: Tensor = self.target(x, task_labels)
+        return result

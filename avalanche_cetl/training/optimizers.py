@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.stages import TrainingStage
 from avalanche_cetl.training.variants import WARMUP, Variant
 
 

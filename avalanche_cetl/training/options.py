@@ -14,13 +14,12 @@ from torch import Tensor
 from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.data import TrainingData
-from avalanche_cetl.training.engine.engine import Engine
+from avalanche_cetl.training.engine import Engine
 from avalanche_cetl.training.meters import LossMeters
 from avalanche_cetl.training.networks import Networks
 from avalanche_cetl.training.optimizers import StageOptimizers
 from avalanche_cetl.training.recipe import COMPUTED, Recipe
-from avalanche_cetl.training.stages.base import TrainingStage
-from avalanche_cetl.training.stages.classify import LabelledRows
+from avalanche_cetl.training.stages import LabelledRows, TrainingStage
 from avalanche_cetl.training.variants import Variant
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Stage
-from avalanche_cetl.training.engine.engine import Engine, Precision
+from avalanche_cetl.training.engine import Engine, Precision
 from avalanche_cetl.training.presets import Preset, parse_preset
-from avalanche_cetl.training.stages.base import TrainingStage
+from avalanche_cetl.training.stages import TrainingStage
 from avalanche_cetl.training.variants import Variant, parse_variant
 
 #: The losses of eq. 6, in the order of lambda_1, lambda_2, lambda_3.

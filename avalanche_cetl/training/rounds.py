@@ -11,9 +11,9 @@ from avalanche.training.utils import trigger_plugins
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.plugins.base import Stage
-from avalanche_cetl.training.engine.engine import WHOLE, MicroBatch
+from avalanche_cetl.training.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host
-from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
+from avalanche_cetl.training.stages import Callbacks, TrainingStage
 from avalanche_cetl.training.step import take_step
 from avalanche_cetl.training.variants import WARMUP
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.training.checks import check_finite_loss
-from avalanche_cetl.training.engine.engine import WHOLE, MicroBatch
+from avalanche_cetl.training.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host
 from avalanche_cetl.training.shown import accuracy_of_labels
-from avalanche_cetl.training.stages.base import Callbacks, TrainingStage
+from avalanche_cetl.training.stages import Callbacks, TrainingStage
 
 
 def take_step(

@@ -21,7 +21,7 @@ from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import CETLPlugin
 from avalanche_cetl.training import checks, shown
 from avalanche_cetl.training.data import TrainingData, listed_classes
-from avalanche_cetl.training.engine.engine import Precision
+from avalanche_cetl.training.engine import Precision
 from avalanche_cetl.training.estimate import Estimate, estimate
 from avalanche_cetl.training.parts import Parts
 from avalanche_cetl.training.presets import PresetName
@@ -186,22 +186,15 @@ class CETLStrategy(Parts, SupervisedTemplate):
         return self.data.target_logits(source, max(64, self.train_mb_size), self.device)
 
     def estimate(self, experience: Any, *, share: float = 0.2, seed: int = 0) -> Estimate:
-        """Compare S with what T2 learns alone, on labelled target rows that are held out.
+        """Compare, before training, a probe on S with T2 alone (:class:`Estimate`).
 
-        Before training, to see whether S is worth it. A linear probe on S's features and a copy of
-        T2, which trains in as many steps as ``train`` would make, with the same views and without
-        S, both learn from the other labelled rows and are asked about those held out. It takes
-        about as long as T2 alone. Nothing of the strategy changes.
+        It takes about as long as T2 alone; nothing of the strategy changes.
 
-        With few labels the answer is uncertain; it comes with its standard error. Printed, it is
-        one line.
-
-        :param experience: of the training stream.
-        :param share: of the labelled target rows of each class that is held out, in (0, 1); at
-            least one of two or more.
+        :param experience: of the training stream; two classes or more of its target rows have
+            labels, one of them two.
+        :param share: of the labelled target rows of each class that is held out, in (0, 1).
         :param seed: of the choice of these rows, and of T2's training.
-        :raises ValueError: without S; where no class has two labelled target rows, or there is one
-            class alone.
+        :raises ValueError: without S, or without a row that could be held out.
         """
         return estimate(self, CETLStrategy, experience, share, seed)
 

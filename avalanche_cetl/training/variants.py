@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from avalanche_cetl.training.stages.base import TrainingStage
-from avalanche_cetl.training.stages.classify import ClassifyStage
-from avalanche_cetl.training.stages.coupled import CoupledStage
-from avalanche_cetl.training.stages.direct import DirectStage
-from avalanche_cetl.training.stages.merged import MergedStage
-from avalanche_cetl.training.stages.source import SourceStage
+from avalanche_cetl.training.stages import (
+    ClassifyStage,
+    CoupledStage,
+    DirectStage,
+    MergedStage,
+    SourceStage,
+    TrainingStage,
+)
 
 #: Names of the variants in :data:`VARIANTS`.
 VariantName = Literal["f", "u", "e", "fi", "gfi", "joint", "two_step", "direct"]

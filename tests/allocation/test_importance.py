@@ -242,14 +242,6 @@ def test_weights_that_a_network_has_grown_by_are_free(basis):
     assert pull[:-2, :-1].any() and not pull[-2:].any() and not pull[:, -1].any()
 
 
-def test_weights_that_have_shrunk_are_refused():
-    model = coupled().double()
-    found = measured(model, "GFI3")
-    model.target.module.head = nn.Linear(51, 2).double()
-    with pytest.raises(ValueError, match="may grow between experiences, but not shrink"):
-        found.penalty(model, 1.0)
-
-
 def cut(importance, name):
     """An importance whose basis of one layer lacks an input."""
     layer = importance.basis[name]

@@ -125,14 +125,14 @@ def error(model, images, labels):
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 @pytest.mark.parametrize("penalty", ["proximal", "loss"])
-@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
-def test_an_old_task_is_forgotten_less_than_without(basis, penalty, kind):
+@pytest.mark.parametrize(("basis", "held"), [("diagonal", 2.0), ("kronecker", 2.0), (None, 5.0)])
+def test_an_old_task_is_forgotten_less_than_without(basis, held, penalty, kind):
     stream, found = tasks(2, rows=60), {}
-    for strength in (0.0, 2.0):
+    for strength in (0.0, held):
         own = WeightPenalty(strength, basis=basis, penalty=penalty, **OPEN)
         model = run(own, stream, kind, epochs=10)
         found[strength] = error(model, *stream[0])
-    assert found[2.0] < 0.8 * found[0.0]
+    assert found[held] < 0.8 * found[0.0]
 
 
 @pytest.mark.parametrize("basis", ["diagonal", "kronecker"])

@@ -136,18 +136,25 @@ MOMENTA = {
 }
 
 
+def at_rest(optimizer, weight, gradient, steps):
+    """Where a weight of the task's gradient comes to rest beside a penalty of twice its square."""
+    pull = QuadraticPenalty()
+    pull.add({"w": torch.ones_like(weight)}, {"w": torch.zeros_like(weight)})
+    for _ in range(steps):
+        weight.grad = gradient(weight.detach())
+        optimizer.step()
+        pull.step({"w": weight}, optimizer, 2.0)
+    return weight.item()
+
+
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("options", MOMENTA.values(), ids=MOMENTA)
 def test_weights_come_to_rest_where_the_penalty_in_the_loss_takes_them(options, maximize):
-    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    weight, sign = nn.Parameter(torch.zeros(1, dtype=torch.float64)), -1 if maximize else 1
     optimizer = torch.optim.SGD([weight], lr=0.02, maximize=maximize, **options)
-    pull = QuadraticPenalty()
-    pull.add({"w": torch.ones(1, dtype=torch.float64)}, {"w": 0 * weight.detach()})
-    for _ in range(1500):  # 1/2 (w - 1)^2 + 2/2 w^2 is least at 1/3
-        weight.grad = (1 - weight if maximize else weight - 1).detach()
-        optimizer.step()
-        pull.step({"w": weight}, optimizer, 2.0)
-    assert weight.item() == pytest.approx(1 / 3, abs=1e-6)
+    # 1/2 (w - 1)^2 + 2/2 w^2 is least at 1/3
+    found = at_rest(optimizer, weight, lambda w: sign * (w - 1), 1500)
+    assert found == pytest.approx(1 / 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("options", MOMENTA.values(), ids=MOMENTA)
@@ -164,13 +171,9 @@ def test_a_step_size_is_how_far_an_impulse_goes_in_the_end(options):
 def test_rmsprops_momentum_counts_in_steps_of_its_scaled_gradient(momentum):
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = torch.optim.RMSprop([weight], lr=0.01, momentum=momentum, eps=1e-12)
-    pull = QuadraticPenalty()
-    pull.add({"w": torch.ones(1, dtype=torch.float64)}, {"w": 0 * weight.detach()})
-    for _ in range(2000):  # the gradient is 3 always, 1 when it is divided by its size
-        weight.grad = torch.full_like(weight, -3.0)
-        optimizer.step()
-        pull.step({"w": weight}, optimizer, 2.0)
-    assert weight.item() == pytest.approx(1 / 2, abs=1e-6)
+    # the gradient is 3 always, 1 when it is divided by its size
+    found = at_rest(optimizer, weight, lambda w: torch.full_like(w, -3.0), 2000)
+    assert found == pytest.approx(1 / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam", "Adagrad", "Muon"])
@@ -277,11 +280,12 @@ def test_weight_and_bias_each_move_as_if_the_other_had_its_rate(frozen):
     assert torch.equal(params["norm"], before["norm"])  # the optimiser does not hold it
 
 
-def test_a_bias_alone_moves_where_its_weight_is_frozen():
+@pytest.mark.parametrize("rates", [{"w": 0.2, "b": 0.7}, {"b": 0.7}], ids=["frozen", "not held"])
+def test_a_bias_alone_moves_where_its_weight_is_frozen_or_not_held_by_the_optimiser(rates):
     pull, _, before = held_in_a_basis("full")
     params = parameters(before)
-    params["w"].requires_grad_(False)
-    pull.step(params, sgd(params, w=0.2, b=0.7), 1.5)
+    params["w"].requires_grad_("w" not in rates)
+    pull.step(params, sgd(params, **rates), 1.5)
     assert torch.equal(params["w"], before["w"]) and not torch.equal(params["b"], before["b"])
 
 

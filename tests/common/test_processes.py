@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from avalanche_cetl.common.processes import Processes
@@ -12,11 +11,6 @@ def test_one_process_alone_meets_itself():
     assert alone.meet("value") == ["value"]
     assert torch.equal(x, torch.ones(2)) and alone.rows(x, [2]) is x
     alone.agree(3)
-
-
-def test_a_group_needs_initialised_processes():
-    with pytest.raises(ValueError, match="init_process_group"):
-        Processes(object())
 
 
 def test_processes_exchange_values_sums_rows_and_problems(two_processes):

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import avalanche_cetl
-from avalanche_cetl import ModuleEncoder, transfer_benchmark, with_source_features
 from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.preprocessing import Preprocessing
 
@@ -40,26 +39,6 @@ def test_pytorch_s_calls_are_passed_over():
         nn.Sequential(nn.Identity(), preprocessing)(x)
         here = line_before()
     assert (found[0].filename, found[0].lineno) == (__file__, here)
-
-
-def test_a_damaged_store_is_told_at_the_line_that_asked_for_it(tmp_path, digits):
-    benchmark = transfer_benchmark(digits(6), digits(6))
-    encoder = ModuleEncoder(nn.Flatten(), layer="", input_shape=(1, 8, 8))
-    with_source_features(benchmark, encoder, tmp_path, progress=False)
-    for path in tmp_path.rglob("shard-*"):
-        path.write_bytes(b"")
-    with pytest.warns(RuntimeWarning, match="is damaged") as found:
-        with_source_features(benchmark, encoder, tmp_path, progress=False)
-        here = line_before()
-    assert {(warning.filename, warning.lineno) for warning in found} == {(__file__, here)}
-
-
-def test_values_far_above_one_are_told_at_the_line_of_the_benchmark(digits):
-    x, y = digits(12)
-    with pytest.warns(UserWarning, match="Divide by") as found:
-        transfer_benchmark((x * 9, y), (x * 9, y))
-        here = line_before()
-    assert {(warning.filename, warning.lineno) for warning in found} == {(__file__, here)}
 
 
 def test_a_warning_is_shown_once_for_a_line_as_python_s_are():

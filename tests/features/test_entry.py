@@ -146,23 +146,6 @@ def test_features_of_a_killed_run_are_completed_to_the_same_bytes(tmp_path):
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_run_killed_while_it_writes_a_shard_is_completed(tmp_path, monkeypatch):
-    extract(tmp_path / "whole")
-
-    def dies(source, target):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", dies)
-    with pytest.raises(KeyboardInterrupt):
-        extract(tmp_path / "cut")
-    monkeypatch.undo()
-    monkeypatch.setattr(shards, "SHARD_ROWS", 8)
-    assert len(list((tmp_path / "cut").rglob("*.tmp"))) == 1
-    extract(tmp_path / "cut")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    assert not list((tmp_path / "cut").rglob("*.tmp"))
-
-
 def patient(folder, log, go):
     """Compute, and write the third shard when a file is there."""
     torch.set_num_threads(1)

@@ -1,8 +1,11 @@
+import io
+
 import pytest
 import torch
 from stores import ONE, Moments, contents, extract, images
 
-from avalanche_cetl.features.extraction import Extraction
+from avalanche_cetl.features import extraction
+from avalanche_cetl.features.extraction import Extraction, progress_bar
 from avalanche_cetl.features.store import stored_features
 from avalanche_cetl.features.views import SeededView
 
@@ -47,3 +50,32 @@ def test_the_global_random_numbers_are_left_alone(tmp_path):
     torch.manual_seed(3)
     extract(tmp_path)
     assert torch.equal(torch.rand(3), wanted)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("every", [0.0, 30.0])
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_file_gets_lines_now_and_then_and_a_terminal_one_that_moves(monkeypatch, kind, every):
+    monkeypatch.setattr(extraction, "LINES_EVERY", every)
+    monkeypatch.setattr("sys.stderr", file := kind())
+    with progress_bar(100, True) as bar:
+        assert "0/100" in file.getvalue()
+        for _ in range(4):
+            bar.update(25)
+    assert "100/100" in file.getvalue()
+    assert ("\r" in file.getvalue()) == (kind is Terminal)
+    if kind is not Terminal:
+        assert file.getvalue().endswith("\n")
+        assert (len(file.getvalue().splitlines()) == 2) == (every > 0)
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_nothing_is_written_where_it_is_not_wanted(monkeypatch, kind):
+    monkeypatch.setattr("sys.stderr", file := kind())
+    with progress_bar(10, False) as bar:
+        bar.update(10)
+    assert file.getvalue() == ""

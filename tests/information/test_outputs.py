@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from naive_bases import rotated
+from naive_gradients import assert_close, gradients
 from torch import nn
 
 from avalanche_cetl.information import (
@@ -17,23 +18,9 @@ from avalanche_cetl.information import (
 
 
 def jacobians(model, x):
-    """Of every sample, by parameter ``(K, *shape)``: one backward pass for each output."""
+    """Of every sample, by parameter ``(K, *shape)``."""
     model.eval()
-    params, found = dict(model.named_parameters()), []
-    for one in x.split(1):
-        rows = [
-            torch.autograd.grad(z, params.values(), retain_graph=True, allow_unused=True)
-            for z in model(one).flatten()
-        ]
-        found.append(
-            {
-                name: torch.stack([torch.zeros_like(p) if g is None else g for g in gradients])
-                for (name, p), gradients in zip(
-                    params.items(), zip(*rows, strict=True), strict=True
-                )
-            }
-        )
-    return found
+    return [gradients(model, model(one).flatten()) for one in x.split(1)]
 
 
 def centred(jacobian, likelihood):
@@ -72,12 +59,6 @@ def network(outputs=4, seed=0):
 def drawn(model, x, seed=1, **options):
     generator = torch.Generator().manual_seed(seed)
     return fisher_information(model, x, "logits", generator=generator, **options)
-
-
-def assert_close(found, wanted, rtol=1e-9, atol=1e-14):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=name)
 
 
 # ------------------------------------------------------------------ exact

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_gradients import gradients
 from torch import nn
 from torch.nn import functional as F
 
@@ -91,14 +92,9 @@ RELATIVE = [
 
 def _squares(model, inputs, loss, target):
     """Of every sample and parameter, one backward pass after another, ``(N, P)`` each."""
-    params, rows = dict(model.named_parameters()), []
-    for i in range(len(target)):
-        value = loss(model(*(part[i : i + 1] for part in inputs)), target[i : i + 1]).sum()
-        gradients = torch.autograd.grad(value, params.values(), allow_unused=True)
-        pairs = zip(params.values(), gradients, strict=True)
-        rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
-    squares = [torch.stack(g).reshape(len(target), -1) ** 2 for g in zip(*rows, strict=True)]
-    return dict(zip(params, squares, strict=True))
+    parts = [part.split(1) for part in (*inputs, target)]
+    values = [loss(model(*one), of).sum() for *one, of in zip(*parts, strict=True)]
+    return {n: g.reshape(len(g), -1) ** 2 for n, g in gradients(model, values).items()}
 
 
 @pytest.mark.parametrize(("normalize_samples", "chunk_bytes"), [(False, 2**15), (True, 2**20)])

@@ -55,12 +55,52 @@ def test_what_is_not_given_is_by_the_basis_that_is_named(basis, kind):
     assert (given.threshold, given.dwa_lambda) == (0, 3.0)
 
 
-@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
-def test_a_basis_that_is_named_needs_a_strength(basis):
-    with pytest.raises(ValueError, match=f"dwa_lambda has to be given with basis='{basis}'"):
-        GFIPlugin(basis=basis)
-    with pytest.raises(ValueError, match="basis='eigen' is not known"):
-        GFIPlugin(1.0, basis="eigen")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"mode": "both"}, ValueError, "separate"),
+        ({"mode": "online"}, ValueError, "decay_factor"),
+        ({"decay_factor": 0.5}, ValueError, "online"),
+        ({"mode": "online", "decay_factor": -1.0}, ValueError, "decay_factor"),
+        ({"mode": "online", "decay_factor": float("nan")}, ValueError, "decay_factor"),
+        ({"mode": "online", "decay_factor": float("inf")}, ValueError, "decay_factor"),
+        ({"dwa_lambda": -1}, ValueError, ">= 0"),
+        ({"dwa_lambda": float("nan")}, ValueError, ">= 0"),
+        ({"dwa_lambda": float("inf"), "penalty": "auto"}, ValueError, "finite with penalty='auto'"),
+        ({"dwa_lambda": float("inf"), "penalty": "loss"}, ValueError, "finite with penalty='loss'"),
+        ({"penalty": "prox"}, ValueError, "'proximal', 'loss'"),
+        ({"threshold": 2}, ValueError, r"outside \[0, 1\]"),
+        ({"estimator": "kde"}, ValueError, "histogram"),
+        ({"fisher": "outputs"}, ValueError, "'sampled', 'empirical', 'logits'"),
+        ({"samples": 1}, ValueError, "at least 2"),
+        ({"samples": 2.5}, TypeError, "samples"),
+        ({"samples": "a"}, TypeError, "samples"),
+        ({"samples": None}, TypeError, "samples"),
+        ({"basis": "eigen"}, ValueError, "basis='eigen' is not known.*'diagonal', 'kronecker'"),
+        ({"basis": "diagonal", "dwa_lambda": None}, ValueError, "given with basis='diagonal'"),
+        ({"basis": "kronecker", "dwa_lambda": None}, ValueError, "given with basis='kronecker'"),
+        ({"rank": 0}, ValueError, "rank=0"),
+        ({"rank": -3}, ValueError, "rank=-3"),
+        ({"rank": 2.0}, TypeError, "rank=2.0"),
+        ({"rank": None}, TypeError, "rank=None"),
+        ({"output": True}, TypeError, "output="),
+        ({"output": 1.5}, TypeError, "output="),
+        ({"output": [0]}, TypeError, "output="),
+        ({"ewc_lambda": 2.0}, TypeError, "give dwa_lambda= alone"),
+    ],
+    ids=str,
+)
+def test_arguments_out_of_range_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        GFIPlugin(**{"dwa_lambda": 1.0, "basis": "diagonal", **arguments})
+
+
+def test_the_argument_of_ewc_is_taken_as_ours_with_a_warning():
+    with pytest.warns(FutureWarning, match=r"dwa_lambda=2\.0") as caught:
+        plugin = GFIPlugin(ewc_lambda=2.0, mode="online", decay_factor=0.5, basis="diagonal")
+    assert plugin.dwa_lambda == 2.0 and [one.filename for one in caught] == [__file__]
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=">= 0"):
+        GFIPlugin(ewc_lambda=-1.0, basis="diagonal")
 
 
 IN_THE_LOSS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta"]
@@ -91,11 +131,6 @@ def test_auto_trains_the_weights_of_the_form_that_it_takes(optimizer, form):
         strategy = run(stream(2), GFIPlugin(**given), optimizer=optimizer)
         found.append(torch.cat([p.detach().flatten() for p in strategy.model.parameters()]))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-
-
-def test_auto_takes_no_infinite_strength():
-    with pytest.raises(ValueError, match="finite with penalty='auto'"):
-        GFIPlugin(float("inf"))
 
 
 def test_the_movement_is_a_metric_of_every_experience_but_the_first():

@@ -1,16 +1,15 @@
 """GFIPlugin with ``fisher="logits"``: the importance of the outputs."""
 
-import math
-
 import pytest
 import torch
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
-from kronecker_runs import MODES, Keep, network, rows_of, train
+from avalanche.models import IncrementalClassifier
+from gfi_runs import GATE, MODES, Growing, Heads, Keep, assert_close, network, rows_of, train
 from naive_bases import matrices, sides
+from naive_gradients import gradients, mean_squares
 from torch import nn
 from vector_streams import stream
 
-from avalanche_cetl import GFI, GFIPlugin, GFISettings
+from avalanche_cetl import GFIPlugin
 from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.information.outputs import vectors_of
@@ -47,35 +46,15 @@ def watched(**arguments):
     return plugin
 
 
-def gradients(model, values):
-    """By parameter, one row a value."""
-    params = dict(model.named_parameters())
-    rows = [
-        torch.autograd.grad(value, params.values(), retain_graph=True, allow_unused=True)
-        for value in values
-    ]
-    return {
-        name: torch.stack([torch.zeros_like(p) if g is None else g for g in of])
-        for (name, p), of in zip(params.items(), zip(*rows, strict=True), strict=True)
-    }
-
-
-def assert_close(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-8)
-
-
 def test_importances_are_mean_squares_of_the_gradients_of_projected_logits():
     plugin, experiences, model = watched(), stream(), network()
     keep = Keep(plugin)
     train(model, [plugin, keep], experiences)
-    x, _ = rows_of(experiences[2])
+    x, *_ = rows_of(experiences[2])
     u = plugin.measurer.likelihood.drawn
     torch.testing.assert_close(u.sum(1), torch.zeros(20), rtol=0, atol=1e-6)
     torch.testing.assert_close(u.square().sum(1), torch.full((20,), 5 / 6))  # r / K
-    found = gradients(model, (model.eval()(x) * u).sum(1))
-    assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
+    assert_close(plugin.importances[2], mean_squares(model, (model.eval()(x) * u).sum(1)))
     # In natural units: what is held is what was measured.
     assert_close(keep.gated[2][1], plugin.importances[1])
 
@@ -83,7 +62,7 @@ def test_importances_are_mean_squares_of_the_gradients_of_projected_logits():
 def test_importances_in_a_basis_are_those_of_the_rotated_gradients():
     plugin, experiences, model = watched(basis="kronecker"), stream(1), network()
     train(model, [plugin], experiences)
-    x, _ = rows_of(experiences[0])
+    x, *_ = rows_of(experiences[0])
     found = gradients(model, (model.eval()(x) * plugin.measurer.likelihood.drawn).sum(1))
     for name, layer in plugin.bases[0].items():
         ((left, right),) = sides(layer)
@@ -160,19 +139,9 @@ def test_either_task_of_a_gate_has_vectors_of_its_own(basis, mode, monkeypatch):
     assert 0 < float((gated == 0).float().mean()) < 1
 
 
-class Grows(nn.Module):
-    def __init__(self, masking):
-        super().__init__()
-        self.trunk, self.head = nn.Linear(6, 5), IncrementalClassifier(5, 2, masking=masking)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.trunk(x)))
-
-
 @pytest.mark.parametrize("masking", [False, True])
 def test_an_old_task_has_no_part_in_units_that_the_head_has_grown_by(masking, monkeypatch):
-    torch.manual_seed(0)
-    plugin, experiences, model = watched(threshold=0.5), stream(), Grows(masking)
+    plugin, experiences, model = watched(threshold=0.5), stream(), Growing(masking)
     measured = []
     relative = Measurement.relative
 
@@ -184,54 +153,37 @@ def test_an_old_task_has_no_part_in_units_that_the_head_has_grown_by(masking, mo
     monkeypatch.setattr(Measurement, "relative", watch)
     train(model, [plugin], experiences)
     assert measured == [(2, 4, (20,)), (4, 6, (20,))]
-    x, _ = rows_of(experiences[2])
+    x, *_ = rows_of(experiences[2])
     u = plugin.measurer.likelihood.drawn
     torch.testing.assert_close(u.square().sum(1), torch.full((20,), 5 / 6))
-    found = gradients(model, (model.eval()(x) * u).sum(1))
-    assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
-    assert plugin.importances[0]["head.classifier.weight"].shape == (2, 5)
+    assert_close(plugin.importances[2], mean_squares(model, (model.eval()(x) * u).sum(1)))
+    assert plugin.importances[0]["head.classifier.weight"].shape == (2, 8)
 
 
 def test_units_that_are_masked_are_no_outputs():
-    torch.manual_seed(0)
-    plugin, experiences, model = watched(), stream(2), Grows(masking=True)
-    model.head = IncrementalClassifier(5, 10)  # ten units, of which four will be seen
+    plugin, experiences, model = watched(), stream(2), Growing(masking=True)
+    model.head = IncrementalClassifier(8, 10)  # ten units, of which four will be seen
     train(model, [plugin], experiences)
-    x, _ = rows_of(experiences[1])
+    x, *_ = rows_of(experiences[1])
     u = plugin.measurer.likelihood.drawn
     assert (model.eval()(x)[:, 4:] == -1000).all() and not u[:, 4:].any()
     torch.testing.assert_close(u.square().sum(1), torch.full((20,), 3 / 4))
-    found = gradients(model, (model(x) * u).sum(1))
-    assert_close(plugin.importances[1], {n: g.square().mean(0) for n, g in found.items()})
+    assert_close(plugin.importances[1], mean_squares(model, (model(x) * u).sum(1)))
 
 
-class Heads(MultiTaskModule):
-    """Two units for the first task; the later ones have more, as their classes are numbered."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Linear(6, 5)
-        self.classifier = MultiHeadClassifier(5, 2, masking=False)
-
-    def forward(self, x, task_labels):
-        return self.classifier(torch.tanh(self.trunk(x)), task_labels)
-
-
-@pytest.mark.parametrize("gate", [{}, {"threshold": 0.5, "probability": 0.9}])
+@pytest.mark.parametrize("gate", [{}, GATE])
 @pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
 def test_every_image_counts_the_outputs_of_its_own_head(basis, gate):
-    torch.manual_seed(0)
     plugin, experiences, model = watched(basis=basis, **gate), stream(by_task=True), Heads()
     train(model, [plugin], experiences)
     vectors = plugin.measurer.likelihood.drawn
     assert vectors.shape[1] == 6 and vectors.all()  # the head of task 2
     if basis == "diagonal":
-        x, _ = rows_of(experiences[2])
+        x, *_ = rows_of(experiences[2])
         out = model.eval()(x, torch.full((20,), 2))
-        found = gradients(model, (out * vectors).sum(1))
-        assert_close(plugin.importances[2], {n: g.square().mean(0) for n, g in found.items()})
+        assert_close(plugin.importances[2], mean_squares(model, (out * vectors).sum(1)))
     first = stream(by_task=True)[0]
-    x, _ = rows_of(first)
+    x, *_ = rows_of(first)
     tasks = torch.zeros(20, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
     own = OutputLikelihood().draw(model, x, tasks, generator, "logits")
@@ -257,35 +209,5 @@ def test_the_outputs_are_picked_and_yes_or_no_is_not_centred():
         out[1].flatten(), y.float()
     )
     run.train(experiences[0])
-    x, _ = rows_of(experiences[0])
-    found = gradients(model, model.eval()(x)[1].flatten())
-    assert_close(plugin.importances[0], {n: g.square().mean(0) for n, g in found.items()})
-
-
-def test_old_tasks_are_forgotten_less_than_without_a_penalty():
-    def accuracy(strength):
-        model = network(2)
-        plugin = GFIPlugin(strength, basis="kronecker", penalty="loss", **NATURAL)
-        train(model, [plugin], stream(rows=60, disjoint=False), epochs=8, lr=0.05)
-        x, y = rows_of(stream(rows=60, disjoint=False)[0])
-        return float((model.eval()(x).argmax(1) == y).double().mean())
-
-    assert accuracy(10.0) > accuracy(0.0) + 0.1
-
-
-def test_the_strategy_takes_it_too():
-    model = network()
-    run = GFI(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), dwa_lambda=0.1,
-        basis="kronecker", train_mb_size=5, evaluator=None, **NATURAL,
-    )  # fmt: skip
-    for experience in stream(2):
-        run.train(experience)
-    (plugin,) = (one for one in run.plugins if isinstance(one, GFIPlugin))
-    assert plugin.settings == GFISettings(basis="kronecker", **NATURAL)
-    assert all(math.isfinite(float(p.detach().sum())) for p in model.parameters())
-
-
-def test_another_kind_is_refused_with_those_that_are_allowed():
-    with pytest.raises(ValueError, match="'sampled', 'empirical', 'logits'"):
-        GFIPlugin(1.0, fisher="outputs", basis="diagonal")
+    x, *_ = rows_of(experiences[0])
+    assert_close(plugin.importances[0], mean_squares(model, model.eval()(x)[1].flatten()))

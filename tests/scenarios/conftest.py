@@ -1,8 +1,13 @@
 """A folder of images, one folder a class."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))  # the tests share sets
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sets import labels, rgb
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
@@ -15,15 +16,6 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.scenarios.domains import choose_classes, fit
 from avalanche_cetl.scenarios.images import LabelledImages
-
-
-def labels(stream, experience=0):
-    return [int(t) for t in stream[experience].dataset.targets]
-
-
-def rgb(rows=12, size=(6, 10), classes=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(rows, 3, *size, generator=generator), torch.arange(rows) % classes
 
 
 def test_domains_meet_in_the_targets_size_and_in_colour(digits):

@@ -6,6 +6,7 @@ import torch
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from PIL import Image
+from sets import both, labels
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Resize, ToTensor
@@ -16,10 +17,6 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 from avalanche_cetl.scenarios.images import LabelledImages, read_images
-
-
-def labels(stream, experience=0):
-    return [int(t) for t in stream[experience].dataset.targets]
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
@@ -50,15 +47,11 @@ def test_bytes_stay_bytes_in_memory_and_come_as_floats():
     pixels = np.random.default_rng(0).integers(0, 255, (10, 5, 4, 3), dtype=np.uint8)
     read = read_images((pixels, np.arange(10) % 2))
     assert read.images.dtype == torch.uint8 and read.shape == (3, 5, 4)
+    assert read[0][0].dtype == torch.float32 and read[0][0].max() <= 1
+    assert read_images((pixels[..., 0], [0] * 10)).images.shape == (10, 1, 5, 4)
     benchmark = transfer_benchmark((pixels, np.arange(10) % 2), (pixels, np.arange(10) % 2))
     image = benchmark.train_stream[0].dataset[3][0]
     torch.testing.assert_close(image, torch.tensor(pixels[3]).permute(2, 0, 1) / 255)
-
-
-def both(image, **transforms):
-    """The first image of a benchmark whose rows are all this one."""
-    rows = [(image, i % 2) for i in range(4)]
-    return transfer_benchmark(tuple(rows), tuple(rows), **transforms).train_stream[0].dataset[0][0]
 
 
 def same(image):
@@ -111,6 +104,7 @@ def test_items_of_a_data_set_become_single_floats_with_a_channel(digits):
     assert read.images.dtype == torch.float32 and read.shape == (1, 8, 8)
     mixed = [((x[i] * 255).to(torch.uint8) if i % 2 else x[i], int(y[i])) for i in range(12)]
     assert float(read_images(mixed).images.max()) <= 1
+    assert isinstance(read_images(TensorDataset(x, y)), LabelledImages)
 
 
 def test_unlabelled_images_may_come_alone(digits):
@@ -134,9 +128,6 @@ def test_opened_files_leave_no_name_behind(folder):
 
 def test_errors_in_a_row_have_its_number(digits):
     x, _ = digits(3)
-    for bad in ("cat", float("nan"), 1.5, -2):
-        with pytest.raises(ValueError, match="row 2 of list"):
-            read_images([(x[0], 0), (x[1], 1), (x[2], bad)])
     with pytest.raises(ValueError, match="row 0 of list"):
         read_images([{"image": x[0]}])
 
@@ -154,20 +145,6 @@ def test_arrays_of_other_layouts_are_refused(digits, images, message):
 def test_avalanche_datasets_are_read_too(digits):
     inner = transfer_benchmark(digits(12), digits(12)).train_stream[0].dataset
     assert len(transfer_benchmark(inner, inner).train_stream[0].dataset) == 12
-
-
-def test_arrays_of_bytes_become_channels_first_in_the_unit_interval():
-    images = np.full((4, 6, 5, 3), 255, dtype=np.uint8)
-    read = read_images((images, [0, 1, 0, 1]))
-    assert read.images.shape == (4, 3, 6, 5) and read[0][0].max() == 1
-    assert read[0][0].dtype == torch.float32
-    assert read_images((np.zeros((4, 6, 5), np.uint8), [0] * 4)).images.shape == (4, 1, 6, 5)
-
-
-def test_labelled_images_are_read_from_a_dataset_of_tensors(digits):
-    images, labels = digits(12)
-    read = read_images(TensorDataset(images, labels))
-    assert isinstance(read, LabelledImages) and read.images.shape == images.shape
 
 
 # ------------------------------------------------------------------ names of classes

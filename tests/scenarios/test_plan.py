@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sets import both, labels, rgb
 from torchvision.transforms import v2
 
 from avalanche_cetl import (
     adaptation_benchmark,
     transfer_benchmark,
 )
-
-
-def both(image, **transforms):
-    """The first image of a benchmark whose rows are all this one."""
-    rows = [(image, i % 2) for i in range(4)]
-    return transfer_benchmark(tuple(rows), tuple(rows), **transforms).train_stream[0].dataset[0][0]
 
 
 def test_transforms_of_pictures_see_colours_and_not_places_in_a_palette():
@@ -47,15 +42,6 @@ def test_pictures_become_tensors_where_no_transform_follows(folder):
         for image in (dataset.train()[0][0], dataset.eval()[0][0]):
             assert isinstance(image, torch.Tensor) and image.dtype == torch.float32
     pickle.dumps(benchmark)
-
-
-def labels(stream, experience=0):
-    return [int(t) for t in stream[experience].dataset.targets]
-
-
-def rgb(rows=12, size=(6, 10), classes=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(rows, 3, *size, generator=generator), torch.arange(rows) % classes
 
 
 def test_several_targets_are_several_experiences(digits):

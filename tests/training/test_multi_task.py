@@ -23,7 +23,7 @@ from avalanche_cetl.allocation import PAIRS, Sample, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
-from avalanche_cetl.training.multi_task import MultiTaskCoupledModel
+from avalanche_cetl.training.networks import MultiTaskCoupledModel
 
 SHAPE = (1, 8, 8)
 

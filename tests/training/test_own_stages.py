@@ -58,7 +58,6 @@ def same(first, second):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-KINDS = list(Stage)
 MAKE = {
     "SoftTargets": lambda rows: SoftTargets(weight=1.0, temperature=2.0, rows=rows),
     "InformationMaximization": lambda rows: InformationMaximization(1.0, rows=rows),
@@ -66,18 +65,22 @@ MAKE = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+STAGES = {str(kind): {"kind": kind} for kind in Stage} | {"all": {"callbacks": Callbacks.ALL}}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-def test_plugins_of_target_rows_act_in_every_stage_that_reads_them(transfer, kind, make):
-    plain = run(transfer, Own(kind))
-    s = run(transfer, Own(kind), make("target"))
+def test_plugins_of_target_rows_act_in_every_stage_that_reads_them(transfer, stage, make):
+    plain = run(transfer, Own(**stage))
+    s = run(transfer, Own(**stage), make("target"))
     name = make("target").name
     assert s.round_losses[name] > 0 and not same(s, plain)
 
 
+@pytest.mark.parametrize("callbacks", [Callbacks.PENALTIES, Callbacks.ALL], ids=str)
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-def test_plugins_of_labelled_rows_act_in_a_stage_that_reads_them(transfer, make):
-    stage = Own(reads="labelled")
+def test_plugins_of_labelled_rows_act_in_a_stage_that_reads_them(transfer, make, callbacks):
+    stage = Own(reads="labelled", callbacks=callbacks)
     s = run(transfer, stage, make("labelled"))
     assert s.round_losses[make("labelled").name] > 0 and not same(s, run(transfer, stage))
 
@@ -98,17 +101,6 @@ def test_plugins_add_nothing_where_they_cannot(transfer, stage):
     rows = stage.reads
     s = run(transfer, stage, SoftTargets(weight=1.0, temperature=2.0, rows=rows))
     assert "L_soft" not in s.round_losses and same(s, run(transfer, stage))
-
-
-@pytest.mark.parametrize("reads", ["target", "labelled"])
-def test_a_stage_with_all_of_avalanches_callbacks_is_such_a_stage(transfer, reads):
-    stage = Own(reads=reads, callbacks=Callbacks.ALL)
-    assert (
-        run(transfer, stage, SoftTargets(weight=1.0, temperature=2.0, rows=reads)).round_losses[
-            "L_soft"
-        ]
-        > 0
-    )
 
 
 @pytest.mark.parametrize("alternate", ["epoch", "iteration"])

@@ -1,1 +1,0 @@
-"""How steps are computed: device, precision, layout, accumulation, processes."""
