@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avalanche_cetl.allocation import Allocation
@@ -35,6 +36,7 @@ class Parts(Options, Described):
     batches: dict[str, Batch]
     resume: TrainingProgress
     clock: Any
+    device: torch.device
     train_mb_size: int
 
     def make_parts(self, recipe: Recipe) -> None:
@@ -108,6 +110,29 @@ class Parts(Options, Described):
         """Return the rows of the experience in training, which are there within ``train()``."""
         assert self.training_data is not None, "target images are there during training only"
         return self.training_data
+
+    def target_sample(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the first target rows of the experience in training, or all of fewer.
+
+        Images ``(count, C, H, W)`` without training augmentation, labels (-1: unknown), and S's
+        features where the benchmark has them.
+        """
+        batch = self.data.sample(range(min(count, self.data.counts[0])), self.device)
+        return batch.images, batch.labels, batch.features
+
+    def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
+        """Return S's features ``(N, dim)`` of the N >= 0 target rows with a label, and the labels.
+
+        They are on the CPU. S runs where the benchmark has no features of it.
+        """
+        return self.data.labelled_features(source, max(64, self.train_mb_size), self.device)
+
+    def target_logits(self, source: Encoder) -> tuple[Tensor, Tensor]:
+        """Return S's features ``(N, dim)`` and logits ``(N, K)`` of N target rows, on the CPU.
+
+        They are all rows, or 10,000 of more. S runs where the benchmark has no features of it.
+        """
+        return self.data.target_logits(source, max(64, self.train_mb_size), self.device)
 
     @property
     def labelled_classes(self) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.allocation import GFISettings
 from avalanche_cetl.common.validation import renamed
-from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import CETLPlugin
 from avalanche_cetl.training import checks, shown
@@ -161,29 +160,6 @@ class CETLStrategy(Parts, SupervisedTemplate):
             evaluator=evaluator, eval_every=eval_every, peval_mode=peval_mode,
         )  # fmt: skip
         self.make_parts(recipe)
-
-    def target_sample(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the first target rows of the experience in training, or all of fewer.
-
-        Images ``(count, C, H, W)`` without training augmentation, labels (-1: unknown), and S's
-        features where the benchmark has them.
-        """
-        batch = self.data.sample(range(min(count, self.data.counts[0])), self.device)
-        return batch.images, batch.labels, batch.features
-
-    def labelled_features(self, source: Encoder) -> tuple[Tensor, Tensor]:
-        """Return S's features ``(N, dim)`` of the N >= 0 target rows with a label, and the labels.
-
-        They are on the CPU. S runs where the benchmark has no features of it.
-        """
-        return self.data.labelled_features(source, max(64, self.train_mb_size), self.device)
-
-    def target_logits(self, source: Encoder) -> tuple[Tensor, Tensor]:
-        """Return S's features ``(N, dim)`` and logits ``(N, K)`` of N target rows, on the CPU.
-
-        They are all rows, or 10,000 of more. S runs where the benchmark has no features of it.
-        """
-        return self.data.target_logits(source, max(64, self.train_mb_size), self.device)
 
     def estimate(self, experience: Any, *, share: float = 0.2, seed: int = 0) -> Estimate:
         """Compare, before training, a probe on S with T2 alone (:class:`Estimate`).
