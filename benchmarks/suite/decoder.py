@@ -140,7 +140,8 @@ def table() -> str:
                 [name, *(cell(values) for values in by_row)]
                 + [cell(v, d) for v, d in zip(known, digits, strict=True)]
             )
-        parts.append(markdown.table([f"{title} accuracy %", *ROWS, *KNOWN], lines))
+        if lines:
+            parts.append(markdown.table([f"{title} accuracy %", *ROWS, *KNOWN], lines))
     return "\n\n".join(parts) + "\n"
 
 
