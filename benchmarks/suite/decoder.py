@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl import CETLStrategy, CoupledModel, PrecomputedEncoder, linear_probe
+from avalanche_cetl import CoupledModel, PrecomputedEncoder, linear_probe
 from benchmarks import markdown
-from benchmarks.methods.plain import accuracy, cosine
+from benchmarks.methods.plain import accuracy
 from benchmarks.records import cell
+from benchmarks.suite.rows import coupled
 from benchmarks.suite.runs import FOLDER, PACKAGES, Runs
-from benchmarks.suite.tasks import BATCH, LEARNING_RATE, WIDTH, Data, Task, new_network
-from benchmarks.suite.teachers import TASKS, Teacher
+from benchmarks.suite.tasks import BATCH, LEARNING_RATE, WIDTH, Data, Task
+from benchmarks.suite.teachers import TASKS, Teacher, run_missing
 
 ALONE, DEFAULT = "T2 alone", "CETLStrategy(...)"
 COUPLED, COUPLED_3 = 'variant="gfi"', 'variant="gfi", soft targets of weight 3'
@@ -94,19 +95,7 @@ def run(task: Task, row: str, data: Data, seed: int) -> dict[str, Any]:
     plugins = [Teacher(by_labels=True).plugin(data)] if row == COUPLED_3 else []
     torch.manual_seed(seed)
     start = time.perf_counter()
-    network = new_network(data, seed)
-    model = CoupledModel.build(data.source, network, data.shape)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-    CETLStrategy(
-        model=model,
-        optimizer=optimizer,
-        augment=task.augment,
-        train_mb_size=BATCH,
-        train_epochs=task.rounds,
-        evaluator=None,
-        plugins=[cosine(optimizer, task.rounds), *plugins],
-        **settings,
-    ).train(data.benchmark().train_stream)
+    model, network = coupled(task, data, seed, plugins, **settings)
     seconds = round(time.perf_counter() - start, 1)
     part = data.validation if task.development else data.test
     found = {"accuracy": round(accuracy(network, *part), 2), "seconds": seconds}
@@ -153,18 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=";".join(ROWS), help="names, separated by ;")
     parser.add_argument("--seeds", default="100", help="numbers, separated by commas")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    kept = kept_runs()
-    for seed in map(int, given.seeds.split(",")):
-        for name in filter(None, given.tasks.split(";")):
-            rows = [r for r in given.rows.split(";") if r and not kept.find(name, r, seed)]
-            data = TASKS[name].make(given.data_root, seed) if rows else None
-            for row in rows:
-                assert data is not None
-                found = {"task": name, "row": row, "seed": seed}
-                found |= run(TASKS[name], row, data, seed)
-                print(*found.values(), sep=" | ", flush=True)
-                kept.add(found)
+    run_missing(kept_runs(), TASKS, given, run)
     (FOLDER / "decoder.md").write_text(table())
 
 

@@ -49,6 +49,13 @@ def cetl(
     """Train T2 by CETLStrategy; without a preset by version 0.2's defaults for the variant."""
     if "preset" not in settings:
         settings = earlier_defaults(settings["variant"]) | settings
+    return coupled(task, data, seed, plugins, **settings)[1]
+
+
+def coupled(
+    task: Task, data: Data, seed: int, plugins: Sequence[Any] = (), **settings: Any
+) -> tuple[CoupledModel, nn.Module]:
+    """Train by CETLStrategy with some settings; return the coupled model, and T2 as given."""
     network = new_network(data, seed)
     model = CoupledModel.build(data.source, network, data.shape)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
@@ -62,7 +69,7 @@ def cetl(
         plugins=[cosine(optimizer, task.rounds), *plugins],
         **settings,
     ).train(data.benchmark().train_stream)
-    return network
+    return model, network
 
 
 def beside_labels(plugins: Callable[[Task], list[Any]]) -> Train:

@@ -256,6 +256,26 @@ def table() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def run_missing(kept: Runs, tasks: dict[str, Task], given: Any, run: Callable[..., Any]) -> None:
+    """Run what is not there yet, task by task.
+
+    :param kept: the runs that are there, by task, row and seed.
+    :param given: the command line's: ``tasks`` and ``rows``, separated by ;, ``seeds`` by commas,
+        and ``data_root``.
+    :param run: takes a task, a row, the task's data and a seed; returns figures.
+    """
+    torch.set_num_threads(1)
+    for seed in map(int, given.seeds.split(",")):
+        for name in filter(None, given.tasks.split(";")):
+            rows = [r for r in given.rows.split(";") if r and not kept.find(name, r, seed)]
+            data = tasks[name].make(given.data_root, seed) if rows else None
+            for row in rows:
+                found = {"task": name, "row": row, "seed": seed}
+                found |= run(tasks[name], row, data, seed)
+                print(*found.values(), sep=" | ", flush=True)
+                kept.add(found)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not there yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -264,18 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default="", help="names, separated by ;")
     parser.add_argument("--seeds", default="100,101", help="numbers, separated by commas")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    kept = kept_runs()
-    for seed in map(int, given.seeds.split(",")):
-        for name in filter(None, given.tasks.split(";")):
-            rows = [r for r in given.rows.split(";") if r and not kept.find(name, r, seed)]
-            data = TASKS[name].make(given.data_root, seed) if rows else None
-            for row in rows:
-                assert data is not None
-                found = {"task": name, "row": row, "seed": seed}
-                found |= run(TASKS[name], row, data, seed)
-                print(*found.values(), sep=" | ", flush=True)
-                kept.add(found)
+    run_missing(kept_runs(), TASKS, given, run)
     (FOLDER / "teachers.md").write_text(table())
 
 
