@@ -17,8 +17,8 @@ from benchmarks.suite.tasks import BATCH, LEARNING_RATE, TASKS, WIDTH, Data
 FOLDER = RESULTS / "suite"
 PACKAGES = ("torch", "timm", "avalanche-lib", "avalanche-cetl", "skada")
 KEYS = ("row", "strength", "seed", "part")
-#: The seed of runs that choose, and those of runs that count.
-CHOOSING, SEEDS = 100, (0, 1, 2)
+#: The seed of runs that choose.
+CHOOSING = 100
 VALIDATION, TEST = "validation", "test"
 S_ITSELF = "S itself"
 
@@ -71,7 +71,7 @@ def run_task(name: str, root: str, rows: Sequence[str] = (), part: str = TEST) -
                 runner.find(S_ITSELF, 0.0, 0, part)
         elif takes(row, {runner.task.kind}):
             strength = chosen(row)
-            for seed in (CHOOSING,) if part == VALIDATION else SEEDS:
+            for seed in (CHOOSING,) if part == VALIDATION else runner.task.seeds:
                 runner.find(row, strength, seed, part)
 
 
