@@ -253,12 +253,14 @@ def headline() -> str:
 
 def _gains_of_cetl() -> list[list[str]]:
     from benchmarks.suite.page import BEST, accuracies, tested
-    from benchmarks.suite.runs import S_ITSELF, SEEDS
+    from benchmarks.suite.runs import S_ITSELF
+    from benchmarks.suite.tasks import TASKS
 
     rows = []
     for have, (task, without) in HAVE.items():
         runs = tested(task)
-        wanted = {without: 1 if without == S_ITSELF else len(SEEDS), BEST: len(SEEDS)}
+        seeds = len(TASKS[task].seeds)
+        wanted = {without: 1 if without == S_ITSELF else seeds, BEST: seeds}
         if all(len(runs.get(row, [])) == count for row, count in wanted.items()):
             first, second = (mean_and_error(accuracies(runs[row])) for row in wanted)
             how = "`CETLStrategy(...)`"
