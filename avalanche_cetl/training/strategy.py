@@ -162,7 +162,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
         self.make_parts(recipe)
 
     def estimate(self, experience: Any, *, share: float = 0.2, seed: int = 0) -> Estimate:
-        """Compare, before training, a probe on S with T2 alone (:class:`Estimate`).
+        """Compare, before training, a probe on S with T2 alone.
 
         It takes about as long as T2 alone; nothing of the strategy changes.
 
