@@ -68,7 +68,11 @@ OURS = {
             "normalize": False, "seed": 5, "unseen": 0.5,
         },
     ),
-    "gfi by default": Row(GFIPlugin, {"samples": 16}, {"fisher": "sampled", "unseen": 1.0}),
+    "gfi by default": Row(
+        GFIPlugin,
+        {"samples": 16, "damping": 0.1},
+        {"fisher": "sampled", "unseen": 1.0, "damping": 0.0},
+    ),
     "gfi online": Row(
         GFIPlugin,
         {"dwa_lambda": 3.0, "mode": "online", "decay_factor": 0.5, "samples": 16},

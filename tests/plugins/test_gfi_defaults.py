@@ -75,7 +75,6 @@ def test_what_is_not_given_is_by_the_basis_that_is_named(basis, kind):
         ({"samples": 1}, ValueError, "at least 2"),
         ({"samples": 2.5}, TypeError, "samples"),
         ({"samples": "a"}, TypeError, "samples"),
-        ({"samples": None}, TypeError, "samples"),
         ({"basis": "eigen"}, ValueError, "basis='eigen' is not known.*'diagonal', 'kronecker'"),
         ({"basis": "diagonal", "dwa_lambda": None}, ValueError, "given with basis='diagonal'"),
         ({"basis": "kronecker", "dwa_lambda": None}, ValueError, "given with basis='kronecker'"),
