@@ -10,7 +10,7 @@ import torch
 
 from avalanche_cetl.allocation.measure import Weights, gate
 from avalanche_cetl.allocation.merged_basis import MergedBasis
-from avalanche_cetl.allocation.parameters import anchors_of, basis_of, grown
+from avalanche_cetl.allocation.parameters import anchors_of, basis_of, grown, place_of
 from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.sample import Heads
 from avalanche_cetl.allocation.settings import GFISettings
@@ -79,8 +79,7 @@ class KroneckerStore(ImportanceStore):
             mean = self.damping * float(importance.sum(dtype=torch.float64)) / count
             for one in own:
                 self.quadratic.damping[one] = mean
-                part = tuple(slice(size) for size in self._shapes[one])
-                self.quadratic.centres[one] = self._anchors[one][part]
+                self.quadratic.centres[one] = self._anchors[one][place_of(self._shapes[one])]
 
     def grow(self, params: Weights) -> None:
         """Bring sum and anchors to the shapes of a network that may have grown, on its device."""

@@ -170,5 +170,10 @@ def grown(value: Tensor, like: Tensor) -> Tensor:
             "may grow between experiences, but not shrink or change their dimensions."
         )
     grown = value.new_zeros(like.shape)
-    grown[tuple(slice(0, size) for size in value.shape)] = value
+    grown[place_of(value.shape)] = value
     return grown
+
+
+def place_of(shape: torch.Size) -> tuple[slice, ...]:
+    """Return where a tensor of a shape lies in one that has grown from it."""
+    return tuple(slice(size) for size in shape)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_cetl.allocation.parameters import basis_of, widened
+from avalanche_cetl.allocation.parameters import basis_of, place_of, widened
 from avalanche_cetl.information.generalized import dwa_penalty
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
@@ -156,7 +156,7 @@ class QuadraticPenalty:
         for name, own in self.damping.items() if damped else ():
             if name in params:
                 centre = self.centres[name].to(params[name].dtype)
-                apart = params[name][_within(centre)] - centre
+                apart = params[name][place_of(centre.shape)] - centre
                 value = value + strength / 2 * own * apart.square().sum()
         return value
 
@@ -184,7 +184,7 @@ class QuadraticPenalty:
             if scale > 0:
                 if name in self.damping:
                     importance = importance.clone()
-                    importance[_within(self.centres[name])] += self.damping[name]
+                    importance[place_of(self.centres[name].shape)] += self.damping[name]
                 anchor, now = self.anchors[name], widened(parameter)
                 now.lerp_(anchor.to(now.dtype), _share(importance, scale).to(now.dtype))
                 if now is not parameter:  # of half precision
@@ -216,21 +216,18 @@ class QuadraticPenalty:
         damping = self.damping.get(layer.weight, 0.0)
         for scale in set(at.values()):
             # All weights by the damping's share, and the directions by what theirs is more.
-            most = _share(torch.tensor(damping, dtype=importance.dtype), scale)
-            more = _share(importance + damping, scale) - most.to(importance.device)
+            least = damping / (damping + 1 / scale) if damping else 0.0
+            more = _share(importance + damping if damping else importance, scale)
+            if damping:
+                more -= least
             moved = layer.restore(more.mul_(away), shapes)
             for name, one in at.items():
                 if one == scale:
                     if damping:
                         centre = self.centres[name].to(own[name].dtype)
-                        old = own[name][_within(centre)]
-                        moved[name][_within(centre)] += float(most) * (old - centre)
+                        place = place_of(centre.shape)
+                        moved[name][place] += least * (own[name][place] - centre)
                     own[name].sub_(moved[name])
-
-
-def _within(part: Tensor) -> tuple[slice, ...]:
-    """Return where a tensor lies in one that has grown from it."""
-    return tuple(slice(size) for size in part.shape)
 
 
 def _share(importance: Tensor, scale: float) -> Tensor:
