@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl import GFIPlugin
 from benchmarks.continual.methods import network
-from benchmarks.continual.runs import _Batches, _benchmark, summary
+from benchmarks.continual.runs import _benchmark, cut_from_tensors, summary
 from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
 from benchmarks.data.cifar import read_cifar100
 from benchmarks.data.draws import Set
@@ -365,11 +365,6 @@ def parsed(method: str) -> tuple[str, dict[str, Any]]:
 def run(name: str, method: str, optimiser: str, seed: int, tasks: list[Task]) -> dict[str, Any]:
     """Train over a stream; return accuracies on its test images."""
     from avalanche.training.losses import MaskedCrossEntropy
-    from avalanche.training.supervised import Naive
-
-    class Cut(Naive):
-        def make_train_dataloader(self, shuffle: bool = True, **kwargs: Any) -> None:
-            self.dataloader = _Batches(self.experience.dataset, self.train_mb_size)
 
     setting = STREAMS[name]
     model = setting.network(seed)
@@ -382,7 +377,7 @@ def run(name: str, method: str, optimiser: str, seed: int, tasks: list[Task]) ->
     mask = "seen" if REPLAY in method else "new"
     criterion: Any = MaskedCrossEntropy(mask=mask) if setting.masked else nn.CrossEntropyLoss()
     used = plugins(*parsed(method)) + ([criterion] if setting.masked else [])
-    strategy = Cut(
+    strategy = cut_from_tensors()(
         model=model,
         optimizer=optimizer,
         criterion=criterion,

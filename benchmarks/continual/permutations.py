@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl import GFIPlugin
-from benchmarks.continual.runs import _Batches, _benchmark
+from benchmarks.continual.runs import _benchmark, cut_from_tensors
 from benchmarks.continual.streams import Part, Stream, mnist
 from benchmarks.markdown import table
 from benchmarks.records import RESULTS, Runs, cell, read
@@ -92,17 +92,11 @@ def run(method: str, optimiser: str, count: int, passes: int, seed: int) -> dict
         and ``last``: that on the first and the last permutation, at the end; ``seconds`` of the
         second to the eleventh experience, and of the last ten, per experience.
     """
-    from avalanche.training.supervised import Naive
-
-    class Cut(Naive):
-        def make_train_dataloader(self, shuffle: bool = True, **kwargs: Any) -> None:
-            self.dataloader = _Batches(self.experience.dataset, self.train_mb_size)
-
     (x, y), (u, v) = mnist(os.environ["CETL_DATA"])
     drawn, model = orders(count, seed), network(seed)
     parameters = model.parameters()
     momentum = torch.optim.SGD(parameters, 0.1, momentum=0.9) if optimiser != "adam" else None
-    strategy = Cut(
+    strategy = cut_from_tensors()(
         model=model,
         optimizer=momentum or torch.optim.Adam(model.parameters(), 1e-3),
         criterion=nn.CrossEntropyLoss(),

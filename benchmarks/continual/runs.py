@@ -134,8 +134,8 @@ def _rounded(matrix: list[list[float]]) -> list[list[float]]:
     return [[round(value, 3) for value in row] for row in matrix]
 
 
-def _strategy(stream: Stream, plugins: list[Any], seed: int) -> Any:
-    """Make Avalanche's plain training, whose mini-batches are cut from tensors."""
+def cut_from_tensors() -> Any:
+    """Return Avalanche's plain training, whose mini-batches are cut from tensors."""
     from avalanche.training.supervised import Naive
 
     class Cut(Naive):
@@ -145,8 +145,13 @@ def _strategy(stream: Stream, plugins: list[Any], seed: int) -> Any:
             assert self.experience is not None
             self.dataloader = _Batches(self.experience.dataset, self.train_mb_size)
 
+    return Cut
+
+
+def _strategy(stream: Stream, plugins: list[Any], seed: int) -> Any:
+    """Make Avalanche's plain training, whose mini-batches are cut from tensors."""
     model = network(stream, seed)
-    return Cut(
+    return cut_from_tensors()(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), stream.settings["adam_lr"]),
         criterion=nn.CrossEntropyLoss(),

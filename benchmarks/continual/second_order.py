@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.func import functional_call, jvp
 
 from avalanche_cetl import GFIPlugin
 from benchmarks.continual.permutations import BATCH, network, orders
-from benchmarks.continual.runs import _Batches, _benchmark
+from benchmarks.continual.runs import _benchmark, cut_from_tensors
 from benchmarks.continual.streams import Part, Stream, mnist
 from benchmarks.records import RESULTS, versions, write
 
@@ -54,12 +53,6 @@ def changes(model: nn.Module, before: dict[str, Tensor], x: Tensor, y: Tensor) -
 
 def main() -> None:
     """Train up to the experience, and write what it changed."""
-    from avalanche.training.supervised import Naive
-
-    class Cut(Naive):
-        def make_train_dataloader(self, shuffle: bool = True, **kwargs: Any) -> None:
-            self.dataloader = _Batches(self.experience.dataset, self.train_mb_size)
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experience", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     (x, y), (u, v) = mnist(args.data_root)
     drawn, model = orders(args.experience + 1, args.seed), network(args.seed)
-    strategy = Cut(
+    strategy = cut_from_tensors()(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
         criterion=nn.CrossEntropyLoss(),
