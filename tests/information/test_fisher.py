@@ -40,6 +40,7 @@ def test_the_zoo_has_at_least_sixty_networks():
     assert len(zoo.NETWORKS) >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NETWORKS)
 def test_fisher_of_the_zoo_equals_a_plain_loop_and_leaves_everything_as_it_was(name):
     network = zoo.NETWORKS[name]
