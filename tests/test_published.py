@@ -77,7 +77,7 @@ def site(tmp_path_factory):
     docs = root / "docs"
     docs.mkdir()
     for name in ("_ext", "_static", "_templates", "gallery"):
-        shutil.copytree(DOCS / name, docs / name)
+        shutil.copytree(DOCS / name, docs / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("conf.py", "elsewhere.txt", "short_scripts.md", "404.md"):
         shutil.copy(DOCS / name, docs)
     (docs / "start").mkdir()
