@@ -47,6 +47,15 @@ def test_the_long_description_needs_no_file_beside_it(built, kind):
     assert text.startswith("# avalanche-cetl") and "<!--" not in text and "```python" in text
 
 
+def test_an_index_takes_both_files(built):
+    pytest.importorskip("twine", reason="needs twine; CI installs it")
+    folder = built[2].parent
+    files = [str(path) for path in folder.iterdir() if path.suffix in (".whl", ".gz")]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert len(files) == 2 and ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_the_licence_is_named_and_there(built, kind):
     about, names, _ = built
