@@ -85,7 +85,7 @@ class UnlabelledPlugin(LossPlugin):
     :param rows: ``"target"``: all rows of stage 2 (or of the merged step); ``"unlabelled"``: those
         of them without a label; ``"labelled"``: see :class:`LossPlugin`.
     :param rampup_rounds: rounds of an experience over which the weights rise from exp(-5) to 1
-        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0.
+        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017, arXiv 1610.02242), >= 0.
     :param prior: K numbers > 0, about the share of the rows that each class has. None: even over
         the classes that labelled rows of the experience have, in either domain, and a thousandth
         of that for T2's other outputs; even over all outputs where there is no labelled row, and in

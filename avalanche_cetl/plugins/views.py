@@ -73,8 +73,8 @@ class ViewConsistency(UnlabelledPlugin):
     :param threshold: in [0, 1): how sure the teacher has to be.
     :param balance: >= 0; for target data whose classes are about as frequent as in ``prior``.
     :param rampup_rounds: rounds of an experience over which both weights rise from exp(-5) to 1
-        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017), >= 0: what the teacher is sure of
-        before it has learnt much may be wrong, and is not unlearnt.
+        as ``exp(-5 (1 - t)^2)`` does (Laine and Aila 2017, arXiv 1610.02242), >= 0: what the
+        teacher is sure of before it has learnt much may be wrong, and is not unlearnt.
     :param rows: ``"target"``: all rows of stage 2; ``"unlabelled"``: those of them without a label.
         The others count as zero in the consistency, and not at all in the balance, which weighs
         as much as the share of the unlabelled rows.
