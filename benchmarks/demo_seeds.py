@@ -47,9 +47,9 @@ STRENGTHS = {
     "EWC": ("ewc_lambda", 100.0, 10.0),
     "LwF": ("lwf_alpha", 1.0, 3.0),
     "stream: EWC": ("ewc", 100.0, 10.0),
+    "stream: EWC, online": ("ewc_online", 100.0, 10.0),
     "stream: LwF": ("lwf", 1.0, 3.0),
     "stream: GFIPlugin, diagonal": ("diagonal", 1.0, 10.0),
-    "stream: GFIPlugin, Kronecker": ("kronecker", 1.0, 10.0),
 }
 
 

@@ -53,10 +53,9 @@ class PermutedDigits:
             "Naive": lambda: [],
             "LwF": lambda: [LwFPlugin(s.lwf, 2.0)],
             "EWC": lambda: [EWCPlugin(s.ewc)],
+            "EWC, online": lambda: [EWCPlugin(s.ewc_online, mode="online", decay_factor=0.95)],
             "GFIPlugin, diagonal": lambda: [GFIPlugin(s.diagonal, basis="diagonal")],
-            "GFIPlugin, Kronecker": lambda: [
-                GFIPlugin(s.kronecker, fisher="sampled", normalize=True, penalty="proximal")
-            ],
+            "GFIPlugin()": lambda: [GFIPlugin()],
         }
 
     def total_ticks(self) -> int:
