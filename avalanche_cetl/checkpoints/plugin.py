@@ -22,6 +22,8 @@ class CheckpointPlugin(CETLPlugin):
     The number is that of rounds since the first call of ``train()``, over all experiences. With
     ``best`` the checkpoint of the highest (or lowest) score is also kept as
     ``best.safetensors``. ``load_checkpoint(strategy, folder)`` takes the newest that is whole.
+    Those with higher numbers, of a run that was given up for this one, are renamed to
+    ``earlier-checkpoint-000012.safetensors`` and kept.
 
     :param folder: where; it is made when it is not there. A leading ``~`` is the home folder.
     :param every: rounds between two checkpoints, >= 1. The last round of an experience always
@@ -80,17 +82,20 @@ class CheckpointPlugin(CETLPlugin):
         """Save, where it is time."""
         self.rounds += 1
         improved = self._improved(strategy)
-        last = strategy.clock.train_exp_epochs >= strategy.train_epochs
+        ended = strategy.clock.train_exp_epochs >= strategy.train_epochs
+        last = ended or strategy._stop_training
         if improved:
             save_checkpoint(strategy, self.folder / BEST, ignore=self.ignore)
         if last or self.rounds % self.every == 0:
             newest = self.folder / f"checkpoint-{self.rounds:06}{SUFFIX}"
             save_checkpoint(strategy, newest, ignore=self.ignore)
             if Processes.started().rank == 0:
-                # Those with higher numbers are of a run that was given up for this one.
-                found = [p for p in checkpoints_in(self.folder) if p.stem <= newest.stem]
-                for path in found[: -self.keep]:
+                found = checkpoints_in(self.folder)
+                count = found.index(newest) + 1
+                for path in found[: max(0, count - self.keep)]:
                     path.unlink(missing_ok=True)
+                for path in found[count:]:
+                    path.replace(path.with_name(f"earlier-{path.name}"))
 
     def _improved(self, strategy: Any) -> bool:
         if self.best is None:

@@ -5,6 +5,7 @@ from saved_runs import SHAPE, make
 
 from avalanche_cetl import (
     CICNN,
+    CETLPlugin,
     CheckpointError,
     CheckpointPlugin,
     load_checkpoint,
@@ -32,6 +33,29 @@ def test_every_counts_rounds_and_the_last_round_is_always_kept(benchmark, tmp_pa
     strategy = make(plugins=[CheckpointPlugin(tmp_path, every=2, keep=9)], train_epochs=5)
     strategy.train(benchmark.train_stream, eval_streams=[])
     assert [int(p.stem[-6:]) for p in sorted(tmp_path.iterdir())] == [2, 4, 5]
+
+
+def test_the_round_in_which_training_is_stopped_has_a_checkpoint(benchmark, tmp_path):
+    class Stop(CETLPlugin):
+        def after_round(self, strategy, *args, **kwargs):
+            if strategy.clock.train_exp_epochs == 3:
+                strategy.stop_training()
+
+    plugins = [Stop(), CheckpointPlugin(tmp_path, every=5)]
+    make(plugins=plugins, train_epochs=9).train(benchmark.train_stream, eval_streams=[])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000003.safetensors"]
+
+
+def test_checkpoints_of_a_run_that_was_given_up_are_not_the_newest(benchmark, tmp_path):
+    for rounds in (4, 2):
+        strategy = make(plugins=[CheckpointPlugin(tmp_path, keep=3)], train_epochs=rounds)
+        strategy.train(benchmark.train_stream, eval_streams=[])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"checkpoint-00000{number}.safetensors" for number in (1, 2)),
+        *(f"earlier-checkpoint-00000{number}.safetensors" for number in (2, 3, 4)),
+    ]
+    again = make(plugins=[CheckpointPlugin(tmp_path)])
+    assert load_checkpoint(again, tmp_path).rounds == 2
 
 
 def test_the_best_checkpoint_is_chosen_by_the_name_of_a_metric(benchmark, tmp_path):
