@@ -62,7 +62,7 @@ class PenaltyArguments(Described):
 
     def _next_number(self) -> int:
         """Return the number of a task that has none of its own."""
-        return 1 + max(self.store.importances, default=-1)
+        return 1 + max(self.store.numbers, default=-1)
 
 
 def state_of_0_2(plugin: Mapping[str, Any]) -> dict[str, Any]:

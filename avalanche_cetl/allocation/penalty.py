@@ -269,7 +269,7 @@ class WeightPenalty(PenaltyArguments):
         :param number: under which importances are kept; default: one more than the last.
         """
         rows = rows_of(images, labels, tasks, device_of(model))
-        if number is None or number in self.importances:
+        if number is None or number in self.store.numbers:
             number = self._next_number()
         with unwrapped(model) as network:
             params = trainable(network)
@@ -347,6 +347,7 @@ class WeightPenalty(PenaltyArguments):
             "store": self.store.state_dict(),
             "generator": generator,
             "seen": {head: list(known) for head, known in self.measurer.seen.by_head.items()},
+            "moved": self.moved,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -365,7 +366,7 @@ class WeightPenalty(PenaltyArguments):
         self.store.load_state_dict(state["store"])
         self.measurer.generator.set_state(state["generator"].cpu())
         self.measurer.seen.by_head = {h: list(k) for h, k in state.get("seen", {}).items()}
-        self.measurer.drawn = {}
+        self.measurer.drawn, self.moved = {}, state.get("moved")
         self._loaded = True
 
     # ------------------------------------------------------------------ pieces

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from copy import deepcopy
 from typing import Any
 
@@ -105,6 +105,11 @@ class ImportanceStore(ABC):
         :param params: the weights that were measured.
         :param heads: that the network had for it when it was measured.
         """
+
+    @property
+    def numbers(self) -> Set[int]:
+        """Return the numbers of all tasks so far, also of those whose importances are gone."""
+        return self._heads.keys()
 
     @property
     def total(self) -> float:

@@ -114,7 +114,7 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
             warn_caller(text)
 
     def _next_number(self) -> int:
-        return min(self.importances, default=0) - 1
+        return min(self.store.numbers, default=0) - 1
 
 
 def _rows(strategy: Any) -> Rows:

@@ -149,6 +149,29 @@ def test_what_a_pretrained_network_knows_is_held_from_the_first_task_on(basis, m
     assert found[20.0] < 0.5 * found[0.0]
 
 
+@pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_every_task_counts_whose_number_is_given_again_or_forgotten(basis, keep):
+    (images, labels), _ = tasks()
+    own = WeightPenalty(1.0, basis=basis, keep_importance_data=keep, **OPEN)
+    plugin = GFIPlugin(1.0, basis=basis, keep_importance_data=keep, **OPEN)
+    model = network()
+    for number in (0, None, 0, 1):
+        own.remember(model, images, labels, number=number)
+    for number in (None, 0, None, 0):
+        plugin.remember(model, images, labels, number=number)
+    assert sorted(own.store.numbers) == [0, 1, 2, 3] and own.store.total == 4
+    assert sorted(plugin.store.numbers) == [-3, -2, -1, 0] and plugin.store.total == 4
+
+
+def test_how_far_the_outputs_have_moved_is_a_part_of_the_state():
+    stream = tasks(2)
+    own, later = WeightPenalty(1.0), WeightPenalty(1.0)
+    run(own, stream)
+    later.load_state_dict(own.state_dict())
+    assert own.moved is not None and later.moved == own.moved
+
+
 def test_the_loss_is_the_quadratic_and_the_step_does_nothing():
     (images, _), _ = tasks()
     own, model = (
