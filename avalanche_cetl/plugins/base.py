@@ -94,6 +94,10 @@ class Training(Protocol):
         Empty where there is none, and in a stock strategy.
         """
 
+    @property
+    def reconstructs(self) -> bool:
+        """Return whether a stage draws images from T2's code; not so in a stock strategy."""
+
     def announce(self, names: Sequence[str]) -> None:
         """Tell loggers the names of losses that will be recorded."""
 
@@ -121,6 +125,7 @@ class StockTraining:
     coupled = None
     alone = True
     labelled_classes: tuple[int, ...] = ()
+    reconstructs = False
 
     def __init__(self, strategy: Strategy):
         self.strategy = strategy

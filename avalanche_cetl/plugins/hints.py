@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.models.coupled import CoupledModel
-from avalanche_cetl.plugins.base import Strategy
+from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.losses import DistillationPlugin
 
 
@@ -30,7 +31,8 @@ class DecoderHints(DistillationPlugin):
     """T1's hidden layers, read from T2's code, towards what they are when read from S's.
 
     Adds :func:`hint_loss`, mean over T1's hidden layers, in stage 2. The paper matches T1's
-    output alone.
+    output alone. In a variant without reconstructions, as the default ``"direct"``, it does
+    nothing, and warns.
 
     :param weight: >= 0.
     :raises ValueError: in training, when the decoder has no ``forward_hidden``.
@@ -56,6 +58,11 @@ class DecoderHints(DistillationPlugin):
             raise ValueError(
                 "DecoderHints needs a decoder with forward_hidden(code), such as ReversedDecoder; "
                 f"got {type(strategy.model.decoder).__name__}."
+            )
+        if not training_of(strategy).reconstructs:
+            warn_caller(
+                "DecoderHints does nothing here: no stage draws images from T2's code. Leave it "
+                "out, or give CETLStrategy a variant with a decoder, such as 'gfi'."
             )
 
     def loss(self, strategy: Strategy, batch: Batch) -> Tensor | None:

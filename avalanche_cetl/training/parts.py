@@ -140,6 +140,11 @@ class Parts(Options, Described):
         return self.data.classes
 
     @property
+    def reconstructs(self) -> bool:
+        """Return whether a stage draws images from T2's code."""
+        return "L_rt" in self.variant.names
+
+    @property
     def round_losses(self) -> dict[str, float]:
         """Mean losses and penalties of the current (or last) round, by name."""
         return self.meters.result()

@@ -74,7 +74,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
     :param dwa_lambda: its strength, lambda of eq. 11.
     :param gfi: how importances are measured and gated, see :class:`GFISettings`.
 
-    **How it is computed**, which does not change what is learnt
+    **How it is computed**; of these ``accumulate`` alone changes what is learnt
 
     :param precision: of forward passes: ``"float32"`` or ``"bfloat16"``; see :class:`Engine`.
     :param channels_last: lay images out channels last, which is faster on many devices.

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from loss_runs import SHAPE, student, trained
@@ -30,3 +32,13 @@ def test_decoder_hints_bring_hidden_layers_together(teacher, few):
             mine = model.decoder.forward_hidden(model.target_code(x)[0])[1][0]
         distances.append(float((mine - goal).square().mean() / goal.square().mean()))
     assert distances[1] < distances[0]
+
+
+@pytest.mark.parametrize("variant", ["direct", "joint"])
+def test_hints_without_a_part_for_the_decoder_are_warned_of(teacher, few, variant):
+    model = CoupledModel.build(teacher, student(), SHAPE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        s = trained(model, few, DecoderHints(), variant=variant, train_epochs=1)
+    told = [w for w in caught if "DecoderHints does nothing" in str(w.message)]
+    assert (len(told) == 1) == (variant == "direct") == ("L_hint" not in s.round_losses)
