@@ -106,6 +106,12 @@ def compared(
     return table(["", "setting", "Naive", *header], [*rows, last])
 
 
+def rival(runs: list[Run], stream: str, methods: list[str]) -> tuple[str, Averages]:
+    """Return the best of some strengths on a stream that was read once, and its five seeds."""
+    chosen = best(runs, stream, methods, "adam", READ_ONCE[stream])
+    return chosen, averages(runs, stream, chosen, "adam", FIVE)
+
+
 def again(runs: list[Run]) -> str:
     """Write means over five seeds of ``GFIPlugin()``, and of rivals at the strengths of above."""
     rows: list[list[str]] = []
@@ -115,8 +121,7 @@ def again(runs: list[Run]) -> str:
         line = [stream, _mean(own), _mean(averages(runs, stream, "Naive", "adam", FIVE))]
         apart = []
         for methods in LATER.values():
-            chosen = best(runs, stream, methods, "adam", READ_ONCE[stream])
-            other = averages(runs, stream, chosen, "adam", FIVE)
+            chosen, other = rival(runs, stream, methods)
             difference = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
             apart.append(difference)
             line.append(f"{_mean(other)} ({chosen.partition('=')[2]})")

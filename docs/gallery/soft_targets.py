@@ -68,9 +68,9 @@ def trained(strategy_class, model, stream, benchmark, **options):
 # ``source=`` gives the teacher.
 #
 # Rows without a label need ``CETLStrategy``, whose plugins can read all target rows
-# (``rows="target"``). Plain distillation is a special case of it: variant ``joint`` makes one step
-# of all losses, and ``loss_weights=(0, 1, 0)`` leaves the reconstructions out. The teacher runs
-# once: ``with_source_features`` stores what it gives.
+# (``rows="target"``). Plain distillation is what it does by default: each step has the loss of the
+# labels and those of the plugins. ``SoftTargets`` that you give takes the place of the default's
+# own. The teacher runs once: ``with_source_features`` stores what it gives.
 
 
 def main(teacher_epochs=12, rounds=4):
@@ -98,8 +98,6 @@ def main(teacher_epochs=12, rounds=4):
     stored = ac.with_source_features(benchmark, source)
     model = ac.CoupledModel.build(source, ac.CICNN(10, SHAPE, width=0.125), SHAPE)
     options = {
-        "variant": "joint",
-        "loss_weights": (0, 1, 0),  # of L_rs, L_c, L_rt
         "plugins": [ac.SoftTargets(temperature=4, rows="target")],
         "train_epochs": rounds,
     }

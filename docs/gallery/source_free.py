@@ -7,7 +7,7 @@ that look different from what it was trained on. There are no source images, no 
 you may tune, and no labels.
 
 ``adaptation_benchmark(None, ...)`` makes a benchmark of this. ``CETLStrategy`` then trains T2 from
-S's outputs and from the target images alone.
+S's outputs and from the target images alone. It needs ``pip install ".[demo,onnx]" onnx``.
 """
 
 import tempfile
