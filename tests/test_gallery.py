@@ -49,6 +49,7 @@ def main_of(path, whole=False):
 SHORTER = {
     "few_labels": {"source_epochs": 1},
     "hints": {"rounds": 2},
+    "mixed_images": {"rounds": 2},
     "soft_targets": {"rounds": 2},
     "unsupervised_adaptation": {"source_epochs": 2, "learning_rates": (3e-3,)},
 }
