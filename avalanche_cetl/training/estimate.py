@@ -94,6 +94,7 @@ def estimate(
             "one can be held out."
         )
     cut, device = len(fitted), strategy.device
+    strategy.model.to(device)  # Avalanche does so in train() alone
     rows = target.subset([*fitted, *held])
     data = TrainingData(rows, strategy.model, experience, strategy.clock, True)
     features, labels = data.labelled_features(source, max(64, strategy.train_mb_size), device)

@@ -164,7 +164,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
     def estimate(self, experience: Any, *, share: float = 0.2, seed: int = 0) -> Estimate:
         """Compare, before training, a probe on S with T2 alone.
 
-        It takes about as long as T2 alone; nothing of the strategy changes.
+        It takes about as long as T2 alone; the model moves to the strategy's device, as it would
+        in training, and nothing else of the strategy changes.
 
         :param experience: of the training stream; two classes or more of its target rows have
             labels, one of them two.

@@ -12,6 +12,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
+from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.estimate import Estimate, held_out_rows
 
 SHAPE = (1, 8, 8)
@@ -78,6 +79,20 @@ def test_nothing_of_the_strategy_changes():
     assert first == one.estimate(data().train_stream[0], seed=3)
     assert all(torch.equal(v, one.model.state_dict()[k]) for k, v in before.items())
     assert not one.optimizer.state and one.clock.train_exp_counter == 0
+
+
+def test_s_reads_rows_on_the_strategys_device_before_any_training(monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def read(self, source, size, device):
+        raise Reached(next(source.parameters()).device, device)
+
+    monkeypatch.setattr(TrainingData, "labelled_features", read)
+    source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=SHAPE)
+    with pytest.raises(Reached) as found:
+        strategy(source=source, device="meta").estimate(data().train_stream[0])
+    assert found.value.args == (torch.device("meta"), torch.device("meta"))
 
 
 def test_t2_alone_makes_as_many_steps_as_training_would():
