@@ -13,6 +13,7 @@ from avalanche.models.utils import avalanche_forward
 from torch import nn
 
 from avalanche_cetl.common.labels import split_rows
+from avalanche_cetl.common.optimizers import optimizer_like
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.models.coupled import CoupledModel
@@ -125,9 +126,16 @@ def _alone(strategy: Any, make: Callable[..., Any], rows: Any, count: int) -> nn
     steps = strategy.train_epochs * math.ceil(count / size)
     target = copy.deepcopy(strategy.model.target)
     model = CoupledModel.build(None, target, strategy.model.input_shape)
+    model.decoder.requires_grad_(False)  # it has no part, and no group
+    pairs = zip(strategy.model.target.parameters(), target.parameters(), strict=True)
+    copies = {id(theirs): own for theirs, own in pairs}
+    groups = [
+        {**group, "params": [copies[id(p)] for p in group["params"] if id(p) in copies]}
+        for group in given.param_groups
+    ]
     alone = make(
         model=model,
-        optimizer=type(given)(model.parameters(), **given.defaults),
+        optimizer=optimizer_like(given, groups),
         criterion=strategy._criterion,
         variant="direct",
         preset="paper",

@@ -109,6 +109,29 @@ def test_t2_alone_makes_as_many_steps_as_training_would():
     assert len(made) == 16  # 3 rounds of 5 mini-batches: 15, rounded up to whole passes
 
 
+def optimizer_by_groups(kind, model):
+    # Two of T2's parameters learn, at a rate that a scheduler has set.
+    first, *_, last = model.target.parameters()
+    rest = [p for p in model.parameters() if p is not first and p is not last]
+    groups = [{"params": rest, "lr": 0.0}, {"params": [first, last], "lr": 0.0}]
+    made = kind(groups)
+    made.param_groups[1]["lr"] = 0.01
+    return made
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_t2_alone_learns_at_the_rates_of_its_own_groups(monkeypatch, kind):
+    made = []
+    monkeypatch.setattr(CETLStrategy, "train", lambda self, stream: made.append(self))
+    one = strategy()
+    one.optimizer = optimizer_by_groups(kind, one.model)
+    one.estimate(data().train_stream[0])
+    rates = {id(p): g["lr"] for g in made[0].optimizer.param_groups for p in g["params"]}
+    assert [rates[id(p)] for p in made[0].model.target.parameters()] == [0.01, 0, 0, 0.01]
+    monkeypatch.undo()
+    one.estimate(data().train_stream[0])
+
+
 @pytest.mark.parametrize("counts", [[1, 5, 10], [2, 2, 2]])
 @pytest.mark.parametrize("share", [0.2, 0.9])
 def test_every_class_keeps_a_row_and_gives_one_where_it_has_two(counts, share):
