@@ -136,7 +136,7 @@ def _alone(strategy: Any, make: Callable[..., Any], rows: Any, count: int) -> nn
     alone = make(
         model=model,
         optimizer=optimizer_like(given, groups),
-        criterion=strategy._criterion,
+        criterion=copy.deepcopy(strategy._criterion),  # one that is a plugin has state
         variant="direct",
         preset="paper",
         augment=strategy.augment,

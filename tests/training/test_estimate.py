@@ -1,7 +1,9 @@
+import copy
 import math
 
 import pytest
 import torch
+from avalanche.training.losses import MaskedCrossEntropy
 from torch import nn
 
 from avalanche_cetl import (
@@ -79,6 +81,14 @@ def test_nothing_of_the_strategy_changes():
     assert first == one.estimate(data().train_stream[0], seed=3)
     assert all(torch.equal(v, one.model.state_dict()[k]) for k, v in before.items())
     assert not one.optimizer.state and one.clock.train_exp_counter == 0
+
+
+def test_a_criterion_that_is_a_plugin_keeps_its_classes():
+    criterion = MaskedCrossEntropy(mask="seen")
+    one = strategy(criterion=criterion)
+    before = copy.deepcopy(vars(criterion))
+    one.estimate(data().train_stream[0])
+    assert one._criterion is criterion and vars(criterion) == before
 
 
 def test_s_reads_rows_on_the_strategys_device_before_any_training(monkeypatch):
