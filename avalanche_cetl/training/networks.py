@@ -72,7 +72,8 @@ class Networks:
 
     def lone_sample(self, batch: Batch) -> AbstractContextManager[None]:
         """Return the context in which a mini-batch of one row passes BatchNorm."""
-        return lone_sample(self.model, len(batch))
+        copies = self._fixed or ()
+        return lone_sample(nn.ModuleList([self.model, *copies]), len(batch))
 
     def configure(self, inputs: Inputs) -> None:
         """Take another recipe; the noise begins anew where its seed is another one."""
