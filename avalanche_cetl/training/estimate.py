@@ -12,6 +12,7 @@ from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
 from avalanche.models.utils import avalanche_forward
 from torch import nn
 
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.labels import split_rows
 from avalanche_cetl.common.optimizers import optimizer_like
 from avalanche_cetl.common.seeds import seeded
@@ -124,7 +125,7 @@ def _alone(strategy: Any, make: Callable[..., Any], rows: Any, count: int) -> nn
     """
     size, given = strategy.train_mb_size, strategy.optimizer
     steps = strategy.train_epochs * math.ceil(count / size)
-    target = copy.deepcopy(strategy.model.target)
+    target = copied(strategy.model.target)
     model = CoupledModel.build(None, target, strategy.model.input_shape)
     model.decoder.requires_grad_(False)  # it has no part, and no group
     pairs = zip(strategy.model.target.parameters(), target.parameters(), strict=True)

@@ -83,6 +83,15 @@ def test_nothing_of_the_strategy_changes():
     assert not one.optimizer.state and one.clock.train_exp_counter == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_t2_whose_weights_have_a_graph_is_trained_alone():
+    one = strategy(train_epochs=1)
+    nn.utils.weight_norm(one.model.target.module[1])
+    one.optimizer = torch.optim.Adam(one.model.parameters())
+    one.model(torch.randn(2, *SHAPE))
+    assert one.estimate(data().train_stream[0]).rows == 6
+
+
 def test_a_criterion_that_is_a_plugin_keeps_its_classes():
     criterion = MaskedCrossEntropy(mask="seen")
     one = strategy(criterion=criterion)
