@@ -19,6 +19,7 @@ from avalanche_cetl.allocation.output_likelihood import (
 )
 from avalanche_cetl.allocation.parameters import (
     anchors_of,
+    bare,
     basis_of,
     check_held,
     grown,
@@ -99,7 +100,12 @@ class Importance:
 
     def penalty(self, model: CoupledModel, lam: float) -> Tensor:
         """DWA (eq. 11) at the model's current weights; those that have come since are free."""
-        params = named_parameters(model)
+        params = {  # S, which may be large, has none that is held
+            f"{part}.{name}": p
+            for part, module in bare(model).named_children()
+            if part != "source"
+            for name, p in named_parameters(module).items()
+        }
         check_held(self.anchors.keys(), params, "CETLStrategy")
         self.grow(params)
         now = {name: widened(params[name]) for name in self.anchors}

@@ -285,6 +285,13 @@ def test_a_target_of_which_a_part_is_wrapped_has_the_same_importance_and_penalty
     assert all(float(penalty) > 0 for penalty in penalties)
 
 
+def test_a_penalty_does_not_walk_through_s():
+    model = coupled().double()
+    found = measured(model, "GFI1")
+    model.source.named_modules = None
+    assert found.penalty(model, 1.0) == 0
+
+
 def test_a_parameter_that_lost_its_name_is_not_let_go_without_a_word():
     model = coupled().double()
     found = measured(model, "GFI3")
