@@ -243,6 +243,11 @@ class CETLStrategy(Parts, SupervisedTemplate):
         super().make_eval_dataloader(**kwargs)
         self.dataloader = self.engine.parallel.whole(self.dataloader)
 
+    def check_model_and_optimizer(self, *args: Any, **kwargs: Any) -> None:
+        """Adapt both, and refuse labels without an output before plugins read them."""
+        super().check_model_and_optimizer(*args, **kwargs)
+        self.data.check_classes()
+
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Cover the trainable parameters, S's never; the stages' optimisers follow."""
         self.networks.model = self.model
@@ -262,7 +267,6 @@ class CETLStrategy(Parts, SupervisedTemplate):
         # A stop asked for in the last epoch would otherwise silence the next experience.
         self._stop_training = False
         super()._before_training_exp(**kwargs)
-        self.data.check_classes()
         Round(self, **kwargs).warm_up(self.warmup_epochs)
 
     def _train_cleanup(self) -> None:
