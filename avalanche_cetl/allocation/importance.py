@@ -11,9 +11,15 @@ from torch import Tensor
 
 from avalanche_cetl.allocation.measure import Measurement, Task, gate
 from avalanche_cetl.allocation.merged_basis import MergedBasis
-from avalanche_cetl.allocation.output_likelihood import OutputLikelihood, by_head, projected
+from avalanche_cetl.allocation.output_likelihood import (
+    DRAWN_AT_ONCE,
+    OutputLikelihood,
+    by_head,
+    projected,
+)
 from avalanche_cetl.allocation.parameters import (
     anchors_of,
+    bare,
     basis_of,
     check_held,
     grown,
@@ -94,7 +100,12 @@ class Importance:
 
     def penalty(self, model: CoupledModel, lam: float) -> Tensor:
         """DWA (eq. 11) at the model's current weights; those that have come since are free."""
-        params = named_parameters(model)
+        params = {  # S, which may be large, has none that is held
+            f"{part}.{name}": p
+            for part, module in bare(model).named_children()
+            if part != "source"
+            for name, p in named_parameters(module).items()
+        }
         check_held(self.anchors.keys(), params, "CETLStrategy")
         self.grow(params)
         now = {name: widened(params[name]) for name in self.anchors}
@@ -169,10 +180,11 @@ def measure_importance(
         outputs = (pair.keep, pair.partner) if gated else (pair.keep,)
         images, features = sample.images, sample.features
         with torch.no_grad(), evaluation_mode(model):
-            if features is None:
-                features = (
-                    images.flatten(1) if model.source is None else model.source_features(images)
-                )
+            if features is None and model.source is not None:
+                pieces = images.split(DRAWN_AT_ONCE)
+                features = torch.cat([model.source_features(piece) for piece in pieces])
+            elif features is None:
+                features = images.flatten(1)
             goals = _goals(model, features, sample, settings.fisher, generator)
         measurement = Measurement(
             TargetTasks(model, outputs, heads),
@@ -241,12 +253,18 @@ def _goals(
 ) -> dict[str, Tensor]:
     """Return what each output's likelihood is taken at, by the kind of Fisher information."""
     images, labels = sample.images, sample.labels
-    reconstructed, logits = model.decode_target(images)
+    # A few at a time: they may be many more than a mini-batch has.
+    decoded = [model.decode_target(piece) for piece in images.split(DRAWN_AT_ONCE)]
+    reconstructed = torch.cat([image for image, _ in decoded])
     if model.target.heads_by_task or fisher == "logits":
         drawn = OutputLikelihood("categorical").draw(model, images, sample.tasks, generator, fisher)
     else:
+        logits = torch.cat([own for _, own in decoded])
         drawn = sample_targets(logits, "categorical", generator)
-    source = model.reconstruct_source(features=features) if model.source is not None else images
+    source = images
+    if model.source is not None:
+        parts = features.split(DRAWN_AT_ONCE)
+        source = torch.cat([model.reconstruct_source(features=part) for part in parts])
     if fisher == "empirical":
         known = torch.where(labels >= 0, labels, drawn)
         return {"source": images, "target": source, "logits": known}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from avalanche_cetl.checkpoints.codec import (
     write_checkpoint_file,
 )
 from avalanche_cetl.checkpoints.objects import Collector, Restorer
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.state import Snapshot
 from avalanche_cetl.common.version import __version__
@@ -261,7 +261,7 @@ def _restore(
     _check(strategy, state, ignore)
     model = pristine = strategy.model
     if parts.mismatches(model, state["model"]):
-        pristine = copy.deepcopy(model)
+        pristine = copied(model)
         parts.grow(model, state["model"], experiences or ())
         parts.check_tensors(model, state["model"])
     parts.load_network_state(model, {"tensors": state["model"], **state.get("network", {})})

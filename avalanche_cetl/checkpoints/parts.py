@@ -7,7 +7,6 @@ of it. Heads that grow with the classes (Avalanche's ``IncrementalClassifier`` a
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_cetl.checkpoints.codec import CheckpointError, is_plain
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.state import own_attributes
 from avalanche_cetl.models.ridge import RidgeHead
 
@@ -80,7 +80,7 @@ def copy_with(
     :param where: the name of the copy, for messages.
     :raises CheckpointError: when the state is another network's.
     """
-    made = copy.deepcopy(network)
+    made = copied(network)
     grow(made, state["tensors"], experiences)
     if other := mismatches(made, state["tensors"]):
         raise CheckpointError(

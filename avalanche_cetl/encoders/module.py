@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.hooks import Kept, Values
 from avalanche_cetl.common.picks import Output, check_output, described, pick
 from avalanche_cetl.common.tensors import own_copy
@@ -60,7 +60,7 @@ class ModuleEncoder(Encoder):
         if not isinstance(module, nn.Module):
             raise TypeError(f"ModuleEncoder needs a torch module, got {type(module).__name__}.")
         with torch.no_grad():  # otherwise copies of scripted weights are no leaves
-            self.module = copy.deepcopy(module)
+            self.module = copied(module)
         self.transform, self.output = transform, output
         self.freeze()
         layers = dict(self.module.named_modules())

@@ -221,12 +221,26 @@ class CoupledModel(nn.Module):
 
     def decoder_parameters(self) -> dict[str, nn.Parameter]:
         """Return T1's parameters (decoder and adapters), keyed as ``named_parameters()``."""
-        prefixes = ("decoder.", "source_adapter.", "target_adapter.")
-        return {n: p for n, p in self.named_parameters() if n.startswith(prefixes)}
+        return self._parameters_of("decoder", "source_adapter", "target_adapter")
 
     def target_parameters(self) -> dict[str, nn.Parameter]:
         """Return T2's parameters, keyed as ``named_parameters()``."""
-        return {n: p for n, p in self.named_parameters() if n.startswith("target.")}
+        return self._parameters_of("target")
+
+    def _parameters_of(self, *parts: str) -> dict[str, nn.Parameter]:
+        """Return the parameters of some parts, without a look at S's: it may be large."""
+        found: dict[str, nn.Parameter] = {}
+        seen: set[int] = set()
+        for part, module in self.named_children():
+            if part == "source":
+                continue
+            for name, parameter in module.named_parameters(prefix=part):
+                if id(parameter) in seen:  # it goes by its first name
+                    continue
+                seen.add(id(parameter))
+                if part in parts:
+                    found[name] = parameter
+        return found
 
     def train(self, mode: bool = True) -> CoupledModel:
         """Set the mode of T1 and T2; S stays in eval mode."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.channel_axis import channel_axis, channels_second
 from avalanche_cetl.common.hooks import Kept
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.common.optimizers import optimizer_like
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.validation import order_of_0_2
 from avalanche_cetl.encoders import Encoder
@@ -145,7 +145,8 @@ class FitNetsHints(DistillationPlugin):
         if self._optimizer is None:
             self.regressor.to(output)
             template = strategy.optimizer
-            self._optimizer = type(template)(self.regressor.parameters(), **_settings(template))
+            group = {**_settings(template), "params": list(self.regressor.parameters())}
+            self._optimizer = optimizer_like(template, [group])
             if self._moments is not None:
                 self._optimizer.load_state_dict(self._moments)
                 self._moments = None
@@ -213,16 +214,14 @@ class FitNetsHints(DistillationPlugin):
             return
         if all(p.grad is None for p in self.regressor.parameters()):
             return
-        self._optimizer.param_groups[0].update(_settings(strategy.optimizer, now=True))
+        self._optimizer.param_groups[0].update(_settings(strategy.optimizer))
         self._optimizer.step()
         self._optimizer.zero_grad()
 
 
-def _settings(template: torch.optim.Optimizer, now: bool = False) -> dict[str, Any]:
-    """Settings of the optimiser's first group: those its constructor takes, or all."""
-    group = {k: v for k, v in template.param_groups[0].items() if k != "params"}
-    accepted = inspect.signature(type(template).__init__).parameters
-    return group if now else {k: v for k, v in group.items() if k in accepted}
+def _settings(template: torch.optim.Optimizer) -> dict[str, Any]:
+    """Settings of the optimiser's first group, as they are now."""
+    return {k: v for k, v in template.param_groups[0].items() if k != "params"}
 
 
 def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:

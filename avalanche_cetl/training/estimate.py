@@ -12,7 +12,9 @@ from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
 from avalanche.models.utils import avalanche_forward
 from torch import nn
 
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.labels import split_rows
+from avalanche_cetl.common.optimizers import optimizer_like
 from avalanche_cetl.common.seeds import seeded
 from avalanche_cetl.encoders.probe import linear_probe
 from avalanche_cetl.models.coupled import CoupledModel
@@ -94,6 +96,7 @@ def estimate(
             "one can be held out."
         )
     cut, device = len(fitted), strategy.device
+    strategy.model.to(device)  # Avalanche does so in train() alone
     rows = target.subset([*fitted, *held])
     data = TrainingData(rows, strategy.model, experience, strategy.clock, True)
     features, labels = data.labelled_features(source, max(64, strategy.train_mb_size), device)
@@ -122,12 +125,19 @@ def _alone(strategy: Any, make: Callable[..., Any], rows: Any, count: int) -> nn
     """
     size, given = strategy.train_mb_size, strategy.optimizer
     steps = strategy.train_epochs * math.ceil(count / size)
-    target = copy.deepcopy(strategy.model.target)
+    target = copied(strategy.model.target)
     model = CoupledModel.build(None, target, strategy.model.input_shape)
+    model.decoder.requires_grad_(False)  # it has no part, and no group
+    pairs = zip(strategy.model.target.parameters(), target.parameters(), strict=True)
+    copies = {id(theirs): own for theirs, own in pairs}
+    groups = [
+        {**group, "params": [copies[id(p)] for p in group["params"] if id(p) in copies]}
+        for group in given.param_groups
+    ]
     alone = make(
         model=model,
-        optimizer=type(given)(model.parameters(), **given.defaults),
-        criterion=strategy._criterion,
+        optimizer=optimizer_like(given, groups),
+        criterion=copy.deepcopy(strategy._criterion),  # one that is a plugin has state
         variant="direct",
         preset="paper",
         augment=strategy.augment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.modes import lone_sample
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.engine import ForwardFunctions
@@ -72,7 +72,8 @@ class Networks:
 
     def lone_sample(self, batch: Batch) -> AbstractContextManager[None]:
         """Return the context in which a mini-batch of one row passes BatchNorm."""
-        return lone_sample(self.model, len(batch))
+        copies = self._fixed or ()
+        return lone_sample(nn.ModuleList([self.model, *copies]), len(batch))
 
     def configure(self, inputs: Inputs) -> None:
         """Take another recipe; the noise begins anew where its seed is another one."""
@@ -89,7 +90,7 @@ class Networks:
         if not self.inputs.fixed_goal or adapter is None:
             return
         if self._fixed is None:
-            self._fixed = copy.deepcopy(self.model.decoder), copy.deepcopy(adapter)
+            self._fixed = copied(self.model.decoder), copied(adapter)
             for fixed in self._fixed:
                 fixed.requires_grad_(False)
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_cetl.common.optimizers import optimizer_like
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.stages import TrainingStage
 from avalanche_cetl.training.variants import WARMUP, Variant
@@ -48,12 +48,11 @@ class StageOptimizer:
             own = [p for p in self.module.parameters() if p.requires_grad]
             groups.append({**_settings(template.param_groups[0]), "params": own})
             wanted |= {id(p) for p in own}
-        kind = type(template)
         # Moments of another class of optimiser mean something else.
-        state: dict[Tensor, Any] = self.optimizer.state if type(self.optimizer) is kind else {}
-        accepted = inspect.signature(kind.__init__).parameters
-        defaults = {k: v for k, v in template.defaults.items() if k in accepted}
-        self.optimizer = kind(groups, **defaults)
+        state: dict[Tensor, Any] = (
+            self.optimizer.state if type(self.optimizer) is type(template) else {}
+        )
+        self.optimizer = optimizer_like(template, groups)
         for param, moments in state.items():
             if id(param) in wanted:
                 self.optimizer.state[param] = moments

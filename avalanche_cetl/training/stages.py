@@ -161,9 +161,9 @@ class CoupledStage(TrainingStage):
 
     def losses(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Return L_rt; the batch then has both reconstructions, and T1's hidden layers."""
-        target, batch.hidden_target = networks.reconstruction_target(batch)
-        seen = networks.noisy(networks.view(batch.images))
         with networks.lone_sample(batch):
+            target, batch.hidden_target = networks.reconstruction_target(batch)
+            seen = networks.noisy(networks.view(batch.images))
             code, _ = networks.encode(seen, batch.tasks)
             reconstruction, batch.hidden = networks.decode(code)
         batch.reconstruction, batch.reconstruction_target = reconstruction.float(), target.float()

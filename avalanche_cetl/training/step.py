@@ -139,6 +139,7 @@ def _clear_others(host: Host, stage: TrainingStage) -> None:
     if stage.trains is None:
         return
     own = {id(p) for p in stage.parameters(host.model)}
-    for parameter in host.model.parameters():
-        if id(parameter) not in own:
-            parameter.grad = None
+    for group in host.optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                parameter.grad = None

@@ -164,7 +164,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
     def estimate(self, experience: Any, *, share: float = 0.2, seed: int = 0) -> Estimate:
         """Compare, before training, a probe on S with T2 alone.
 
-        It takes about as long as T2 alone; nothing of the strategy changes.
+        It takes about as long as T2 alone; the model moves to the strategy's device, as it would
+        in training, and nothing else of the strategy changes.
 
         :param experience: of the training stream; two classes or more of its target rows have
             labels, one of them two.
@@ -242,6 +243,11 @@ class CETLStrategy(Parts, SupervisedTemplate):
         super().make_eval_dataloader(**kwargs)
         self.dataloader = self.engine.parallel.whole(self.dataloader)
 
+    def check_model_and_optimizer(self, *args: Any, **kwargs: Any) -> None:
+        """Adapt both, and refuse labels without an output before plugins read them."""
+        super().check_model_and_optimizer(*args, **kwargs)
+        self.data.check_classes()
+
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Cover the trainable parameters, S's never; the stages' optimisers follow."""
         self.networks.model = self.model
@@ -261,7 +267,6 @@ class CETLStrategy(Parts, SupervisedTemplate):
         # A stop asked for in the last epoch would otherwise silence the next experience.
         self._stop_training = False
         super()._before_training_exp(**kwargs)
-        self.data.check_classes()
         Round(self, **kwargs).warm_up(self.warmup_epochs)
 
     def _train_cleanup(self) -> None:

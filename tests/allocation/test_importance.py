@@ -17,7 +17,7 @@ from avalanche_cetl import (
     ModuleEncoder,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure_importance
+from avalanche_cetl.allocation import PAIRS, Importance, Sample, importance, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.checkpoints.codec import equal, is_plain
@@ -285,12 +285,44 @@ def test_a_target_of_which_a_part_is_wrapped_has_the_same_importance_and_penalty
     assert all(float(penalty) > 0 for penalty in penalties)
 
 
+def test_a_penalty_does_not_walk_through_s():
+    model = coupled().double()
+    found = measured(model, "GFI1")
+    model.source.named_modules = None
+    assert found.penalty(model, 1.0) == 0
+
+
 def test_a_parameter_that_lost_its_name_is_not_let_go_without_a_word():
     model = coupled().double()
     found = measured(model, "GFI3")
     prune.random_unstructured(model.target.module.hidden[1], "weight", 0.5)
     with pytest.raises(ValueError, match=r"CETLStrategy holds 'target\.module\.hidden\.1\.weight'"):
         found.penalty(model, 1.0)
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "empirical", "logits"])
+def test_what_the_networks_give_is_read_in_parts_and_is_the_same(monkeypatch, fisher):
+    model, rows = coupled().double(), []
+
+    def watch(name):
+        plain = getattr(CoupledModel, name)
+
+        def watched(self, x=None, features=None):
+            rows.append((name, len(features if x is None else x)))
+            return plain(self, x) if features is None else plain(self, features=features)
+
+        monkeypatch.setattr(CoupledModel, name, watched)
+
+    for name in ("source_features", "decode_target", "reconstruct_source"):
+        watch(name)
+    whole = measured(model, "GFI1", replace(KRONECKER, fisher=fisher))
+    assert {count for _, count in rows} == {5} and len(rows) == 3
+    rows.clear()
+    monkeypatch.setattr(importance, "DRAWN_AT_ONCE", 2)
+    parts = measured(model, "GFI1", replace(KRONECKER, fisher=fisher))
+    assert [count for _, count in rows] == [2, 2, 1] * 3
+    assert len({name for name, _ in rows}) == 3
+    torch.testing.assert_close(parts.values, whole.values)
 
 
 def test_coupling_leaves_no_trace_in_the_target():

@@ -98,6 +98,28 @@ def test_a_strategy_that_refuses_a_grown_network_stays_as_it_was(tmp_path):
     other.train(growing_benchmark().train_stream[0])
 
 
+class Normed(Growing):
+    """Its first weight is made anew at every pass, and has a graph."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.utils.weight_norm(self.body)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_network_whose_weights_have_a_graph_is_loaded_and_copied(tmp_path):
+    straight, other = make_stock(network=Normed), make_stock(network=Normed)
+    for experience in growing_benchmark().train_stream:
+        straight.train(experience)
+    save_checkpoint(straight, tmp_path / "c")
+    other.model(torch.rand(2, 1, 8, 8))
+    load_checkpoint(other, tmp_path / "c")
+    for network in (straight.model, other.model):
+        network(torch.rand(2, 1, 8, 8))
+        made = copy_with(network, network_state(straight.model), [], "plugin.old")
+        assert all(map(torch.equal, made.state_dict().values(), weights(straight).values()))
+
+
 def test_weights_that_are_frozen_in_training_are_frozen_after_loading(tmp_path):
     strategy, again = make_stock(), make_stock()
     strategy.model.classifier.requires_grad_(False)

@@ -54,6 +54,18 @@ def test_an_encoder_stays_frozen_and_apart_from_the_original():
     assert torch.equal(encoder(x), before)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_network_whose_weights_have_a_graph_is_a_source(norm):
+    net = _net()
+    norm(net[4])
+    x = torch.rand(5, 1, 8, 8)
+    net(x)  # with gradients: the weight that it makes is no leaf
+    encoder = ModuleEncoder(net, input_shape=(1, 8, 8))
+    torch.testing.assert_close(encoder.logits(x), net.eval()(x))
+    assert not encoder(x).requires_grad
+
+
 def test_a_transform_comes_first():
     plain = ModuleEncoder(_net(), input_shape=(1, 8, 8))
     pooled = ModuleEncoder(

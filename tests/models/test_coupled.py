@@ -80,6 +80,16 @@ def test_parameters_split_into_decoder_and_target():
     assert not model.decoder_parameters().keys() & model.target_parameters().keys()
 
 
+def test_names_and_order_of_parameters_are_the_models_own_and_s_is_not_walked_through():
+    model = _model()
+    model.decoder.register_parameter("tied", next(model.target.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    model.source.named_modules = None
+    assert list(model.target_parameters()) == [n for n in names if n.startswith("target.")]
+    decoder = ("decoder.", "source_adapter.", "target_adapter.")
+    assert list(model.decoder_parameters()) == [n for n in names if n.startswith(decoder)]
+
+
 def test_a_model_without_source_network_reconstructs_its_target_alone():
     model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
     assert model.reconstruct_target(torch.rand(2, *SHAPE)).shape == (2, *SHAPE)

@@ -3,7 +3,7 @@ import torch
 from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
 from coupled_runs import coupled, strategy
 
-from avalanche_cetl import transfer_benchmark
+from avalanche_cetl import adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.common.labels import Rows
 from avalanche_cetl.training import NonFiniteLossError
 from avalanche_cetl.training.checks import check_experience
@@ -41,6 +41,16 @@ def test_labels_outside_the_classes_are_named(digits):
     benchmark = transfer_benchmark((images, 2 * labels), (images, 2 * labels))
     with pytest.raises(ValueError, match=r"label 4.*3 outputs"):
         strategy().train(benchmark.train_stream)
+
+
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_labels_outside_the_classes_are_named_before_s_is_judged_by_them(digits, preset):
+    images, labels = digits(12)
+    unlabelled = torch.full_like(labels, -1)
+    rows = images, 2 * labels
+    benchmark = adaptation_benchmark(rows, (images, unlabelled), rows)
+    with pytest.raises(ValueError, match=r"label 4.*3 outputs"):
+        strategy(preset=preset).train(benchmark.train_stream)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,7 +1,9 @@
+import copy
 import math
 
 import pytest
 import torch
+from avalanche.training.losses import MaskedCrossEntropy
 from torch import nn
 
 from avalanche_cetl import (
@@ -12,6 +14,7 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
+from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.estimate import Estimate, held_out_rows
 
 SHAPE = (1, 8, 8)
@@ -80,6 +83,37 @@ def test_nothing_of_the_strategy_changes():
     assert not one.optimizer.state and one.clock.train_exp_counter == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_t2_whose_weights_have_a_graph_is_trained_alone():
+    one = strategy(train_epochs=1)
+    nn.utils.weight_norm(one.model.target.module[1])
+    one.optimizer = torch.optim.Adam(one.model.parameters())
+    one.model(torch.randn(2, *SHAPE))
+    assert one.estimate(data().train_stream[0]).rows == 6
+
+
+def test_a_criterion_that_is_a_plugin_keeps_its_classes():
+    criterion = MaskedCrossEntropy(mask="seen")
+    one = strategy(criterion=criterion)
+    before = copy.deepcopy(vars(criterion))
+    one.estimate(data().train_stream[0])
+    assert one._criterion is criterion and vars(criterion) == before
+
+
+def test_s_reads_rows_on_the_strategys_device_before_any_training(monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def read(self, source, size, device):
+        raise Reached(next(source.parameters()).device, device)
+
+    monkeypatch.setattr(TrainingData, "labelled_features", read)
+    source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=SHAPE)
+    with pytest.raises(Reached) as found:
+        strategy(source=source, device="meta").estimate(data().train_stream[0])
+    assert found.value.args == (torch.device("meta"), torch.device("meta"))
+
+
 def test_t2_alone_makes_as_many_steps_as_training_would():
     made = []
 
@@ -92,6 +126,29 @@ def test_t2_alone_makes_as_many_steps_as_training_would():
     one.optimizer = Counted(one.model.parameters(), lr=0.1)
     one.estimate(data(labelled=12, more=28).train_stream[0], share=0.25)  # 9 rows: 2 mini-batches
     assert len(made) == 16  # 3 rounds of 5 mini-batches: 15, rounded up to whole passes
+
+
+def optimizer_by_groups(kind, model):
+    # Two of T2's parameters learn, at a rate that a scheduler has set.
+    first, *_, last = model.target.parameters()
+    rest = [p for p in model.parameters() if p is not first and p is not last]
+    groups = [{"params": rest, "lr": 0.0}, {"params": [first, last], "lr": 0.0}]
+    made = kind(groups)
+    made.param_groups[1]["lr"] = 0.01
+    return made
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_t2_alone_learns_at_the_rates_of_its_own_groups(monkeypatch, kind):
+    made = []
+    monkeypatch.setattr(CETLStrategy, "train", lambda self, stream: made.append(self))
+    one = strategy()
+    one.optimizer = optimizer_by_groups(kind, one.model)
+    one.estimate(data().train_stream[0])
+    rates = {id(p): g["lr"] for g in made[0].optimizer.param_groups for p in g["params"]}
+    assert [rates[id(p)] for p in made[0].model.target.parameters()] == [0.01, 0, 0, 0.01]
+    monkeypatch.undo()
+    one.estimate(data().train_stream[0])
 
 
 @pytest.mark.parametrize("counts", [[1, 5, 10], [2, 2, 2]])

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from coupled_runs import batch, coupled, strategy
+from torch import nn
 
 from avalanche_cetl import CETLPlugin
 from avalanche_cetl.training import Stage
@@ -79,6 +80,16 @@ def test_a_fixed_target_is_what_stage_1_made_of_s(transfer):
     targets.clear(), wanted.clear()
     strategy(model, **settings).train(transfer.train_stream)
     assert not torch.allclose(targets[-1], wanted[-1])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_t1_whose_weights_have_a_graph_is_fixed():
+    model = coupled()
+    nn.utils.weight_norm(model.decoder.layers[0])
+    networks, rows = strategy(model, fixed_goal=True).networks, batch()
+    wanted = model.reconstruct_source(rows.images)
+    networks.fix_target()
+    torch.testing.assert_close(networks.reconstruction_target(rows)[0], wanted.detach())
 
 
 def test_a_fixed_target_is_that_of_the_weights_when_it_was_fixed_last():

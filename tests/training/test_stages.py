@@ -1,9 +1,11 @@
+import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from coupled_runs import SHAPE, batch, coupled, strategy
+from coupled_runs import SHAPE, SmallTarget, batch, coupled, source_net, strategy
+from torch import nn
 from torch.nn import functional as F
 
-from avalanche_cetl import CICNN
+from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.training import ClassifyStage, CoupledStage, MergedStage, SourceStage
 from avalanche_cetl.training.stages import LabelledRows
@@ -48,6 +50,23 @@ def test_l_rt_holds_its_target_constant():
     CoupledStage().losses(networks, batch())["L_rt"].backward()
     held = {n.split(".")[0] for n, p in networks.model.named_parameters() if p.grad is not None}
     assert "source_adapter" not in held and {"decoder", "target"} <= held
+
+
+@pytest.mark.parametrize("fixed_goal", [True, False])
+def test_a_lone_row_passes_batch_norm_in_t1_and_in_its_copy(fixed_goal):
+    decoder = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 64), nn.Unflatten(1, SHAPE)
+    )
+    encoder = ModuleEncoder(source_net(), input_shape=SHAPE)
+    networks = strategy(
+        CoupledModel(encoder, decoder, SmallTarget(), SHAPE), fixed_goal=fixed_goal
+    ).networks
+    networks.fix_target()
+    rows = batch(rows=1)
+    CoupledStage().losses(networks, rows)["L_rt"].backward()
+    assert decoder[1].training and decoder[1].num_batches_tracked == 0
+    wanted = networks.model.eval().reconstruct_source(rows.images)
+    torch.testing.assert_close(rows.reconstruction_target, wanted)
 
 
 def test_unlabelled_rows_are_left_out_of_the_mean():
