@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from avalanche.models import IncrementalClassifier
 from avalanche.training.supervised import Naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -383,3 +384,24 @@ def test_classes_that_a_head_has_no_row_of_are_left_out(teacher, temperature):
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(gradient[:, :3], torch.autograd.grad(wanted, alone)[0])
     assert not gradient[:, 3:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [-1000, -12345, -math.inf])
+def test_classes_that_t2_masks_are_left_out(teacher, value, dtype):
+    """T2's logits of the others move as if there were no such class."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), IncrementalClassifier(64, 5, mask_value=value)).to(dtype)
+    net[1].active_units[[0, 2, 3]] = 1
+    strategy = Naive(model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), evaluator=None)
+    head = nn.Linear(teacher.dim, 5)
+    batch = Batch([torch.rand(4, *SHAPE), *unread(4)], torch.randn(4, teacher.dim))
+    batch.logits = net(batch.images.to(dtype)).float()
+    loss = SoftTargets(head=head, source=teacher).loss(strategy, batch)
+    seen = batch.logits[:, [0, 2, 3]]
+    wanted = soft_target_loss(seen, head(batch.features)[:, [0, 2, 3]], 4.0)
+    torch.testing.assert_close(loss, wanted)
+    weight = net[1].classifier.weight
+    gradients = [torch.autograd.grad(one, weight, retain_graph=True)[0] for one in (loss, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()
