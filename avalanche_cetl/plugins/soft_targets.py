@@ -16,6 +16,7 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.centroids import class_centroids
 from avalanche_cetl.encoders.probe import LinearProbe, linear_probe
 from avalanche_cetl.encoders.scores import Scores
+from avalanche_cetl.information.gradients.precision import without_autocast
 from avalanche_cetl.models.targets import mask_values
 from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.losses import DistillationPlugin, Rows
@@ -206,5 +207,8 @@ class SoftTargets(DistillationPlugin):
             self.classifier.to(strategy.device).eval()
             if features is None:
                 features = source(batch.images)
-            return self._scores.read(self.classifier, features.to(batch.logits.dtype))
+            # A head's logits may be in the hundreds, where half precision rounds to whole numbers.
+            like = next(self.classifier.parameters(), batch.logits)
+            with without_autocast(features):
+                return self._scores.read(self.classifier, features.to(like.dtype))
         return source.cheapest_logits(batch.images, features)

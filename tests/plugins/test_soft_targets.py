@@ -22,7 +22,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.encoders.centroids import class_centroids
+from avalanche_cetl.encoders.centroids import Centroids, class_centroids
 from avalanche_cetl.plugins.soft_targets import soft_target_loss
 
 
@@ -384,6 +384,20 @@ def test_classes_that_a_head_has_no_row_of_are_left_out(teacher, temperature):
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(gradient[:, :3], torch.autograd.grad(wanted, alone)[0])
     assert not gradient[:, 3:].any()
+
+
+@pytest.mark.parametrize(
+    "head", [Centroids(torch.randn(5, 16), 500.0), nn.Linear(16, 5), nn.Linear(16, 5).bfloat16()]
+)
+def test_a_head_computes_in_its_own_precision_under_autocast(teacher, head):
+    strategy = Naive(model=head, optimizer=torch.optim.SGD([torch.zeros(1)], 0.1), evaluator=None)
+    batch = Batch([torch.zeros(4, *SHAPE), *unread(4)], torch.rand(4, 16))
+    batch.logits = torch.zeros(4, 5)
+    with torch.no_grad():
+        wanted = head(batch.features.to(next(head.parameters(), batch.features).dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SoftTargets(head=head, source=teacher).teacher_logits(strategy, batch)
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
