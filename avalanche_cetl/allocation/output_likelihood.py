@@ -28,7 +28,7 @@ from avalanche_cetl.information.outputs import (
     sample_output_vectors,
     vectors_of,
 )
-from avalanche_cetl.models.targets import reads_task_labels
+from avalanche_cetl.models.targets import mask_values, reads_task_labels
 
 #: Images that a network reads at once when targets are drawn.
 DRAWN_AT_ONCE = 256
@@ -127,7 +127,7 @@ class OutputLikelihood:
         :return: a loss per image that makes the vectors of its outputs, and what it makes them of;
             None where all outputs have to be seen first: with heads by task, and with masks.
         """
-        if reads_task_labels(model) or _mask_values(model):
+        if reads_task_labels(model) or mask_values(model):
             return None
         with torch.no_grad(), evaluation_mode(model):
             first = self.outputs(model, sample.images[:2], 0)
@@ -302,21 +302,12 @@ def _of_head(model: nn.Module, outputs: Tensor) -> Tensor:
     Avalanche's classifiers write a constant in the place of units whose class they have not seen,
     and its networks with heads by task fill every head up with zeros to the widest one.
     """
-    fill = _mask_values(model)
+    fill = mask_values(model)
     fill += [0] if reads_task_labels(model) else []
     if not fill or outputs.dim() != 2:
         return outputs
     none = torch.stack([outputs.eq(value).all(0) for value in set(fill)]).any(0)
     return outputs if bool(none.all()) else outputs.masked_fill(none, -math.inf)
-
-
-def _mask_values(model: nn.Module) -> list[Any]:
-    """Return what a network's classifiers write in the place of units that do not count."""
-    return [
-        m.mask_value
-        for m in model.modules()
-        if getattr(m, "masking", False) and hasattr(m, "mask_value")
-    ]
 
 
 def _as_wide(vectors: Tensor, others: Tensor) -> Tensor:

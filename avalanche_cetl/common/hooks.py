@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -61,13 +62,14 @@ class Kept(Values):
     :param layer: any module.
     :param what: names the layer in errors, e.g. ``"layer='norm'"``.
     :param reads: keep the layer's first input instead of its output.
+    :param trained: keep nothing of passes without gradients, such as those of an evaluation.
     :ivar values: one tensor for each time that the layer ran, oldest first.
     :raises ValueError: in the forward pass, when the layer gives (or reads) no tensor.
     """
 
-    def __init__(self, layer: nn.Module, what: str, reads: bool = False):
+    def __init__(self, layer: nn.Module, what: str, reads: bool = False, trained: bool = False):
         self.values: list[Tensor] = []
-        self._what = what
+        self._what, self._trained = what, trained
         if reads:
             self._handle = layer.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
@@ -90,6 +92,8 @@ class Kept(Values):
         self._keep(output, "gives")
 
     def _keep(self, value: Any, verb: str) -> None:
+        if self._trained and not torch.is_grad_enabled():
+            return
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{self._what} {verb} a {type(value).__name__}, no tensor; name another layer, "

@@ -133,6 +133,18 @@ def reads_task_labels(module: nn.Module) -> bool:
     return hasattr(module, "known_train_tasks_labels")
 
 
+def mask_values(model: nn.Module) -> list[Any]:
+    """Return what a network's classifiers write in the place of units that do not count.
+
+    Avalanche's do so for classes that they have not seen, unless they have ``masking=False``.
+    """
+    return [
+        m.mask_value
+        for m in model.modules()
+        if getattr(m, "masking", False) and hasattr(m, "mask_value")
+    ]
+
+
 class Target(nn.Module):
     """Any classifier as the target network T2; made by :func:`as_target`.
 

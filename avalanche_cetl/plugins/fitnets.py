@@ -104,7 +104,7 @@ class FitNetsHints(DistillationPlugin):
     def _listen(self, strategy: Strategy) -> None:
         self._leave()
         guided = _layer(self._network(strategy), self.target_layer, "target_layer", "T2")
-        self._guided = Kept(guided, f"target_layer={self.target_layer!r}")
+        self._guided = Kept(guided, f"target_layer={self.target_layer!r}", trained=True)
 
     def _network(self, strategy: Strategy) -> nn.Module:
         """T2 itself, in which its layers have the names that its maker gave them."""
@@ -193,7 +193,7 @@ class FitNetsHints(DistillationPlugin):
         return channels_second(output, self._axes[key])
 
     def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        """Forget passes between two steps, such as those of an evaluation."""
+        """Forget passes with gradients between two steps, such as those of a measurement."""
         self._forget()
 
     def after_step(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,8 @@ from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.centroids import class_centroids
 from avalanche_cetl.encoders.probe import LinearProbe, linear_probe
 from avalanche_cetl.encoders.scores import Scores
+from avalanche_cetl.information.gradients.precision import without_autocast
+from avalanche_cetl.models.targets import mask_values
 from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.losses import DistillationPlugin, Rows
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 PROBE, BEST, CENTROIDS = "probe", "best", "centroids"
 #: A logit whose probability is 0, finite in half precision too.
 _NOTHING = -3e4
+#: How far, relatively, half precision may put a mask value off.
+_ROUNDING = 0.01
 
 
 def soft_target_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -77,7 +81,8 @@ class SoftTargets(DistillationPlugin):
     :param head: a classifier of S's features, ``(N, dim) -> (N, K)``, for an S whose classes are
         not T2's; default: S's own logits. Of probabilities, its or S's, the logits are taken
         (:class:`~avalanche_cetl.encoders.scores.Scores`). Classes that a
-        :func:`linear_probe` or a :class:`RidgeHead` has no row of (logit -30) are left out.
+        :func:`linear_probe` or a :class:`RidgeHead` has no row of (logit -30) are left out, and
+        so are classes that T2 masks, as Avalanche's ``IncrementalClassifier`` those not yet seen.
         ``"probe"``, with
         :class:`CETLStrategy`: a :func:`linear_probe`, fitted when an experience begins on S's
         features of the clean target images that have a label. It has these classes alone: T2's
@@ -184,8 +189,12 @@ class SoftTargets(DistillationPlugin):
                 "classes, or a target network with S's classes (a head that grows has as many "
                 "outputs as it was made with, until labels of more classes come)."
             )
-        # Of a class that the head has no row of it knows nothing.
+        # Of a class that the head has no row of it knows nothing. T2's masked outputs are
+        # constants, towards which the loss would push all the others.
         unknown = (teacher == ABSENT).all(0)
+        for value in mask_values(strategy.model):
+            masked = batch.logits.new_tensor(value)
+            unknown = unknown | batch.logits.isclose(masked, rtol=_ROUNDING, atol=0).all(0)
         logits, goal = (one.masked_fill(unknown, _NOTHING) for one in (batch.logits, teacher))
         return soft_target_loss(logits, goal, self.temperature)
 
@@ -198,5 +207,8 @@ class SoftTargets(DistillationPlugin):
             self.classifier.to(strategy.device).eval()
             if features is None:
                 features = source(batch.images)
-            return self._scores.read(self.classifier, features.to(batch.logits.dtype))
+            # A head's logits may be in the hundreds, where half precision rounds to whole numbers.
+            like = next(self.classifier.parameters(), batch.logits)
+            with without_autocast(features):
+                return self._scores.read(self.classifier, features.to(like.dtype))
         return source.cheapest_logits(batch.images, features)

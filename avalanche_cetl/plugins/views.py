@@ -159,8 +159,12 @@ class ViewConsistency(UnlabelledPlugin):
     @torch.no_grad()
     def _follow(self, target: nn.Module) -> None:
         assert self._teacher is not None
-        means = self._teacher.state_dict()
-        for name, value in target.state_dict().items():
+        means = self._teacher.state_dict(keep_vars=True)
+        followed = set()
+        for name, value in target.state_dict(keep_vars=True).items():
+            if id(means[name]) in followed:  # shared weights have several names
+                continue
+            followed.add(id(means[name]))
             if value.is_floating_point():
                 means[name].lerp_(value, 1 - self.decay)
             else:

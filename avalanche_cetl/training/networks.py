@@ -14,6 +14,7 @@ from avalanche_cetl.allocation.settings import GFISettings
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.caches import copied
 from avalanche_cetl.common.modes import lone_sample
+from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.training.engine import ForwardFunctions
 
@@ -128,7 +129,7 @@ class Networks:
         augment = self.inputs.augment
         if augment is None:
             return x
-        view = augment(x)
+        view = augment(own_copy(x))
         if view.shape != x.shape:
             raise ValueError(
                 f"augment= changed a mini-batch of shape {tuple(x.shape)} to {tuple(view.shape)}."

@@ -150,6 +150,8 @@ class Round:
         host.running = stage
         host.networks.hidden = any(getattr(p, "reads_decoder_hidden", False) for p in host.plugins)
         trigger_plugins(host, "before_stage", **self.kwargs)
-        yield
-        trigger_plugins(host, "after_stage", **self.kwargs)
-        host.batches = {}
+        try:
+            yield
+        finally:  # what plugins hold for a stage is let go where an error ends it, too
+            trigger_plugins(host, "after_stage", **self.kwargs)
+            host.batches = {}

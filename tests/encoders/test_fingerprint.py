@@ -1,12 +1,15 @@
 """What an encoder's fingerprint depends on, and what it does not."""
 
+import copy
 import functools
 
+import pytest
 import torch
 from torch import nn
 from torchvision.transforms import v2
 
 from avalanche_cetl import ModuleEncoder
+from avalanche_cetl.encoders.fingerprint import Fingerprint
 
 
 def _net():
@@ -78,3 +81,132 @@ def test_a_fingerprint_is_the_same_in_another_process(partners):
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     here = ModuleEncoder(net, "1", input_shape=(1, 2, 2), transform=torch.abs)
     assert here.fingerprint() == found.strip()
+
+
+class Affine:
+    def __init__(self, by):
+        self.by = by
+
+    def scale(self, x):
+        return x * self.by
+
+    def shift(self, x):
+        return x + self.by
+
+
+class Scale(nn.Module):
+    """A transform with a plain attribute, a buffer that is not in its state, and a counter."""
+
+    def __init__(self, by=1.0, more=1.0, function=torch.abs):
+        super().__init__()
+        self.by, self.function, self.calls = by, function, 0
+        self.register_buffer("more", torch.full((1,), more), persistent=False)
+
+    def forward(self, x):
+        self.calls += 1
+        return self.function(x) * self.by * self.more
+
+    def own(self, x):
+        return x
+
+
+class Twice(Scale):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _called(body):
+    return type("Called", (Affine,), {"__call__": body})
+
+
+def _named(source, **scope):
+    """A function ``f`` with the globals that are given."""
+    exec(source, scope)
+    return scope["f"]
+
+
+READS = "def f(x): return x * G"
+CALLS = "def g(x): return x * G\ndef f(x): return g(x) if len(x) else f(x)"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Affine(2).scale, Affine(3).scale),
+        (Affine(2).scale, Affine(2).shift),
+        (_called(Affine.scale)(2), _called(Affine.shift)(2)),
+        (torch.tensor(1).add, torch.tensor(2).add),
+        (Scale(2), Scale(3)),
+        (Scale(more=2), Scale(more=3)),
+        (Scale(function=torch.abs), Scale(function=torch.exp)),
+        (Scale(), Twice()),
+        (Scale(2).own, Scale(3).own),
+        (nn.Sequential(Scale(2)), nn.Sequential(Scale(3))),
+        (v2.Lambda(lambda x: x * 2), v2.Lambda(lambda x: x * 3)),
+        *(
+            (v2.Compose([v2.Lambda(one)]), v2.Compose([v2.Lambda(other)]))
+            for one, other in [(Affine(2).scale, Affine(3).scale)]
+        ),
+        (_named("def f(x, *, k=2): return x * k"), _named("def f(x, *, k=3): return x * k")),
+        (_named(READS, G=2), _named(READS, G=3)),
+        (_named(READS, G=torch.ones(1)), _named(READS, G=torch.zeros(1))),
+        (_named(CALLS, G=2), _named(CALLS, G=3)),
+        (_named("def f(x): return G(x)", G=Scale(2)), _named("def f(x): return G(x)", G=Scale(3))),
+    ],
+)
+def test_fingerprints_differ_by_what_a_function_or_a_module_computes(one, other):
+    def prints(part):
+        yield Fingerprint().value(part).hexdigest()
+        if isinstance(part, nn.Module):
+            net = nn.Sequential(part, nn.Flatten(), nn.Linear(4, 2))
+            torch.manual_seed(0)
+            net[2].reset_parameters()
+            yield ModuleEncoder(net, input_shape=(1, 2, 2)).fingerprint()
+
+    for first, second in zip(prints(one), prints(other), strict=True):
+        assert first != second
+    assert list(prints(one)) == list(prints(copy.deepcopy(one)))
+
+
+def test_what_a_pass_keeps_is_not_in_the_fingerprint():
+    kept = Scale()
+    before = Fingerprint().value(kept).hexdigest()
+    kept(torch.zeros(1))
+    assert kept.calls == 1 and Fingerprint().value(kept).hexdigest() == before
+    counts = _named("def f(x):\n    global N\n    N += 1\n    return x", N=0)
+    before = Fingerprint().value(counts).hexdigest()
+    counts(0)
+    assert Fingerprint().value(counts).hexdigest() == before
+
+
+class Logs(ModuleEncoder):
+    def __init__(self, log, by=1.0):
+        net = nn.Sequential(Scale(by), nn.Flatten(), nn.Linear(64, 2))
+        nn.init.ones_(net[2].weight)
+        nn.init.ones_(net[2].bias)
+        super().__init__(net, input_shape=(1, 8, 8))
+        self.log = log
+
+
+def test_an_encoder_of_ones_own_says_itself_which_attributes_count():
+    encoder = Logs("one")
+    before = encoder.fingerprint()
+    encoder.cheapest_logits(torch.rand(2, 1, 8, 8))
+    assert encoder.fingerprint() == before == Logs("other").fingerprint()
+    assert before != Logs("one", by=2.0).fingerprint()
+
+
+def test_methods_of_the_module_itself_end():
+    net = Scale()
+    net.function = net.own
+    assert Fingerprint().value(net).hexdigest() != Fingerprint().value(Scale()).hexdigest()
+
+
+def test_features_of_plain_networks_stay_those_of_earlier_versions():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    for parameter in net.parameters():
+        nn.init.ones_(parameter)
+    encoder = ModuleEncoder(net, "1", input_shape=(1, 2, 2), transform=torch.abs)
+    assert (
+        encoder.fingerprint() == "f9b7be70c1aef5de2f862c290514526a2c9428822f2dd3d1dd3cfd6eb9c86411"
+    )

@@ -117,6 +117,36 @@ def test_fitnets_listens_in_the_stages_alone_that_read_its_layer(teacher, few):
     assert found == {Stage.COUPLED: {1}, Stage.CLASSIFY: {0}}
 
 
+def test_passes_of_an_evaluation_within_a_stage_are_not_kept(teacher, few):
+    found = []
+
+    class Spy(CETLPlugin):
+        def after_eval(self, strategy, *args, **kwargs):
+            found.append(plugin._guided and len(plugin._guided.values))
+
+    plugin = FitNetsHints(target_layer="hidden", rows="labelled")
+    model = coupled(teacher)
+    CETLStrategy(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.01), preset="paper",
+        variant="direct", train_mb_size=4, plugins=[plugin, Spy()], evaluator=None,
+        eval_every=1, peval_mode="iteration",
+    ).train(few.train_stream, eval_streams=[few.test_stream])  # fmt: skip
+    assert 0 in found and set(found) <= {0, None}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_error_in_a_stage_ends_the_listening(teacher, few, error):
+    class Stop(CETLPlugin):
+        def before_update(self, strategy, *args, **kwargs):
+            raise error("stop")
+
+    plugin = FitNetsHints(target_layer="hidden", rows="labelled")
+    model = coupled(teacher)
+    with pytest.raises(error, match="stop"):
+        trained(model, few, plugin, Stop())
+    assert not model.target.module.hidden._forward_hooks
+
+
 def test_layers_that_are_not_there_are_refused(teacher, few):
     with pytest.raises(ValueError, match="target_layer='nowhere'"):
         trained(coupled(teacher), few, FitNetsHints(target_layer="nowhere"))

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from avalanche.models import IncrementalClassifier
 from avalanche.training.supervised import Naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.common.batch import Batch
-from avalanche_cetl.encoders.centroids import class_centroids
+from avalanche_cetl.encoders.centroids import Centroids, class_centroids
 from avalanche_cetl.plugins.soft_targets import soft_target_loss
 
 
@@ -383,3 +384,38 @@ def test_classes_that_a_head_has_no_row_of_are_left_out(teacher, temperature):
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(gradient[:, :3], torch.autograd.grad(wanted, alone)[0])
     assert not gradient[:, 3:].any()
+
+
+@pytest.mark.parametrize(
+    "head", [Centroids(torch.randn(5, 16), 500.0), nn.Linear(16, 5), nn.Linear(16, 5).bfloat16()]
+)
+def test_a_head_computes_in_its_own_precision_under_autocast(teacher, head):
+    strategy = Naive(model=head, optimizer=torch.optim.SGD([torch.zeros(1)], 0.1), evaluator=None)
+    batch = Batch([torch.zeros(4, *SHAPE), *unread(4)], torch.rand(4, 16))
+    batch.logits = torch.zeros(4, 5)
+    with torch.no_grad():
+        wanted = head(batch.features.to(next(head.parameters(), batch.features).dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SoftTargets(head=head, source=teacher).teacher_logits(strategy, batch)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [-1000, -12345, -math.inf])
+def test_classes_that_t2_masks_are_left_out(teacher, value, dtype):
+    """T2's logits of the others move as if there were no such class."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), IncrementalClassifier(64, 5, mask_value=value)).to(dtype)
+    net[1].active_units[[0, 2, 3]] = 1
+    strategy = Naive(model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), evaluator=None)
+    head = nn.Linear(teacher.dim, 5)
+    batch = Batch([torch.rand(4, *SHAPE), *unread(4)], torch.randn(4, teacher.dim))
+    batch.logits = net(batch.images.to(dtype)).float()
+    loss = SoftTargets(head=head, source=teacher).loss(strategy, batch)
+    seen = batch.logits[:, [0, 2, 3]]
+    wanted = soft_target_loss(seen, head(batch.features)[:, [0, 2, 3]], 4.0)
+    torch.testing.assert_close(loss, wanted)
+    weight = net[1].classifier.weight
+    gradients = [torch.autograd.grad(one, weight, retain_graph=True)[0] for one in (loss, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()

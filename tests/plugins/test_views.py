@@ -54,9 +54,21 @@ def test_balance_is_zero_for_even_classes_and_log_k_for_one():
     assert float(balance_loss(one)) == pytest.approx(math.log(3), abs=1e-5)
 
 
-def _strategy(plugins, **settings):
+class TiedTarget(torch.nn.Module):
+    """Two layers that share their weights, of which the state has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = (torch.nn.Linear(64, n) for n in (64, 64, 3))
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+def _strategy(plugins, make=lambda: CICNN(3, SHAPE, width=0.05), **settings):
     torch.manual_seed(0)
-    model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = CoupledModel.build(None, make(), SHAPE)
     return CETLStrategy(
         model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), preset="paper",
         variant="e", train_mb_size=16, evaluator=None, plugins=plugins,
@@ -64,8 +76,11 @@ def _strategy(plugins, **settings):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
-def test_the_mean_teacher_is_the_running_mean(digits, alternate):
+@pytest.mark.parametrize(
+    ("alternate", "options"),
+    [("epoch", {}), ("iteration", {}), ("epoch", {"make": TiedTarget})],
+)
+def test_the_mean_teacher_is_the_running_mean(digits, alternate, options):
     data = adaptation_benchmark(digits(30, seed=1), digits(30, shift=0.1), digits(30, seed=2))
     plugin = ViewConsistency(decay=0.8)
     mean, seen = {}, []
@@ -84,7 +99,7 @@ def test_the_mean_teacher_is_the_running_mean(digits, alternate):
                 torch.testing.assert_close(plugin.state_dict()["slow"][name], mean[name])
             seen.append(strategy.stage)
 
-    s = _strategy([plugin, Watch()], alternate=alternate, train_epochs=2)
+    s = _strategy([plugin, Watch()], alternate=alternate, train_epochs=2, **options)
     s.train(data.train_stream)
     assert set(seen) == {Stage.COUPLED, Stage.CLASSIFY}
     assert {"L_view", "L_balance"} <= s.round_losses.keys()

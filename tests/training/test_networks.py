@@ -20,8 +20,9 @@ def test_noise_hides_pixels_from_the_target_only(transfer):
     assert max(zeros) > 0.4 and min(zeros) < 0.01
 
 
+@pytest.mark.parametrize("augment", [lambda x: x + 10.0, lambda x: x.add_(10.0)])
 @pytest.mark.parametrize("variant", ["e", "joint"])
-def test_augmented_views_reach_the_target_only(transfer, variant):
+def test_augmented_views_reach_the_target_only(transfer, variant, augment):
     model = coupled()
     seen = {"target": [], "source": [], "L_rs": []}
 
@@ -35,7 +36,7 @@ def test_augmented_views_reach_the_target_only(transfer, variant):
 
     model.source.register_forward_pre_hook(watch("source"))
     model.target.module.register_forward_pre_hook(watch("target"))
-    s = strategy(model, variant=variant, augment=lambda x: x + 10.0, plugins=[Watch()])
+    s = strategy(model, variant=variant, augment=augment, plugins=[Watch()])
     s.train(transfer.train_stream)
     assert all(x.max() < 5 for x in seen["source"] + seen["L_rs"])
     training = [x for x in seen["target"] if x.max() > 5]
