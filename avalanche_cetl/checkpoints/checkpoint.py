@@ -33,6 +33,7 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.state import Snapshot
 from avalanche_cetl.common.version import __version__
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.fingerprint import of_version_0_2
 from avalanche_cetl.training.strategy import CETLStrategy
 
 #: What loading does not change.
@@ -341,7 +342,7 @@ def _check(strategy: SupervisedTemplate, state: Mapping[str, Any], ignore: Seque
         parts.check_tensors(strategy.model, state["model"])
     other: list[str] = []
     if isinstance(strategy, CETLStrategy):
-        if state["cetl"]["source"] != _source_fingerprint(strategy.model):
+        if not _is_source(strategy.model, state["cetl"]["source"]):
             raise CheckpointError(
                 "the source network is not the one of the checkpoint: its fingerprint differs."
             )
@@ -367,3 +368,14 @@ def _source_fingerprint(model: Any) -> str | None:
     if model.source not in _fingerprints:
         _fingerprints[model.source] = model.source.fingerprint()
     return _fingerprints[model.source]
+
+
+def _is_source(model: Any, kept: str | None) -> bool:
+    """Return whether S is the one of a checkpoint, by a fingerprint of this version or of 0.2."""
+    if kept == _source_fingerprint(model):
+        return True
+    if kept is None or model.source is None:
+        return False
+    with of_version_0_2():
+        same: bool = kept == model.source.fingerprint()
+    return same

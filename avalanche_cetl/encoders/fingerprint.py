@@ -10,6 +10,8 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -27,12 +29,27 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinMethodType)
 _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, slice, np.generic)
 
 
+#: Whether fingerprints are those of version 0.2, which saw less of functions and modules.
+_OF_0_2: ContextVar[bool] = ContextVar("of version 0.2", default=False)
+
+
+@contextmanager
+def of_version_0_2() -> Iterator[None]:
+    """Make fingerprints as version 0.2 did, to compare them with those in its checkpoints."""
+    token = _OF_0_2.set(True)
+    try:
+        yield
+    finally:
+        _OF_0_2.reset(token)
+
+
 class Fingerprint:
     """A SHA-256 over the content of tensors, modules, functions and plain values."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self._followed: set[FunctionType] = set()
+        self._of_0_2 = _OF_0_2.get()
 
     def text(self, value: str) -> Fingerprint:
         """Add a string."""
@@ -73,7 +90,7 @@ class Fingerprint:
             if isinstance(part, torch.jit.ScriptModule) and hasattr(part, "forward"):
                 code, constants = part.code_with_constants
                 self.text(code).value(constants.const_mapping)
-        for name, setting in _settings(value, set()):
+        for name, setting in () if self._of_0_2 else _settings(value, set()):
             self.text(name)
             self._value(setting, seen | {id(value)})
 
@@ -109,17 +126,19 @@ class Fingerprint:
             self.text(f"{type(value).__name__} {len(value)}")
         elif isinstance(value, functools.partial):
             self._value([value.func, value.args, value.keywords], seen | {id(value)})
-        elif isinstance(value, MethodType):
+        elif isinstance(value, MethodType) and not self._of_0_2:
             self._value([value.__func__, value.__self__], seen | {id(value)})
-        elif isinstance(value, BuiltinMethodType) and not isinstance(
-            value.__self__, ModuleType | type | None
+        elif (
+            isinstance(value, BuiltinMethodType)
+            and not isinstance(value.__self__, ModuleType | type | None)
+            and not self._of_0_2
         ):
             self._value([value.__name__, value.__self__], seen | {id(value)})
         elif isinstance(value, FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             self.text(f"{value.__module__}.{value.__qualname__}")
             self._value([value.__code__, value.__defaults__, cells], seen | {id(value)})
-            if value not in self._followed:
+            if value not in self._followed and not self._of_0_2:
                 self._followed.add(value)
                 if value.__kwdefaults__:
                     self._value(value.__kwdefaults__, seen | {id(value)})
@@ -131,7 +150,7 @@ class Fingerprint:
         elif hasattr(value, "__dict__") and not isinstance(value, type):
             self.text(f"{type(value).__module__}.{type(value).__qualname__}")
             self._value(vars(value), seen | {id(value)})
-            if callable(value) and (code := _of_class(type(value))[0]):
+            if callable(value) and not self._of_0_2 and (code := _of_class(type(value))[0]):
                 self._value(code, seen | {id(value)})
         else:
             self.text(_plain(value))

@@ -1,4 +1,5 @@
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from avalanche_cetl import (
     FitNetsHints,
     GFIPlugin,
     GFISettings,
+    ModuleEncoder,
     ViewConsistency,
     load_checkpoint,
     save_checkpoint,
     transfer_benchmark,
 )
 from avalanche_cetl.checkpoints.codec import equal, read_checkpoint_file
+from avalanche_cetl.encoders.fingerprint import of_version_0_2
 
 
 def kronecker(**arguments):
@@ -301,3 +304,29 @@ def test_an_importance_of_another_shape_is_refused(benchmark, tmp_path, change):
     save_checkpoint(strategy, tmp_path / "saved.safetensors")
     with pytest.raises(CheckpointError, match=f"importance of {name} has another shape"):
         load_checkpoint(make(train_epochs=1, gfi=settings), tmp_path / "saved.safetensors")
+
+
+class Halved(torch.nn.Module):
+    """A source network with an attribute that version 0.2 did not see."""
+
+    def __init__(self, by=0.5):
+        super().__init__()
+        self.by, self.network = by, source_net()
+
+    def forward(self, x):
+        return self.by * self.network(x)
+
+
+@pytest.mark.parametrize("by", [0.5, 0.25])
+def test_a_checkpoint_of_version_0_2_knows_its_source_by_the_fingerprint_of_then(tmp_path, by):
+    def strategy(by):
+        model = coupled()
+        model.source = ModuleEncoder(Halved(by), input_shape=(1, 8, 8))
+        return make(model=model)
+
+    with of_version_0_2():
+        save_checkpoint(strategy(0.5), tmp_path / "old.safetensors")
+    save_checkpoint(strategy(0.5), tmp_path / "new.safetensors")
+    load_checkpoint(strategy(by), tmp_path / "old.safetensors")
+    with nullcontext() if by == 0.5 else pytest.raises(CheckpointError, match="fingerprint"):
+        load_checkpoint(strategy(by), tmp_path / "new.safetensors")

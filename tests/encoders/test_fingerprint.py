@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from avalanche_cetl import ModuleEncoder
-from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.fingerprint import Fingerprint, of_version_0_2
 
 
 def _net():
@@ -210,3 +210,33 @@ def test_features_of_plain_networks_stay_those_of_earlier_versions():
     assert (
         encoder.fingerprint() == "f9b7be70c1aef5de2f862c290514526a2c9428822f2dd3d1dd3cfd6eb9c86411"
     )
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return self.scale * x.flatten(1)
+
+
+class Times:
+    def __init__(self, by):
+        self.by = by
+
+    def add(self, x):
+        return x.float() * self.by
+
+
+def test_fingerprints_of_version_0_2_can_be_compared():
+    def scaled(scale, by):
+        return ModuleEncoder(
+            Scaled(scale), layer="", input_shape=(1, 2, 2), transform=Times(by).add
+        )
+
+    with of_version_0_2():
+        found = scaled(2.0, 1.0).fingerprint(), scaled(3.0, 4.0).fingerprint()
+    assert found[0] == "9cc3c7d1255b1e0d5c5e2d9d6a8686ce40810793751ce86fc3f63bf7afb1b5b2"
+    assert found[1] == found[0]  # it did not see the attributes
+    assert scaled(2.0, 1.0).fingerprint() not in (found[0], scaled(3.0, 1.0).fingerprint())
