@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from benchmarks.tables import board, fig2, table2, table2u, table3, table4, table5
+from benchmarks.tables import board, fig2, table2, table2l, table2u, table3, table4, table5
 from benchmarks.tables.rows import SCALES
 
-MODULES = (table2, table2u, table3, table4, table5, fig2)
+MODULES = (table2, table2u, table2l, table3, table4, table5, fig2)
 TABLES: dict[str, board.Table] = {module.TABLE.name: module.TABLE for module in MODULES}
 
 

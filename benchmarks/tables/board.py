@@ -68,7 +68,7 @@ class Place:
         if row.as_it_comes:
             found["preset"] = earlier(row.preset).describe()
         elif row.preset is not None:
-            found["preset"] = parse_preset(row.preset, "gfi").describe()
+            found["preset"] = parse_preset(row.preset, row.variant).describe()
         if row.strengths and strength is not None:
             found["strength"] = strength
         return found | self.the_table.more_settings(self)

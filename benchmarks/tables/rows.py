@@ -27,6 +27,7 @@ class Row:
     :ivar changes: values of the budget that differ from the table's, by name.
     :ivar unread: values of the budget that its result does not depend on.
     :ivar preset: of the strategy.
+    :ivar variant: with which it is described; None: its own.
     :ivar as_it_comes: whether it has no variant but the preset's, or (None) that of version 0.2's
         defaults.
     :ivar reads_features: whether the network reads S's features in place of images.
@@ -46,11 +47,19 @@ class Row:
     changes: tuple[tuple[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
     preset: str | None = None
+    variant: str | None = "gfi"
     as_it_comes: bool = False
     reads_features: bool = False
     mixed: int = 0
     source: Source | None = None
     tuning: bool = False
+
+
+#: CETL as it comes today, on labelled images alone.
+NOW = Row(
+    "now", "CETL as it comes", cetl.now, preset="best", variant=None,
+    unread=("warmup_epochs", "gfi_samples"),
+)  # fmt: skip
 
 
 def as_it_comes(unread: tuple[str, ...]) -> tuple[Row, Row]:

@@ -21,7 +21,7 @@ from benchmarks.methods.sources import WithTeacher, teacher
 from benchmarks.records import accuracies, cell, shown_mean
 from benchmarks.tables import table2
 from benchmarks.tables.photographs import Photographs
-from benchmarks.tables.rows import Row, as_it_comes, by_id
+from benchmarks.tables.rows import NOW, Row, as_it_comes, by_id
 from benchmarks.tables.table2 import MIXED, MORE_WEIGHTS, WEIGHTS
 
 HUNDRED = "CIFAR-100"
@@ -120,9 +120,6 @@ def _on_few_of_cifar100(row: Row) -> Row:
     )
 
 
-NOW = Row(
-    "now", "CETL as it comes", cetl.now, preset="best", unread=("warmup_epochs", "gfi_samples")
-)
 ON_FEW = ("teacher", "student", "soft_targets", "fitnets", "fsp", "cetl_gfi")
 ROWS = by_id(
     *OF_CIFAR10,

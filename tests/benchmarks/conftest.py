@@ -51,7 +51,7 @@ def photographs(monkeypatch, results, tmp_path):
     found = (_photographs(30, 0), _photographs(5, 1), "made here")
     monkeypatch.setattr(sets, "read_cifar10", lambda root: found)
     # Two strengths to choose from show as much as five.
-    for name in ("table2", "table2u", "table3", "table4"):
+    for name in ("table2", "table2u", "table2l", "table3", "table4"):
         rows = importlib.import_module(f"benchmarks.tables.{name}").TABLE.rows
         for id, row in rows.items():
             monkeypatch.setitem(rows, id, replace(row, strengths=row.strengths[-2:]))
