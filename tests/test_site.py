@@ -221,7 +221,7 @@ def test_the_report_of_the_demo_can_be_read_at_every_width(browser, tmp_path):
         shutil.copy(picture, tmp_path)
     report = write_report(results, tmp_path)
     text = report.read_text(encoding="utf-8")
-    assert not Page(text).mute and "http" not in text
+    assert not Page(text).mute and "://" not in text
     assert not (faults := unreadable(browser, {"report": report.as_uri()})), "\n".join(faults)
 
 
