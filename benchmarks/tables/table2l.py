@@ -1,8 +1,7 @@
 """Table 2 again, nearer to the paper's scale: five times the labels, twice the width.
 
-1,000 labelled images of each class, all that CIFAR-10-s leaves for training at that number, and a
-CI-CNN of half the paper's width. Strengths are those that Table 2 chose with 200 images of each
-class; nothing is chosen here.
+1,000 labelled images of each class, and a CI-CNN of half the paper's width. Strengths are those
+that Table 2 chose with 200 images of each class; nothing is chosen here.
 """
 
 from __future__ import annotations
