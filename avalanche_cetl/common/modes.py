@@ -70,12 +70,13 @@ def outside_of_inference(value: Any) -> Any:
 
 
 @contextmanager
-def lone_sample(model: nn.Module, rows: int) -> Iterator[None]:
+def lone_sample(rows: int, *models: nn.Module) -> Iterator[None]:
     """Let BatchNorm use its running statistics for a single row, which has none of its own."""
     norms = []
     if rows == 1:
         norms = [
             m
+            for model in models
             for m in model.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
         ]

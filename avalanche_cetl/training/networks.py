@@ -73,8 +73,7 @@ class Networks:
 
     def lone_sample(self, batch: Batch) -> AbstractContextManager[None]:
         """Return the context in which a mini-batch of one row passes BatchNorm."""
-        copies = self._fixed or ()
-        return lone_sample(nn.ModuleList([self.model, *copies]), len(batch))
+        return lone_sample(len(batch), self.model, *(self._fixed or ()))
 
     def configure(self, inputs: Inputs) -> None:
         """Take another recipe; the noise begins anew where its seed is another one."""

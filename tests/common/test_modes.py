@@ -46,7 +46,7 @@ def test_tensors_of_inference_mode_are_copied_and_others_are_not():
 @pytest.mark.parametrize("rows", [1, 2])
 def test_batchnorm_reads_running_statistics_of_a_lone_row_alone(rows):
     model = network()
-    with lone_sample(model, rows):
+    with lone_sample(rows, model):
         assert model[1].training == (rows != 1) and model[2].training
         assert model(torch.rand(rows, 3)).isfinite().all()
     assert model[1].training
