@@ -6,6 +6,7 @@ import ast
 import importlib
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def text_of(path: Path) -> str:
 MODULES = {module_of(path): ast.parse(text_of(path)) for path in PACKAGE.rglob("*.py")}
 
 
+@cache
 def imported(tree: ast.AST) -> list[tuple[str, str]]:
     """All imports, wherever they stand: a module and a name of it."""
     found = []

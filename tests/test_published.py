@@ -1,7 +1,6 @@
 """What appears once the addresses of ``[tool.avalanche-cetl]`` are known, here made up."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from partners import Partners
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -68,6 +68,14 @@ def test_the_citation_names_the_same_repository():
     assert (named[1] if named else "") == ADDRESSES["repository"]
 
 
+BUILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from sphinx.cmd.build import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Build a few pages with the addresses; return the folder."""
@@ -85,11 +93,9 @@ def site(tmp_path_factory):
     pages = "auto_gallery/index\nshort_scripts\nstart/install"
     (docs / "index.md").write_text(f"# Pages\n\n```{{toctree}}\n{pages}\n```\n")
     options = ["-q", "-D", "sphinx_gallery_conf.plot_gallery=0", "-D", "nitpicky=0"]
-    command = [sys.executable, "-m", "sphinx", *options, str(docs), str(root / "html")]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "READTHEDOCS_CANONICAL_URL": ""}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    builder = Partners(root / "builder")
+    builder.start(BUILD, ROOT, *options, docs, root / "html", READTHEDOCS_CANONICAL_URL="")
+    builder.succeed()
     return root / "html"
 
 

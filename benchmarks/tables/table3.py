@@ -73,6 +73,7 @@ ROWS = by_id(
     _row("lite2", "EfficientNet-Lite2", efficientnet_lite(2), "cpu", "full"),
     _row("five_classes", "ResNet-26, five classes of CIFAR-10", other_classes),
     _row("digits", "CI-CNN, digits", digits),
+    _row("cifar100", "CI-CNN, CIFAR-100", of_cifar100, "cpu", "full"),
     *OF_TORCHVISION,
     _on_stl(Row("no_source", "no source", plain.labels_alone)),
     _on_stl(LITE0),

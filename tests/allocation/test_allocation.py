@@ -88,7 +88,7 @@ def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer, basis):
     ],
 )
 def test_settings_decide_how_importances_are_measured(transfer, settings):
-    s = strategy(gfi=GFISettings(samples=12, **settings), train_epochs=2)
+    s = strategy(gfi=GFISettings(samples=12, **settings), train_epochs=1)
     s.train(transfer.train_stream)
     shares = s.importance["GFI1"]
     if "threshold" in settings:

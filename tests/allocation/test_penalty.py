@@ -88,9 +88,16 @@ def without(kind):
     return run(WeightPenalty(0.0), tasks(3), kind)
 
 
-@pytest.mark.parametrize("pretrained", [False, True], ids=["", "pretrained"])
-@pytest.mark.parametrize("penalty", ["proximal", "loss", "auto"])
-@pytest.mark.parametrize("name", ARGUMENTS)
+#: Each with two of the three forms of the penalty, one of them from a pretrained network on.
+FORMS = ("proximal", "loss", "auto")
+ROWS = [
+    pytest.param(name, FORMS[(i + j) % 3], bool(j), id=f"{name}-{FORMS[(i + j) % 3]}")
+    for i, name in enumerate(ARGUMENTS)
+    for j in (0, 1)
+]
+
+
+@pytest.mark.parametrize(("name", "penalty", "pretrained"), ROWS)
 def test_the_plugin_and_a_loop_of_one_s_own_train_the_same_weights(name, penalty, pretrained):
     stream = tasks(3)
     pretrained = tasks(4)[3][0] if pretrained and name != "empirical" else None

@@ -75,8 +75,8 @@ def test_rows_have_as_many_steps_and_the_bar_ends_where_it_says(pair):
         return Split(split.images[:count], split.labels[:count])
 
     small = Digits(
-        few(pair.source_train, 200), few(pair.source_test, 100), few(pair.target_train, 300),
-        few(pair.target_test, 100),
+        few(pair.source_train, 200), few(pair.source_test, 60), few(pair.target_train, 300),
+        few(pair.target_test, 60),
     )  # fmt: skip
     settings = Settings(width=0.1, source_width=0.1, source_epochs=1, rounds=1, adaptation_rounds=2)
     ticks = []

@@ -1,6 +1,5 @@
 """What an Avalanche user does with benchmarks works on these."""
 
-import multiprocessing
 import pickle
 import warnings
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from avalanche.evaluation.metrics import (
 from avalanche.logging import WandBLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import EWC, Cumulative, LwF, Naive, Replay, SynapticIntelligence
+from partners import server
 from torch import nn
 
 from avalanche_cetl import (
@@ -183,9 +183,9 @@ def test_every_kind_pickles(digits, kind, several):
     assert _sums(again) == _sums(benchmark) and str(again.summary()) == str(benchmark.summary())
 
 
-def test_processes_that_share_no_memory_load_a_benchmark(digits):
+def test_processes_that_share_no_memory_load_a_benchmark(digits, partners):
     benchmark, _ = made("adaptation", digits)
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    with server().Pool(1) as pool:  # the partners' own
         assert pool.apply(benchmark.summary) == benchmark.summary()
 
 

@@ -1,5 +1,7 @@
 """Table 2 in its smallest form, on images made here."""
 
+from dataclasses import replace
+
 from benchmarks.tables import board
 from benchmarks.tables.table2 import ROWS, TABLE
 
@@ -21,8 +23,10 @@ def test_a_row_is_trained_once_and_the_table_comes_from_the_files(
     assert TABLE.render("smoke") == text
 
 
-def test_rows_with_mixed_images_run(photographs, small_source):
+def test_rows_with_mixed_images_run(photographs, small_source, monkeypatch):
     rows = ["features_mixed", "best_mixed_gfi"]
+    two = {id: replace(row, strengths=row.strengths[:2]) for id, row in ROWS.items()}
+    monkeypatch.setattr(TABLE, "rows", two)
     board.run(TABLE, "smoke", "nowhere", 1, rows)
     assert len(TABLE.render("smoke").split("Not run: ")[1].split("; ")) == len(ROWS) - len(rows)
     assert TABLE.results("smoke")[ROWS[rows[-1]].title][0]["figures"]["source"]
