@@ -10,11 +10,14 @@ strengths on the very figures that are shown, which favours them.
   five experiences of ten classes, one head of fifty, loss over the new classes; accuracy over all
   classes, and among those of the image's task).
 - read once: rotated (MNIST, a CNN), fashion-permuted, fashion-split, cifar-domains (CIFAR-100's
-  superclasses, each experience with other subclasses).
+  superclasses, each experience with other subclasses), and cifar-pretrained (the same with fewer
+  images, at 64 px, and EfficientNet-Lite0 from its weights of ImageNet; BatchNorm's statistics stay
+  ImageNet's).
 
 A method is a kind with its settings, as ``natural:strength=10,units=seen``; ``GFIPlugin`` is the
 plugin as it comes, ``Replay:memory=50`` Avalanche's replay of so many images in all,
-``GFIPlugin+Replay:memory=50`` both. With replay the loss is over all classes seen so far.
+``GFIPlugin+Replay:memory=50`` both, and ``GFIPlugin+LwF:strength=3`` LwF beside the plugin. With
+replay the loss is over all classes seen so far.
 
 Data: ``--data-root`` has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root``
 Fashion-MNIST's idx files. Results go to ``benchmarks/results/continual/natural.json``, run by run;
@@ -38,8 +41,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avalanche_cetl import GFIPlugin
+from avalanche_cetl.encoders.timm_models import create
 from benchmarks.continual.methods import network
 from benchmarks.continual.runs import _benchmark, cut_from_tensors, summary
 from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
@@ -81,12 +86,19 @@ def _rows(y: Tensor, classes: list[int]) -> Tensor:
     return torch.isin(y, torch.tensor(classes)).nonzero().flatten()
 
 
-def _split(train: Set, test: Set, groups: list[list[int]], seed: int, images: int) -> list[Task]:
+def _split(
+    train: Set,
+    test: Set,
+    groups: list[list[int]],
+    seed: int,
+    images: int,
+    tested: int = TESTED,
+) -> list[Task]:
     """Make experiences of groups of classes, labels as they are."""
     generator, found = torch.Generator().manual_seed(seed), []
     for group in groups:
         parts = []
-        for (x, y), count in ((train, images), (test, TESTED)):
+        for (x, y), count in ((train, images), (test, tested)):
             rows = _rows(y, group)
             rows = rows[torch.randperm(len(rows), generator=generator)[:count]]
             parts.append(Part(x[rows], y[rows]))
@@ -122,8 +134,7 @@ def fashion() -> tuple[Set, Set]:
 @cache
 def cifar100() -> tuple[Set, Set, list[str]]:
     """Read CIFAR-100 (200 training images per class) out of its zip, standardised."""
-    mean = torch.tensor([0.50707, 0.48655, 0.44092]).view(3, 1, 1)
-    std = torch.tensor([0.26733, 0.25644, 0.27615]).view(3, 1, 1)
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in MOMENTS)
     *sets, classes = read_cifar100(str(ROOTS["data"]))
     train, test = (((x - mean) / std, y) for x, y in sets)
     return train, test, classes
@@ -141,6 +152,8 @@ def _cifar_split(seed: int) -> list[Task]:
     )
 
 
+#: Means and standard deviations of CIFAR-100's channels.
+MOMENTS = (0.50707, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
 #: CIFAR-100's superclasses.
 SUPERCLASSES = """beaver dolphin otter seal whale
 aquarium_fish flatfish ray shark trout
@@ -164,7 +177,7 @@ bicycle bus motorcycle pickup_truck train
 lawn_mower rocket streetcar tank tractor"""
 
 
-def _cifar_domains(seed: int) -> list[Task]:
+def _cifar_domains(seed: int, images: int = IMAGES, tested: int = TESTED) -> list[Task]:
     """Make five experiences of one subclass of each superclass; the superclass is the label."""
     train, test, classes = cifar100()
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +188,7 @@ def _cifar_domains(seed: int) -> list[Task]:
         for name in line:
             label[classes.index(name)] = number
     groups = [[classes.index(line[k]) for line in table] for k in range(5)]
-    tasks = _split(train, test, groups, seed, IMAGES)
+    tasks = _split(train, test, groups, seed, images, tested)
     for part in {id(p): p for task in tasks for p in task}.values():
         part.y = label[part.y]
     return tasks
@@ -192,6 +205,48 @@ def small_cnn(outputs: int) -> Callable[[int], nn.Module]:
             layers += [convolution, nn.GroupNorm(8, width), nn.ReLU()]
         layers += [nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, outputs)]
         return nn.Sequential(*layers)
+
+    return make
+
+
+class Pretrained(nn.Module):
+    """EfficientNet-Lite0 with its weights of ImageNet and a new head; all of it trains.
+
+    The statistics of BatchNorm stay ImageNet's: over a stream of domains they would be those of the
+    newest images.
+
+    :param outputs: of the head.
+    """
+
+    SIDE = 64  # CIFAR's images are brought to so many pixels
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.network: Any = create("tf_efficientnet_lite0", False, "package")
+        self.network.reset_classifier(outputs)
+
+    def train(self, mode: bool = True) -> Pretrained:
+        """Set the mode of all but BatchNorm."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of images that :func:`cifar100` has standardised."""
+        mean, std = (torch.tensor(one).view(3, 1, 1) for one in MOMENTS)
+        x = F.interpolate(x * std + mean, self.SIDE, mode="bilinear", antialias=True)
+        logits: Tensor = self.network((x - 0.5) / 0.5)
+        return logits
+
+
+def pretrained(outputs: int) -> Callable[[int], nn.Module]:
+    """Return what makes a network that knows ImageNet."""
+
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Pretrained(outputs)
 
     return make
 
@@ -233,6 +288,7 @@ STREAMS = {
     "fashion-permuted": Setting(_permuted_fashion, _dense(784, 64, 64)),
     "fashion-split": Setting(lambda s: _pairs(s, fashion()), _dense(784, 64, 64), masked=True),
     "cifar-domains": Setting(_cifar_domains, small_cnn(20)),
+    "cifar-pretrained": Setting(lambda s: _cifar_domains(s, 600, 500), pretrained(20), batch=32),
 }
 
 # ------------------------------------------------------------------ methods
@@ -334,6 +390,8 @@ def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
         return [rivals[kind](settings["strength"])]
     if kind == "GFIPlugin":
         return [GFIPlugin(**settings)]
+    if "+LwF" in kind:
+        return [GFIPlugin(), rivals["LwF"](settings["strength"])]
     if REPLAY in kind:
         own = [GFIPlugin()] if kind != REPLAY else []
         return [*own, ap.ReplayPlugin(settings["memory"])]

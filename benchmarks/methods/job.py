@@ -224,7 +224,12 @@ class AdaptationJob(Job):
     @property
     def augment(self) -> Callable[[Tensor], Tensor]:
         """Return the random views of training images."""
-        return self.seen or (views if self.photographs else jitter)
+        return self.seen or self.weak
+
+    @property
+    def weak(self) -> Callable[[Tensor], Tensor]:
+        """Return random views that change little."""
+        return views if self.photographs else jitter
 
     @property
     def source(self) -> ModuleEncoder:

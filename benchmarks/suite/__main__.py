@@ -10,7 +10,7 @@ import os
 
 from benchmarks.suite.page import render
 from benchmarks.suite.rows import ROWS
-from benchmarks.suite.runs import TEST, VALIDATION, run_task, takes, try_strengths
+from benchmarks.suite.runs import S_ITSELF, TEST, VALIDATION, run_task, try_strengths
 from benchmarks.suite.tasks import TASKS
 
 
@@ -28,8 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("--data-root, or CETL_DATA, names the folder of the data sets.")
         rows = tuple(one for one in given.rows.split(";") if one)
         names = given.tasks.split(";")
-        kinds = {TASKS[name].kind for name in names}
-        try_strengths(given.data_root, [r for r in rows or ROWS if takes(r, kinds)])
+        trained = [row for row in rows or ROWS if row != S_ITSELF]
+        tasks = [TASKS[name] for name in names]
+        try_strengths(given.data_root, [r for r in trained if any(map(ROWS[r].fits, tasks))])
         for name in names:
             run_task(name, given.data_root, rows, given.part)
     render()

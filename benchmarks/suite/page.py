@@ -13,7 +13,7 @@ from benchmarks.suite.runs import FOLDER, S_ITSELF, TEST, chosen, kept_runs
 from benchmarks.suite.tasks import TASKS
 
 ALONE, SOFT, DEFAULTS, BEST = "T2 alone", "soft targets", "CETL, defaults", "CETL, preset best"
-RIVALS = tuple(name for name in ROWS if name.endswith("SKADA"))
+RIVALS = (*(name for name in ROWS if name.endswith("SKADA")), "AdaMatch")
 _ALL = (*ROWS, S_ITSELF)
 #: Tasks by the table that they stand in.
 _HARDER = tuple(name for name in TASKS if "SVHN" in name or "views" in name)
@@ -94,7 +94,7 @@ def table(names: Sequence[str]) -> str:
 def _fits(name: str, row: str) -> bool:
     """Return whether a row is of a task."""
     task = TASKS[name]
-    return task.same_classes if row == S_ITSELF else task.kind in ROWS[row].kinds
+    return task.same_classes if row == S_ITSELF else ROWS[row].fits(task)
 
 
 def verdict() -> str:

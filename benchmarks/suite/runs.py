@@ -69,7 +69,7 @@ def run_task(name: str, root: str, rows: Sequence[str] = (), part: str = TEST) -
         if row == S_ITSELF:
             if runner.task.same_classes:
                 runner.find(S_ITSELF, 0.0, 0, part)
-        elif takes(row, {runner.task.kind}):
+        elif ROWS[row].fits(runner.task):
             strength = chosen(row)
             for seed in (CHOOSING,) if part == VALIDATION else runner.task.seeds:
                 runner.find(row, strength, seed, part)
@@ -79,17 +79,11 @@ def choosing_tasks(row: str) -> list[str]:
     """Return the tasks that a row's strength is chosen on; none where there is no choice."""
     if len(ROWS[row].strengths) == 1:
         return []
-    kinds = ROWS[row].kinds
     return [
         name
         for name, task in TASKS.items()
-        if task.development and task.rivals_choose and task.kind in kinds
+        if task.development and task.rivals_choose and ROWS[row].fits(task)
     ]
-
-
-def takes(row: str, kinds: set[str]) -> bool:
-    """Return whether a row runs on tasks of some kinds; S itself is no row that trains."""
-    return row != S_ITSELF and bool(kinds & set(ROWS[row].kinds))
 
 
 def try_strengths(root: str, rows: Sequence[str]) -> None:

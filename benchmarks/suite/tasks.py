@@ -121,6 +121,11 @@ class Task:
     rivals_choose: bool = True
     seeds: tuple[int, ...] = (0, 1, 2)
 
+    @property
+    def strong(self) -> bool:
+        """Return whether its views of images are strong ones."""
+        return self.augment in (strong_views, inverting_views)
+
 
 def new_network(data: Data, seed: int) -> CICNN:
     """Return a new T2, the same for every row of a seed."""
