@@ -102,3 +102,14 @@ def test_what_can_be_made_again_may_follow_the_entries_of_the_checkpoint(more):
     current = [Thing(count=0), more]
     found = through([Thing(count=1)], current)
     assert found is current and len(found) == 1 and found[0].count == 1
+
+
+def test_a_generator_goes_on_where_its_state_was_kept():
+    kept, current = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    torch.rand(3, generator=kept)
+    assert through(Thing(draws=kept), Thing(draws=current)).draws is current
+    assert torch.equal(torch.rand(4, generator=current), torch.rand(4, generator=kept))
+
+
+def test_a_class_that_makes_things_with_a_state_has_none_itself():
+    assert collect(Thing(count=1, kind=Own))["attributes"].keys() == {"count"}

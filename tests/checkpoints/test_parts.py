@@ -3,13 +3,19 @@ import random
 import numpy as np
 import pytest
 import torch
+from avalanche.evaluation.metrics import loss_metrics
+from avalanche.logging import InteractiveLogger, TextLogger
 from avalanche.models import DynamicModule, IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier
-from avalanche.training.plugins import EWCPlugin, LwFPlugin
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin
 from saved_runs import assert_resumed_as_straight, make_stock, three_experiences, weights
 
 from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint, transfer_benchmark
+from avalanche_cetl.checkpoints.objects import Collector, Restorer
 from avalanche_cetl.checkpoints.parts import (
     copy_with,
+    evaluator_state,
+    load_evaluator_state,
+    load_optimizer_state,
     load_random_states,
     network_state,
     random_states,
@@ -223,3 +229,38 @@ def test_states_of_no_generator_are_refused(change):
     with pytest.raises(CheckpointError, match="random states are not in order"):
         load_random_states(states | change)
     load_random_states(states)
+
+
+def evaluator_with(log=None):
+    """An evaluator whose log holds a line."""
+    loggers = [InteractiveLogger() if log is None else TextLogger(log)]
+    found = EvaluationPlugin(loss_metrics(stream=True), loggers=loggers)
+    if log is not None:
+        log.write("a line")
+    return found
+
+
+def test_what_was_measured_before_loading_is_replaced():
+    network, kept, current = torch.nn.Linear(2, 2), evaluator_with(), evaluator_with()
+    kept.all_metric_results["Loss"] = ([0, 1], [2.0, 1.0])
+    current.all_metric_results.update(Loss=([0], [9.0]), Other=([0], [9.0]))
+    state = evaluator_state(kept, Collector(network))
+    load_evaluator_state(current, state, Restorer(network))
+    assert dict(current.all_metric_results) == {"Loss": ([0, 1], [2.0, 1.0])}
+
+
+def test_a_log_of_which_no_end_was_kept_stays_whole(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    state = evaluator_state(evaluator_with(), Collector(network))
+    with (tmp_path / "log.txt").open("w+") as log:
+        load_evaluator_state(evaluator_with(log), state, Restorer(network))
+    assert (tmp_path / "log.txt").read_text() == "a line"
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_an_optimiser_on_one_side_alone_is_refused(mine):
+    network = torch.nn.Linear(2, 2)
+    load_optimizer_state(None, None, network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1) if mine else None
+    with pytest.raises(CheckpointError, match="only one of strategy and checkpoint has an opt"):
+        load_optimizer_state(optimizer, None if mine else {}, network)

@@ -192,6 +192,7 @@ def test_lazy_layers_are_refused_until_they_have_a_shape():
         ({"loss": "sampled", "targets": torch.zeros(12, dtype=torch.long)}, ValueError, "reads no"),
         ({"likelihood": "gaussian", "targets": torch.zeros(12, 1, 4)}, ValueError, "shape"),
         ({"inputs": {"x": torch.zeros(12, 6)}}, TypeError, "dict"),
+        ({"inputs": [torch.zeros(12, 6), [0] * 12]}, TypeError, "tuple of tensors, got list"),
         ({"inputs": torch.tensor(1.0)}, ValueError, "number of samples"),
         ({"params": "weight"}, TypeError, "list of names"),
     ],

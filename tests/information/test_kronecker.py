@@ -256,6 +256,19 @@ def test_large_factors_give_the_same_directions_without_being_made(monkeypatch):
         torch.testing.assert_close(overlap, torch.eye(4).double(), rtol=0, atol=1e-6)
 
 
+def test_large_factors_take_three_passes_over_the_images(monkeypatch):
+    model, read = nn.Sequential(nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, 3)), []
+    model[0].register_forward_hook(lambda *_: read.append(1))
+    x, y = torch.randn(400, 60), torch.arange(400) % 3
+    counts = []
+    for dense in (100, 100, 30):  # the first chooses how gradients are computed
+        monkeypatch.setattr(kronecker, "_DENSE", dense)
+        read.clear()
+        kronecker_basis(model, x, "empirical", targets=y, rank=4, chunk_bytes=20_000)
+        counts.append(len(read))
+    assert counts[2] == 3 * counts[1] > 3
+
+
 def test_rounding_in_single_precision_keeps_no_direction_without_information():
     torch.manual_seed(0)
     model, x = nn.Linear(30, 12), torch.randn(4, 30)
