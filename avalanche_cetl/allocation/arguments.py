@@ -11,6 +11,9 @@ from avalanche_cetl.allocation.store import ImportanceStore
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
 from avalanche_cetl.common.described import Described
 
+#: Arguments that have to be equal where a state is taken over: others may change between tasks.
+UNITS = ("basis", "mode", "fisher", "normalize", "likelihood")
+
 
 class PenaltyArguments(Described):
     """What can be read of a :class:`~avalanche_cetl.allocation.WeightPenalty` by name.
@@ -59,6 +62,23 @@ class PenaltyArguments(Described):
                 f"dwa_lambda={value} has to be >= 0, and finite with penalty={self.penalty!r}."
             )
         self._dwa_lambda = float(value)
+
+    def _units(self) -> dict[str, Any]:
+        """Return the arguments that importances which are kept have their meaning by."""
+        return {name: getattr(self, name) for name in UNITS}
+
+    def _check_units(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError for a state whose importances mean another thing.
+
+        :param state: its ``"units"``, of which states of version 0.2 have the basis alone.
+        """
+        its = state.get("units", {"basis": state.get("basis")})
+        for name, mine in self._units().items():
+            if name in its and its[name] != mine:
+                raise ValueError(
+                    f"the state is of {name}={its[name]!r}, and this object has {name}={mine!r}: "
+                    "make it with the arguments of the other."
+                )
 
     def _next_number(self) -> int:
         """Return the number of a task that has none of its own."""

@@ -23,10 +23,11 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from avalanche_cetl.allocation.arguments import PenaltyArguments, state_of_0_2
+from avalanche_cetl.allocation.in_force import InForce
 from avalanche_cetl.allocation.kronecker_store import store_of
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
 from avalanche_cetl.allocation.parameters import device_of, held, trainable, unwrapped
-from avalanche_cetl.allocation.proximal import check_optimizer, form_of
+from avalanche_cetl.allocation.proximal import check_optimizer, diverged, form_of
 from avalanche_cetl.allocation.sample import Rows, rows_of
 from avalanche_cetl.allocation.seen import SeenClasses
 from avalanche_cetl.allocation.settings import (
@@ -40,7 +41,7 @@ from avalanche_cetl.allocation.settings import (
 )
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
 from avalanche_cetl.common.picks import Output
-from avalanche_cetl.common.validation import NonFiniteLossError, renamed
+from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood
@@ -144,6 +145,9 @@ class WeightPenalty(PenaltyArguments):
         measured importance is not finite.
     """
 
+    #: Whether a user's own loop calls it, which may call the wrong form.
+    by_hand = True
+
     @renamed(ewc_lambda="dwa_lambda")
     def __init__(
         self,
@@ -188,6 +192,7 @@ class WeightPenalty(PenaltyArguments):
         reading = OutputLikelihood(likelihood, output)
         self.measurer = TaskMeasurer(reading, self.settings, SeenClasses(unseen))
         self.moved: float | None = None
+        self.in_force = InForce()
         self._loaded = False
 
     # ------------------------------------------------------------------ in training
@@ -215,7 +220,9 @@ class WeightPenalty(PenaltyArguments):
         elif self._loaded:  # a state that may be of another device
             self.store.grow(self._held(model, self.store.names))
         self._loaded = False
-        return form == chosen and bool(self.store.quadratic.importance)
+        acts = form == chosen and bool(self.store.quadratic.importance)
+        self.in_force.called(form, chosen, acts and form == "loss", not self.by_hand)
+        return acts
 
     def loss(self, model: nn.Module, optimizer: Optimizer | None = None) -> Tensor:
         """Return the penalty's value, to be added to the loss; 0 where its form is the step.
@@ -229,7 +236,7 @@ class WeightPenalty(PenaltyArguments):
         quadratic = self.store.quadratic
         added = quadratic.penalty(self._held(model, quadratic.names), self.dwa_lambda)
         if not torch.isfinite(added):
-            raise self._diverged("the penalty", "loss")
+            raise diverged("the penalty", "loss", self)
         return added
 
     def step(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -240,8 +247,9 @@ class WeightPenalty(PenaltyArguments):
         """
         check_optimizer(optimizer, form_of(self.penalty, optimizer), type(self).__name__)
         if self.acts("proximal", model, optimizer):
-            quadratic = self.store.quadratic
-            quadratic.step(self._held(model, quadratic.names), optimizer, self.dwa_lambda)
+            params = self._held(model, self.store.quadratic.names)
+            self.store.quadratic.step(params, optimizer, self.dwa_lambda)
+            self.in_force.stepped(params, optimizer)
 
     # ------------------------------------------------------------------ between tasks
 
@@ -265,19 +273,21 @@ class WeightPenalty(PenaltyArguments):
         :param labels: ``(N, ...)``; -1 where a class is unknown. Those of a data set itself are
             known of the drawn images alone. ``fisher="empirical"`` needs them, ``"logits"`` reads
             which classes have been seen.
-        :param tasks: task labels, ``(N,)``, for a network with heads by task.
+        :param tasks: task labels, ``(N,)``, for a network with heads by task; a data set has some.
         :param number: under which importances are kept; default: one more than the last.
         """
-        rows = rows_of(images, labels, tasks, device_of(model))
+        rows = rows_of(images, labels, tasks, model)
         if number is None or number in self.store.numbers:
             number = self._next_number()
         with unwrapped(model) as network:
             params = trainable(network)
             found = self.measurer.fisher(network, rows, params)
         if not all(bool(value.isfinite().all()) for value in found.values.values()):
-            raise self._diverged("the Fisher information", self.penalty)
+            raise diverged("the Fisher information", self.penalty, self)
+        self.in_force.ended()
         self.moved = self._movement(model)
         self.store.add(number, found.values, found.basis, params, found.heads)
+        self.in_force.measured(model, params.keys())
         told = f"task {number}: {found.images} images and {found.outputs} outputs are measured"
         if self.moved is not None:
             told += f"; outputs on old images have moved by {self.moved:.3g} (predicted rms)"
@@ -318,7 +328,7 @@ class WeightPenalty(PenaltyArguments):
 
         :param model: see :meth:`remember`, as ``images``, ``labels`` and ``tasks``.
         """
-        rows = rows_of(images, labels, tasks, device_of(model))
+        rows = rows_of(images, labels, tasks, model)
         with unwrapped(model) as network:
             self.measurer.draw(network, rows, self.store.heads() if self.settings.gates else [])
 
@@ -331,6 +341,7 @@ class WeightPenalty(PenaltyArguments):
             # Those that are frozen now may be trained later in the task.
             params = self._held(network, self.store.names)
             self.store.grow(params)
+            self.in_force.begin(network)
             relative = self.measurer.relative(network, params, self.store.basis)
         self.store.hold(params, relative, self.measurer.generator)
 
@@ -343,30 +354,28 @@ class WeightPenalty(PenaltyArguments):
         """
         generator = self.measurer.generator.get_state()
         return {
-            "basis": self.basis,
+            "units": self._units(),
             "store": self.store.state_dict(),
             "generator": generator,
             "seen": {head: list(known) for head, known in self.measurer.seen.by_head.items()},
             "moved": self.moved,
+            "frozen": sorted(self.in_force.frozen),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a copy of a state.
 
         :param state: of an object with the same arguments.
-        :raises ValueError: for the state of another basis.
+        :raises ValueError: for the state of another basis, mode, likelihood or kind of importance.
         """
         if "memory" in state:  # attribute by attribute, as version 0.2 kept it
             state = state_of_0_2(state)
-        if state["basis"] != self.basis:
-            raise ValueError(
-                f"the state is of basis={state['basis']!r}, and this object has "
-                f"basis={self.basis!r}: make it with the arguments of the other."
-            )
+        self._check_units(state)
         self.store.load_state_dict(state["store"])
         self.measurer.generator.set_state(state["generator"].cpu())
         self.measurer.seen.by_head = {h: list(k) for h, k in state.get("seen", {}).items()}
         self.measurer.drawn, self.moved = {}, state.get("moved")
+        self.in_force = InForce(state.get("frozen", ()))
         self._loaded = True
 
     # ------------------------------------------------------------------ pieces
@@ -378,20 +387,10 @@ class WeightPenalty(PenaltyArguments):
     def _movement(self, model: nn.Module) -> float | None:
         """Return how far the outputs on old images have moved; None without a unit for it."""
         natural = self.fisher == "logits" and not self.normalize and not self.settings.gates
-        if not natural or not self.importances:
+        if not natural or not self.importances or self.in_force.thawed:
             return None
         if not self.store.holds:
             self.hold(model)
         params = self._held(model, self.store.names)
         self.store.grow(params)
         return self.store.movement(params)
-
-    def _diverged(self, what: str, form: str) -> NonFiniteLossError:
-        cause = "lower the learning rate, or normalise the input"
-        if self.store.quadratic.importance and form != "proximal":
-            cause = (
-                f"dwa_lambda={self.dwa_lambda} with penalty={self.penalty!r} diverges in the loss "
-                "where learning rate times dwa_lambda times importance is more than 2: use "
-                "penalty='proximal', lower dwa_lambda or lower the learning rate"
-            )
-        return NonFiniteLossError(f"{what} became NaN or infinite; {cause}.")

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_cetl.allocation.parameters import basis_of, place_of, widened
+from avalanche_cetl.common.validation import NonFiniteLossError
 from avalanche_cetl.information.generalized import dwa_penalty
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 
@@ -308,6 +309,23 @@ def check_optimizer(optimizer: Optimizer, form: str, holder: str) -> None:
                 "the optimizer has maximize=True, so a penalty in the loss would drive weights "
                 f"away from where they are to stay; give {holder} penalty='proximal'."
             )
+
+
+def diverged(what: str, form: str, holder: Any) -> NonFiniteLossError:
+    """Return the error of something that is not finite, with its likely cause.
+
+    :param what: that is not finite.
+    :param form: of the penalty.
+    :param holder: a :class:`~avalanche_cetl.allocation.penalty.WeightPenalty`.
+    """
+    cause = "lower the learning rate, or normalise the input"
+    if holder.store.quadratic.importance and form != "proximal":
+        cause = (
+            f"dwa_lambda={holder.dwa_lambda} with penalty={holder.penalty!r} diverges in the loss "
+            "where learning rate times dwa_lambda times importance is more than 2: use "
+            "penalty='proximal', lower dwa_lambda or lower the learning rate"
+        )
+    return NonFiniteLossError(f"{what} became NaN or infinite; {cause}.")
 
 
 #: The name of :class:`QuadraticPenalty` in version 0.2.

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
+
+from avalanche_cetl.allocation.parameters import bare, device_of
+from avalanche_cetl.models.targets import reads_task_labels
 
 #: The task labels whose heads a task has; empty for a network without heads by task.
 Heads = tuple[int, ...]
@@ -60,19 +63,24 @@ def rows_of(
     images: Tensor | Dataset[Any] | Rows,
     labels: Tensor | None,
     tasks: Tensor | None,
-    device: torch.device,
+    model: nn.Module,
 ) -> Rows:
     """Return the rows of tensors, or of a data set.
 
     :param images: ``(N, ...)``; or a data set of images, or of tuples ``(image, label, ...)``; or
         rows already.
     :param labels: ``(N,)``; of a data set its own, where there are none here.
-    :param tasks: task labels, ``(N,)``; None: all are of one task, 0.
-    :param device: where they are read to.
-    :raises ValueError: when there are no images, or another number of labels or tasks.
+    :param tasks: task labels, ``(N,)``; None: those of a data set (``targets_task_labels``, or the
+        third part of its items), or all are of one task, 0.
+    :param model: the network; rows are read to its device.
+    :raises ValueError: when there are no images, another number of labels or tasks, or no tasks
+        for a network with heads by task.
     """
     if isinstance(images, Rows):
         return images
+    device, by_head = device_of(model), reads_task_labels(bare(model))
+    if tasks is None and hasattr(images, "targets_task_labels"):
+        tasks = torch.as_tensor(list(images.targets_task_labels))
     count = len(images)  # type: ignore[arg-type]
     if count == 0:
         raise ValueError("there are no images, so there is nothing to measure.")
@@ -82,19 +90,27 @@ def rows_of(
 
     def read(rows: list[int]) -> TaskSample:
         own = None if labels is None else torch.as_tensor(labels)[rows]
+        task = None if tasks is None else torch.as_tensor(tasks)[rows]
         if isinstance(images, Tensor):
             found = images[rows]
         else:
             found = default_collate([images[row] for row in rows])
             if isinstance(found, tuple | list):
                 own = found[1] if own is None and len(found) > 1 else own
+                task = found[2] if task is None and by_head and len(found) > 2 else task
                 found = found[0]
-        task = torch.zeros(len(rows), dtype=torch.int64) if tasks is None else tasks[rows]
+        if task is None and by_head:
+            raise ValueError(
+                f"{type(model).__name__} has a head for each task, and it is not known of which "
+                "task the images are: give tasks=, one number for each image."
+            )
+        task = torch.zeros(len(rows), dtype=torch.int64) if task is None else task
         return TaskSample(
             found.to(device), None if own is None else own.to(device), task.to(device)
         )
 
-    return Rows(count, read, None if labels is None else torch.as_tensor(labels), tasks)
+    known, of_tasks = (None if one is None else torch.as_tensor(one) for one in (labels, tasks))
+    return Rows(count, read, known, of_tasks)
 
 
 def in_turn(old: Heads, tasks: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +58,20 @@ def classes_of(rows: Rows, sample: TaskSample, by_head: bool) -> set[HeadClass]:
 
 
 def _pairs(labels: Tensor | None, tasks: Tensor | None, by_head: bool) -> set[HeadClass]:
-    """Return every head with its classes; labels below 0 are unknown, real numbers are none."""
-    plain: Any = labels
-    if plain is None or plain.dim() != 1 or plain.is_floating_point() or plain.dtype == torch.bool:
+    """Return every head with its classes; labels below 0 are unknown, real numbers are none.
+
+    Labels may be numbers ``(N,)`` or ``(N, 1)``, or rows ``(N, K)`` of shares, as one-hot ones are:
+    then a class counts where any row has a share of it.
+    """
+    if labels is None or labels.dtype == torch.bool or labels.dim() not in (1, 2):
         return set()
-    heads = torch.zeros_like(plain) if tasks is None or not by_head else tasks.to(plain)
-    found = torch.stack([heads, plain], 1)[plain >= 0].unique(dim=0).tolist()
+    heads = torch.zeros(len(labels), dtype=torch.int64) if tasks is None or not by_head else tasks
+    heads, plain = heads.to(labels.device), labels
+    if plain.dim() == 2 and plain.shape[1] > 1:
+        rows, plain = (plain > 0).nonzero(as_tuple=True)
+        heads = heads[rows]
+    plain = plain.flatten()
+    if plain.is_floating_point() and not bool((plain == plain.round()).all()):
+        return set()
+    found = torch.stack([heads.long(), plain.long()], 1)[plain >= 0].unique(dim=0).tolist()
     return {(head, label) for head, label in found}

@@ -73,7 +73,9 @@ class TaskMeasurer:
         return self.likelihood.check(network, sample.images[:2], labels, sample.tasks[:2], fisher)
 
     def see(self, network: nn.Module, rows: Rows, sample: TaskSample) -> set[HeadClass]:
-        """Take in the classes of a task, and return them."""
+        """Take in the classes of a task, and return them; yes and no, and real values, are none."""
+        if self.likelihood.likelihood != "categorical":
+            return set()
         found = classes_of(rows, sample, reads_task_labels(network))
         self.seen.add(found)
         return found

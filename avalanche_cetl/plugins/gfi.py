@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils import concat_datasets
 from avalanche.core import SupervisedPlugin
+from avalanche.training.supervised import Cumulative, JointTraining
 from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -21,6 +24,7 @@ from avalanche_cetl.allocation.seen import classes_of
 from avalanche_cetl.common.validation import NonFiniteLossError
 from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.models.targets import reads_task_labels
+from avalanche_cetl.plugins.base import training_of
 
 # What no penalty on weights can do, and how to tell that a training asks for it.
 
@@ -41,6 +45,15 @@ BATCH_NORM = (
     "it, by eval() on every BatchNorm layer before each epoch after the first experience, or use "
     "GroupNorm or LayerNorm."
 )
+#: Losses that do not read outputs as logits of one class among several.
+_OTHER_LOSSES = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+)  # fmt: skip
+OTHER_LOSS = (
+    "the criterion is {loss}, and outputs are measured as class logits (likelihood='categorical'), "
+    "of which a change that all share is free: give likelihood='bernoulli' where each output is a "
+    "yes or no, 'gaussian' where it is a real value."
+)
 
 
 class GFIPlugin(WeightPenalty, SupervisedPlugin):
@@ -50,7 +63,9 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
     an experience: at its end the Fisher information of the weights is measured, on its own images
     without training augmentation; at the start of the next it is gated, before the network grows
     its labels are drawn, and training pays the penalty. A network that was pretrained is remembered
-    by hand, ``plugin.remember(model, images)``, before the first experience.
+    by hand, ``plugin.remember(model, images)``, before the first experience. In ``JointTraining``
+    all experiences together are one task. The proximal step is taken where the optimiser has made
+    its own: once for all mini-batches whose gradients are accumulated.
 
     Importances are kept under the number of the experience, from 0; those that were remembered by
     hand under -1, -2 and so on.
@@ -59,7 +74,9 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
     """
 
     supports_distributed = True
+    by_hand = False
     _warned: frozenset[str] = frozenset()
+    _steps: _Steps | None = None
 
     def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Draw the old task's labels for new images, while the model is as it was."""
@@ -80,10 +97,21 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
             sample = rows.read([0, min(1, rows.length - 1)])
             self.measurer.check(network, sample)
             if self.dwa_lambda > 0 and self.likelihood == "categorical":
-                coming = classes_of(rows, sample, reads_task_labels(network))
-                if new_classes_are_lost(strategy, self.measurer.seen.by_head, coming):
-                    self._warn(NEW_CLASSES)
+                self._check_loss(strategy, rows, sample, reads_task_labels(network))
         self.hold(strategy.model)
+
+    def _check_loss(self, strategy: Any, rows: Rows, sample: TaskSample, by_head: bool) -> None:
+        """Warn where the loss is none of class logits, or trains on new classes alone."""
+        loss = loss_of(strategy)
+        if isinstance(loss, _OTHER_LOSSES):
+            self._warn(OTHER_LOSS.format(loss=type(loss).__name__))
+        coming = classes_of(rows, sample, by_head)
+        whole = getattr(strategy.experience, "origin_experience", None)
+        if whole is not None:  # of a stream that brings it in pieces
+            parts = _rows_of(whole.dataset, strategy.device)
+            coming = coming | classes_of(parts, sample, by_head)
+        if new_classes_are_lost(strategy, self.measurer.seen.by_head, coming):
+            self._warn(NEW_CLASSES)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the penalty to the loss, where that is its form."""
@@ -94,9 +122,15 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
             with _located(strategy):
                 strategy.loss += self.loss(strategy.model, strategy.optimizer)
 
+    def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Look whether the optimiser steps: where gradients are accumulated, it does not always."""
+        self._steps = _Steps(strategy.optimizer)
+
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Take the proximal step that follows the optimiser's."""
-        self.step(strategy.model, strategy.optimizer)
+        steps, self._steps = self._steps, None
+        if steps is None or steps.made():
+            self.step(strategy.model, strategy.optimizer)
 
     def hold_weights(self, strategy: Any, optimizer: Optimizer) -> None:
         """Take the proximal step at another optimiser's step sizes."""
@@ -117,15 +151,43 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
         return min(self.store.numbers, default=0) - 1
 
 
+class _Steps:
+    """Whether an optimiser makes its step between two callbacks."""
+
+    def __init__(self, optimizer: Any):
+        self._made = False
+        hook = getattr(optimizer, "register_step_post_hook", None)
+        self._handle = None if hook is None else hook(self._note)
+
+    def _note(self, *_: Any) -> None:
+        self._made = True
+
+    def made(self) -> bool:
+        """Return whether it did, and look no longer; True for one that cannot be asked."""
+        if self._handle is None:
+            return True
+        self._handle.remove()
+        return self._made
+
+
 def _rows(strategy: Any) -> Rows:
-    """Return the rows of the experience without training augmentation, on the strategy's device."""
+    """Return the rows of the experience without training augmentation, on the strategy's device.
+
+    Joint training has those of all its experiences.
+    """
     dataset = strategy.experience.dataset
+    if isinstance(strategy, JointTraining):
+        dataset = concat_datasets([one.dataset for one in vars(strategy)["_experiences"]])
+    return _rows_of(dataset, strategy.device)
+
+
+def _rows_of(dataset: Any, device: torch.device) -> Rows:
     dataset = dataset.eval() if hasattr(dataset, "eval") else dataset
 
     def read(rows: list[int]) -> TaskSample:
         batch = dataset.collate_fn([dataset[row] for row in rows])
         tasks = torch.as_tensor(batch[-1])
-        return TaskSample(*(part.to(strategy.device) for part in (batch[0], batch[1], tasks)))
+        return TaskSample(*(part.to(device) for part in (batch[0], batch[1], tasks)))
 
     # Where these are not known, those of the drawn rows are.
     labels, tasks = (
@@ -148,6 +210,15 @@ def _located(strategy: Any) -> Iterator[None]:
         raise
 
 
+def loss_of(strategy: Any) -> Any:
+    """Return the criterion that a strategy was given; None: it has a loss of its own."""
+    criterion = vars(strategy).get("_criterion")
+    if training_of(strategy).has_stages:
+        return getattr(criterion, "criterion", criterion)  # without what leaves unlabelled rows out
+    plain = getattr(type(strategy), "criterion", None) is SupervisedProblem.criterion
+    return criterion if plain else None
+
+
 def new_classes_are_lost(
     strategy: Any, seen: Mapping[int, Iterable[int]], coming: Iterable[tuple[int, int]]
 ) -> bool:
@@ -157,10 +228,11 @@ def new_classes_are_lost(
     :param seen: the classes that have come before, by head.
     :param coming: the head and the class of all that come now.
     """
-    if getattr(type(strategy), "criterion", None) is not SupervisedProblem.criterion:
-        return False  # a loss of the strategy's own
-    if type(vars(strategy).get("_criterion")) is not nn.CrossEntropyLoss:
+    loss = loss_of(strategy)
+    if not isinstance(loss, nn.CrossEntropyLoss) and loss is not F.cross_entropy:
         return False
+    if isinstance(strategy, Cumulative | JointTraining):
+        return False  # they train on the old images too
     if any(hasattr(one, name) for one in (strategy, *strategy.plugins) for name in _MEMORIES):
         return False
     now: dict[int, set[int]] = {}

@@ -324,6 +324,24 @@ def test_a_state_is_a_copy_and_of_one_basis():
         WeightPenalty(1.0, basis="kronecker").load_state_dict(own.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"mode": "online", "decay_factor": 0.5}, "mode='separate'.*has mode='online'"),
+        ({"normalize": False}, "normalize=True.*has normalize=False"),
+        ({"fisher": "empirical"}, "fisher='sampled'.*has fisher='empirical'"),
+        ({"likelihood": "gaussian"}, "likelihood='categorical'.*has likelihood='gaussian'"),
+    ],
+)
+def test_a_state_whose_importances_mean_another_thing_is_refused(other, told):
+    ((x, _),) = tasks(1)
+    own = WeightPenalty(1.0, basis="diagonal")
+    own.remember(network(), x)
+    with pytest.raises(ValueError, match=told):
+        WeightPenalty(1.0, basis="diagonal", **other).load_state_dict(own.state_dict())
+    WeightPenalty(3.0, basis="diagonal", samples=9, seed=4).load_state_dict(own.state_dict())
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
 def test_a_network_that_is_wrapped_is_held_as_without(wrap):
     stream = tasks(2)
