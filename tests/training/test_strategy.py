@@ -155,3 +155,38 @@ def test_the_strength_of_ewc_is_taken_as_the_strategys():
         assert CETLStrategy(**given, variant="gfi", ewc_lambda=2.0).recipe.dwa_lambda == 2.0
     with pytest.raises(TypeError, match="give dwa_lambda= alone"):
         CETLStrategy(**given, variant="gfi", ewc_lambda=2.0, dwa_lambda=1.0)
+
+
+class Clips(SupervisedPlugin):
+    """Writes down the callbacks of an iteration, and lets no gradient through."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+
+    def before_backward(self, strategy, **kwargs):
+        self.order.append("before_backward")
+
+    def after_backward(self, strategy, **kwargs):
+        self.order.append("after_backward")
+        for p in strategy.model.parameters():
+            p.grad = None
+
+    def before_update(self, strategy, **kwargs):
+        self.order.append("before_update")
+
+    def after_update(self, strategy, **kwargs):
+        self.order.append("after_update")
+
+
+def test_gradients_can_be_changed_between_backward_and_the_optimisers_step(transfer):
+    model = coupled()
+    before, plugin = snapshot(model.target), Clips()
+    strategy(model, variant="direct", plugins=[plugin]).train(transfer.train_stream)
+    assert all(torch.equal(before[n], p) for n, p in snapshot(model.target).items())
+    assert plugin.order[:4] == [
+        "before_backward",
+        "after_backward",
+        "before_update",
+        "after_update",
+    ]
