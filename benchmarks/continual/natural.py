@@ -44,8 +44,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_cetl import GFIPlugin
-from avalanche_cetl.encoders.timm_models import create
+from avalanche_cetl import GFIPlugin, TimmEncoder
 from benchmarks.continual.methods import network
 from benchmarks.continual.runs import _benchmark, cut_from_tensors, summary
 from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
@@ -223,7 +222,10 @@ class Pretrained(nn.Module):
 
     def __init__(self, outputs: int):
         super().__init__()
-        self.network: Any = create("tf_efficientnet_lite0", False, "package")
+        encoder = TimmEncoder("tf_efficientnet_lite0", weights="package")
+        self.network: Any = encoder.module.requires_grad_(True)
+        for module in self.network.modules():
+            module._forward_hooks.clear()  # the encoder's own
         self.network.reset_classifier(outputs)
 
     def train(self, mode: bool = True) -> Pretrained:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from avalanche_cetl.evaluation import picture
+from benchmarks import markdown
 from benchmarks.continual.natural import FILE
 from benchmarks.markdown import table
 from benchmarks.records import cell, read
@@ -26,6 +27,8 @@ READ_ONCE = {
 }
 #: Seeds of the streams that were read once, when they were run again.
 FIVE = (13, 14, 15, 16, 17)
+#: Seeds of the stream of photographs on a pretrained network.
+PRETRAINED = (13, 14)
 SGD = {"odd-even": (2, 3), "permuted": (2, 3)}
 STRENGTHS = (3, 5, 10)
 CHOSEN = 5
@@ -47,10 +50,17 @@ def setting(strength: float, more: str = "") -> str:
     return f"natural:strength={strength},units=mix,rest=0.03{more}"
 
 
-def averages(runs: list[Run], stream: str, method: str, optimiser: str, seeds: Any) -> Averages:
-    """Return the average accuracies of a method that did not fail, by seed."""
+def averages(
+    runs: list[Run],
+    stream: str,
+    method: str,
+    optimiser: str,
+    seeds: Any,
+    what: str = "average_accuracy",
+) -> Averages:
+    """Return the average accuracies of a method that did not fail, by seed, or another figure."""
     return {
-        run["seed"]: run["average_accuracy"]
+        run["seed"]: run[what]
         for run in runs
         if (run["stream"], run["method"], run["optimiser"]) == (stream, method, optimiser)
         and run["seed"] in seeds
@@ -131,6 +141,26 @@ def again(runs: list[Run]) -> str:
         rows.append(line)
     rows.append(["mean over streams", *[""] * 5, cell(ahead, sign=True)])
     return table(["", "GFIPlugin()", "Naive", *LATER, "ahead of the best rival by"], rows)
+
+
+def pretrained(runs: list[Run]) -> str:
+    """Write what a network that knows ImageNet has after the stream, and has learnt on the way.
+
+    Rivals at the best strength of the first seed, on the very figures that are shown.
+    """
+    stream, seeds = "cifar-pretrained", PRETRAINED
+    rows, means = [], []
+    chosen = {name: best(runs, stream, methods, "adam", seeds) for name, methods in LATER.items()}
+    for name, method in {"GFIPlugin()": "GFIPlugin", "Naive": "Naive", **chosen}.items():
+        own = averages(runs, stream, method, "adam", seeds)
+        learnt = averages(runs, stream, method, "adam", seeds, "learnt")
+        strength = method.partition("=")[2]
+        tried = [len(averages(runs, stream, m, "adam", seeds[:1])) for m in LATER.get(name, [])]
+        told = f"{name} ({strength}, best of {sum(tried)})" if strength else name
+        rows.append([told, _shown(own), cell(list(own.values())), _mean(learnt)])
+        means.append(statistics.mean(own.values()) if own else None)
+    markdown.bold_column(rows, 2, means)
+    return table(["", "by seed", "mean", "of each task at its end"], rows)
 
 
 def measured(runs: list[Run]) -> str:
@@ -253,6 +283,7 @@ def tables() -> str:
         ours = setting(CHOSEN, ",form=proximal")
         found[f"{name}, proximal"] = compared(runs, SGD, ours, optimiser, OF_SGD)
     found["Read again with five seeds, GFIPlugin() of this version"] = again(runs)
+    found["EfficientNet-Lite0 from ImageNet's weights, cifar-pretrained"] = pretrained(runs)
     found["Images that a measurement reads"] = measured(runs)
     found["Split MNIST, one head, with replay"] = replayed(runs)
     found["Predicted movement and forgetting of a task"] = movement(runs)

@@ -40,7 +40,8 @@ def test_weights_are_1_where_a_class_has_come():
 LABELS = {
     "unknown ones": (torch.tensor([3, -1, 1]), {(0, 1), (0, 3)}),
     "real values": (torch.tensor([0.5, 1.0, 2.0]), set()),
-    "rows of them": (torch.zeros(3, 2, dtype=torch.long), set()),
+    "rows of shares": (torch.tensor([[0.0, 1], [0.5, 0], [0, 0]]), {(0, 0), (0, 1)}),
+    "maps": (torch.zeros(3, 2, 2, dtype=torch.long), set()),
     "none": (None, set()),
 }
 
@@ -48,12 +49,12 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 def test_classes_are_whole_numbers_from_0(name):
     labels, wanted = LABELS[name]
-    rows = rows_of(torch.zeros(3, 5), labels, None, torch.device("cpu"))
+    rows = rows_of(torch.zeros(3, 5), labels, None, network())
     assert classes_of(rows, rows.read([0, 1, 2]), False) == wanted
 
 
 def test_classes_of_all_rows_count_and_those_that_a_data_set_makes_on_the_way():
-    rows = rows_of(torch.zeros(3, 5), torch.tensor([0, 1, 2]), torch.tensor([0, 4, 4]), "cpu")
+    rows = rows_of(torch.zeros(3, 5), torch.tensor([0, 1, 2]), torch.tensor([0, 4, 4]), network())
     assert classes_of(rows, rows.read([0]), True) == {(0, 0), (4, 1), (4, 2)}
     turned = TaskSample(torch.zeros(1, 5), torch.tensor([7]), torch.tensor([0]))
     assert classes_of(rows, turned, False) == {(0, 7)}

@@ -16,8 +16,7 @@ The tolerances have to lie between the two. Measured over the 69 small networks 
 differs by 3e-15 at the most in float64, by 2e-6 in float32 and by 0.04 under bfloat16 autocast; a
 wrong one, in float64 and float32, by 0.4 at the least. It breaks where a wrong route differs by
 less than the tolerance: a term that is missing from a gradient, but makes less than 0.5 % of it in
-float32, is not seen. Nor is one that only few samples have, where none of them is looked at: a
-network that reads a layer's weight outside of the layer for some images alone.
+float32, is not seen. Nor is one that few samples have, where none of these is looked at.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ _HALF_ROUNDING = 1e-2
 #: Losses are compared ten times as strictly as gradients: they pass no backward pass, and a loss
 #: that differs is the sign of samples that influence one another.
 _LOSS_SHARE = 0.1
-#: How many more samples are looked at where one of three differs, in float32.
-_MORE = 8
+_MORE = 8  # samples that are looked at besides, where one of three differs in float32
 #: What a captured sample takes is multiplied by this, to leave room for what is computed from it a
 #: few samples at a time: windows of images, products, squares.
 _ROOM_TO_COMPUTE = 1.25
@@ -180,20 +178,18 @@ def verify(
         if wrong:
             raise StaleRoutesError(wrong[0]) from problem
         return
-    # In float32 a unit of one sample may lie so near a kink that rounding decides its gradient. So
-    # one sample that differs is not enough there: where it is one, more are looked at.
-    exact = all(p.dtype == torch.float64 for p in loop.params.values())
+    # In float32 a unit may lie so near a kink that rounding decides one sample's gradient: where
+    # one sample differs, more are looked at.
+    exact = len(rows) == 1 or all(p.dtype == torch.float64 for p in loop.params.values())
     more = sorted({(2 * i + 1) * n // (2 * _MORE) for i in range(_MORE)} - rows)
     for k, reference in enumerate(by_loss):
         refuted = _refuted(reference, k, loop.params, gradients)
-        once = [name for name, times in refuted.items() if times == 1]
-        if once and more and not exact and samples > 1:
+        if not exact and more and 1 in refuted.values():
             others = Reference(loop, row_loss(losses[k], captured.targets[k]), more, strict=False)
             found = _refuted(others, k, loop.params, gradients)
-            refuted |= {name: 1 + found[name] for name in once}
-        enough = 1 if exact or samples == 1 else 2
+            refuted = {name: times and times + found[name] for name, times in refuted.items()}
         for name, times in refuted.items():
-            if times >= enough:
+            if times >= (1 if exact else 2):
                 raise StaleRoutesError(f"another gradient of {name} than autograd's")
 
 

@@ -278,3 +278,31 @@ def test_a_state_that_the_batch_size_decides_is_that_of_single_samples():
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-14)
         model(x)  # leaves a state for batches of this size
+
+
+class Twice(nn.Module):
+    """Reads its layer's weight outside of the layer too, for some images alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        z, also = self.layer(x), x[:, 0] > 0
+        if also.any():
+            z = z + also[:, None] * F.linear(z.tanh(), self.layer.weight)
+        return self.head(z.tanh())
+
+
+def test_where_one_of_three_samples_differs_more_are_looked_at():
+    torch.manual_seed(0)
+    model, x, y = Twice(), torch.randn(64, 6), torch.arange(64) % 3
+    x[:, 0] = -x[:, 0].abs()
+    x[[0, *range(4, 64, 8)], 0] *= -1  # of the samples 0, 21 and 42 the first alone
+    found = fisher_information(model, x, "empirical", targets=y)["layer.weight"]
+    model = model.double()
+    wanted = torch.zeros(6, 6, dtype=torch.float64)
+    for one, label in zip(x.double().split(1), y.split(1), strict=True):
+        loss = F.cross_entropy(model(one), label)
+        wanted += torch.autograd.grad(loss, model.layer.weight)[0].square() / 64
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-7)
