@@ -298,7 +298,7 @@ def test_where_one_of_three_samples_differs_more_are_looked_at():
     torch.manual_seed(0)
     model, x, y = Twice(), torch.randn(64, 6), torch.arange(64) % 3
     x[:, 0] = -x[:, 0].abs()
-    x[[0, *range(4, 64, 8)], 0] *= -1  # of the samples 0, 21 and 42 the first alone
+    x[[21, *range(4, 64, 8)], 0] *= -1  # of the samples 0, 1, 21 and 42 one alone
     found = fisher_information(model, x, "empirical", targets=y)["layer.weight"]
     model = model.double()
     wanted = torch.zeros(6, 6, dtype=torch.float64)
