@@ -105,13 +105,13 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
         loss = loss_of(strategy)
         if isinstance(loss, _OTHER_LOSSES):
             self._warn(OTHER_LOSS.format(loss=type(loss).__name__))
-        coming = classes_of(rows, sample, by_head)
-        whole = getattr(strategy.experience, "origin_experience", None)
-        if whole is not None:  # of a stream that brings it in pieces
-            parts = _rows_of(whole.dataset, strategy.device)
-            coming = coming | classes_of(parts, sample, by_head)
-        if new_classes_are_lost(strategy, self.measurer.seen.by_head, coming):
-            self._warn(NEW_CLASSES)
+        seen, coming = self.measurer.seen.by_head, classes_of(rows, sample, by_head)
+        if new_classes_are_lost(strategy, seen, coming):
+            whole = getattr(strategy.experience, "origin_experience", None)
+            if whole is not None:  # of a stream that brings it in pieces
+                coming |= classes_of(_rows_of(whole.dataset, strategy.device), sample, by_head)
+            if new_classes_are_lost(strategy, seen, coming):
+                self._warn(NEW_CLASSES)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the penalty to the loss, where that is its form."""
