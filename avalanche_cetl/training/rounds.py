@@ -35,6 +35,22 @@ class Round:
         if self.alternates and not host.data.counts[1]:
             self.stages = [stage for stage in self.stages if stage.reads != "labelled"]
 
+    def check_trainable(self) -> None:
+        """Raise ValueError where a stage trains T2 alone, and all of T2 is frozen."""
+        model = self.host.model
+        if any(p.requires_grad for p in model.target_parameters().values()):
+            return
+        for stage in self.stages:
+            decoder = stage.kind is not Stage.CLASSIFY and any(
+                p.requires_grad for p in stage.parameters(model)
+            )
+            if stage.callbacks is Callbacks.ALL and not decoder:
+                raise ValueError(
+                    "no weight of the target network learns: all have requires_grad=False, and "
+                    f"{stage.label!r} trains no other. Unfreeze it, or a part such as its head: "
+                    "model.target.requires_grad_(True)."
+                )
+
     def run(self) -> None:
         """Run the round; a stop that is asked for ends the stage that runs, and the others."""
         if self.alternates:
