@@ -10,6 +10,7 @@ from avalanche.training.utils import trigger_plugins
 
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.labels import labelled_rows
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host
@@ -139,6 +140,8 @@ class Round:
     def _place(self, batch: Batch, rows: str) -> Batch:
         host = self.host
         dataset = host.data.rows.target if rows == "target" else host.adapted_dataset
+        if rows == "labelled":
+            batch.tensors = labelled_rows(batch.tensors)
         return host.engine.place(batch, host.device, dataset)
 
     def _measure(self, names: tuple[str, ...]) -> None:

@@ -221,6 +221,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
         super().train_dataset_adaptation(**kwargs)
+        checks.check_replay(self.plugins, self.adapted_dataset)
         self.training_data = TrainingData.of(self, self.model)
         self.adapted_dataset = self.data.rows.labelled
 
