@@ -108,7 +108,7 @@ def scored(scores, tmp_path, every, streams, before=()):
     ("every", "scores", "best"),
     [
         (1, [0.9, 0.2, 0.4], 0.4),  # before training, after round 1, after round 2
-        (2, [0.9, 0.2, 0.8], 0.2),  # before training, after round 2, and once more at the end
+        (2, [0.9, 0.2, 0.8], 0.2),  # before training, after round 1, and at the end
         (0, [0.9, 0.2], None),  # before training, and at the end, once the last round is over
     ],
 )
