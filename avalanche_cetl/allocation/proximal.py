@@ -123,13 +123,19 @@ class QuadraticPenalty:
 
     @torch.no_grad()
     def add(self, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:
-        """Take one more experience in: its importances, and the weights they were measured at."""
+        """Take one more experience in: its importances, and the weights they were measured at.
+
+        Where the network's type has changed, the sum is in the wider one.
+        """
         for name, own in importance.items():
             anchor = anchors[name].detach()
             if name not in self.importance:
                 self.importance[name] = own.clone()
                 self.anchors[name] = anchor.clone()
                 continue
+            self.importance[name] = _as_wide(self.importance[name], own)
+            self.anchors[name] = _as_wide(self.anchors[name], anchor)
+            anchor = anchor.to(self.anchors[name].dtype)
             total = self.importance[name].add_(own)
             # A running mean: products of large importances and weights could overflow.
             share = torch.where(total > 0, own / total, torch.zeros_like(total))
@@ -229,6 +235,11 @@ class QuadraticPenalty:
                         place = place_of(centre.shape)
                         moved[name][place] += least * (own[name][place] - centre)
                     own[name].sub_(moved[name])
+
+
+def _as_wide(value: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor in the wider of its type and another's."""
+    return value.to(torch.promote_types(value.dtype, other.dtype))
 
 
 def _share(importance: Tensor, scale: float) -> Tensor:

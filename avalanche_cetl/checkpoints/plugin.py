@@ -29,14 +29,16 @@ class CheckpointPlugin(CETLPlugin):
     :param every: rounds between two checkpoints, >= 1. The last round of an experience always
         has one.
     :param keep: number of newest checkpoints that stay, >= 1.
-    :param best: the score: the name of a metric of the evaluator, or its beginning, read as it
-        was last emitted (labelled, as ``"Top1_Acc_Stream"``, or label-free, as
-        ``validator_metrics()`` give), or a function ``(strategy) -> float``. None: no best one.
+    :param best: the score: the name of a metric of the evaluator, or the beginning of one metric's
+        name alone (labelled, as ``"Top1_Acc_Stream"``, or label-free, as ``validator_metrics()``
+        give), or a function ``(strategy) -> float``. A metric is read after the rounds that emit
+        it: one of ``eval()`` with ``eval_every=1`` after each. None: no best one.
     :param mode: ``"max"`` or ``"min"``: which score is best.
     :param ignore: see :func:`save_checkpoint`.
     :ivar best_score: the best so far; None before there is one.
     :ivar rounds: rounds so far.
-    :raises ValueError: for arguments out of range, and in training for a name that no metric has.
+    :raises ValueError: for arguments out of range, and in training for a name that no metric has,
+        or that several begin with: one for each stream, experience or task.
     :raises CheckpointError: when training begins, for plugins and metrics whose state cannot be
         kept; in training, see :func:`save_checkpoint`.
     """
@@ -65,6 +67,8 @@ class CheckpointPlugin(CETLPlugin):
         self.best, self.ignore = best, tuple(ignore)
         self.best_score: float | None = None
         self.rounds = 0
+        self._before: dict[str, Any] = {}  # what the evaluator had emitted when the round began
+        self._followed: set[str] = set()  # metrics whose name begins as best says
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Check that the strategy can be saved, and clear what a killed process left."""
@@ -77,6 +81,10 @@ class CheckpointPlugin(CETLPlugin):
         if Processes.started().rank == 0 and self.folder.is_dir():
             for left in self.folder.glob(f".*{SUFFIX}.*.tmp"):
                 left.unlink(missing_ok=True)
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Note which metrics are of earlier weights."""
+        self._before = dict(getattr(strategy.evaluator, "last_metric_results", {}))
 
     def after_round(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Save, where it is time."""
@@ -119,4 +127,15 @@ class CheckpointPlugin(CETLPlugin):
                 f"best={self.best!r} is no metric of the evaluator, which has emitted: {known}. "
                 "A metric of eval() needs eval_every=1."
             )
-        return float(results[found[-1]])
+        # Every emission puts a new object there: the same one was emitted before the round.
+        emitted = {name for name in found if results[name] is not self._before.get(name)}
+        if self.best in results:
+            emitted &= {self.best}
+        self._followed |= emitted
+        if len(self._followed) > 1:
+            raise ValueError(
+                f"best={self.best!r} is the beginning of several metrics: "
+                f"{', '.join(sorted(self._followed))}. Give the whole name of one, or a function "
+                "(strategy) -> float."
+            )
+        return float(results[emitted.pop()]) if emitted else None

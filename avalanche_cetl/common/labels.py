@@ -57,6 +57,19 @@ def split_rows(dataset: Any) -> Rows:
     return Rows(target=pick(target), labelled=pick(labelled))
 
 
+def labelled_rows(batch: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the rows of a mini-batch that have a label; all rows where none has one.
+
+    A memory whose rows a plugin replays may hold rows without a label.
+
+    :param batch: images, labels, and whatever else the loader gives of each row.
+    """
+    known = batch[1] >= 0
+    if known.dim() > 1 or known.all() or not known.any():
+        return batch
+    return [part[known] for part in batch]
+
+
 def features_in(dataset: Any, batch: Sequence[Any]) -> torch.Tensor | None:
     """Return S's features in a mini-batch of the data set; None where it has none."""
     return batch[FEATURES_INDEX] if hasattr(dataset, SOURCE_FEATURES) else None

@@ -84,7 +84,7 @@ class LearningBound(PluginMetric[dict[str, float]]):
     :param source_error: S's error on the source data, in [0, 1]; a constant of S, so 0 (the
         default) changes no comparison between networks.
     :param head: a classifier of S's features ``(N, dim) -> (N, K)``, for an S whose classes are
-        not T2's; default: S's own logits.
+        not T2's, which is put into eval mode; default: S's own logits.
     :param error: also the left-hand side, from the labels.
     :raises ValueError: for a source error outside [0, 1]; in evaluation for a model without
         S, or an S that does not classify.
@@ -118,6 +118,7 @@ class LearningBound(PluginMetric[dict[str, float]]):
         if self.head is None:
             logits = source.cheapest_logits(x, features)
         else:
+            self.head.to(strategy.device).eval()
             logits = self.head(features.to(strategy.mb_output.dtype))
         if logits.shape != strategy.mb_output.shape:
             raise ValueError(

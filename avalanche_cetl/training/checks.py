@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from avalanche.training.plugins.clock import Clock
+from avalanche.training.storage_policy import (
+    ClassBalancedBuffer,
+    ExperienceBalancedBuffer,
+    ReservoirSamplingBuffer,
+)
 from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_cetl.common.labels import UNLABELLED, Rows
 from avalanche_cetl.common.validation import NonFiniteLossError
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel
@@ -87,6 +94,33 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int, taught: b
             )
     if rows.has_features and isinstance(model.source, Encoder):
         check_source(rows.target, model.source, f"experience {experience}")
+
+
+def check_replay(plugins: Iterable[Any], dataset: Any) -> None:
+    """Warn of a plugin whose memory holds, or is about to hold, mostly rows without a label.
+
+    What it replays are rows to classify, and these teach nothing.
+
+    :param plugins: of the strategy.
+    :param dataset: of the experience, with all its rows.
+    """
+    for plugin in plugins:
+        policy = getattr(plugin, "storage_policy", None)
+        if policy is None or isinstance(policy, ClassBalancedBuffer):  # it keeps all classes
+            continue
+        held = getattr(policy, "buffer", ())
+        if not len(held) and type(policy) in (ExperienceBalancedBuffer, ReservoirSamplingBuffer):
+            held = dataset  # they draw from all rows alike
+        labels = [int(label) for label in getattr(held, "targets", ())]
+        if 2 * sum(label < 0 for label in labels) > len(labels):
+            name = type(plugin).__name__
+            warn_caller(
+                f"{name} keeps rows whether they have a label or not, and most of them have none: "
+                "replayed, they teach nothing. Give it "
+                "storage_policy=ClassBalancedBuffer(mem_size), of "
+                "avalanche.training.storage_policy, which keeps labelled rows of every class, or "
+                f"leave {name} out."
+            )
 
 
 def check_classes(rows: Rows, classes: int, experience: int) -> None:

@@ -91,6 +91,11 @@ class DataProfile:
         )
 
 
+def _always(profile: DataProfile) -> bool:
+    """Return True: a plugin takes part whatever the data are."""
+    return True
+
+
 class Rule(NamedTuple):
     """When a plugin of a preset takes part.
 
@@ -101,7 +106,7 @@ class Rule(NamedTuple):
     """
 
     make: Callable[[], LossPlugin]
-    fits: Callable[[DataProfile], bool] = lambda _: True
+    fits: Callable[[DataProfile], bool] = _always
     weight: Callable[[DataProfile], float] | None = None
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
 from avalanche.core import BasePlugin
@@ -149,8 +150,8 @@ class ProbeWeight:
         return self.full * min(1.0, rows * self.labels / per_class)
 
 
-def _soft(weight: float, **options: Any) -> SoftTargets:
-    return SoftTargets(weight=weight, temperature=2.0, rows="target", **options)
+#: Partial functions in all rules: strategies that are pickled name them.
+_soft = partial(SoftTargets, temperature=2.0, rows="target")
 
 
 #: As the paper prints it: raw GFI, the goal T1(S(x)) from T1 as it changes, one pass for each
@@ -168,9 +169,9 @@ PAPER = Preset(
 BEST = Preset(
     variant="direct",
     plugins=(
-        Rule(lambda: _soft(3.0, head="best"), _labelled, ProbeWeight()),
-        Rule(lambda: _soft(0.3, head="centroids", anneal=True), _source_teaches),
-        Rule(lambda: InformationMaximization(1.0, rampup_rounds=4), _no_target_label),
+        Rule(partial(_soft, weight=3.0, head="best"), _labelled, ProbeWeight()),
+        Rule(partial(_soft, weight=0.3, head="centroids", anneal=True), _source_teaches),
+        Rule(partial(InformationMaximization, 1.0, rampup_rounds=4), _no_target_label),
     ),
 )
 
@@ -182,9 +183,9 @@ BEST_COUPLED = Preset(
     stage_epochs=(1, 1, 1),
     lr_factors=(1.0, 1.0),
     plugins=(
-        Rule(lambda: DecoderHints(1.0)),
-        Rule(lambda: _soft(10.0, head="probe")),
-        Rule(lambda: ViewConsistency(10.0, threshold=0.968, rampup_rounds=6, rows="unlabelled")),
+        Rule(partial(DecoderHints, 1.0)),
+        Rule(partial(_soft, weight=10.0, head="probe")),
+        Rule(partial(ViewConsistency, 10.0, threshold=0.968, rampup_rounds=6, rows="unlabelled")),
     ),
 )
 

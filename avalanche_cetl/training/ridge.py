@@ -45,7 +45,8 @@ class StreamingRidge(SupervisedTemplate, Described):
     :ivar head: the head. ``SoftTargets(source=encoder, head=strategy.head)`` lets another network
         learn from it.
     :raises ValueError: without ``head`` for an encoder that does not say its ``dim``; in training
-        for stored features of another encoder.
+        for stored features of another encoder, for ``train_epochs`` other than 1, and for plugins
+        with a memory of old images: rows would count more than once.
     """
 
     adapted_dataset: Any
@@ -102,14 +103,18 @@ class StreamingRidge(SupervisedTemplate, Described):
     def model_adaptation(self, model: Any = None) -> Any:
         """Adapt the head: an output for every class of the experience."""
         model = self.model if model is None else model
-        model[1].grow(1 + max(self.experience.classes_in_this_experience, default=-1))
+        classes = getattr(self.experience, "classes_in_this_experience", None)
+        if classes is None:  # of a benchmark without a timeline of classes
+            classes = {int(label) for label in self.experience.dataset.targets}
+        model[1].grow(1 + max(classes, default=-1))
         return model
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """Do nothing: there is no optimiser."""
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        """Adapt the head, and check stored features; there is no optimiser."""
+        """Adapt the head, and check what rows come from; there is no optimiser."""
+        self._check_rows_count_once()
         self.model = self.model_adaptation().to(self.device)
         self._check_features("the training experience")
 
@@ -162,6 +167,19 @@ class StreamingRidge(SupervisedTemplate, Described):
             return stored
         found: Tensor = self.encoder.eval()(self.mb_x)
         return found
+
+    def _check_rows_count_once(self) -> None:
+        if self.train_epochs != 1:
+            raise ValueError(
+                f"train_epochs={self.train_epochs}: StreamingRidge makes one pass over each "
+                "experience, because a row that is read again would count again. Leave it at 1."
+            )
+        for plugin in self.plugins:
+            if hasattr(plugin, "storage_policy") or hasattr(plugin, "mem_size"):
+                raise ValueError(
+                    f"{type(plugin).__name__} shows rows of earlier experiences again, and they "
+                    "would count again: the head's sums hold them already. Leave the plugin out."
+                )
 
     def _check_features(self, where: str) -> None:
         if isinstance(self.encoder, Encoder):

@@ -10,6 +10,7 @@ from avalanche.training.utils import trigger_plugins
 
 from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.common.batch import Batch
+from avalanche_cetl.common.labels import labelled_rows
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host
@@ -34,6 +35,22 @@ class Round:
         self.stages = [stage for stage in variant.stages if has_source or not stage.needs_source]
         if self.alternates and not host.data.counts[1]:
             self.stages = [stage for stage in self.stages if stage.reads != "labelled"]
+
+    def check_trainable(self) -> None:
+        """Raise ValueError where a stage trains T2 alone, and all of T2 is frozen."""
+        model = self.host.model
+        if any(p.requires_grad for p in model.target_parameters().values()):
+            return
+        for stage in self.stages:
+            decoder = stage.kind is not Stage.CLASSIFY and any(
+                p.requires_grad for p in stage.parameters(model)
+            )
+            if stage.callbacks is Callbacks.ALL and not decoder:
+                raise ValueError(
+                    "no weight of the target network learns: all have requires_grad=False, and "
+                    f"{stage.label!r} trains no other. Unfreeze it, or a part such as its head: "
+                    "model.target.requires_grad_(True)."
+                )
 
     def run(self) -> None:
         """Run the round; a stop that is asked for ends the stage that runs, and the others."""
@@ -123,6 +140,8 @@ class Round:
     def _place(self, batch: Batch, rows: str) -> Batch:
         host = self.host
         dataset = host.data.rows.target if rows == "target" else host.adapted_dataset
+        if rows == "labelled":
+            batch.tensors = labelled_rows(batch.tensors)
         return host.engine.place(batch, host.device, dataset)
 
     def _measure(self, names: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from avalanche.evaluation import metrics
+from torch import Tensor
 
 from avalanche_cetl.training.host import Host
 
@@ -66,16 +67,18 @@ def iterations_shown(host: Host, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def accuracy_of_labels(host: Host) -> Iterator[None]:
-    """Leave out accuracies of training where the experience has no label: they would all be 0.
+def accuracy_of_labels(host: Host, labels: Tensor | None = None) -> Iterator[None]:
+    """Leave out accuracies of training where there is no label: they would all be 0.
 
     Within a round alone, where no checkpoint is written: the list of metrics is whole in those.
 
     :param host: the strategy.
+    :param labels: of a mini-batch; None: those of the experience count.
     """
     evaluator = host.evaluator
     whole = getattr(evaluator, "metrics", None)
-    if whole is None or host.data.counts[1]:
+    known = host.data.counts[1] and (labels is None or bool((labels >= 0).any()))
+    if whole is None or known:
         yield
         return
     evaluator.metrics = [metric for metric in whole if not isinstance(metric, READ_LABELS)]

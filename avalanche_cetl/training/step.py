@@ -68,7 +68,7 @@ def take_step(
             _clear_others(host, stage)
             host.optimizer_step()
             trigger_plugins(host, "after_update", **kwargs)
-        with host.engine.whole_batch(host, batch), accuracy_of_labels(host):
+        with host.engine.whole_batch(host, batch), accuracy_of_labels(host, host.mbatch[1]):
             trigger_plugins(host, "after_training_iteration", **kwargs)
     elif place.last:
         assert own is not None, "a stage without all callbacks has an optimiser of its own"

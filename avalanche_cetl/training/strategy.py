@@ -102,7 +102,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
     :ivar resume: where it stands, and where a loaded checkpoint lets it go on.
     :raises TypeError: when the model is no CoupledModel.
     :raises ValueError: for arguments out of range; in training for data without labelled rows or
-        rows of domain 0; and :class:`NonFiniteLossError` when a loss is not finite.
+        rows of domain 0, and where all of T2 is frozen; and :class:`NonFiniteLossError` when a loss
+        is not finite.
     """
 
     PLUGIN_CLASS = CETLPlugin
@@ -220,6 +221,7 @@ class CETLStrategy(Parts, SupervisedTemplate):
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Keep the labelled rows for stage 3, the rows of domain 0 for stages 1 and 2."""
         super().train_dataset_adaptation(**kwargs)
+        checks.check_replay(self.plugins, self.adapted_dataset)
         self.training_data = TrainingData.of(self, self.model)
         self.adapted_dataset = self.data.rows.labelled
 
@@ -244,9 +246,10 @@ class CETLStrategy(Parts, SupervisedTemplate):
         self.dataloader = self.engine.parallel.whole(self.dataloader)
 
     def check_model_and_optimizer(self, *args: Any, **kwargs: Any) -> None:
-        """Adapt both, and refuse labels without an output before plugins read them."""
+        """Adapt both; refuse labels without an output, and a T2 that cannot learn."""
         super().check_model_and_optimizer(*args, **kwargs)
         self.data.check_classes()
+        Round(self).check_trainable()
 
     def make_optimizer(self, reset_optimizer_state: bool = False, **kwargs: Any) -> None:
         """Cover the trainable parameters, S's never; the stages' optimisers follow."""

@@ -77,6 +77,20 @@ def test_each_group_pulls_at_its_own_rate_and_what_the_optimiser_does_not_hold_s
     assert found == pytest.approx({"a": 1 / 2, "b": 1 / 4, "c": 1.0, "d": 1.0})
 
 
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_a_network_whose_type_changes_between_experiences_is_held_in_the_wider_one(first):
+    second = torch.float64 if first == torch.float32 else torch.float32
+    pull, one, two = QuadraticPenalty(), torch.tensor([1.0, 0.0]), torch.tensor([3.0, 1.0])
+    pull.add({"w": one.to(first)}, {"w": one.to(first)})
+    pull.add({"w": two.to(second)}, {"w": two.to(second)})
+    assert pull.importance["w"].dtype == pull.anchors["w"].dtype == torch.float64
+    assert pull.anchors["w"].tolist() == pytest.approx([2.5, 1.0])
+    parameter = nn.Parameter(torch.zeros(2, dtype=second))
+    pull.step({"w": parameter}, torch.optim.SGD([parameter], lr=1.0), 1.0)
+    assert parameter.tolist() == pytest.approx([2.0, 0.5])
+    assert float(pull.penalty({"w": parameter}, 2.0)) == pytest.approx(1 + 3 + 0.25)
+
+
 def test_half_precision_weights_are_pulled():
     pull = QuadraticPenalty()
     pull.add({"w": torch.ones(2)}, {"w": torch.zeros(2, dtype=torch.bfloat16)})

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.supervised import Naive
 from saved_runs import SHAPE, make
 
@@ -66,6 +68,61 @@ def test_the_best_checkpoint_is_chosen_by_the_name_of_a_metric(benchmark, tmp_pa
     unknown = CheckpointPlugin(tmp_path, best="Nothing")
     with pytest.raises(ValueError, match="Top1_Acc"):
         make(plugins=[unknown]).train(benchmark.train_stream, eval_streams=[])
+
+
+def test_the_beginning_of_several_metrics_is_refused_with_their_names(benchmark, tmp_path):
+    strategy = make(plugins=[CheckpointPlugin(tmp_path, best="Top1_Acc_Stream")])
+    streams = [benchmark.test_stream, benchmark.train_stream]
+    with pytest.raises(ValueError, match=r"several metrics: \S+/test_stream/.*/train_stream/"):
+        strategy.train(benchmark.train_stream, eval_streams=streams)
+    whole = "Top1_Acc_Stream/eval_phase/train_stream/Task000"
+    plugin = CheckpointPlugin(tmp_path, best=whole)
+    make(plugins=[plugin], train_epochs=1).train(benchmark.train_stream, eval_streams=streams)
+    assert 0 <= plugin.best_score <= 1
+
+
+def scored(scores, tmp_path, every, streams, before=()):
+    """Return the best score of a run, in which each evaluation emits the next score."""
+
+    class Score(PluginMetric):
+        def result(self):
+            """Nothing."""
+
+        def reset(self):
+            """Nothing."""
+
+        def after_eval(self, strategy):
+            name = strategy.experience.origin_stream.name
+            return [MetricValue(self, f"Score/{name}", next(scores), 0)]
+
+    plugin = CheckpointPlugin(tmp_path, best="Score")
+    strategy = make(plugins=[plugin], train_epochs=2, eval_every=every)
+    strategy.evaluator.metrics = [Score()]
+    for stream in before:
+        strategy.eval(stream)
+    strategy.train(streams[0], eval_streams=streams[1:])
+    return plugin.best_score
+
+
+@pytest.mark.parametrize(
+    ("every", "scores", "best"),
+    [
+        (1, [0.9, 0.2, 0.4], 0.4),  # before training, after round 1, after round 2
+        (2, [0.9, 0.2, 0.8], 0.2),  # before training, after round 1, and at the end
+        (0, [0.9, 0.2], None),  # before training, and at the end, once the last round is over
+    ],
+)
+def test_a_metric_is_not_of_the_weights_of_a_round_that_did_not_emit_it(
+    benchmark, tmp_path, every, scores, best
+):
+    streams = benchmark.train_stream, benchmark.test_stream
+    assert scored(iter(scores), tmp_path, every, streams) == best
+
+
+def test_a_stream_that_was_evaluated_before_training_is_not_followed(benchmark, tmp_path):
+    streams = benchmark.train_stream, benchmark.test_stream
+    scores = iter([0.9, 0.1, 0.3, 0.2])
+    assert scored(scores, tmp_path, 1, streams, before=[benchmark.train_stream]) == 0.3
 
 
 @pytest.mark.parametrize(

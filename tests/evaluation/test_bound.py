@@ -111,6 +111,13 @@ def test_a_source_with_other_classes_needs_a_head(model, benchmark):
         evaluated(model, benchmark, head=nn.Linear(16, 5))
 
 
+def test_a_head_is_read_in_evaluation_mode(model, benchmark):
+    torch.manual_seed(1)
+    head = nn.Sequential(nn.Dropout(0.9), nn.Linear(16, 3))
+    found = evaluated(model, benchmark, head=head.train())
+    assert found == evaluated(model, benchmark, head=head[1])
+
+
 def test_models_and_errors_that_have_no_bound_are_refused(model, benchmark):
     with pytest.raises(ValueError, match="source_error=2"):
         bound_metrics(source_error=2)

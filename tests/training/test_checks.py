@@ -1,11 +1,16 @@
+import warnings
+
 import pytest
 import torch
 from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
-from coupled_runs import coupled, strategy
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
+from coupled_runs import coupled, small_coupled, strategy
 
 from avalanche_cetl import adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.common.labels import Rows
-from avalanche_cetl.training import NonFiniteLossError
+from avalanche_cetl.training import NonFiniteLossError, Stage
 from avalanche_cetl.training.checks import check_experience
 
 
@@ -83,3 +88,57 @@ def test_rows_that_no_stage_reads_are_no_images(taught):
     # such as source rows without a label
     with pytest.raises(ValueError, match="experience 3 has no image that training reads"):
         check_experience(coupled(), Rows(target=[], labelled=[]), 3, taught)
+
+
+def few_labels(digits, labels=1):
+    sets = [digits(24, seed=seed) for seed in range(2)]
+    return transfer_benchmark(sets, sets, labels_per_class=labels).train_stream
+
+
+@pytest.mark.parametrize(
+    ("labels", "memory", "told"),
+    [
+        (1, lambda: ReplayPlugin(12), True),
+        (1, lambda: ReplayPlugin(12, storage_policy=ReservoirSamplingBuffer(12)), True),
+        (1, lambda: ReplayPlugin(12, storage_policy=ClassBalancedBuffer(12)), False),
+        (1, lambda: ReplayPlugin(12, storage_policy=Labelled(12)), False),
+        (None, lambda: ReplayPlugin(12), False),
+    ],
+    ids=["default", "reservoir", "by class", "own", "all labels"],
+)
+def test_a_memory_of_rows_without_a_label_is_told_before_training(digits, labels, memory, told):
+    before = []
+
+    class Watch(SupervisedPlugin):
+        def before_training_exp(self, strategy, *args, **kwargs):
+            before.append([str(one.message) for one in caught if "Replay" in str(one.message)])
+
+    s = strategy(small_coupled(), variant="direct", plugins=[memory(), Watch()])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        s.train(few_labels(digits, labels))
+    assert len(before) == 2 and [bool(found) for found in before] == [told, told]
+    assert all("storage_policy=ClassBalancedBuffer" in text for text in before[-1])
+
+
+class Labelled(ReservoirSamplingBuffer):
+    """A user's own policy: labelled rows alone."""
+
+    def post_adapt(self, agent, exp):
+        known = [i for i, label in enumerate(exp.dataset.targets) if label >= 0]
+        self.update_from_dataset(exp.dataset.subset(known))
+
+
+def test_a_memory_by_class_brings_old_labelled_rows_back(digits):
+    seen = []
+
+    class Watch(SupervisedPlugin):
+        def before_forward(self, strategy, *args, **kwargs):
+            if strategy.clock.train_exp_counter and strategy.stage is not Stage.COUPLED:
+                seen.append(len(strategy.mb_y))
+
+    policy = ClassBalancedBuffer(12)
+    replay = ReplayPlugin(12, storage_policy=policy)
+    s = strategy(small_coupled(), variant="direct", plugins=[replay, Watch()])
+    s.train(few_labels(digits))
+    assert max(seen) > 3  # the labelled rows of one experience

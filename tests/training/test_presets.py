@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -135,6 +137,30 @@ def test_strategies_do_not_share_the_plugins_of_a_preset():
 )
 def test_the_best_preset_leaves_a_goal_that_cannot_be_fixed(settings):
     assert not _strategy("best", **settings).fixed_goal
+
+
+def pickled(strategy):
+    return pickle.loads(pickle.dumps(strategy))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"preset": "best"}, {"preset": "paper"}, {"preset": "best", "variant": "gfi"}],
+    ids=["best", "paper", "best with a decoder"],
+)
+def test_a_copy_of_a_strategy_trains_as_the_strategy_itself(digits, settings, copied):
+    data = transfer_benchmark([digits(12), digits(12, seed=1)], [digits(6)] * 2, labels_per_class=2)
+    gfi = {} if settings == {"preset": "best"} else {"warmup_epochs": 1}
+    strategies = [_strategy(**settings, **gfi) for _ in range(2)]
+    strategies[1] = copied(strategies[1])
+    for experience in data.train_stream:
+        for s in strategies:
+            torch.manual_seed(3)
+            s.train(experience)
+        strategies[1] = copied(strategies[1])
+    one, other = (s.model.state_dict() for s in strategies)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("preset", ["paper", "best"])

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from avalanche.benchmarks import tensors_benchmark
+from avalanche.benchmarks import benchmark_from_datasets, tensors_benchmark
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
 
@@ -122,6 +123,38 @@ def test_every_row_counts_once_where_tasks_have_other_numbers_of_rows(encoder):
     strategy = StreamingRidge(encoder, evaluator=None, train_mb_size=8)
     strategy.train(stream)
     assert strategy.head.rows_per_class.tolist() == [5] * 6
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda stream: benchmark_from_datasets(train=[e.dataset for e in stream]).train_stream,
+        lambda stream: split_online_stream(stream, 9, access_task_boundaries=True),
+    ],
+    ids=["data sets", "online"],
+)
+def test_experiences_need_no_timeline_of_classes(encoder, made):
+    strategy = StreamingRidge(encoder, evaluator=None)
+    for experience in made(benchmark(hidden=5).train_stream):
+        strategy.train(experience)
+    assert strategy.head.rows_per_class.tolist() == [7, 8] * 3
+    torch.testing.assert_close(strategy.head.gram, trained(encoder, hidden=5).head.gram)
+
+
+def trained(encoder, **settings):
+    strategy = StreamingRidge(encoder, evaluator=None)
+    strategy.train(benchmark(**settings).train_stream)
+    return strategy
+
+
+def test_what_would_count_rows_again_is_refused_before_it_does(encoder):
+    replay = StreamingRidge(encoder, evaluator=None, plugins=[ReplayPlugin(20)])
+    again = StreamingRidge(encoder, evaluator=None)
+    again.train_epochs = 3
+    for strategy, told in ((replay, "ReplayPlugin shows rows"), (again, "train_epochs=3")):
+        with pytest.raises(ValueError, match=told):
+            strategy.train(benchmark().train_stream)
+        assert strategy.head.num_classes == 0 and not strategy.head.gram.any()
 
 
 def test_any_module_is_an_encoder_with_a_head_of_its_width():

@@ -3,8 +3,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LRSchedulerPlugin
-from coupled_runs import coupled, moved, snapshot, strategy
+from coupled_runs import coupled, moved, small_coupled, snapshot, strategy
 
+from avalanche_cetl import transfer_benchmark
 from avalanche_cetl.training import Stage
 
 
@@ -85,3 +86,21 @@ def test_the_source_runs_once_for_a_batch_that_two_stages_read(transfer):
     s = strategy(model, variant="e", warmup_epochs=0, alternate="iteration")
     s.train(transfer.train_stream)
     assert sum(calls) == 2 * 36  # once for the feature statistics, once in training
+
+
+@pytest.mark.parametrize("variant", ["direct", "e", "joint"])
+def test_a_target_network_that_cannot_learn_is_named_before_training(digits, variant):
+    model = small_coupled()
+    model.target.requires_grad_(False)
+    s = strategy(model, variant=variant)
+    experience = transfer_benchmark(digits(24), digits(6)).train_stream[0]
+    if variant == "joint":  # T1 learns in the same step
+        s.train(experience)
+        model.requires_grad_(False)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="no weight of the target network learns"):
+        s.train(experience)
+    assert not moved(model, before)
+    next(iter(model.target_parameters().values())).requires_grad_()
+    s.train(experience)
+    assert moved(model, before)

@@ -7,7 +7,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import InteractiveLogger
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from coupled_runs import coupled, small_coupled, strategy
 
 from avalanche_cetl import (
@@ -154,6 +154,40 @@ def test_the_default_evaluator_tells_none(digits, capsys):
 
     assert "Top1_Acc" not in run(adaptation_benchmark(None, digits(40), digits(9)))
     assert "Top1_Acc_Epoch" in run(adaptation_benchmark(digits(40), digits(40), digits(9)))
+
+
+def test_replayed_rows_without_a_label_are_no_errors(digits):
+    """They are left out of mini-batches; in a mini-batch of them alone none is told."""
+    sets = [digits(24, seed=seed) for seed in range(2)]
+    data = transfer_benchmark(sets, sets, labels_per_class=2)
+    right, lone = [], []
+
+    class Watch(SupervisedPlugin):
+        def after_training_iteration(self, strategy, *args, **kwargs):
+            labels = strategy.mb_y
+            lone.append(bool((labels < 0).all()))
+            assert lone[-1] or labels.min() >= 0
+            if not lone[-1]:
+                right.extend((strategy.mb_output.argmax(1) == labels).tolist())
+
+    class Alone(SupervisedPlugin):
+        """The last mini-batch is of rows without a label."""
+
+        def before_training_epoch(self, strategy, *args, **kwargs):
+            dataset = strategy.experience.dataset
+            rows = [row for row in dataset if int(row[1]) < 0]
+            batch = dataset.collate_fn(rows[:3])
+            strategy.dataloader = [*strategy.dataloader, batch]
+
+    plugins = [ReplayPlugin(12), Alone(), Watch()]
+    evaluator = EvaluationPlugin(accuracy_metrics(epoch=True), loggers=[])
+    s = strategy(small_coupled(), variant="direct", plugins=plugins, evaluator=evaluator)
+    for experience in data.train_stream:
+        right.clear()
+        s.train(experience)
+        assert True in lone and right
+        (found,) = s.evaluator.get_last_metrics().values()
+        assert found == pytest.approx(sum(right) / len(right))
 
 
 def test_evaluation_between_rounds_has_its_accuracy(digits):
