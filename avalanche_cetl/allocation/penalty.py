@@ -14,7 +14,7 @@ Kronecker factors. In both bases an iteration costs the same however many tasks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, get_args
 
 import torch
@@ -250,7 +250,7 @@ class WeightPenalty(PenaltyArguments):
         model: nn.Module,
         images: Tensor | Dataset[Any] | Rows,
         labels: Tensor | None = None,
-        tasks: Tensor | None = None,
+        tasks: Tensor | Sequence[int] | None = None,
         *,
         number: int | None = None,
     ) -> None:
@@ -265,10 +265,10 @@ class WeightPenalty(PenaltyArguments):
         :param labels: ``(N, ...)``; -1 where a class is unknown. Those of a data set itself are
             known of the drawn images alone. ``fisher="empirical"`` needs them, ``"logits"`` reads
             which classes have been seen.
-        :param tasks: task labels, ``(N,)``, for a network with heads by task.
+        :param tasks: task labels, ``(N,)`` or a list, for a network with heads by task.
         :param number: under which importances are kept; default: one more than the last.
         """
-        rows = rows_of(images, labels, tasks, device_of(model))
+        rows = rows_of(images, labels, tasks, model)
         if number is None or number in self.store.numbers:
             number = self._next_number()
         with unwrapped(model) as network:
@@ -288,7 +288,7 @@ class WeightPenalty(PenaltyArguments):
         model: nn.Module,
         images: Tensor | Dataset[Any],
         labels: Tensor | None = None,
-        tasks: Tensor | None = None,
+        tasks: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Begin a task: of what old tasks need, hold what this one needs too (eq. 10).
 
@@ -310,7 +310,7 @@ class WeightPenalty(PenaltyArguments):
         model: nn.Module,
         images: Tensor | Dataset[Any] | Rows,
         labels: Tensor | None = None,
-        tasks: Tensor | None = None,
+        tasks: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Draw the old tasks' labels for a new one's images, while the network is as it was.
 
@@ -318,7 +318,7 @@ class WeightPenalty(PenaltyArguments):
 
         :param model: see :meth:`remember`, as ``images``, ``labels`` and ``tasks``.
         """
-        rows = rows_of(images, labels, tasks, device_of(model))
+        rows = rows_of(images, labels, tasks, model)
         with unwrapped(model) as network:
             self.measurer.draw(network, rows, self.store.heads() if self.settings.gates else [])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
+
+from avalanche_cetl.allocation.parameters import device_of
+from avalanche_cetl.common.picks import described
 
 #: The task labels whose heads a task has; empty for a network without heads by task.
 Heads = tuple[int, ...]
@@ -59,8 +62,8 @@ class Rows(NamedTuple):
 def rows_of(
     images: Tensor | Dataset[Any] | Rows,
     labels: Tensor | None,
-    tasks: Tensor | None,
-    device: torch.device,
+    tasks: Tensor | Sequence[int] | None,
+    model: nn.Module,
 ) -> Rows:
     """Return the rows of tensors, or of a data set.
 
@@ -68,11 +71,21 @@ def rows_of(
         rows already.
     :param labels: ``(N,)``; of a data set its own, where there are none here.
     :param tasks: task labels, ``(N,)``; None: all are of one task, 0.
-    :param device: where they are read to.
+    :param model: the network, to whose device they are read. Images of double precision, as numpy
+        has them, are read in the precision of a network that has no such parameters.
     :raises ValueError: when there are no images, or another number of labels or tasks.
+    :raises TypeError: for something else than images; later, when rows of a data set are no images
+        and no such tuples.
     """
     if isinstance(images, Rows):
         return images
+    if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise TypeError(
+            f"images are {described(images)}; give a tensor (N, ...), or a map-style data set of "
+            "images or of tuples (image, label, ...)."
+        )
+    tasks = tasks if tasks is None else torch.as_tensor(tasks)
+    device, precision = device_of(model), _precision(model)
     count = len(images)  # type: ignore[arg-type]
     if count == 0:
         raise ValueError("there are no images, so there is nothing to measure.")
@@ -89,12 +102,24 @@ def rows_of(
             if isinstance(found, tuple | list):
                 own = found[1] if own is None and len(found) > 1 else own
                 found = found[0]
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"a batch of the data set gives {described(found)} for the images; give a data set "
+                "of tensors, or of tuples (image, label, ...)."
+            )
+        found = found.to(precision) if found.dtype == torch.float64 else found
         task = torch.zeros(len(rows), dtype=torch.int64) if tasks is None else tasks[rows]
         return TaskSample(
             found.to(device), None if own is None else own.to(device), task.to(device)
         )
 
     return Rows(count, read, None if labels is None else torch.as_tensor(labels), tasks)
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    """Return the type in which a network reads images of double precision."""
+    types = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
+    return types[0] if types and torch.float64 not in types else torch.float64
 
 
 def in_turn(old: Heads, tasks: Tensor) -> Tensor:

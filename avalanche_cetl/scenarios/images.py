@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from avalanche_cetl.common.images import (
     plain_picture,
 )
 from avalanche_cetl.common.labels import UNLABELLED
+from avalanche_cetl.common.picks import described
 from avalanche_cetl.scenarios.labels import class_index, class_indices
 
 _EMPTY = "the data set is empty: it has no image."
@@ -226,6 +227,11 @@ def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
     """Return image and class of a row; errors name the row."""
     try:
         row = data[index]
+        if isinstance(row, Mapping):
+            raise TypeError(
+                f"it is {described(row)}; a data set has to give pairs (image, label): return them "
+                "from its __getitem__."
+            )
         return _item(row[0], keep_pil), class_index(row[1])
     except Exception as problem:
         kind = type(getattr(data, "data", data) if isinstance(data, _WithoutLabels) else data)

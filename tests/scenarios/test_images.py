@@ -128,7 +128,7 @@ def test_opened_files_leave_no_name_behind(folder):
 
 def test_errors_in_a_row_have_its_number(digits):
     x, _ = digits(3)
-    with pytest.raises(ValueError, match="row 0 of list"):
+    with pytest.raises(ValueError, match=r"row 0 of list.*keys \['image'\].*\(image, label\)"):
         read_images([{"image": x[0]}])
 
 
