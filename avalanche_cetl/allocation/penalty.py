@@ -14,7 +14,7 @@ Kronecker factors. In both bases an iteration costs the same however many tasks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, get_args
 
 import torch
@@ -258,7 +258,7 @@ class WeightPenalty(PenaltyArguments):
         model: nn.Module,
         images: Tensor | Dataset[Any] | Rows,
         labels: Tensor | None = None,
-        tasks: Tensor | None = None,
+        tasks: Tensor | Sequence[int] | None = None,
         *,
         number: int | None = None,
     ) -> None:
@@ -273,7 +273,7 @@ class WeightPenalty(PenaltyArguments):
         :param labels: ``(N, ...)``; -1 where a class is unknown. Those of a data set itself are
             known of the drawn images alone. ``fisher="empirical"`` needs them, ``"logits"`` reads
             which classes have been seen.
-        :param tasks: task labels, ``(N,)``, for a network with heads by task; a data set has some.
+        :param tasks: task labels, ``(N,)`` or a list, for heads by task; a data set has its own.
         :param number: under which importances are kept; default: one more than the last.
         """
         rows = rows_of(images, labels, tasks, model)
@@ -298,7 +298,7 @@ class WeightPenalty(PenaltyArguments):
         model: nn.Module,
         images: Tensor | Dataset[Any],
         labels: Tensor | None = None,
-        tasks: Tensor | None = None,
+        tasks: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Begin a task: of what old tasks need, hold what this one needs too (eq. 10).
 
@@ -320,7 +320,7 @@ class WeightPenalty(PenaltyArguments):
         model: nn.Module,
         images: Tensor | Dataset[Any] | Rows,
         labels: Tensor | None = None,
-        tasks: Tensor | None = None,
+        tasks: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Draw the old tasks' labels for a new one's images, while the network is as it was.
 

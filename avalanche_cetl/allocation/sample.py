@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from avalanche_cetl.allocation.parameters import bare, device_of
+from avalanche_cetl.common.picks import described
 from avalanche_cetl.models.targets import reads_task_labels
 
 #: The task labels whose heads a task has; empty for a network without heads by task.
@@ -62,7 +63,7 @@ class Rows(NamedTuple):
 def rows_of(
     images: Tensor | Dataset[Any] | Rows,
     labels: Tensor | None,
-    tasks: Tensor | None,
+    tasks: Tensor | Sequence[int] | None,
     model: nn.Module,
 ) -> Rows:
     """Return the rows of tensors, or of a data set.
@@ -72,15 +73,25 @@ def rows_of(
     :param labels: ``(N,)``; of a data set its own, where there are none here.
     :param tasks: task labels, ``(N,)``; None: those of a data set (``targets_task_labels``, or the
         third part of its items), or all are of one task, 0.
-    :param model: the network; rows are read to its device.
+    :param model: the network, to whose device they are read. Images of double precision, as numpy
+        has them, are read in the precision of a network that has no such parameters.
     :raises ValueError: when there are no images, another number of labels or tasks, or no tasks
         for a network with heads by task.
+    :raises TypeError: for something else than images; later, when rows of a data set are no images
+        and no such tuples.
     """
     if isinstance(images, Rows):
         return images
+    if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise TypeError(
+            f"images are {described(images)}; give a tensor (N, ...), or a map-style data set of "
+            "images or of tuples (image, label, ...)."
+        )
     device, by_head = device_of(model), reads_task_labels(bare(model))
+    precision = _precision(model)
     if tasks is None and hasattr(images, "targets_task_labels"):
-        tasks = torch.as_tensor(list(images.targets_task_labels))
+        tasks = list(images.targets_task_labels)
+    labels, tasks = (None if one is None else torch.as_tensor(one) for one in (labels, tasks))
     count = len(images)  # type: ignore[arg-type]
     if count == 0:
         raise ValueError("there are no images, so there is nothing to measure.")
@@ -89,8 +100,8 @@ def rows_of(
             raise ValueError(f"there are {count} images and {len(one)} {name}: give one for each.")
 
     def read(rows: list[int]) -> TaskSample:
-        own = None if labels is None else torch.as_tensor(labels)[rows]
-        task = None if tasks is None else torch.as_tensor(tasks)[rows]
+        own = None if labels is None else labels[rows]
+        task = None if tasks is None else tasks[rows]
         if isinstance(images, Tensor):
             found = images[rows]
         else:
@@ -99,6 +110,12 @@ def rows_of(
                 own = found[1] if own is None and len(found) > 1 else own
                 task = found[2] if task is None and by_head and len(found) > 2 else task
                 found = found[0]
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"a batch of the data set gives {described(found)} for the images; give a data set "
+                "of tensors, or of tuples (image, label, ...)."
+            )
+        found = found.to(precision) if found.dtype == torch.float64 else found
         if task is None and by_head:
             raise ValueError(
                 f"{type(model).__name__} has a head for each task, and it is not known of which "
@@ -109,8 +126,13 @@ def rows_of(
             found.to(device), None if own is None else own.to(device), task.to(device)
         )
 
-    known, of_tasks = (None if one is None else torch.as_tensor(one) for one in (labels, tasks))
-    return Rows(count, read, known, of_tasks)
+    return Rows(count, read, labels, tasks)
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    """Return the type in which a network reads images of double precision."""
+    types = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
+    return types[0] if types and torch.float64 not in types else torch.float64
 
 
 def in_turn(old: Heads, tasks: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_cetl.common.state import version_of
+
 
 @contextmanager
 def watched(layers: Iterable[nn.Module], see: Callable[[nn.Module, Any], None]) -> Iterator[None]:
@@ -26,6 +28,53 @@ def watched(layers: Iterable[nn.Module], see: Callable[[nn.Module, Any], None]) 
         for layer in layers:
             hooks.callback(layer.register_forward_hook(hook).remove)
         yield
+
+
+class Ran:
+    """The layers that ran, in the order in which they ended.
+
+    :ivar runs: layer and output, one pair for each time that one ran.
+    """
+
+    def __init__(self) -> None:
+        # The outputs themselves, not their addresses: memory that is freed is given to another.
+        self.runs: list[tuple[nn.Module, Any]] = []
+        self._versions: list[int | None] = []
+
+    def see(self, layer: nn.Module, output: Any) -> None:
+        """Take down that a layer has run; the function that :func:`watched` calls."""
+        self.runs.append((layer, output))
+        self._versions.append(version_of(output) if isinstance(output, Tensor) else None)
+
+    def giving(self, result: Any) -> nn.Module | None:
+        """Return the layer that gave a tensor, as it is, in its latest run; else None.
+
+        :param result: of the network. Its memory tells, not its values: those of another layer
+            may be equal, e.g. where what is added to them is 0 before training.
+        """
+        for (layer, output), version in zip(self.runs[::-1], self._versions[::-1], strict=True):
+            if (
+                isinstance(result, Tensor)
+                and isinstance(output, Tensor)
+                and output.numel() == result.numel()
+                and _same_memory(output, result)
+                and version == version_of(result)
+            ):
+                return layer
+        return None
+
+    def last(self, result: Any) -> nn.Module | None:
+        """Return the layer that gave a network's result, or else the one that ran last."""
+        layer = self.giving(result) or (self.runs[-1][0] if self.runs else None)
+        # Attention reads the weights of its last linear layer, which does not run itself.
+        return layer.out_proj if isinstance(layer, nn.MultiheadAttention) else layer
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    try:
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # inside vmap() or grad() of torch.func
+        return one is other
 
 
 class Values:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from avalanche_cetl.common.caches import copied
-from avalanche_cetl.common.hooks import Kept, Values
+from avalanche_cetl.common.hooks import Kept, Ran, Values, watched
 from avalanche_cetl.common.picks import Output, check_output, described, pick
+from avalanche_cetl.common.seeds import seeded
+from avalanche_cetl.common.state import state_kept
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder, in_float32, like_network
@@ -30,7 +33,9 @@ class ModuleEncoder(Encoder):
     :param module: a network; its own device and dtype are kept.
     :param layer: name of the layer whose output is the feature, flattened to one vector an
         image; ``""`` for the module's own output. Default: what the last linear layer reads
-        (pre-logits). Inside a scripted module no layer can be named.
+        (pre-logits): the one whose output the module's (picked) output is, or else the last that
+        runs; of a module that gives several parts, the last one registered. Inside a scripted
+        module no layer can be named.
     :param input_shape: shape of one input, ``(C, H, W)``; one forward pass finds ``dim``. The
         module gets images as they are given: others than of this size (fully convolutional
         networks read them) bring one warning. Nothing is resized without a ``transform``.
@@ -39,7 +44,9 @@ class ModuleEncoder(Encoder):
         its logits ``(N, K)``, or a callable that picks them. Default: its output is the tensor.
     :ivar num_classes: width of the module's (picked) output if that is ``(N, K)``, else None.
     :raises ValueError: when there is no such layer, it does not run or gives no tensor, or the
-        module does not run on ``input_shape`` or has no such ``output``.
+        module does not run on ``input_shape`` or has no such ``output``; and, where no layer is
+        named, when its output is not computed from what its last linear layer gives alone, as in
+        a backbone without classifier.
     :raises TypeError: when ``module`` is no torch module, or for another kind of ``output``.
     """
 
@@ -64,7 +71,7 @@ class ModuleEncoder(Encoder):
         self.transform, self.output = transform, output
         self.freeze()
         layers = dict(self.module.named_modules())
-        linear = [name for name, m in layers.items() if is_linear(m)]
+        linear = {name: m for name, m in layers.items() if is_linear(m)}
         names = [name for name in layers if name]
         if layer is None and not linear:
             raise ValueError(
@@ -80,7 +87,8 @@ class ModuleEncoder(Encoder):
                 "the feature, and say layer=''."
             )
         self.layer = layer
-        self._classifier = linear[-1] if linear else ""
+        self._classifier = list(linear)[-1] if linear else ""
+        self._by_place = self._classifier
         like = next(self.module.parameters(), torch.zeros(0))
         # Noise: of a black image the features may be 0, and then many a function of the last
         # layer's output (tanh, a scale) would pass for that output itself.
@@ -88,7 +96,10 @@ class ModuleEncoder(Encoder):
         images = noise.to(like.device)
         self._size: tuple[int, ...] | None = None  # of the images that the module reads
         try:
-            features, found = self._run(self.preprocess(images))
+            if layer is None:
+                features, found = self._find_classifier(images, linear)
+            else:
+                features, found = self._run(self.preprocess(images))
         except (RuntimeError, TypeError, NotImplementedError) as problem:
             raise ValueError(
                 f"the module does not run on images of input_shape={tuple(input_shape)}: {problem}"
@@ -110,6 +121,8 @@ class ModuleEncoder(Encoder):
         # Of a named layer, the width too: a fingerprint apart from those of versions that kept
         # what the next layer made of its output, so that no stored feature is taken from them.
         about = f"layer={self.layer!r}" + (f", dim={self.dim}" if self.layer else "")
+        # And of a classifier that is not the last one registered, which those versions took.
+        about += f", before={self._classifier!r}" if self._classifier != self._by_place else ""
         return about if self.output is None else f"{about}, output={self.output!r}"
 
     def fingerprint(self) -> str:
@@ -209,15 +222,97 @@ class ModuleEncoder(Encoder):
                     "output=, or name a layer."
                 )
             return output, output
-        reads = self.layer is None
-        layer = dict(self.module.named_modules())[self._classifier if reads else self.layer]
-        what = "the last linear layer" if reads else f"layer={self.layer!r}"
-        scripted = isinstance(layer, torch.jit.ScriptModule)
-        with LinearInput(layer) if scripted else Kept(layer, what, reads=reads) as kept:
+        layers = dict(self.module.named_modules())
+        if self.layer is None:
+            layer = layers[self._classifier]
+            with _input_of(layer) as kept:
+                output = self._picked(self.module(x))
+            return _latest(kept, layer, len(x)), output
+        what = f"layer={self.layer!r}"
+        with Kept(layers[self.layer], what) as named:
             output = self._picked(self.module(x))
-        found = kept.latest(f"{what} did not run in the module's forward pass.")
-        # The product of a scripted layer reads a matrix: positions of an image row by row.
-        return found.reshape(len(x), -1) if scripted else found, output
+        return named.latest(f"{what} did not run in the module's forward pass."), output
+
+    @torch.no_grad()
+    def _find_classifier(
+        self, images: Tensor, linear: Mapping[str, nn.Module]
+    ) -> tuple[Tensor, Any]:
+        """Find the last linear layer in one forward pass; return what it reads, and the output."""
+        names, ran = {layer: name for name, layer in linear.items()}, Ran()
+        plain = [m for m in linear.values() if not isinstance(m, torch.jit.ScriptModule)]
+        plain += [m for m in self.module.modules() if isinstance(m, nn.MultiheadAttention)]
+        with ExitStack() as stack:
+            kept = {m: stack.enter_context(_input_of(m, ran.see)) for m in names}
+            stack.enter_context(watched(plain, ran.see))
+            x = self._read(self.preprocess(images))
+            output = self._picked(self.module(x))
+        # A module that gives several parts may run other heads after its classifier.
+        alone = isinstance(output, Tensor) and self.output is None
+        layer = ran.last(output) if alone else ran.giving(output)
+        layer = layer or linear[self._by_place]
+        self._classifier = names[layer]
+        features = _latest(kept[layer], layer, len(x))
+        if alone and ran.giving(output) is None:
+            # With others that give as much as the module, as two whose logits are averaged.
+            heads = {
+                m: given
+                for m, given in ran.runs
+                if m is layer
+                or (isinstance(given, Tensor) and given.shape == output.shape and output.dim() == 2)
+            }
+            self._check_heads(images, heads, output)
+        return features, output
+
+    def _check_heads(self, images: Tensor, heads: Mapping[nn.Module, Any], output: Tensor) -> None:
+        """Raise ValueError unless the output depends on the images by way of some layers alone.
+
+        Where these give what they gave for the images, others have to bring the same output.
+        """
+        if not all(isinstance(given, Tensor) for given in heads.values()):
+            return
+        scripted = [m for m in heads if isinstance(m, torch.jit.ScriptModule)]
+        plain = [m for m in heads if m not in scripted]
+        given: dict[nn.Module, list[Tensor]] = {m: [] for m in heads}
+
+        def keep(layer: nn.Module, output: Tensor) -> None:
+            given[layer].append(output.clone())
+
+        with state_kept(self.module):
+            with ExitStack() as stack, seeded("heads"):
+                stack.enter_context(watched(plain, keep))
+                for script in scripted:
+                    stack.enter_context(LinearInput(script, keep))
+                first = self._picked(self.module(self._read(self.preprocess(images))))
+            again = {m: iter(values) for m, values in given.items()}
+            with ExitStack() as stack, seeded("heads"):
+                for m in plain:
+                    hook = m.register_forward_hook(lambda m, *_: next(again[m], None))
+                    stack.callback(hook.remove)
+                for script in scripted:
+                    stack.enter_context(LinearInput(script, again=again[script]))
+                second = self._picked(self.module(self._read(self.preprocess(1 - images))))
+        if not torch.allclose(in_float32(first), in_float32(second), rtol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"the module's output {tuple(output.shape)} is not computed from what its last "
+                f"linear layer {self._classifier!r} gives alone, so that is no classifier. Say "
+                "layer='' for the module's output, or name the layer that gives the features with "
+                "layer=."
+            )
+
+
+def _input_of(
+    layer: nn.Module, see: Callable[[nn.Module, Any], None] | None = None
+) -> LinearInput | Kept:
+    """Return what keeps a linear layer's input; inside a script it also tells when it has run."""
+    if isinstance(layer, torch.jit.ScriptModule):
+        return LinearInput(layer, see)
+    return Kept(layer, "the last linear layer", reads=True)
+
+
+def _latest(kept: Values, layer: nn.Module, rows: int) -> Tensor:
+    found = kept.latest("the last linear layer did not run in the module's forward pass.")
+    # The product of a scripted layer reads a matrix: positions of an image row by row.
+    return found.reshape(rows, -1) if isinstance(layer, torch.jit.ScriptModule) else found
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -238,11 +333,19 @@ class LinearInput(Values, TorchDispatchMode):
     own weight, which is found by its place in memory, also after transposes and casts.
 
     :param layer: a linear layer with a weight.
+    :param see: gets the layer and its product, right after it was computed.
+    :param again: products to be given in the place of those that are computed.
     :ivar values: one tensor for each time that the layer ran, ``(rows, in_features)``.
     """
 
-    def __init__(self, layer: nn.Module):
+    def __init__(
+        self,
+        layer: nn.Module,
+        see: Callable[[nn.Module, Any], None] | None = None,
+        again: Iterator[Tensor] | None = None,
+    ):
         super().__init__()  # type: ignore[no-untyped-call]
+        self._layer, self._see, self._again = layer, see, again
         self.values: list[Tensor] = []
         # Tensors, not addresses alone: memory that were freed would be given to another.
         own = (getattr(layer, name, None) for name in ("weight", "bias"))
@@ -263,6 +366,10 @@ class LinearInput(Values, TorchDispatchMode):
         if reads_weight and others:
             self.values.append(others[0].clone())
         result = function(*args, **(kwargs or {}))
+        if reads_weight and others and self._see is not None:
+            self._see(self._layer, result)
+        if reads_weight and others and self._again is not None:
+            return next(self._again, result)
         if found and not others and isinstance(result, Tensor):
             (self._weights if reads_weight else self._all).append(result)
             self._all.append(result)

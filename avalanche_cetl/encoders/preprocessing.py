@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -32,15 +33,15 @@ class Preprocessing(nn.Module):
 
     :param channels: that the network reads; None for any.
     :param size: height and width in pixels that it reads; None leaves images as they are.
-    :param mean: per channel, subtracted from images in [0, 1]; None for 0.
-    :param std: per channel, divided by; None for 1.
+    :param mean: per channel, or one value for all, subtracted from images in [0, 1]; None for 0.
+    :param std: per channel or one value, divided by; None for 1.
     :param interpolation: ``"bilinear"``, ``"bicubic"`` (both antialiased) or ``"nearest"``;
         another of timm's counts as bilinear.
-    :param input_mean: per-channel mean that the benchmark's transform subtracted; None for
-        images that are in [0, 1] already.
-    :param input_std: per-channel deviation that it divided by.
-    :raises ValueError: when one of input_mean and input_std is missing, or an entry of a
-        deviation is not > 0.
+    :param input_mean: mean that the benchmark's transform subtracted, per channel of the images
+        as they are given, or one value; None for images that are in [0, 1] already.
+    :param input_std: deviation that it divided by, in the same way.
+    :raises ValueError: when one of input_mean and input_std is missing, an entry of a mean is not
+        finite, one of a deviation not > 0 and finite, or there are more or less than channels.
     """
 
     mean: Tensor
@@ -65,9 +66,12 @@ class Preprocessing(nn.Module):
         self.interpolation = (
             interpolation if interpolation in get_args(Interpolation) else "bilinear"
         )
-        for word, deviation in (("std", std), ("input_std", input_std)):
-            if deviation is not None and not all(value > 0 for value in deviation):
-                raise ValueError(f"{word}={list(deviation)}: deviations have to be > 0.")
+        # Grey images may be given to a network of any channels, and colour to one that reads grey.
+        given = {channels, 3} if channels == 1 else {channels}
+        _check("mean", mean, {channels})
+        _check("input_mean", input_mean, given)
+        _check("std", std, {channels}, deviation=True)
+        _check("input_std", input_std, given, deviation=True)
         self._denormalize = input_mean is not None
         self._normalizes = mean is not None or std is not None
         self._warned = False
@@ -88,7 +92,8 @@ class Preprocessing(nn.Module):
         """Return the network's input for images ``(N, C, H, W)``.
 
         :raises ValueError: for other channels than the network's, but grey for any number of them
-            and colour for grey; and for floats far outside [0, 1].
+            and colour for grey; for other channels than input_mean or input_std has, unless that
+            is one value; and for floats far outside [0, 1].
         :raises TypeError: for integers other than bytes.
         """
         resizes = self.size is not None and tuple(x.shape[2:]) != self.size
@@ -101,6 +106,7 @@ class Preprocessing(nn.Module):
             )
         else:
             if self._denormalize:
+                self._check_statistics(x)
                 x = x * self.input_std + self.input_mean
             if resizes or self._normalizes:
                 self._check_range(x)
@@ -108,9 +114,22 @@ class Preprocessing(nn.Module):
             x = recoloured(x, self.channels)
         if resizes:
             smooth = self.interpolation != "nearest"
+            if smooth and x.is_cpu and x.dtype in (torch.float16, torch.bfloat16):
+                x = x.float()  # torch has no antialiased resize of these on the CPU
             x = F.interpolate(x, self.size, mode=self.interpolation, antialias=smooth)
             x = x.clamp(0, 1)  # bicubic overshoots
         return (x - self.mean) / self.std
+
+    def _check_statistics(self, x: Tensor) -> None:
+        for word, values in (("input_mean", self.input_mean), ("input_std", self.input_std)):
+            if len(values) in (1, x.shape[1]):
+                continue
+            if x.shape[1] > 1 or not torch.equal(values, values[:1].expand_as(values)):
+                raise ValueError(
+                    f"{word} has {len(values)} values, and the images have {x.shape[1]} "
+                    "channel(s): give one value for each channel that the benchmark's transform "
+                    "normalised, or one for all."
+                )
 
     def _check_range(self, x: Tensor) -> None:
         if not x.numel():
@@ -138,3 +157,25 @@ class Preprocessing(nn.Module):
                 "reads [0, 1], and clamps what it resizes. This is said once.",
                 RuntimeWarning,
             )
+
+
+def _check(
+    word: str,
+    values: Sequence[float] | None,
+    channels: Collection[int | None],
+    deviation: bool = False,
+) -> None:
+    """Raise ValueError unless there is one finite value, or one for each channel."""
+    if values is None:
+        return
+    told = f"{word}={[float(value) for value in values]}"
+    if deviation and not all(value > 0 for value in values):
+        raise ValueError(f"{told}: deviations have to be > 0.")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{told}: the values have to be finite.")
+    counts = {1} | {count for count in channels if count is not None}
+    if not len(values) or (None not in channels and len(values) not in counts):
+        allowed = " or ".join(map(str, sorted(counts)))
+        raise ValueError(
+            f"{told} has {len(values)} values: give {allowed}, one for all channels or one each."
+        )

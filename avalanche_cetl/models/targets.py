@@ -7,12 +7,13 @@ decoder reads) and its class logits. :func:`as_target` finds the code in any cla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_cetl.common.hooks import Kept
+from avalanche_cetl.common.hooks import Kept, Ran, watched
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.tensors import own_copy
 
@@ -153,6 +154,8 @@ class Target(nn.Module):
         last linear layer reads".
     """
 
+    _last: str | None = None  # name of the last linear layer, once one has run
+
     def __init__(self, module: nn.Module, code: str | None = None):
         super().__init__()
         self.module = module
@@ -190,11 +193,25 @@ class Target(nn.Module):
             known: Any = self.module.known_train_tasks_labels
             task_labels = torch.full((len(x),), min(known, default=0), device=x.device)
         what = f"the target's code layer {self.code or 'before its last linear layer'!r}"
-        reads = self.code is None
+        ran, reads = Ran(), self.code is None
         layer = self.classifier() if reads else self.module.get_submodule(str(self.code))
-        with Kept(layer, what, reads=reads) as kept:
+        with ExitStack() as stack:
+            kept = {layer: stack.enter_context(Kept(layer, what, reads=reads))}
+            if reads and isinstance(layer, nn.Linear) and self._last is None:
+                # Which one is the last is seen in this pass, so all of them are read.
+                kinds = nn.Linear | nn.MultiheadAttention
+                linear = [m for m in self.module.modules() if isinstance(m, kinds)]
+                kept |= {
+                    m: stack.enter_context(Kept(m, what, reads=True))
+                    for m in linear
+                    if isinstance(m, nn.Linear) and m is not layer
+                }
+                stack.enter_context(watched(linear, ran.see))
             logits = self.forward(x, task_labels)
-        code = kept.latest(
+        last = ran.last(logits)
+        if last is not None:
+            layer, self._last = last, {m: name for name, m in self.module.named_modules()}[last]
+        code = kept[layer].latest(
             f"{what} did not run in its forward pass; name another one with "
             "as_target(module, code=...)."
         )
@@ -208,24 +225,30 @@ class Target(nn.Module):
     def classifier(self) -> nn.Module:
         """Return the last linear layer, or the heads by task: what reads the unnamed code.
 
+        The last one is the one whose output the logits are, or else the last that ran; before
+        the first forward pass of :meth:`measure` or :meth:`encode` the last one registered.
+
         :raises ValueError: when there is no such layer.
         """
         heads = [m for m in self.module.modules() if reads_task_labels(m)]
         if heads and heads[-1] is not self.module:
             return heads[-1]
-        linear = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
+        linear = {n: m for n, m in self.module.named_modules() if isinstance(m, nn.Linear)}
+        if self._last not in linear:
+            self._last = None  # the network has other layers now
         if not linear:
             raise ValueError(
                 "the target has no linear layer, so its code cannot be found; name the layer "
                 "that gives it with as_target(module, code='layer.name')."
             )
-        return linear[-1]
+        return linear[self._last] if self._last is not None else list(linear.values())[-1]
 
     def measure(self, input_shape: Sequence[int]) -> tuple[int, int]:
         """Return the code's width and the number of classes, from one forward pass.
 
         :raises ValueError: when the target does not take ``input_shape``, or returns no logits.
         """
+        self._last = None
         # Two images: a forward pass with squeeze() in it would take one for none.
         example = torch.zeros(2, *input_shape, device=_device(self), dtype=_dtype(self))
         with evaluation_mode(self), torch.no_grad():
@@ -235,6 +258,8 @@ class Target(nn.Module):
                 raise ValueError(
                     f"the target network cannot read input_shape={tuple(input_shape)}: {problem}"
                 ) from problem
+            last = self._last
+        self._last = last  # evaluation_mode() has put back what this pass left
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(example):
             kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -260,8 +285,9 @@ def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments
         ``pretrained=True``). One with heads by task (Avalanche's ``MultiTaskModule``) is called
         with task labels.
     :param code: name of the layer whose output is the code; default: the input of the last
-        linear layer, i.e. the last hidden layer; with heads by task what they all read. Maps are
-        flattened to one vector an image.
+        linear layer, i.e. the last hidden layer; with heads by task what they all read. The last
+        one is the one whose output the logits are, or else the last that runs, wherever it stands
+        in the module. Maps are flattened to one vector an image.
     :return: the wrapped module; a :class:`Target` is returned as it is.
     :raises ValueError: when there is no such layer.
     :raises TypeError: when the argument is no module.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from avalanche_cetl.common.images import (
     plain_picture,
 )
 from avalanche_cetl.common.labels import UNLABELLED
+from avalanche_cetl.common.picks import described
 from avalanche_cetl.scenarios.labels import class_index, class_indices
 
 _EMPTY = "the data set is empty: it has no image."
@@ -122,7 +123,9 @@ def read_images(data: Any, keep_pil: bool = False) -> LabelledImages:
     """Read every image once into memory.
 
     Arrays of images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` as uint8 in 0 ... 255,
-    or ``(N, C, H, W)`` and ``(N, H, W)`` as floats, which stay as they are. For items of a data
+    or ``(N, C, H, W)`` and ``(N, H, W)`` as floats, which stay as they are. Of arrays that are
+    neither grey nor colour, a last side shorter than both others holds the channels; tensors of
+    that kind are ``(N, C, H, W)``. For items of a data
     set see :func:`avalanche_cetl.common.images.image_tensor`. A label of -1 is unknown.
 
     :param data: a pair ``(images, labels)`` of arrays or tensors; any map-style data set of
@@ -224,6 +227,11 @@ def _row(data: Any, index: int, keep_pil: bool) -> tuple[Any, int]:
     """Return image and class of a row; errors name the row."""
     try:
         row = data[index]
+        if isinstance(row, Mapping):
+            raise TypeError(
+                f"it is {described(row)}; a data set has to give pairs (image, label): return them "
+                "from its __getitem__."
+            )
         return _item(row[0], keep_pil), class_index(row[1])
     except Exception as problem:
         kind = type(getattr(data, "data", data) if isinstance(data, _WithoutLabels) else data)
@@ -270,6 +278,9 @@ def _made_of(data: Any) -> list[Any]:
 
 
 def _stack(images: Any) -> Tensor:
+    # Tensors of as many channels as one likes are (N, C, H, W), as everywhere in torch.
+    rows = images if isinstance(images, list | tuple) else [images]
+    told = any(isinstance(row, Tensor) for row in rows)
     if not isinstance(images, Tensor):
         images = array_tensor(np.asarray(images))
     if images.dim() not in (3, 4):
@@ -278,11 +289,12 @@ def _stack(images: Any) -> Tensor:
             f"{tuple(images.shape)}."
         )
     check_type(images.dtype)
-    if images.dim() == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+    if images.dim() == 4 and _channels_last(images.shape[1:], told):
         if images.dtype != torch.uint8 or images.shape[-1] == 4:
             raise ValueError(
                 f"images of shape {tuple(images.shape)} and type {images.dtype} seem to have their "
-                "channels last; bring them to (N, C, H, W), or to uint8 (N, H, W, 1 or 3)."
+                "channels last; bring them to (N, C, H, W), best as a torch tensor, or to uint8 "
+                "(N, H, W, C) of other than 4 channels."
             )
         images = images.permute(0, 3, 1, 2)
     if images.dtype != torch.uint8:
@@ -291,3 +303,11 @@ def _stack(images: Any) -> Tensor:
         images = images.unsqueeze(1)
     result: Tensor = images.contiguous()
     return result
+
+
+def _channels_last(shape: torch.Size, told: bool) -> bool:
+    first, _, last = shape
+    if first in (1, 3, 4) or last in (1, 3, 4):
+        return last in (1, 3, 4) and first not in (1, 3, 4)
+    # Where an array's shape fits both, as (64, 8, 8) does, it is (C, H, W), as it says above.
+    return not told and last < min(shape[:2])

@@ -243,6 +243,32 @@ def test_images_come_as_tensors_or_as_data_sets():
     assert found[0].any() and plain.importances[0]["1.weight"].any()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x, y: (x.double().numpy(), y),
+        lambda x, y: (list(zip(x.double().numpy(), y.tolist(), strict=True)),),
+        lambda x, y: (x.double(), y),
+        lambda x, y: (x, y, [0] * len(x)),
+    ],
+    ids=["array", "rows of arrays", "double", "list of tasks"],
+)
+def test_images_and_tasks_of_other_types_are_measured_alike(given):
+    ((x, y),), found = tasks(1), []
+    for images in ((x, y), given(x, y)):
+        own = WeightPenalty(1.0, fisher="empirical", samples=7, basis="diagonal")
+        own.remember(network(), *images)
+        found.append(own.importances[0]["1.weight"])
+    assert found[0].any() and torch.equal(*found)
+
+
+def test_a_network_of_double_precision_reads_images_of_double_precision():
+    ((x, y),) = tasks(1)
+    own = WeightPenalty(1.0, basis="diagonal")
+    own.remember(network().double(), x.double(), y)
+    assert own.importances[0]["1.weight"].dtype == torch.float64
+
+
 def test_unknown_real_values_are_drawn():
     (x, _), (new, _) = tasks()
     own, model = WeightPenalty(1.0, basis="diagonal", likelihood="gaussian", **GATE), network(1)
@@ -257,6 +283,13 @@ REFUSED = {
     "other tasks": ({}, lambda x, y: (x, y, y[:3]), "24 images and 3 tasks"),
     "no labels": ({"fisher": "empirical"}, lambda x, y: (x,), "give labels="),
     "wrong labels": ({"fisher": "empirical"}, lambda x, y: (x, y + 7), "7|range|classes"),
+    "dicts": (
+        {},
+        lambda x, y: ([{"pixels": row, "labels": 1} for row in x],),
+        r"a dict with the keys \['pixels', 'labels'\] for the images.*tuples",
+    ),
+    "dicts of images": ({}, lambda x, y: ([({"pixels": row}, 1) for row in x],), "'pixels'"),
+    "iterator": ({}, lambda x, y: (iter(x),), "a map-style data set"),
     "other outputs": ({"output": "logits"}, lambda x, y: (x,), "output='logits'"),
 }
 
@@ -266,7 +299,7 @@ def test_images_that_cannot_be_measured_are_refused(name):
     arguments, given, told = REFUSED[name]
     ((x, y),) = tasks(1)
     own = WeightPenalty(1.0, **arguments)
-    with pytest.raises((ValueError, IndexError), match=told):
+    with pytest.raises((ValueError, IndexError, TypeError), match=told):
         own.remember(network(), *given(x, y))
     assert own.importances == {}
 

@@ -5,6 +5,7 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -256,6 +257,125 @@ def test_a_scripted_layer_that_reads_a_sequence():
     torch.testing.assert_close(scripted(x), wanted)
     torch.testing.assert_close(ModuleEncoder(plain, input_shape=SHAPE)(x), wanted)
     assert scripted.dim == 48 and not scripted.classifies_features
+
+
+class Gated(nn.Module):
+    """Its classifier is registered first and runs last, behind two other linear layers."""
+
+    def __init__(self, last=None, **heads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.classifier = nn.Linear(8, 3)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU())
+        self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 8)
+        self.heads, self.last = nn.ModuleDict(heads), last
+
+    def pooled(self, x):
+        maps = self.body(x)
+        gate = torch.sigmoid(self.up(torch.relu(self.down(maps.mean((2, 3))))))
+        return (maps * gate[:, :, None, None]).mean((2, 3))
+
+    def forward(self, x):
+        features = self.pooled(x)
+        if self.last is not None:
+            return self.last(self, features)
+        return self.classifier(features)
+
+
+def then(activation):
+    return lambda self, h: activation(self.classifier(h))
+
+
+def averaged(self, h):
+    return (self.classifier(h) + self.heads["other"](h[:, :4])) / 2
+
+
+def summed(self, h):
+    return self.classifier(h).add_(self.heads["other"](h[:, :4]))
+
+
+def with_projection(self, h):
+    return self.classifier(h), self.heads["other"](h[:, :4])
+
+
+ENDS = {  # network, arguments of the encoder, features that are read
+    "first": (lambda: Gated(), {}, 8),
+    "half": (lambda: Gated().half(), {}, 8),
+    "double": (lambda: Gated().double(), {}, 8),
+    "quantised": (lambda: quantised(Gated()), {}, 8),
+    "trace": (lambda: torch.jit.trace(Gated(), torch.rand(2, *SHAPE)), {}, 8),
+    "log softmax": (lambda: Gated(then(lambda z: z.log_softmax(1))), {}, 8),
+    "in place": (lambda: Gated(then(torch.relu_)), {}, 8),
+    "maps": (lambda: Gated(then(lambda z: z[:, :, None])), {}, 8),
+    "noise": (lambda: Gated(then(lambda z: z + torch.randn_like(z))), {}, 8),
+    "averaged": (lambda: Gated(averaged, other=nn.Linear(4, 3)), {}, 4),
+    "summed in place": (lambda: Gated(summed, other=nn.Linear(4, 3)), {}, 4),
+    "several": (lambda: Gated(with_projection, other=nn.Linear(4, 5)), {"output": 0}, 8),
+    "unused": (lambda: Gated(other=nn.Linear(4, 5)), {}, 8),
+}
+
+
+@pytest.mark.parametrize(("make", "arguments", "dim"), ENDS.values(), ids=ENDS)
+def test_features_are_what_the_last_linear_layer_to_run_reads(make, arguments, dim):
+    encoder = ModuleEncoder(make().eval(), input_shape=SHAPE, **arguments)
+    x = torch.rand(5, *SHAPE)
+    wanted = Gated().eval().pooled(x)[:, :dim]
+    torch.testing.assert_close(encoder(x), wanted, rtol=3e-2, atol=3e-2)
+    assert encoder.dim == dim
+
+
+def test_a_classifier_registered_first_classifies_the_features():
+    net, x = Gated().eval(), torch.rand(5, *SHAPE)
+    encoder = ModuleEncoder(net, input_shape=SHAPE)
+    assert encoder.classifies_features
+    assert torch.equal(encoder.classify(encoder(x)), net(x))
+
+
+def test_fingerprints_tell_a_classifier_registered_first_from_the_layer_read_before():
+    assert "before='classifier'" in repr(ModuleEncoder(Gated(), input_shape=SHAPE))
+    assert "before=" not in repr(ModuleEncoder(net(), input_shape=SHAPE))
+
+
+def _attending():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 8), nn.TransformerEncoder(layer, 1))
+
+
+BACKBONES = {
+    "gated": (lambda: Gated(lambda self, h: h), (8,)),
+    "pooled tokens": (
+        lambda: timm.create_model(
+            "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, depth=1, num_classes=0
+        ),
+        (192,),
+    ),
+    "tokens": (_attending, (64,)),
+    "trace": (lambda: torch.jit.trace(Gated(lambda self, h: h), torch.rand(2, *SHAPE)), (8,)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), BACKBONES.values(), ids=BACKBONES)
+def test_a_backbone_without_classifier_needs_the_name_of_a_layer(make, shape):
+    backbone, x = make().eval(), torch.rand(2, *SHAPE)
+    with pytest.raises(ValueError, match=r"that is no classifier\. Say layer=''"):
+        ModuleEncoder(backbone, input_shape=SHAPE)
+    encoder = ModuleEncoder(backbone, "", input_shape=SHAPE)
+    torch.testing.assert_close(encoder(x), backbone(x).flatten(1))
+    assert (encoder.dim,) == shape
+
+
+def test_attention_whose_linear_layer_does_not_run_itself_is_no_earlier_layers_input():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            tokens = self.first(x[:, 0])
+            return self.mix(tokens, tokens, tokens)[0].mean(1)
+
+    with pytest.raises(ValueError, match="did not run"):
+        ModuleEncoder(Attention(), input_shape=SHAPE)
 
 
 def test_layers_of_a_scripted_module_cannot_be_named_but_its_output_can():

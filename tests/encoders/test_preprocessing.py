@@ -77,7 +77,58 @@ def test_floats_that_are_handed_on_unchanged_may_have_any_scale():
         plain(100 * torch.randn(2, 3, 9, 9))
 
 
-@pytest.mark.parametrize("word", ["std", "input_std"])
-def test_deviations_have_to_be_positive(word):
-    with pytest.raises(ValueError, match=rf"{word}=\[0\.0\]"):
-        made(**{"input_mean": [0.0], "input_std": [1.0], word: [0.0]})
+NOUGHT = {"input_mean": [0.0], "input_std": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"std": [0.0]}, r"std=\[0\.0\]: deviations have to be > 0"),
+        ({"input_std": [0.0]}, r"input_std=\[0\.0\]: deviations have to be > 0"),
+        ({"std": [float("nan")]}, r"std=\[nan\]: deviations have to be > 0"),
+        ({"std": [float("inf")] * 3}, "std=.*finite"),
+        ({"mean": [float("nan")] * 3}, "mean=.*finite"),
+        ({"input_mean": [0, 0, float("inf")]}, "input_mean=.*finite"),
+        ({"mean": [0.1, 0.2]}, "mean=.*has . values: give 1 or 3,"),
+        ({"std": [1, 1, 1, 1]}, "std=.*has . values: give 1 or 3,"),
+        ({"input_mean": []}, "input_mean=.*has . values: give 1 or 3,"),
+        ({"input_std": [1, 1]}, "input_std=.*has . values: give 1 or 3,"),
+        ({"channels": 1}, "mean=.*has 3 values: give 1,"),
+        ({"channels": None, "mean": []}, "has 0 values: give 1,"),
+    ],
+)
+def test_statistics_that_no_image_can_have_are_refused(given, message):
+    channels = given.get("channels", 3)
+    options = {name: values for name, values in given.items() if name != "channels"}
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(channels, (8, 8), **{**IMAGENET, **NOUGHT, **options})
+
+
+@pytest.mark.parametrize("word", ["input_mean", "input_std"])
+def test_grey_images_are_not_tinted_by_the_statistics_of_colour(word):
+    undone = made(**{**NOUGHT, word: [0.5, 0.4, 0.3]})
+    undone(torch.rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=f"{word} has 3 values, and the images have 1 channel"):
+        undone(torch.rand(2, 1, 8, 8))
+
+
+def test_as_many_equal_values_as_colours_are_one_for_grey():
+    x = torch.rand(2, 1, 8, 8)
+    three = made(input_mean=[0.5] * 3, input_std=[0.2] * 3)
+    assert torch.equal(three(x - 0.5), made(input_mean=[0.5], input_std=[0.2])(x - 0.5))
+
+
+def test_the_statistics_of_colour_are_undone_before_a_network_reads_grey():
+    x = torch.rand(2, 3, 8, 8)
+    undone = Preprocessing(1, None, input_mean=[0.5, 0.4, 0.3], input_std=[0.2, 0.2, 0.2])
+    standardised = (x - undone.input_mean) / undone.input_std
+    torch.testing.assert_close(undone(standardised), Preprocessing(1, None)(x))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_in_half_precision_are_resized(dtype, interpolation):
+    x = torch.rand(2, 3, 9, 9).to(dtype)
+    found = made(interpolation=interpolation)(x).float()
+    wanted = made(interpolation=interpolation)(x.float())
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=3e-2)

@@ -3,6 +3,8 @@ import copy
 import pytest
 import timm
 import torch
+import torchvision
+from avalanche.models import IncrementalClassifier
 from torch import nn
 
 from avalanche_cetl import CICNN, as_target
@@ -64,6 +66,68 @@ def test_the_code_is_what_the_last_linear_layer_reads():
     torch.testing.assert_close(code, net.forward_features(x))
     torch.testing.assert_close(logits, net(x))
     torch.testing.assert_close(target(x), net(x))
+
+
+class Gated(nn.Module):
+    """Its classifier is registered first and runs last, behind two other linear layers."""
+
+    def __init__(self, classifier, **others):
+        super().__init__()
+        self.classifier, self.body = classifier, nn.Conv2d(1, 8, 3, padding=1)
+        self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 8)
+        self.others = nn.ModuleDict(others)
+
+    def pooled(self, x):
+        maps = self.body(x)
+        return (maps * self.up(self.down(maps.mean((2, 3))))[:, :, None, None]).mean((2, 3))
+
+    def forward(self, x):
+        features = self.pooled(x)
+        logits = self.classifier(features)
+        if self.others:  # a head for training alone
+            self.others["projection"](features[:, :4])
+        return logits
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize(
+    ("make", "classes"),
+    [
+        (lambda: Gated(nn.Linear(8, 3)), 3),
+        (lambda: Gated(nn.Linear(8, 3), projection=nn.Linear(4, 5)), 3),
+        (lambda: Gated(nn.Sequential(nn.Linear(8, 3), nn.LogSoftmax(1))), 3),
+        (lambda: Gated(IncrementalClassifier(8, 3)), 3),
+    ],
+    ids=["plain", "other head", "log softmax", "incremental"],
+)
+def test_the_last_linear_layer_is_the_last_to_run(make, classes, measured):
+    net, x = make().eval(), torch.rand(3, 1, 8, 8)
+    target = as_target(net)
+    if measured:
+        assert target.measure((1, 8, 8)) == (8, classes)
+    code, logits = target.encode(x)
+    assert torch.equal(code, net.pooled(x)) and torch.equal(logits, net(x))
+
+
+def test_a_new_classifier_is_found_where_the_old_one_was_replaced():
+    net, x = Gated(nn.Linear(8, 3)).eval(), torch.rand(3, 1, 8, 8)
+    target = as_target(net)
+    target.measure((1, 8, 8))
+    net.classifier = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    assert torch.equal(target.encode(x)[0], net.classifier[:2](net.pooled(x)))
+    assert target.measure((1, 8, 8)) == (6, 4)
+
+
+def test_a_code_that_was_not_measured_has_gradients_of_torch_func():
+    net, x = Gated(nn.Linear(8, 3)).eval(), torch.rand(1, 1, 8, 8)
+    found = torch.func.grad(lambda x: as_target(net).encode(x)[0].sum())(x)
+    wanted = torch.func.grad(lambda x: net.pooled(x).sum())(x)
+    assert torch.equal(found, wanted)
+
+
+def test_a_network_with_auxiliary_heads_has_the_code_of_its_own_classifier():
+    net = torchvision.models.googlenet(init_weights=False, num_classes=3).train()
+    assert as_target(net).measure((3, 32, 32)) == (1024, 3)
 
 
 def test_a_named_layer_is_the_code():

@@ -128,18 +128,39 @@ def test_opened_files_leave_no_name_behind(folder):
 
 def test_errors_in_a_row_have_its_number(digits):
     x, _ = digits(3)
-    with pytest.raises(ValueError, match="row 0 of list"):
+    with pytest.raises(ValueError, match=r"row 0 of list.*keys \['image'\].*\(image, label\)"):
         read_images([{"image": x[0]}])
 
 
 @pytest.mark.parametrize(("images", "message"), [
     (torch.rand(6, 8, 8, 3), "channels last"),
     (torch.zeros(6, 8, 8, 4, dtype=torch.uint8), "channels last"),
+    (np.zeros((6, 8, 8, 5), dtype="float32"), "channels last"),
+    ([np.zeros((8, 6, 2), dtype="float32")] * 6, "channels last"),
     (torch.zeros(6, 1, 8, 8, dtype=torch.int64), "uint8 or floats"),
 ])  # fmt: skip
 def test_arrays_of_other_layouts_are_refused(digits, images, message):
     with pytest.raises(ValueError, match=message):
         transfer_benchmark((images, torch.arange(6) % 2), digits(6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"),
+    [
+        ((8, 8, 5), (5, 8, 8)),
+        ((8, 6, 2), (2, 8, 6)),
+        ((5, 8, 8), (5, 8, 8)),
+        ((4, 8, 2), (4, 8, 2)),
+        ((9, 5, 5), (9, 5, 5)),
+    ],
+)
+def test_arrays_of_any_number_of_channels_have_them_first(shape, read):
+    pixels = np.arange(2 * np.prod(shape)).reshape(2, *shape).astype(np.uint8)
+    wanted = pixels if shape == read else pixels.transpose(0, 3, 1, 2)
+    found = read_images((pixels, [0, 1])).images
+    assert found.shape[1:] == read and np.array_equal(found.numpy(), wanted)
+    assert read_images((torch.tensor(pixels), [0, 1])).shape == shape
+    assert read_images(([torch.tensor(p) for p in pixels], [0, 1])).shape == shape
 
 
 def test_avalanche_datasets_are_read_too(digits):
