@@ -235,6 +235,7 @@ def _of_hook(hook: Any) -> list[Any]:
 def settings(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """Yield what the representation and the state of a module leave out, with names.
 
+    :param module: the network.
     :param seen: modules that were looked at.
     """
     classes: dict[type, tuple[dict[str, Any], set[str]]] = {}
