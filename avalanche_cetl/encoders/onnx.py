@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +33,7 @@ class ONNXEncoder(Encoder):
     ``(N, C, H, W)`` and moves the channels where the file reads them last. Custom operators are
     not loaded. Needs ``pip install "avalanche-cetl[onnx]"``.
 
-    :param path: the ``.onnx`` file.
+    :param path: the ``.onnx`` file; files beside it that hold its weights belong to it.
     :param output: name of the output that holds the features, flattened to one vector an
         image; default: the file's only output.
     :param logits: name of the output that holds S's own logits ``(N, K)``, if any; or their
@@ -238,5 +241,28 @@ def _reads_channels_last(shape: Sequence[Any], found: str) -> bool:
 
 
 def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return a hash of a file and of the files beside it that hold its weights."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content)
+    for location in sorted(_locations(content)):
+        part = path.parent / location
+        if os.path.isfile(part):  # Path.is_file() raises for a name that is too long
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _locations(content: bytes) -> set[str]:
+    """Return where a file says that its weights lie, as paths from its folder.
+
+    In protobuf such an entry (``TensorProto.external_data``) is the key ``location`` and a text,
+    each after its field's tag and its length, seven bits a byte, the lowest first. Weights may
+    hold the same bytes by chance: then the path leads to no file.
+    """
+    found = set()
+    for entry in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])", content):
+        size = sum((byte & 127) << 7 * place for place, byte in enumerate(entry[1]))
+        text = content[entry.end() : entry.end() + size]
+        with suppress(UnicodeDecodeError):
+            found.add(text.decode())
+    return found

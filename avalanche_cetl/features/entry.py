@@ -31,7 +31,7 @@ from avalanche_cetl.features.extraction import (
     progress_bar,
 )
 from avalanche_cetl.features.shards import WRITE_PROBLEMS, StoredRows, shard_count
-from avalanche_cetl.features.views import SeededView
+from avalanche_cetl.features.views import SeededView, changes, image_digest
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +222,9 @@ class Entry:
                     features[row - first] = found
                 start = first
                 for images in batches:
+                    for row, image in enumerate(images, start):
+                        if image_digest(image) != digests[row]:
+                            raise changes(row)
                     new = [row for row in range(start, start + len(images)) if row not in known]
                     if new:
                         several = [row - start for row in new]

@@ -16,13 +16,16 @@ from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features.entry import Entry
 from avalanche_cetl.features.extraction import DTYPES, Extraction, StoredType, loaded
 from avalanche_cetl.features.shards import FeatureRows, StoredRows, shard_count
-from avalanche_cetl.features.views import SeededView
+from avalanche_cetl.features.views import SeededView, image_digest
 
 
 def default_cache_dir() -> Path:
-    """Return ``$CETL_CACHE``, or ``avalanche-cetl/features`` in the user's cache folder."""
-    if "CETL_CACHE" in os.environ:
-        return Path(os.environ["CETL_CACHE"]).expanduser()
+    """Return ``$CETL_CACHE``, or ``avalanche-cetl/features`` in the user's cache folder.
+
+    An empty variable is none.
+    """
+    if folder := os.environ.get("CETL_CACHE"):
+        return Path(folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).expanduser() / "avalanche-cetl" / "features"
 
@@ -82,7 +85,7 @@ def _content(
         for images in batches:
             for image in images:
                 digest.tensor(image)
-                of_rows.append(bytes.fromhex(Fingerprint().tensor(image).hexdigest()))
+                of_rows.append(image_digest(image))
         digests[number] = digest.hexdigest(), of_rows
     merged: dict[int, tuple[str, list[bytes]]] = {}
     for part in processes.meet(digests):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from avalanche_cetl.common.seeds import seeded
+from avalanche_cetl.encoders.fingerprint import Fingerprint
 
 
 class SeededView(Dataset[Any]):
@@ -52,15 +53,28 @@ class SeededView(Dataset[Any]):
     def check_repeats(self) -> None:
         """Check that an item is the same when it is read again.
 
-        :raises ValueError: when it is not, because a transform draws from a generator of its own.
+        :raises ValueError: when it is not, because it draws from a generator of its own.
         """
         for index in range(min(2, len(self))):
             if not torch.equal(self.image(index), self.image(index)):
-                raise ValueError(
-                    "a transform gives another image each time although the global generators of "
-                    "torch, numpy and random are seeded: it has a generator of its own. Let it "
-                    "draw from a global one, so that an image and its features belong together."
-                )
+                raise changes(index)
+
+
+def image_digest(image: Tensor) -> bytes:
+    """Return a SHA-256 of an image."""
+    return bytes.fromhex(Fingerprint().tensor(image).hexdigest())
+
+
+def changes(index: int) -> ValueError:
+    """Return the error of an image that is another one when it is read again.
+
+    :param index: its row.
+    """
+    return ValueError(
+        f"row {index} is another image each time although the global generators of torch, numpy "
+        "and random are seeded: a transform, or the data set, has a generator of its own. Let it "
+        "draw from a global one, so that an image and its features belong together."
+    )
 
 
 class Images(Dataset[Any]):
@@ -82,8 +96,8 @@ def may_draw(dataset: Any) -> bool:
     False for tensors in memory, and for Avalanche's data sets over them where no transform is
     active; True for everything else.
     """
-    if isinstance(dataset, TensorDataset):
-        return False
+    if getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__:
+        return False  # a subclass with one of its own may draw
     if hasattr(dataset, "draws"):
         return bool(dataset.draws)
     node = getattr(dataset, "_flat_data", dataset)

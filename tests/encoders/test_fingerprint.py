@@ -1,14 +1,21 @@
 """What an encoder's fingerprint depends on, and what it does not."""
 
+import argparse
 import copy
+import dataclasses
 import functools
+import pickle
+import types
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 from torchvision.transforms import v2
 
 from avalanche_cetl import ModuleEncoder
+from avalanche_cetl.common.hooks import Kept, watched
 from avalanche_cetl.encoders.fingerprint import Fingerprint, of_version_0_2
 
 
@@ -104,7 +111,8 @@ class Scale(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        return self.function(x) * self.by * self.more
+        by = getattr(self.by, "by", self.by)
+        return self.function(x) * (by if isinstance(by, float | int) else 1) * self.more
 
     def own(self, x):
         return x
@@ -125,6 +133,82 @@ def _named(source, **scope):
     return scope["f"]
 
 
+@dataclasses.dataclass
+class Config:
+    by: float = 1.0
+    kind: type = nn.Linear  # no setting; the others are
+
+    def __post_init__(self):
+        self.by = float(self.by)
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    by: float = 1.0
+
+
+class Named:
+    factor = 1.0
+
+    def __init__(self, by, meter=None):
+        self.by, self.meter, self.device = by, meter, torch.device("cpu")
+
+
+class Larger(Named):
+    factor = 2.0
+
+
+class Silent(nn.Sequential):
+    def __repr__(self):
+        return "Silent"
+
+
+def _seeded(make, *args, **options):
+    torch.manual_seed(0)
+    return make(*args, **options).eval()
+
+
+def _tokens(make, *args, **options):
+    """A layer of a library that reads tokens of four numbers, after what makes one of an image."""
+    return nn.Sequential(nn.Flatten(2), _seeded(make, *args, **options))
+
+
+def _hooked(hook, before=False):
+    net = Scale()
+    (net.register_forward_pre_hook if before else net.register_forward_hook)(hook)
+    return net
+
+
+def _power(by):
+    return lambda module, inputs, output: output**by
+
+
+def _input_power(module, inputs, by=2):
+    return inputs[0] ** by
+
+
+def _input_cube(module, inputs, by=3):
+    return inputs[0] ** by
+
+
+class Steer(Affine):
+    def __call__(self, module, inputs, output):
+        return output + self.by
+
+    def hook(self, module, inputs, output):
+        return output * self.by
+
+
+CONFIGURATIONS = (
+    Config,
+    Slots,
+    Named,
+    lambda by: argparse.Namespace(by=by, rows=range(2)),
+    lambda by: types.SimpleNamespace(by=Named(by)),
+    lambda by: [Config(by)],
+    lambda by: {"inner": Named(by)},
+)
+ENCODER_LAYER = functools.partial(_tokens, nn.TransformerEncoderLayer, 4, dim_feedforward=4)
 READS = "def f(x): return x * G"
 CALLS = "def g(x): return x * G\ndef f(x): return g(x) if len(x) else f(x)"
 
@@ -152,8 +236,31 @@ CALLS = "def g(x): return x * G\ndef f(x): return g(x) if len(x) else f(x)"
         (_named(READS, G=torch.ones(1)), _named(READS, G=torch.zeros(1))),
         (_named(CALLS, G=2), _named(CALLS, G=3)),
         (_named("def f(x): return G(x)", G=Scale(2)), _named("def f(x): return G(x)", G=Scale(3))),
+        (_named("def f(x): return x * G.by", G=Config(2)),
+         _named("def f(x): return x * G.by", G=Config(3))),
+        # Settings of libraries' modules that their representation leaves out.
+        (ENCODER_LAYER(nhead=1), ENCODER_LAYER(nhead=2)),
+        (ENCODER_LAYER(nhead=1), ENCODER_LAYER(nhead=1, norm_first=True)),
+        (ENCODER_LAYER(nhead=1), ENCODER_LAYER(nhead=1, batch_first=True)),
+        (_tokens(timm.layers.Attention, 4, num_heads=1),
+         _tokens(timm.layers.Attention, 4, num_heads=2)),
+        (nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        (nn.Upsample(2, mode="bilinear"), nn.Upsample(2, mode="bilinear", align_corners=True)),
+        (Silent(nn.Softplus(1)), Silent(nn.Softplus(2))),
+        # Hooks.
+        (Scale(), _hooked(_power(2))),
+        (_hooked(_power(2)), _hooked(_power(3))),
+        (_hooked(functools.partial(_input_power, by=2), True),
+         _hooked(functools.partial(_input_power, by=3), True)),
+        (_hooked(_input_power, True), _hooked(_input_cube, True)),
+        (_hooked(Steer(2)), _hooked(Steer(3))),
+        (_hooked(Steer(2).hook), _hooked(Steer(3).hook)),
+        (_hooked(Steer(2)), _hooked(Steer(2).hook)),
+        # Configurations.
+        *((Scale(make(2)), Scale(make(3))) for make in CONFIGURATIONS),
+        (Scale(Named(2)), Scale(Larger(2))),
     ],
-)
+)  # fmt: skip
 def test_fingerprints_differ_by_what_a_function_or_a_module_computes(one, other):
     def prints(part):
         yield Fingerprint().value(part).hexdigest()
@@ -177,6 +284,105 @@ def test_what_a_pass_keeps_is_not_in_the_fingerprint():
     before = Fingerprint().value(counts).hexdigest()
     counts(0)
     assert Fingerprint().value(counts).hexdigest() == before
+
+
+def _same(net, work):
+    """Check that a network's fingerprint stays while something is done with it."""
+    before = Fingerprint().value(net).hexdigest()
+    work()
+    for again in (net, copy.deepcopy(net), net.train(), net.eval()):
+        assert Fingerprint().value(again).hexdigest() == before
+
+
+class Meter:
+    """What a pass writes into, in all the ways that there are."""
+
+    def __init__(self):
+        self.count, self.seen, self.outputs = 0, {}, []
+
+    def hook(self, module, inputs, output, also=[]):  # noqa: B006
+        self.count += 1
+        self.seen[module] = output
+        self.outputs.append(output)
+        also.append(output)
+
+
+class Metered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stats, self.meter = types.SimpleNamespace(n=0), Named(1, Counter())
+        self.itself = types.SimpleNamespace()
+        self.itself.again = self.itself
+
+    def forward(self, x):
+        self.stats.n += 1
+        self.meter.meter.add()
+        return x
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def add(self):
+        self.count += 1
+
+
+OUTPUTS = []
+
+
+def _collects():
+    outputs, count = [], 0
+    append = outputs.append
+
+    def hook(module, inputs, output):
+        nonlocal count
+        count += 1
+        outputs.append(output)
+        OUTPUTS.append(output)
+        append(output)
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    "net",
+    [_hooked(Meter().hook), _hooked(_collects()), Metered()],
+    ids=["method", "closure", "attributes"],
+)
+def test_what_a_hook_or_an_object_keeps_of_a_pass_is_not_in_the_fingerprint(net):
+    _same(net, lambda: net(torch.zeros(1)))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "eva02_tiny_patch14_224"])
+def test_a_librarys_network_keeps_its_fingerprint(name):
+    sizes = {"img_size": 28, "depth": 1} if "vit" in name or "eva" in name else {}
+    net = timm.create_model(name, patch_size=14, **sizes) if sizes else timm.create_model(name)
+    before = Fingerprint().value(net.eval()).hexdigest()
+    with torch.no_grad():
+        _same(net, lambda: net(torch.zeros(1, 3, 28, 28)))
+    assert Fingerprint().value(pickle.loads(pickle.dumps(net))).hexdigest() == before
+
+
+def test_choices_of_whole_networks_of_libraries_are_in_the_fingerprint():
+    def vit(pool):
+        return _seeded(timm.create_model, "test_vit", global_pool=pool, num_classes=0)
+
+    def googlenet(transforms):
+        return _seeded(
+            torchvision.models.GoogLeNet, 2, False, transforms, init_weights=False
+        )  # fmt: skip
+
+    for make, choices in ((vit, ("avg", "max")), (googlenet, (True, False))):
+        one, other = (Fingerprint().value(make(choice)).hexdigest() for choice in choices)
+        assert one != other
+
+
+def test_hooks_of_this_package_are_not_in_the_fingerprint():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    before = Fingerprint().value(net).hexdigest()
+    with Kept(net[1], "it"), Kept(net[1], "it", reads=True), watched([net[0]], print):
+        assert Fingerprint().value(net).hexdigest() == before
 
 
 class Logs(ModuleEncoder):
@@ -209,6 +415,19 @@ def test_features_of_plain_networks_stay_those_of_earlier_versions():
     encoder = ModuleEncoder(net, "1", input_shape=(1, 2, 2), transform=torch.abs)
     assert (
         encoder.fingerprint() == "f9b7be70c1aef5de2f862c290514526a2c9428822f2dd3d1dd3cfd6eb9c86411"
+    )
+
+
+def test_layers_that_say_all_their_settings_have_the_fingerprint_of_earlier_versions():
+    net = nn.Sequential(
+        nn.Conv2d(1, 1, 2, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.MaxPool2d(3), nn.Dropout(),
+        nn.Flatten(), nn.LayerNorm(1), nn.Linear(1, 2),
+    )  # fmt: skip
+    for parameter in net.parameters():
+        nn.init.ones_(parameter)
+    encoder = ModuleEncoder(net, "", input_shape=(1, 2, 2))
+    assert (
+        encoder.fingerprint() == "c84cf181ded5489d687a2b314e98967cdf015e551bfc67429965f1efb8811e5e"
     )
 
 

@@ -197,6 +197,25 @@ def test_shapes_that_leave_the_channels_open_ask_for_them(tmp_path, shape):
     assert first.fingerprint() != last.fingerprint()
 
 
+@pytest.mark.parametrize("location", ["net.onnx.data", "weights/a.bin", f"{'long' * 40}.bin"])
+def test_weights_in_files_of_their_own_belong_to_the_file(tmp_path, location):
+    onnx = pytest.importorskip("onnx")
+    path, place = tmp_path / "net.onnx", tmp_path / location
+    place.parent.mkdir(exist_ok=True)
+    model = onnx.load_from_string(graph((1, 16, 16))[0])
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+    encoder = ONNXEncoder(path)
+    stale, before = copy.deepcopy(encoder), place.read_bytes()
+    assert stale(torch.ones(1, 1, 16, 16)).shape == (1, 5)
+    stale = copy.deepcopy(encoder)
+    place.write_bytes((2 * np.frombuffer(before, "f4")).tobytes())
+    assert ONNXEncoder(path).fingerprint() != encoder.fingerprint()
+    with pytest.raises(ValueError, match="has changed"):
+        stale(torch.ones(1, 1, 16, 16))
+    place.write_bytes(before)
+    assert ONNXEncoder(path).fingerprint() == encoder.fingerprint()
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [(10, 0.05), (11, 1e-6)])
 def test_files_in_half_and_double_precision_give_float32(tmp_path, kind, tolerance):
     path, weight = saved(tmp_path, (1, 8, 8), kind)

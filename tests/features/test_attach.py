@@ -32,6 +32,7 @@ from avalanche_cetl import (
     with_source_features,
 )
 from avalanche_cetl.features.attach import features_are_of
+from avalanche_cetl.features.store import default_cache_dir
 from avalanche_cetl.scenarios.streams import benchmark_of, experience_of
 from avalanche_cetl.training import VARIANTS
 
@@ -284,6 +285,9 @@ def test_a_store_under_the_home_folder_is_found(tmp_path, monkeypatch, transfer,
     monkeypatch.setenv("CETL_CACHE", "~/variable")
     with_source_features(transfer, encoder)
     assert list((tmp_path / "given").iterdir()) and list((tmp_path / "variable").iterdir())
+    monkeypatch.setenv("CETL_CACHE", "")  # none
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert default_cache_dir() == tmp_path / ".cache" / "avalanche-cetl" / "features"
     np.save(tmp_path / "rows.npy", np.ones((3, 2), dtype="f4"))
     assert PrecomputedEncoder("~/rows.npy").dim == 2
 

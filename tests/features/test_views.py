@@ -3,13 +3,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from stores import Counting
+from stores import ONE, Counting
+from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from avalanche_cetl import (
     transfer_benchmark,
     with_source_features,
 )
+from avalanche_cetl.common.seeds import seeded
+from avalanche_cetl.features.extraction import Extraction
+from avalanche_cetl.features.store import stored_features
+from avalanche_cetl.features.views import SeededView, may_draw
 
 
 def random_benchmark(digits, noise=0.2):
@@ -68,6 +73,39 @@ def test_views_are_reproducible_and_each_is_stored_once(tmp_path, digits, encode
     torch.manual_seed(0)
     for i in range(10):
         assert all(torch.equal(a, b) for a, b in zip(yours[i][:1], wanted[i][:1], strict=True))
+
+
+class Flips(TensorDataset):
+    """Turns one image in ten round as it is read."""
+
+    def __init__(self, *tensors, generator=None):
+        super().__init__(*tensors)
+        self.generator = generator
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return (x.flip(-1) if torch.rand((), generator=self.generator) < 0.1 else x), y
+
+
+def _flips(generator=None):
+    x = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return SeededView(Flips(x, torch.zeros(100), generator=generator), 0, 0)
+
+
+def test_a_subclass_of_tensor_data_sets_may_draw(tmp_path, encoder):
+    assert not may_draw(TensorDataset(torch.zeros(1))) and may_draw(_flips().dataset)
+    view = _flips()
+    with seeded("one"):
+        rows = stored_features(tmp_path, encoder, view, "float32", Extraction(progress=False), ONE)
+    images = torch.stack([view.image(row) for row in range(len(view))])
+    torch.testing.assert_close(rows.tensor(), encoder(images))
+
+
+def test_a_data_set_that_rarely_gives_another_image_is_refused(tmp_path, encoder):
+    view = _flips(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"row \d+ is another image.*generator of its own"):
+        stored_features(tmp_path, encoder, view, "float32", Extraction(progress=False), ONE)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_transform_with_a_generator_of_its_own_is_refused(tmp_path, digits, encoder):
