@@ -222,7 +222,7 @@ class Entry:
                     features[row - first] = found
                 start = first
                 for images in batches:
-                    for row, image in enumerate(images, start):
+                    for row, image in enumerate(images if view.draws else (), start):
                         if image_digest(image) != digests[row]:
                             raise changes(row)
                     new = [row for row in range(start, start + len(images)) if row not in known]
