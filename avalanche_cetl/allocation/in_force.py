@@ -26,11 +26,10 @@ class InForce:
         self.thawed: set[str] = set()
         self._chosen, self._calls, self._acted, self._told = "", 0, False, False
 
-    def called(self, form: str, chosen: str, effect: bool, patient: bool) -> None:
+    def called(self, chosen: str, effect: bool, patient: bool) -> None:
         """Note a call of a loop, and warn where many have no effect.
 
-        :param form: ``"loss"`` or ``"proximal"``, the method that was called.
-        :param chosen: the penalty's form.
+        :param chosen: the penalty's form, ``"loss"`` or ``"proximal"``.
         :param effect: whether it held any parameter.
         :param patient: whether nothing is told before the task ends.
         """

@@ -221,7 +221,7 @@ class WeightPenalty(PenaltyArguments):
             self.store.grow(self._held(model, self.store.names))
         self._loaded = False
         acts = form == chosen and bool(self.store.quadratic.importance)
-        self.in_force.called(form, chosen, acts and form == "loss", not self.by_hand)
+        self.in_force.called(chosen, acts and form == "loss", not self.by_hand)
         return acts
 
     def loss(self, model: nn.Module, optimizer: Optimizer | None = None) -> Tensor:

@@ -133,8 +133,8 @@ class QuadraticPenalty:
                 self.importance[name] = own.clone()
                 self.anchors[name] = anchor.clone()
                 continue
-            self.importance[name] = _as_wide(self.importance[name], own)
-            self.anchors[name] = _as_wide(self.anchors[name], anchor)
+            self.importance[name] = _promoted(self.importance[name], own)
+            self.anchors[name] = _promoted(self.anchors[name], anchor)
             anchor = anchor.to(self.anchors[name].dtype)
             total = self.importance[name].add_(own)
             # A running mean: products of large importances and weights could overflow.
@@ -237,7 +237,7 @@ class QuadraticPenalty:
                     own[name].sub_(moved[name])
 
 
-def _as_wide(value: Tensor, other: Tensor) -> Tensor:
+def _promoted(value: Tensor, other: Tensor) -> Tensor:
     """Return a tensor in the wider of its type and another's."""
     return value.to(torch.promote_types(value.dtype, other.dtype))
 
