@@ -10,7 +10,7 @@ import torch
 
 from avalanche_cetl.allocation.measure import Weights, gate
 from avalanche_cetl.allocation.merged_basis import MergedBasis
-from avalanche_cetl.allocation.parameters import anchors_of, basis_of, grown, place_of
+from avalanche_cetl.allocation.parameters import anchors_of, grown, place_of
 from avalanche_cetl.allocation.proximal import QuadraticPenalty
 from avalanche_cetl.allocation.sample import Heads
 from avalanche_cetl.allocation.settings import GFISettings
@@ -19,6 +19,9 @@ from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.information.generalized import mean_importance, normalize_importance
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
+#: From how many directions on, as a multiple of one task's rank, small tasks wait for each other.
+LARGE = 2
+
 
 class KroneckerStore(ImportanceStore):
     """Importances by direction: one sum of limited rank, around the newest weights.
@@ -26,6 +29,12 @@ class KroneckerStore(ImportanceStore):
     With ``mode="separate"`` every task counts as much as any other, with ``"online"`` old ones
     fade; in both there is one sum and one gate. See
     :mod:`~avalanche_cetl.allocation.merged_basis`.
+
+    A large sum takes small tasks in together: tasks of few images have few directions each, and to
+    bring one of them into a sum of hundreds costs as much as to bring in many. Where the sum has
+    more than :data:`LARGE` times the rank of a task, and nothing is gated, damped or fading, they
+    wait in a sum of their own until that one has as many directions as one task may have. Both
+    sums are held meanwhile.
 
     :param damping: share of a layer's mean importance that all its weights have besides.
     """
@@ -36,6 +45,7 @@ class KroneckerStore(ImportanceStore):
         super().__init__(settings, decay, keep)
         self.damping = damping
         self._sum = MergedBasis(settings.rank)
+        self._waiting = MergedBasis(settings.rank)
         self._anchors: Weights = {}
         self._shapes: dict[str, torch.Size] = {}  # of the weights when they were measured
 
@@ -47,13 +57,30 @@ class KroneckerStore(ImportanceStore):
 
     @property
     def basis(self) -> KroneckerBasis:
-        """Return the basis of the sum."""
-        return self._sum.basis
+        """Return the basis of the sum of all."""
+        return self._all().basis
 
     @property
     def names(self) -> set[str]:
         """Return the names of the parameters that are held."""
-        return set(self._sum.importance) | self._sum.basis.folded
+        sums = (self._sum, self._waiting)
+        return {name for one in sums for name in (*one.importance, *one.basis.folded)}
+
+    def _all(self) -> MergedBasis:
+        """Return the sum of all old tasks; what waits goes on waiting."""
+        if not self._waiting.importance:
+            return self._sum
+        total = MergedBasis(self.settings.rank)
+        total.basis, total.importance = self._sum.basis, dict(self._sum.importance)
+        total.add(self._waiting.importance, self._waiting.basis, self._shapes)
+        return total
+
+    def _waits(self) -> bool:
+        """Return whether what has come may wait for more."""
+        rank = self.settings.rank
+        large = self._sum.directions > LARGE * rank
+        plain = self.decay is None and not self.settings.gates and not self.damping
+        return plain and large and self._waiting.directions < rank
 
     def hold(
         self, params: Weights, relative: Mapping[Heads, Weights], generator: torch.Generator
@@ -67,6 +94,9 @@ class KroneckerStore(ImportanceStore):
         for rf in relative.values():
             importance, self.shared[last] = self._gated(importance, rf, generator)
         self.quadratic = QuadraticPenalty.within(self._sum.basis, importance, self._anchors)
+        if self._waiting.importance:
+            waiting = self._waiting.basis, self._waiting.importance
+            self.quadratic.beside = QuadraticPenalty.within(*waiting, self._anchors)
         if self.damping:
             self._damp()
 
@@ -83,13 +113,15 @@ class KroneckerStore(ImportanceStore):
 
     def grow(self, params: Weights) -> None:
         """Bring sum and anchors to the shapes of a network that may have grown, on its device."""
-        self._sum.grow({name: p.shape for name, p in params.items()})
+        for one in (self._sum, self._waiting):
+            one.grow({name: p.shape for name, p in params.items()})
         for name, value in self._anchors.items():
             if name in params:
                 self._anchors[name] = grown(value, params[name]).to(params[name].device)
         if params:
             device = next(iter(params.values())).device
-            self._sum.to(device)
+            for one in (self._sum, self._waiting):
+                one.to(device)
             self.quadratic.to(device)
 
     def _gated(
@@ -107,7 +139,10 @@ class KroneckerStore(ImportanceStore):
     def gated(self) -> dict[int, Weights]:
         """Return the sum as it is held, by the last task; empty between tasks."""
         last = self._last()
-        return {last: self.quadratic.importance} if self.holds and last is not None else {}
+        if not self.holds or last is None:
+            return {}
+        one = self._all().importance if self.quadratic.beside else self.quadratic.importance
+        return {last: one}
 
     def add(
         self,
@@ -121,10 +156,14 @@ class KroneckerStore(ImportanceStore):
         assert basis is not None
         own = normalize_importance(fisher, basis) if self.settings.normalize else fisher
         shapes = {name: p.shape for name, p in params.items()}
-        self._sum.add(own, basis, shapes, 1.0 if self.decay is None else self.decay)
+        self._waiting.add(own, basis, shapes)
         newest = anchors_of(params)
         self._anchors = self._anchors | newest
         self._shapes = self._shapes | shapes
+        if not self._waits():
+            decay, waiting = 1.0 if self.decay is None else self.decay, self._waiting
+            self._sum.add(waiting.importance, waiting.basis, shapes, decay)
+            self._waiting = MergedBasis(self.settings.rank)
         if self.decay is not None:
             fisher, basis, newest = self._sum.importance, self._sum.basis, self._anchors
         self.importances[number] = {name: value.cpu() for name, value in fisher.items()}
@@ -136,16 +175,19 @@ class KroneckerStore(ImportanceStore):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
-        merged = {"basis": self._sum.basis.state_dict(), "importance": self._sum.importance}
         shapes = {name: list(shape) for name, shape in self._shapes.items()}
-        return super().state_dict() | {"sum": merged, "anchors": self._anchors, "shapes": shapes}
+        sums = {"sum": self._sum.state_dict(), "waiting": self._waiting.state_dict()}
+        return super().state_dict() | sums | {"anchors": self._anchors, "shapes": shapes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a copy of a state."""
         super().load_state_dict(state)
         state = deepcopy(dict(state))
-        self._sum.basis = basis_of(state["sum"]["basis"])
-        self._sum.importance, self._anchors = state["sum"]["importance"], state["anchors"]
+        self._sum.load_state_dict(state["sum"])
+        self._waiting = MergedBasis(self.settings.rank)
+        if "waiting" in state:  # since version 0.3
+            self._waiting.load_state_dict(state["waiting"])
+        self._anchors = state["anchors"]
         known = {name: value.shape for name, value in self._anchors.items()}
         saved = state.get("shapes", {})
         self._shapes = known | {name: torch.Size(shape) for name, shape in saved.items()}

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avalanche_cetl.allocation.parameters import grown
+from avalanche_cetl.allocation.parameters import basis_of, grown
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis, LayerBasis
 from avalanche_cetl.information.gradients.precision import flush_denormals
 
@@ -103,6 +104,19 @@ class MergedBasis:
             if name not in layers and name in shapes:
                 self.importance[name] = grown(value, value.new_empty(shapes[name], device="meta"))
         self.basis = KroneckerBasis(layers)
+
+    @property
+    def directions(self) -> int:
+        """Return the most directions that a side of a layer has; 0 without a layer."""
+        return max((size for layer in self.basis.values() for size in layer.shape[-2:]), default=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {"basis": self.basis.state_dict(), "importance": self.importance}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state."""
+        self.basis, self.importance = basis_of(state["basis"]), state["importance"]
 
     def to(self, device: torch.device) -> None:
         """Move all of it to a device."""

@@ -342,7 +342,8 @@ class WeightPenalty(PenaltyArguments):
             params = self._held(network, self.store.names)
             self.store.grow(params)
             self.in_force.begin(network)
-            relative = self.measurer.relative(network, params, self.store.basis)
+            basis = self.store.basis if self.settings.gates else None
+            relative = self.measurer.relative(network, params, basis)
         self.store.hold(params, relative, self.measurer.generator)
 
     # ------------------------------------------------------------------ state

@@ -68,6 +68,8 @@ class QuadraticPenalty:
         outside of the directions of a basis.
     :ivar centres: the weights theta* that it holds them at; rows that a parameter has got since are
         free.
+    :ivar beside: one more quadratic, in a basis of its own, whose value is added and whose step
+        follows; None: there is none.
     """
 
     def __init__(self) -> None:
@@ -77,6 +79,7 @@ class QuadraticPenalty:
         self.constant = 0.0
         self.damping: dict[str, float] = {}
         self.centres: Weights = {}
+        self.beside: QuadraticPenalty | None = None
 
     @classmethod
     def within(
@@ -98,10 +101,15 @@ class QuadraticPenalty:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
-        return vars(self) | {"basis": self.basis.state_dict()}
+        beside = self.beside and self.beside.state_dict()
+        return vars(self) | {"basis": self.basis.state_dict(), "beside": beside}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state."""
+        self.beside = None
+        if state.get("beside"):
+            self.beside = QuadraticPenalty()
+            self.beside.load_state_dict(state["beside"])
         self.importance, self.anchors = dict(state["importance"]), dict(state["anchors"])
         self.basis, self.constant = basis_of(state["basis"]), float(state["constant"])
         self.damping = dict(state.get("damping", {}))
@@ -109,6 +117,8 @@ class QuadraticPenalty:
 
     def to(self, device: torch.device) -> None:
         """Move all of it to a device."""
+        if self.beside:
+            self.beside.to(device)
         if all(value.device == device for value in self.importance.values()):
             return
         self.importance = {name: value.to(device) for name, value in self.importance.items()}
@@ -119,7 +129,8 @@ class QuadraticPenalty:
     @property
     def names(self) -> Set[str]:
         """Return the names of the parameters that are held."""
-        return self.importance.keys() | self.basis.folded
+        beside = self.beside.names if self.beside else set()
+        return self.importance.keys() | self.basis.folded | beside
 
     @torch.no_grad()
     def add(self, importance: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> None:
@@ -165,6 +176,8 @@ class QuadraticPenalty:
                 centre = self.centres[name].to(params[name].dtype)
                 apart = params[name][place_of(centre.shape)] - centre
                 value = value + strength / 2 * own * apart.square().sum()
+        if self.beside:
+            value = value + self.beside.penalty(params, strength)
         return value
 
     @torch.no_grad()
@@ -196,6 +209,8 @@ class QuadraticPenalty:
                 now.lerp_(anchor.to(now.dtype), _share(importance, scale).to(now.dtype))
                 if now is not parameter:  # of half precision
                     parameter.copy_(now)
+        if self.beside:
+            self.beside.step(params, optimizer, strength)
 
     def _step_of(
         self,

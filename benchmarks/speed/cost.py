@@ -23,6 +23,8 @@ ITERATION, AT_ONCE = 32, 5
 #: The network of the merges has 199,210 weights; experiences of which its time is written.
 WIDTHS = (784, 200, 200, 10)
 EXPERIENCES = (1, 2, 10, 50, 100, 200)
+#: Images of a small experience.
+FEW = 10
 
 
 def networks() -> dict[str, Callable[[], nn.Module]]:
@@ -114,12 +116,20 @@ def _train(
 
 def _merging(args: argparse.Namespace) -> dict[str, Any]:
     """Time what taking an experience in costs after its measurement, by their number."""
+    rows = {f"{count} images": _merges(args, count) for count in (IMAGES, FEW)}
+    print("milliseconds to take an experience in", rows)
+    weights = sum(inputs * outputs + outputs for inputs, outputs in pairwise(WIDTHS))
+    return {"weights": weights, "milliseconds": rows}
+
+
+def _merges(args: argparse.Namespace, images: int) -> dict[str, float]:
+    """Return the mean over ten experiences of so many images each, by the number of the last."""
     torch.manual_seed(0)
     pairs = pairwise(WIDTHS)
     layers = [part for sizes in pairs for part in (nn.Linear(*sizes), nn.ReLU())]
     model = nn.Sequential(*layers[:-1]).to(args.device)
     params = dict(model.named_parameters())
-    image = torch.rand(IMAGES, WIDTHS[0], device=args.device).pow(4)
+    image = torch.rand(images, WIDTHS[0], device=args.device).pow(4)
     experiences = []
     for _ in range(20):  # of other pixels; they come again and again
         one = GFIPlugin()
@@ -133,9 +143,5 @@ def _merging(args: argparse.Namespace) -> dict[str, Any]:
         start = time.process_time()  # of the processor: other work does not count
         add()
         milliseconds.append(1000 * (time.process_time() - start))
-    rows = {}
-    for count in EXPERIENCES:
-        nearby = sorted(milliseconds[max(0, count - 5) : count])
-        rows[str(count)] = round(nearby[len(nearby) // 2], 1)
-    print("milliseconds to take an experience in", rows)
-    return {"weights": sum(p.numel() for p in model.parameters()), "milliseconds": rows}
+    nearby = {count: milliseconds[max(0, count - 10) : count] for count in EXPERIENCES}
+    return {str(count): round(sum(some) / len(some), 1) for count, some in nearby.items()}
