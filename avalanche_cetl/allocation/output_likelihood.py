@@ -210,8 +210,11 @@ class OutputLikelihood:
                     ) from problem
                 outputs = check_outputs(found, self.likelihood)
                 count = max(count, outputs[0].numel())
+                per_image = len(outputs) == len(images[rows])
                 try:
-                    if known is None:
+                    if not per_image:
+                        values = outputs.new_zeros(0)
+                    elif known is None:
                         values = projected_outputs(outputs, torch.ones_like(outputs))
                     else:
                         values = self.nll(outputs, known[rows])
@@ -225,7 +228,7 @@ class OutputLikelihood:
                         "likelihood='bernoulli' for labels of yes and no, 'gaussian' for real "
                         "values, or output= to pick the tensor that goes with the labels."
                     ) from problem
-                if values.shape != (len(outputs),) or len(outputs) != len(images[rows]):
+                if values.shape != (len(images[rows]),):
                     raise ValueError(
                         f"the network gave outputs of shape {tuple(outputs.shape)} for "
                         f"{len(images[rows])} images: their first dimension has to be the images."

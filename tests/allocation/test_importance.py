@@ -242,6 +242,18 @@ def test_weights_that_a_network_has_grown_by_are_free(basis):
     assert pull[:-2, :-1].any() and not pull[-2:].any() and not pull[:, -1].any()
 
 
+def test_importances_of_weights_that_have_all_grown_are_brought_to_their_shapes():
+    model = coupled().double()
+    found = measured(model, "GFI3", replace(KRONECKER, basis="diagonal"))
+    name = "target.module.head.bias"
+    one = replace(found, values={name: found.values[name]}, anchors={name: found.anchors[name]})
+    one.grow({name: torch.zeros(len(found.anchors[name]) + 2).double()})
+    assert (
+        torch.equal(one.values[name][:-2], found.values[name]) and not one.values[name][-2:].any()
+    )
+    assert one.anchors[name].shape == one.values[name].shape
+
+
 def cut(importance, name):
     """An importance whose basis of one layer lacks an input."""
     layer = importance.basis[name]

@@ -126,3 +126,24 @@ def test_vectors_of_heads_that_are_not_filled_up_have_the_width_of_the_widest():
     loss, targets = OutputLikelihood("gaussian").view(model, tasks).task(drawn, tasks, "logits")
     found = loss(tuple(x[:, :k] for k in (2, 3, 4)), targets)
     torch.testing.assert_close(found, (x[:, :4] * drawn).sum(1))
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_classes_are_asked_for_by_head_and_of_a_network_without_heads_under_0(by_head):
+    model = Heads() if by_head else nn.Linear(6, 4)
+    if by_head:
+        model.classifier = MultiHeadClassifier(5, 4, masking=False)
+        for task in (1, 2):
+            seen = SimpleNamespace(classes_in_this_experience=[0], task_labels=[task])
+            model.classifier.adaptation(seen)
+    asked = []
+
+    def weights(head, count):
+        asked.append((head, count))
+        return torch.ones(count)
+
+    tasks = torch.tensor([2, 1, 1, 2])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 6)
+    OutputLikelihood().draw(model, images, tasks, generator, "logits", weights)
+    assert sorted(asked) == ([(1, 4), (2, 4)] if by_head else [(0, 4)])

@@ -290,6 +290,7 @@ REFUSED = {
     ),
     "dicts of images": ({}, lambda x, y: ([({"pixels": row}, 1) for row in x],), "'pixels'"),
     "iterator": ({}, lambda x, y: (iter(x),), "a map-style data set"),
+    "set": ({}, lambda x, y: ({1, 2},), "a map-style data set"),
     "other outputs": ({"output": "logits"}, lambda x, y: (x,), "output='logits'"),
 }
 
@@ -301,6 +302,22 @@ def test_images_that_cannot_be_measured_are_refused(name):
     own = WeightPenalty(1.0, **arguments)
     with pytest.raises((ValueError, IndexError, TypeError), match=told):
         own.remember(network(), *given(x, y))
+    assert own.importances == {}
+
+
+@pytest.mark.parametrize("fisher", ["logits", "sampled", "empirical"])
+def test_a_network_that_makes_other_rows_of_its_images_is_refused(fisher):
+    class Pieces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(x.reshape(-1, 8))
+
+    own = WeightPenalty(1.0, fisher=fisher)
+    with pytest.raises(ValueError, match=r"shape \(4, 4\) for 2 images: their first"):
+        own.remember(Pieces(), torch.randn(24, 16), torch.arange(24) % 4)
     assert own.importances == {}
 
 

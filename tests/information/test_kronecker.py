@@ -256,6 +256,20 @@ def test_large_factors_give_the_same_directions_without_being_made(monkeypatch):
         torch.testing.assert_close(overlap, torch.eye(4).double(), rtol=0, atol=1e-6)
 
 
+def test_large_factors_of_a_layer_with_groups_give_the_same_directions(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(36, 3)).double()
+    x, y = torch.randn(40, 4, 5, 5).double(), torch.arange(40) % 3
+    rank = 19  # all inputs of a group: 2 x 3 x 3, and the bias
+    dense = kronecker_basis(model, x, "empirical", targets=y, rank=rank)["0.weight"].right
+    monkeypatch.setattr(kronecker, "_DENSE", 10)
+    monkeypatch.setattr(kronecker, "_OVERSAMPLING", -1)  # fewer vectors than inputs
+    drawn = kronecker_basis(model, x, "empirical", targets=y, rank=rank)["0.weight"].right
+    assert drawn.shape == (2, 19, 18) and dense.shape == (2, 19, 19)
+    held = (dense.mT @ drawn).square().sum(-1)  # of each direction, the last one is left out
+    assert float(held[:, :12].min()) > 0.5 and float((held.sum(-1) - 18).abs().max()) < 1e-9
+
+
 def test_large_factors_take_three_passes_over_the_images(monkeypatch):
     model, read = nn.Sequential(nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, 3)), []
     model[0].register_forward_hook(lambda *_: read.append(1))

@@ -181,3 +181,23 @@ def test_relative_fisher_is_the_same_in_every_grad_mode(mode):
         found = relative_fisher(model, x + 0, losses, targets=(y + 0, y))
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_loss_that_depends_on_the_other_samples_is_asked_one_sample_at_a_time(place):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double(), torch.randn(12, 4).double()
+
+    def plain(out):
+        return out.exp().sum(1)
+
+    def depends(out):
+        return (out * out.mean(0)).sum(1)
+
+    losses = [plain, plain]
+    losses[place] = depends
+    found = relative_fisher(model, x, tuple(losses))
+    losses[place] = lambda out: out.square().sum(1)  # which it is for one sample
+    wanted = relative_fisher(model, x, tuple(losses))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)

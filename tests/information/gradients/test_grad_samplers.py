@@ -11,6 +11,8 @@ from avalanche_cetl.information.gradients.grad_samplers import (
     is_depthwise,
 )
 from avalanche_cetl.information.gradients.grad_samplers_rnn import can_be_unrolled
+from avalanche_cetl.information.gradients.per_sample import per_sample_gradients
+from avalanche_cetl.information.gradients.second_moments import square_means
 
 LAYERS = {
     "linear": (lambda: nn.Linear(4, 3), (4,)),
@@ -97,22 +99,33 @@ class _Last(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: nn.RNN(3, 4, batch_first=True),
-        lambda: nn.RNN(3, 4, batch_first=True, nonlinearity="relu"),
-        lambda: nn.GRU(3, 4, num_layers=2, batch_first=True),
-        lambda: nn.LSTM(3, 4, batch_first=True, bias=False),
-        lambda: nn.LSTM(3, 2, batch_first=True, bidirectional=True),
-        lambda: nn.LSTM(3, 5, batch_first=True, proj_size=4),
-    ],
-)
+RECURRENT = [
+    lambda: nn.RNN(3, 4, batch_first=True),
+    lambda: nn.RNN(3, 4, batch_first=True, nonlinearity="relu"),
+    lambda: nn.GRU(3, 4, num_layers=2, batch_first=True),
+    lambda: nn.LSTM(3, 4, batch_first=True, bias=False),
+    lambda: nn.LSTM(3, 2, batch_first=True, bidirectional=True),
+    lambda: nn.LSTM(3, 5, batch_first=True, proj_size=4),
+]
+
+
+@pytest.mark.parametrize("layer", RECURRENT)
 def test_fisher_of_an_unrolled_recurrent_layer_equals_the_loop(layer, assert_exact):
     torch.manual_seed(0)
     model = _Last(layer()).double()
     assert can_be_unrolled(model.layer)
     assert_exact(model, torch.randn(6, 5, 3).double())
+
+
+@pytest.mark.parametrize("layer", RECURRENT)
+def test_the_closed_form_of_a_recurrent_layer_is_autograds(layer):
+    """What is another gradient than autograd's would be computed by a loop, and be right too."""
+    torch.manual_seed(0)
+    model = _Last(layer()).double()
+    x, y = torch.randn(6, 5, 3).double(), torch.arange(6) % 3
+    with per_sample_gradients(model, x, [("empirical", y)], None, 2**29, None) as gradients:
+        gradients.reduce(square_means)
+        assert {route.kind for route in gradients.routes.values()} == {"closed_form"}
 
 
 def test_a_recurrent_layer_with_time_first_is_not_unrolled():
