@@ -95,13 +95,36 @@ def test_data_that_the_codec_does_not_make_are_refused(forged):
         Decoder({"0": torch.zeros(2)}).decode(forged)
 
 
-def test_data_that_are_nested_without_end_are_refused():
-    value = []
-    for _ in range(200):
-        value = [value]
-    assert not is_plain(value)
+def nested(wrap, levels):
+    value = 1
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+WRAPS = {"lists": lambda one: [one], "tuples": lambda one: (one,), "dicts": lambda one: {"a": one}}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_data_that_are_nested_without_end_are_refused(wrap):
+    assert is_plain(nested(wrap, codec.MAX_DEPTH))
+    assert not is_plain(nested(wrap, codec.MAX_DEPTH + 1))
     with pytest.raises(CheckpointError, match="nested too deeply"):
-        Decoder({}).decode(value)
+        Decoder({}).decode(nested(wrap if wrap is not WRAPS["tuples"] else WRAPS["lists"], 200))
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_data_that_are_nested_as_deeply_as_they_may_be_come_back(wrap):
+    value = nested(wrap, codec.MAX_DEPTH)
+    assert there_and_back(value) == value
+
+
+def test_arrays_are_equal_by_type_and_value():
+    one = np.array([1.0, math.nan])
+    assert equal(one, one.copy())
+    assert not equal(one, np.array([2.0, math.nan]))
+    assert not equal(one, one.astype(np.float32))
+    assert not equal(np.arange(3), np.arange(4))
 
 
 # ------------------------------------------------------------------ the file
