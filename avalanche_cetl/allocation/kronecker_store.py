@@ -19,8 +19,9 @@ from avalanche_cetl.common.validation import check_weight
 from avalanche_cetl.information.generalized import mean_importance, normalize_importance
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
-#: From how many directions on, as a multiple of one task's rank, small tasks wait for each other.
-LARGE = 2
+#: From how many directions on, as a multiple of one task's rank, small tasks wait for each other,
+#: and how many of them at most.
+LARGE, MANY = 2, 16
 
 
 class KroneckerStore(ImportanceStore):
@@ -33,8 +34,9 @@ class KroneckerStore(ImportanceStore):
     A large sum takes small tasks in together: tasks of few images have few directions each, and to
     bring one of them into a sum of hundreds costs as much as to bring in many. Where the sum has
     more than :data:`LARGE` times the rank of a task, and nothing is gated, damped or fading, they
-    wait in a sum of their own until that one has as many directions as one task may have. Both
-    sums are held meanwhile.
+    wait in a sum of their own until that one has as many directions as one task may have, or until
+    :data:`MANY` wait. Both sums are held meanwhile, in the loss; a proximal step, which is of one
+    quadratic, brings them together (:meth:`join`).
 
     :param damping: share of a layer's mean importance that all its weights have besides.
     """
@@ -72,15 +74,26 @@ class KroneckerStore(ImportanceStore):
             return self._sum
         total = MergedBasis(self.settings.rank)
         total.basis, total.importance = self._sum.basis, dict(self._sum.importance)
-        total.add(self._waiting.importance, self._waiting.basis, self._shapes)
+        shapes = {name: value.shape for name, value in self._anchors.items()}
+        total.add(self._waiting.importance, self._waiting.basis, shapes)
         return total
 
+    def _may_wait(self) -> bool:
+        """Return whether there may be two sums."""
+        return self.decay is None and not self.settings.gates and not self.damping
+
     def _waits(self) -> bool:
-        """Return whether what has come may wait for more."""
-        rank = self.settings.rank
-        large = self._sum.directions > LARGE * rank
-        plain = self.decay is None and not self.settings.gates and not self.damping
-        return plain and large and self._waiting.directions < rank
+        """Return whether what has come goes on waiting for more."""
+        large = self._sum.directions > LARGE * self.settings.rank
+        few = self._waiting.directions < self.settings.rank and self._waiting.count < MANY
+        return self._may_wait() and large and few
+
+    def join(self) -> None:
+        """Bring what waits into the sum, and hold that alone."""
+        if self._waiting.importance:
+            self._sum, self._waiting = self._all(), MergedBasis(self.settings.rank)
+            if self.quadratic.beside:
+                self._hold(self._sum.importance)
 
     def hold(
         self, params: Weights, relative: Mapping[Heads, Weights], generator: torch.Generator
@@ -93,6 +106,10 @@ class KroneckerStore(ImportanceStore):
         importance = self._sum.importance
         for rf in relative.values():
             importance, self.shared[last] = self._gated(importance, rf, generator)
+        self._hold(importance)
+
+    def _hold(self, importance: Weights) -> None:
+        """Make the quadratic, of an importance in the basis of the sum and of what waits."""
         self.quadratic = QuadraticPenalty.within(self._sum.basis, importance, self._anchors)
         if self._waiting.importance:
             waiting = self._waiting.basis, self._waiting.importance
@@ -156,6 +173,7 @@ class KroneckerStore(ImportanceStore):
         assert basis is not None
         own = normalize_importance(fisher, basis) if self.settings.normalize else fisher
         shapes = {name: p.shape for name, p in params.items()}
+        self._sum.grow(shapes)  # refused before anything has changed
         self._waiting.add(own, basis, shapes)
         newest = anchors_of(params)
         self._anchors = self._anchors | newest
@@ -166,7 +184,7 @@ class KroneckerStore(ImportanceStore):
             self._waiting = MergedBasis(self.settings.rank)
         if self.decay is not None:
             fisher, basis, newest = self._sum.importance, self._sum.basis, self._anchors
-        self.importances[number] = {name: value.cpu() for name, value in fisher.items()}
+        self.importances[number] = {n: value.to("cpu", copy=True) for n, value in fisher.items()}
         self.saved_params[number] = {name: value.cpu() for name, value in newest.items()}
         self.bases[number] = basis.to("cpu")
         self._heads[number] = heads
@@ -191,6 +209,8 @@ class KroneckerStore(ImportanceStore):
         known = {name: value.shape for name, value in self._anchors.items()}
         saved = state.get("shapes", {})
         self._shapes = known | {name: torch.Size(shape) for name, shape in saved.items()}
+        if not self._may_wait():  # as the store that is saved might
+            self.join()
 
 
 def store_of(

@@ -54,12 +54,14 @@ class MergedBasis:
         up to six times as many.
     :ivar basis: the basis of every layer that has one.
     :ivar importance: F by direction, by the name of the weight; of other parameters by weight.
+    :ivar count: how many experiences were taken in.
     """
 
     def __init__(self, rank: int):
         self.rank = rank
         self.basis = KroneckerBasis({})
         self.importance: Weights = {}
+        self.count = 0
 
     @torch.no_grad()
     def add(
@@ -90,6 +92,7 @@ class MergedBasis:
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
         self.basis, self.importance = KroneckerBasis(layers), sums
+        self.count += 1
 
     def grow(self, shapes: Mapping[str, torch.Size]) -> None:
         """Bring all to the shapes of a network that has grown; new weights have no importance.
@@ -112,11 +115,13 @@ class MergedBasis:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
-        return {"basis": self.basis.state_dict(), "importance": self.importance}
+        own = {"importance": self.importance, "count": self.count}
+        return own | {"basis": self.basis.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state."""
         self.basis, self.importance = basis_of(state["basis"]), state["importance"]
+        self.count = state.get("count", 0)
 
     def to(self, device: torch.device) -> None:
         """Move all of it to a device."""

@@ -220,6 +220,8 @@ class WeightPenalty(PenaltyArguments):
         elif self._loaded:  # a state that may be of another device
             self.store.grow(self._held(model, self.store.names))
         self._loaded = False
+        if chosen == "proximal":
+            self.store.join()
         acts = form == chosen and bool(self.store.quadratic.importance)
         self.in_force.called(chosen, acts and form == "loss", not self.by_hand)
         return acts

@@ -68,8 +68,8 @@ class QuadraticPenalty:
         outside of the directions of a basis.
     :ivar centres: the weights theta* that it holds them at; rows that a parameter has got since are
         free.
-    :ivar beside: one more quadratic, in a basis of its own, whose value is added and whose step
-        follows; None: there is none.
+    :ivar beside: one more quadratic, in a basis of its own, whose value is added; a step is of one
+        quadratic alone. None: there is none.
     """
 
     def __init__(self) -> None:
@@ -190,6 +190,7 @@ class QuadraticPenalty:
         :param optimizer: the one that has just made its step.
         :param strength: lam, >= 0, or infinity.
         """
+        assert self.beside is None  # one step after the other would come to rest elsewhere
         if not self.importance or strength == 0:
             return
         sizes = step_sizes(optimizer)
@@ -209,8 +210,6 @@ class QuadraticPenalty:
                 now.lerp_(anchor.to(now.dtype), _share(importance, scale).to(now.dtype))
                 if now is not parameter:  # of half precision
                     parameter.copy_(now)
-        if self.beside:
-            self.beside.step(params, optimizer, strength)
 
     def _step_of(
         self,

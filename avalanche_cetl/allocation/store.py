@@ -83,6 +83,10 @@ class ImportanceStore(ABC):
         :param generator: of the gate's draws.
         """
 
+    @abstractmethod
+    def join(self) -> None:
+        """Bring what is held into one quadratic, where it is in two."""
+
     @property
     @abstractmethod
     def gated(self) -> dict[int, Weights]:
@@ -204,6 +208,9 @@ class DiagonalStore(ImportanceStore):
             anchors = self.saved_params[task]
             self.quadratic.add(gated, {n: anchors[n].to(gated[n].device) for n in gated})
             self._summed += 1
+
+    def join(self) -> None:
+        """Leave it: all is one quadratic."""
 
     def _start_again(self) -> None:
         """Empty the quadratic where the next one is none that goes on."""

@@ -9,6 +9,7 @@ from torch import nn
 from avalanche_cetl.allocation import WeightPenalty
 from avalanche_cetl.allocation.merged_basis import MergedBasis
 from avalanche_cetl.information.generalized import normalize_importance
+from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 
 #: Directions that each task has on either side of its layer: the sum is large after the third.
 RANKS = (2, 2, 2, 1)
@@ -118,24 +119,117 @@ def test_a_network_may_grow_while_a_task_waits():
     away = {n: params[n][tuple(map(slice, s))] - newest[n] for n, s in SHAPES.items()}
     wanted = 0.35 * (value(summed(tasks[:3]), away) + value(summed(tasks[3:]), away))
     torch.testing.assert_close(store.quadratic.penalty(params, 0.7), wanted, rtol=1e-12, atol=0)
+    assert store.gated[3]["norm"].shape == (3,) and store.basis["w"].left.shape[0] == 6
 
 
-def test_the_proximal_step_holds_both_sums():
-    store, _, newest = lived()
-    start = drawn_weights(99, SHAPES)
-    params = {name: nn.Parameter(one.clone()) for name, one in start.items()}
-    optimizer = torch.optim.SGD(params.values(), 1e-6)
-    store.quadratic.step(params, optimizer, 1.0)
-    leaves = {name: one.clone().requires_grad_() for name, one in start.items()}
-    store.quadratic.penalty(leaves, 1.0).backward()
-    for name, one in params.items():  # one small explicit step, to first order
-        torch.testing.assert_close(
-            one.data - start[name], -1e-6 * leaves[name].grad, rtol=1e-4, atol=1e-10
-        )
-    store.quadratic.step(params, torch.optim.SGD(params.values(), 1e6), 1e6)
-    apart = {name: one.data - newest[name] for name, one in params.items()}
-    assert float(store.quadratic.beside.penalty(dict(params), 1.0)) < 1e-9
-    assert float(abs(apart["norm"]).max()) < 1e-4
+def test_a_proximal_step_holds_one_sum_of_all():
+    """Two steps, one after the other, would come to rest elsewhere than the sum of both."""
+    store, tasks, newest = lived()
+    store.join()
+    assert store.quadratic.beside is None
+    now, total = drawn_weights(99, SHAPES), summed(tasks)
+    away = {name: now[name] - newest[name] for name in now}
+    torch.testing.assert_close(
+        store.quadratic.penalty(now, 0.7), 0.35 * value(total, away), rtol=1e-12, atol=0
+    )
+    before = store.state_dict()
+    store.join()
+    assert differing(before, store.state_dict()) == []
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_with_a_proximal_step_ends_where_loss_and_penalty_are_lowest(momentum):
+    torch.manual_seed(0)
+    model = nn.Linear(30, 20, bias=False).double()
+    penalty = WeightPenalty(rank=4)
+    for _ in range(12):
+        penalty.remember(model, torch.randn(3, 30).double())
+    old = model.weight.detach().clone()
+    target, images = torch.randn(9, 20).double(), torch.randn(9, 30).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=momentum)
+
+    def loss():
+        return 0.5 * (model(images) - target).square().sum(1).mean()
+
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        penalty.step(model, optimizer)
+    held = penalty.store.quadratic.penalty(dict(model.named_parameters()), penalty.dwa_lambda)
+    (gradient,) = torch.autograd.grad(loss() + held, model.weight)
+    assert float((model.weight - old).abs().max()) > 0.1
+    assert float(gradient.abs().max()) < 1e-3
+
+
+def test_small_tasks_wait_where_the_penalty_is_in_the_loss_alone():
+    torch.manual_seed(0)
+    model, waited = nn.Linear(30, 20), {}
+    for kind in (torch.optim.Adam, torch.optim.SGD):
+        penalty, optimizer = WeightPenalty(rank=4), kind(model.parameters(), 0.01)
+        for _ in range(12):
+            penalty.remember(model, torch.randn(3, 30))
+            penalty.loss(model, optimizer)
+            waited.setdefault(kind.__name__, []).append(penalty.store.quadratic.beside is not None)
+    assert any(waited["Adam"]) and not any(waited["SGD"])
+
+
+def test_no_more_than_some_tasks_wait():
+    store, _, _ = lived()
+    counts = []
+    for now in range(4, 60):  # of the same direction: there is never another one
+        fisher, basis = measured("kronecker", 33, rank=1)
+        store.add(now, fisher, basis, drawn_weights(now, SHAPES), ())
+        store.hold(drawn_weights(now, SHAPES), {}, torch.Generator())
+        counts.append(store.quadratic.beside is not None)
+    assert counts.count(False) >= 3 and counts.count(True) > 40
+
+
+def test_a_network_that_has_shrunk_is_refused_and_nothing_has_changed():
+    store, _, _ = lived((2, 2, 2))
+    before = store.state_dict()
+    small = {"w": torch.Size([3, 5]), "b": torch.Size([3]), "norm": torch.Size([3])}
+    fisher, basis = measured("kronecker", 5, small, 1)
+    with pytest.raises(ValueError, match="none may shrink"):
+        store.add(3, fisher, basis, drawn_weights(3, small), ())
+    assert differing(before, store.state_dict()) == []
+
+
+def test_a_layer_that_has_grown_and_is_frozen_then_is_brought_into_the_sum():
+    grown = {"w": torch.Size([6, 7]), "b": torch.Size([6]), "norm": torch.Size([3])}
+    store, _, _ = lived((2, 2, 2))
+    fisher, basis = measured("kronecker", 33, grown, 1)
+    store.add(3, fisher, basis, drawn_weights(3, grown), ())
+    for now in range(4, 30):
+        own = {"norm": torch.rand(3, dtype=torch.float64)}
+        store.add(now, own, KroneckerBasis({}), {"norm": torch.zeros(3).double()}, ())
+    params = drawn_weights(50, grown)
+    store.grow(params)
+    store.hold(params, {}, torch.Generator())
+    assert store.quadratic.penalty(params, 1.0) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"gate": {"threshold": 0.5, "probability": 0.9}}, {"damping": 0.1}]
+)
+def test_a_state_in_which_a_task_waits_is_one_sum_where_none_may_wait(arguments):
+    store, tasks, _ = lived()
+    damping = arguments.get("damping", 0.0)
+    other = store_of("kronecker", rank=2, **{k: v for k, v in arguments.items() if k == "gate"})
+    other.damping = damping
+    other.load_state_dict(store.state_dict())
+    total = summed(tasks)
+    assert other.quadratic.beside is None
+    torch.testing.assert_close(other.basis["w"].right.abs(), total.basis["w"].right.abs())
+
+
+def test_what_is_kept_of_a_task_is_not_what_is_held():
+    store, _, _ = lived()
+    now = drawn_weights(99, SHAPES)
+    before = store.quadratic.penalty(now, 1.0)
+    for one in store.importances[3].values():
+        one.zero_()
+    assert torch.equal(store.quadratic.penalty(now, 1.0), before)
 
 
 def test_tasks_of_ten_images_are_brought_into_the_sum_a_few_at_a_time(monkeypatch):
