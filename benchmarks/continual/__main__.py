@@ -16,8 +16,11 @@ data:
 - cifar-task, cifar-domain: five experiences of two classes of CIFAR-10 with a head each, or with
   one head for all; a small residual network with BatchNorm.
 
-"GFIPlugin, no gate" is EWC with an exact Fisher information, "GFIPlugin, Kronecker" the same in the
-Kronecker basis, ``GFIPlugin(strength, fisher="sampled", normalize=True, penalty="proximal")``.
+"GFIPlugin()" is the plugin as it comes, without a strength that is chosen (that of the default was
+chosen on other draws of permuted, split-class and split-domain, see ``natural.py``). "GFIPlugin,
+diagonal" is EWC with an exact Fisher information, "GFIPlugin, diagonal, gate" has the paper's gate,
+and "GFIPlugin, Kronecker" is the diagonal in the Kronecker basis,
+``GFIPlugin(strength, basis="kronecker", fisher="sampled", normalize=True, penalty="proximal")``.
 "joint" trains on all tasks' images at once and is no rival.
 
 Each method's strength is chosen by average accuracy on validation images (of the training set) of

@@ -51,13 +51,17 @@ def methods() -> dict[str, Method]:
         "SI": Method(lambda s, _: [ap.SynapticIntelligencePlugin(s)], 100.0),
         "MAS": Method(lambda s, _: [ap.MASPlugin(s)], 0.1),
         "RWalk": Method(lambda s, _: [ap.RWalkPlugin(s)], 1.0),
-        "GFIPlugin, no gate": Method(gfi(**free), 10.0),
-        "GFIPlugin": Method(gfi(), 10.0),
+        "GFIPlugin()": Method(lambda s, _: [GFIPlugin()]),
+        "GFIPlugin, diagonal": Method(gfi(**free), 10.0),
+        "GFIPlugin, diagonal, gate": Method(gfi(), 10.0),
         "GFIPlugin, Kronecker": Method(directions(), 10.0),
         "GFIPlugin, Kronecker, in the loss": Method(directions(penalty="loss"), 0.01),
         "GFIPlugin, Kronecker, online": Method(directions(**fading), 10.0),
         "GFIPlugin, Kronecker, gate": Method(directions(**gated), 10.0),
         "Replay": Method(lambda s, stream: [ap.ReplayPlugin(stream.replayed)]),
+        "GFIPlugin(), and replay": Method(
+            lambda s, stream: [ap.ReplayPlugin(stream.replayed), GFIPlugin()]
+        ),
         "GFIPlugin, Kronecker, and replay": Method(
             lambda s, stream: [ap.ReplayPlugin(stream.replayed), *directions()(s, stream)], 10.0
         ),

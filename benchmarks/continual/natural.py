@@ -45,6 +45,7 @@ from torch.nn import functional as F
 
 from avalanche_cetl import GFIPlugin, TimmEncoder
 from benchmarks.continual.methods import network
+from benchmarks.continual.rotation import RotatedEWC
 from benchmarks.continual.runs import _benchmark, cut_from_tensors, summary
 from benchmarks.continual.streams import Part, Stream, Task, _permuted, _rotated, mnist
 from benchmarks.data.cifar import read_cifar100
@@ -389,6 +390,7 @@ def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
         "MAS": ap.MASPlugin,
         "SI": ap.SynapticIntelligencePlugin,
         "LwF": lambda strength: ap.LwFPlugin(strength, 2.0),
+        "R-EWC": RotatedEWC,
     }
     if kind in rivals:
         return [rivals[kind](settings["strength"])]

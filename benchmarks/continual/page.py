@@ -17,13 +17,13 @@ from benchmarks.records import cell, error, mean_and_error, read, shown_mean
 #: Methods whose accuracy is drawn against the number of tasks, with their colours: Okabe and Ito's.
 CURVES = {
     "joint": "0.6",
-    "GFIPlugin, Kronecker": "#D55E00",
-    "GFIPlugin, Kronecker, in the loss": "#E69F00",
+    "GFIPlugin()": "#D55E00",
+    "GFIPlugin, Kronecker": "#E69F00",
     "EWC, online": "#0072B2",
     "EWC": "#56B4E9",
     "MAS": "#CC79A7",
     "LwF": "#009E73",
-    "GFIPlugin, no gate": "#7F7F7F",
+    "GFIPlugin, diagonal": "#7F7F7F",
     "Naive": "#000000",
 }
 #: Their marks, for those who do not see the colours.
@@ -31,7 +31,7 @@ MARKS = dict(zip(CURVES, ("", "o", "^", "s", "D", "v", "P", "X", "*"), strict=Tr
 #: Streams that are drawn so.
 _LONG = ("permuted-10", "permuted-20", "permuted-50", "rotated")
 #: Methods whose accuracies after every experience are drawn, task by task.
-MATRICES = ("Naive", "EWC, online", "GFIPlugin, no gate", "GFIPlugin, Kronecker")
+MATRICES = ("Naive", "EWC, online", "GFIPlugin, diagonal", "GFIPlugin()")
 
 Runs = list[dict[str, Any]]
 
@@ -213,11 +213,12 @@ def average_accuracies() -> str:
 REGULARISERS = ("EWC", "EWC, online", "LwF", "SI", "MAS", "RWalk")
 
 _OURS = {
-    "GFIPlugin, Kronecker": "with the proximal step",
+    "GFIPlugin()": "as the plugin comes",
+    "GFIPlugin, Kronecker": "at its best strength with the proximal step",
     "GFIPlugin, Kronecker, in the loss": "with the penalty in the loss",
 }
 _BESIDE = {
-    "GFIPlugin, no gate": "the exact diagonal",
+    "GFIPlugin, diagonal": "the exact diagonal",
     "joint": "joint training on all tasks at once",
 }
 

@@ -249,8 +249,8 @@ def _to16(x: Tensor) -> Tensor:
 _FEW = {"images_per_class": TRAIN}
 #: The methods of streams that take long.
 _MAIN = (
-    "Naive", "EWC", "EWC, online", "LwF", "MAS", "GFIPlugin, no gate", "GFIPlugin, Kronecker",
-    "GFIPlugin, Kronecker, in the loss", "joint",
+    "Naive", "EWC", "EWC, online", "LwF", "MAS", "GFIPlugin()", "GFIPlugin, diagonal",
+    "GFIPlugin, Kronecker", "GFIPlugin, Kronecker, in the loss", "joint",
 )  # fmt: skip
 STREAMS = {
     "permuted-10": Stream(
@@ -271,7 +271,13 @@ STREAMS = {
         batch=64,
         seeds=3,
         more={"images": HELD_BACK},
-        only=("Naive", "EWC, online", "GFIPlugin, no gate", "GFIPlugin, Kronecker, in the loss"),
+        only=(
+            "Naive",
+            "EWC, online",
+            "GFIPlugin()",
+            "GFIPlugin, diagonal",
+            "GFIPlugin, Kronecker, in the loss",
+        ),
         chosen_on=20,
         gfi={"rank": 785, "samples": 2048},
     ),

@@ -138,13 +138,19 @@ def as_it_comes(name: str | None) -> Method:
     return lambda job: coupled(job, **_direct(name))
 
 
-def now(job: TransferJob) -> nn.Module:
+def now(job: Job) -> nn.Module:
     """Train as ``CETLStrategy(...)`` without a setting does."""
     return coupled(job, preset="best", gfi=None, warmup_epochs=None)
 
 
+def now_source_free(job: AdaptationJob) -> nn.Module:
+    """Train so on S and the target's images, without images of the source."""
+    own = {"preset": "best", "gfi": None, "warmup_epochs": None}
+    return coupled(job, benchmark=job.source_free_benchmark(), **own)
+
+
 def source_free(job: AdaptationJob) -> nn.Module:
-    """Train as ``preset="best"`` on S and the target's images, without images of the source."""
+    """Train as ``preset="best"`` of version 0.2 on S and the target's images alone."""
     return coupled(job, benchmark=job.source_free_benchmark(), **_direct("best"))
 
 
