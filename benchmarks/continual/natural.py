@@ -17,7 +17,8 @@ strengths on the very figures that are shown, which favours them.
 
 A method is a kind with its settings, as ``natural:strength=10,units=seen``; ``GFIPlugin`` is the
 plugin as it comes, ``Replay:memory=50`` Avalanche's replay of so many images in all,
-``GFIPlugin+Replay:memory=50`` both. With replay the loss is over all classes seen so far.
+``GFIPlugin+Replay:memory=50`` both, with further settings of the plugin. With replay the loss is
+over all classes seen so far.
 
 Data: ``--data-root`` has MNIST as torchvision reads it and ``cifar100-200.zip``, ``--fashion-root``
 Fashion-MNIST's idx files. Results go to ``benchmarks/results/continual/natural.json``, run by run;
@@ -397,7 +398,8 @@ def plugins(kind: str, settings: dict[str, Any]) -> list[Any]:
     if kind == "GFIPlugin":
         return [GFIPlugin(**settings)]
     if REPLAY in kind:
-        own = [GFIPlugin()] if kind != REPLAY else []
+        rest = {name: value for name, value in settings.items() if name != "memory"}
+        own = [GFIPlugin(**rest)] if kind != REPLAY else []
         return [*own, ap.ReplayPlugin(settings["memory"])]
     if kind == "Kronecker":
         own = dict(settings)
