@@ -97,7 +97,6 @@ class Measurement:
             self.params,
             targets=(select(first.targets, self._own), select(second.targets, self._own)),
             estimator=self.settings.estimator,
-            normalize_samples=self.settings.normalize_samples,
             process_group=self._group,
             basis=self.basis,
         )

@@ -101,7 +101,6 @@ class GFISettings:
     :param rank: directions kept on either side of a layer, >= 1; for ``"kronecker"`` alone.
     :param normalize: rescale GFI to mean 1 over its non-zero entries before lambda; False is
         the paper's raw form, and for ``"logits"`` keeps the unit that the outputs give it.
-    :param normalize_samples: take every sample's gradient norm out of RF.
     :param refresh_every: rounds between two measurements, >= 1.
     :param seed: of the drawn images, the drawn targets and the gate.
     :raises ValueError: for values outside these ranges.
@@ -115,7 +114,6 @@ class GFISettings:
     basis: Basis = "diagonal"
     rank: int = 64
     normalize: bool = True
-    normalize_samples: bool = False
     refresh_every: int = 1
     seed: int = 0
 
@@ -159,13 +157,16 @@ class GFISettings:
         """Return the settings by name, as plain data.
 
         ``basis`` and ``rank`` are left out in the diagonal basis: result files and checkpoints of
-        earlier versions, which had no other, name the same settings without them.
+        earlier versions, which had no other, name the same settings without them. They also name
+        ``normalize_samples``, a setting of 0.2 that was False in all of them.
         """
-        found = asdict(self)
+        found = asdict(self) | {"normalize_samples": False}
         if self.basis == "diagonal":
             del found["basis"], found["rank"]
         return found
 
     def __repr__(self) -> str:
-        shown = (f"{name}={getattr(self, name)!r}" for name in self.describe())
+        shown = (
+            f"{name}={getattr(self, name)!r}" for name in self.describe() if hasattr(self, name)
+        )
         return f"GFISettings({', '.join(shown)})"

@@ -234,8 +234,9 @@ def _strategy_settings(strategy: CETLStrategy) -> Settings:
     for name, value in strategy.settings().items():
         if isinstance(value, GFISettings):
             own = _arguments(GFISettings)
-            for part in value.describe():
-                found[f"{name}.{part}"] = _setting(getattr(value, part), own[part])
+            for part, plain in value.describe().items():
+                one = getattr(value, part, plain)  # a setting of 0.2 is in the description alone
+                found[f"{name}.{part}"] = _setting(one, own.get(part, plain))
         else:
             found[name] = _setting(value, defaults.get(name, _NOTHING))
     return found

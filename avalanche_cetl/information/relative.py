@@ -64,7 +64,6 @@ def relative_fisher(
     *,
     targets: tuple[Any, Any] = (None, None),
     estimator: str = "gaussian",
-    normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
     basis: KroneckerBasis | None = None,
@@ -90,9 +89,6 @@ def relative_fisher(
     :param targets: what each loss gets as its second argument, or None.
     :param estimator: ``"gaussian"``, ``"rank"``, ``"histogram"``, or a name that
         :func:`~avalanche_cetl.information.register_estimator` was given.
-    :param normalize_samples: divide each sample's Fisher values by their sum over all measured
-        weights (for ``"gaussian"`` after the floor). Hard samples have large gradients under
-        every loss; this takes that common scale out.
     :param chunk_bytes: bound on activations and per-sample values held at once, as far as a
         single sample fits. ``"rank"`` and ``"histogram"`` need all samples of a weight: they
         go through the weights in groups, and through the model once per group where the
@@ -111,7 +107,6 @@ def relative_fisher(
         params,
         targets=targets,
         estimator=estimator,
-        normalize_samples=normalize_samples,
         chunk_bytes=chunk_bytes,
         process_group=process_group,
         basis=basis,
@@ -126,7 +121,6 @@ def fisher_and_relative(
     *,
     targets: tuple[Any, Any] = (None, None),
     estimator: str = "gaussian",
-    normalize_samples: bool = False,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
     basis: KroneckerBasis | None = None,
@@ -134,18 +128,17 @@ def fisher_and_relative(
     """Compute Fisher information of the first loss, and its relative Fisher with the second.
 
     One set of per-sample gradients serves both. See :func:`relative_fisher` for arguments.
-    ``normalize_samples`` touches the relative Fisher only, never the Fisher information.
 
     :return: ``(fisher, relative)``, dicts keyed by parameter name.
     """
     check_estimator(estimator)
 
     def both(gradients: PerSampleGradients) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        means = square_means(gradients, norms=normalize_samples)
+        means = square_means(gradients)
         if estimator == "gaussian":
-            relative = gaussian_relative(gradients, means, normalize_samples)
+            relative = gaussian_relative(gradients, means)
         else:
-            relative = _estimated(gradients, means, estimator, normalize_samples)
+            relative = _estimated(gradients, means, estimator)
         return gradients.restored(means.fisher[0]), gradients.restored(relative)
 
     with per_sample_gradients(
@@ -157,10 +150,7 @@ def fisher_and_relative(
 
 @torch.no_grad()
 def _estimated(
-    gradients: PerSampleGradients,
-    means: SquareMeans,
-    estimator: str,
-    normalize_samples: bool,
+    gradients: PerSampleGradients, means: SquareMeans, estimator: str
 ) -> dict[str, Tensor]:
     """Compute relative Fisher by an estimator that needs all samples of a weight at once."""
     relative: dict[str, Tensor] = {}
@@ -180,15 +170,7 @@ def _estimated(
                             _fill(batch, sample, k, group, values[k])
         gradients.processes.meet()
         for name, columns in group.items():
-            tasks = []
-            for k in (0, 1):
-                value = values[k].pop(name)
-                if normalize_samples:
-                    norm = means.norms[k].clamp_min(torch.finfo(torch.float64).tiny)
-                    value /= (
-                        norm.to(value.dtype).clamp_min(torch.finfo(value.dtype).tiny).unsqueeze(1)
-                    )
-                tasks.append(gradients.processes.rows(value, gradients.counts))
+            tasks = [gradients.processes.rows(v.pop(name), gradients.counts) for v in values]
             if name not in relative:
                 relative[name] = torch.zeros_like(means.fisher[0][name])
             relative[name].view(-1)[columns] = ESTIMATORS[estimator](*tasks)

@@ -20,8 +20,6 @@ from avalanche_cetl.common.validation import renamed
 from avalanche_cetl.plugins.gfi import GFIPlugin
 
 P = ParamSpec("P")
-#: Settings of CETL's rounds, which a plugin that measures once an experience has not.
-_OF_ROUNDS = ("normalize_samples", "refresh_every")
 _TYPES = get_type_hints(GFIPlugin.__init__)
 #: The arguments of the plugin, by name.
 _PLUGIN = {
@@ -53,8 +51,8 @@ class GFI(SupervisedTemplate, Described):
     The other arguments are those of every Avalanche strategy.
 
     :raises TypeError: when ``gfi`` is neither.
-    :raises ValueError: as in :class:`GFIPlugin`, for settings that it does not have, for those that
-        are given twice, and for another likelihood without a criterion.
+    :raises ValueError: as in :class:`GFIPlugin`, for ``refresh_every``, for settings that are given
+        twice, and for another likelihood without a criterion.
     """
 
     @renamed(ewc_lambda="dwa_lambda")
@@ -114,12 +112,11 @@ def _arguments(gfi: dict[str, Any] | GFISettings | None) -> dict[str, Any]:
     """Keyword arguments of the plugin."""
     if isinstance(gfi, GFISettings):
         given = {field.name: getattr(gfi, field.name) for field in fields(gfi)}
-        for name in _OF_ROUNDS:
-            if given.pop(name) != getattr(GFISettings, name):
-                raise ValueError(
-                    f"gfi=GFISettings({name}={getattr(gfi, name)!r}): GFI measures once an "
-                    f"experience and has no {name}; CETLStrategy has."
-                )
+        if given.pop("refresh_every") != GFISettings.refresh_every:
+            raise ValueError(
+                f"gfi=GFISettings(refresh_every={gfi.refresh_every}): GFI measures once an "
+                "experience and has no refresh_every; CETLStrategy has."
+            )
         return given
     if gfi is not None and not isinstance(gfi, dict):
         raise TypeError(

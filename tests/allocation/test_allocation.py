@@ -76,15 +76,10 @@ def test_a_strong_penalty_holds_the_weights_near_their_anchors(transfer, basis):
     [
         {"fisher": "empirical"},
         {"estimator": "rank", "threshold": Quantile(0.7)},
-        {"estimator": "histogram", "normalize_samples": True},
+        {"estimator": "histogram"},
         {"normalize": False, "refresh_every": 2},
         {"basis": "kronecker", "rank": 2, "probability": 0.9, "estimator": "rank"},
-        {
-            "basis": "kronecker",
-            "probability": 0.9,
-            "fisher": "empirical",
-            "normalize_samples": True,
-        },
+        {"basis": "kronecker", "probability": 0.9, "fisher": "empirical"},
     ],
 )
 def test_settings_decide_how_importances_are_measured(transfer, settings):

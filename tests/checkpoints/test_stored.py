@@ -49,3 +49,12 @@ def test_an_option_that_version_0_2_did_not_have_counts_as_what_that_version_did
     its["gfi"] = its["gfi"].replace("rank=4, ", "")  # as if 0.2 had not had it
     assert settings_of(strategy)["gfi.rank"] == [4, 64]
     assert list(differences(strategy, its)) == ["gfi.rank=4 for 64"]
+
+
+def test_a_setting_that_only_version_0_2_had_is_refused_where_it_was_set():
+    strategy = RUNS["cetl_gfi"][0]()
+    _, encoded = read_checkpoint_file(STORED / "0.2" / "cetl_gfi.safetensors")
+    its = encoded["training"]["cetl"]["settings"] | {"lr_factors": (0.5, 0.2)}
+    assert list(differences(strategy, its)) == []
+    its["gfi"] = its["gfi"].replace("normalize_samples=False", "normalize_samples=True")
+    assert list(differences(strategy, its)) == ["gfi.normalize_samples=False for True"]

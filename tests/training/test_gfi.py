@@ -78,7 +78,6 @@ def test_settings_and_keyword_arguments_mean_the_same():
     ("arguments", "kind", "told"),
     [
         ({"gfi": GFISettings(refresh_every=2)}, ValueError, "refresh_every"),
-        ({"gfi": GFISettings(normalize_samples=True)}, ValueError, "normalize_samples"),
         ({"gfi": 256}, TypeError, "GFISettings"),
         ({"likelihood": "bernoulli"}, ValueError, "criterion="),
         ({"ewc_lambda": 1.0}, TypeError, "dwa_lambda= alone"),

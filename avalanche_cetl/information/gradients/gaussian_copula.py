@@ -24,7 +24,6 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,21 +78,15 @@ class _Sums:
 
 
 @torch.no_grad()
-def gaussian_relative(
-    gradients: PerSampleGradients, means: SquareMeans, normalize_samples: bool
-) -> dict[str, Tensor]:
+def gaussian_relative(gradients: PerSampleGradients, means: SquareMeans) -> dict[str, Tensor]:
     """Compute the "gaussian" relative Fisher information of two losses, in layout.
 
     :param gradients: of both losses, over all samples.
-    :param means: of the same, with norms for ``normalize_samples``.
-    :param normalize_samples: see :func:`~avalanche_cetl.information.relative_fisher`.
+    :param means: of the same.
     """
-    tiny = torch.finfo(torch.float64).tiny
-    scales = [norm.clamp_min(tiny).log() for norm in means.norms] if normalize_samples else []
     sums: dict[str, _Sums] = {}
     relative: dict[str, Tensor] = {}
     for batch in gradients.batches():
-        of_batch = [scale[batch.rows] for scale in scales]
         for sample in batch.grad_samples:
             if not all(name in task for task in means.fisher for name in sample.names):
                 continue
@@ -101,9 +94,9 @@ def gaussian_relative(
                 if name not in sums:
                     sums[name] = _Sums.zeros(means.fisher[0][name])
             if all(sample.names[0] in factors for factors in means.factors):
-                _add_outer(sums, sample, means, of_batch)
+                _add_outer(sums, sample, means)
             else:
-                _add_blocks(sums, batch, sample, means, of_batch)
+                _add_blocks(sums, batch, sample, means)
             if gradients.one_batch and gradients.processes.alone:
                 _finish(relative, sums, means, gradients.total)
     gradients.processes.meet()
@@ -124,9 +117,7 @@ def _finish(
         relative[name] = value
 
 
-def _add_outer(
-    sums: dict[str, _Sums], sample: GradSample, means: SquareMeans, scales: Sequence[Tensor]
-) -> None:
+def _add_outer(sums: dict[str, _Sums], sample: GradSample, means: SquareMeans) -> None:
     """Add a batch whose gradients are single outer products: ``u_ij = l_i + r_j``.
 
     Two losses of one layer's output have the same input, and often one factor in common: then
@@ -139,10 +130,7 @@ def _add_outer(
         assert factors is not None
         left, right = factors.left.squeeze(-1), factors.right.squeeze(1)
         mean_left, mean_right = means.factors[k][name]
-        a = _log_over_mean(left, mean_left)
-        if scales:
-            a = a - scales[k].to(a.dtype).unsqueeze(1)
-        lefts.append(a)
+        lefts.append(_log_over_mean(left, mean_left))
         rights.append(_log_over_mean(right, mean_right))
     same = (torch.equal(lefts[0], lefts[1]), torch.equal(rights[0], rights[1]))
     products: dict[tuple[int, int], Tensor] = {}
@@ -172,26 +160,18 @@ def _log_over_mean(values: Tensor, mean_square: Tensor) -> Tensor:
 
 
 def _add_blocks(
-    sums: dict[str, _Sums],
-    batch: Batch,
-    sample: GradSample,
-    means: SquareMeans,
-    scales: Sequence[Tensor],
+    sums: dict[str, _Sums], batch: Batch, sample: GradSample, means: SquareMeans
 ) -> None:
     """Add a batch, a few samples at a time."""
     stretch = [
         {name: means.fisher[k][name].clamp_min(_TINY).reciprocal() for name in sample.names}
         for k in (0, 1)
     ]
-    for rows, part, by_loss in batch.pieces(sample, (0, 1)):
+    for _, part, by_loss in batch.pieces(sample, (0, 1)):
         for name in sample.names:
             logs = []
             for k in (0, 1):
                 gradient = by_loss[k][name]
                 floor = gradient.new_tensor(LOG_FLOOR)
-                value = torch.addcmul(floor, gradient.square_(), stretch[k][name][part]).log_()
-                if scales:
-                    shape = (-1, *[1] * (value.dim() - 1))
-                    value -= scales[k][rows].to(value.dtype).view(shape)
-                logs.append(value)
+                logs.append(torch.addcmul(floor, gradient.square_(), stretch[k][name][part]).log_())
             sums[name].part(part).add(*logs)

@@ -24,41 +24,29 @@ class SquareMeans:
     :ivar fisher: per loss, by name; parameters that no loss reaches are missing.
     :ivar factors: where each gradient is one outer product, by loss and name the mean squares
         of the left and right factor.
-    :ivar norms: per loss, every sample's squared gradient norm over all parameters, ``(N,)``.
     """
 
     fisher: list[dict[str, Tensor]]
     factors: list[dict[str, tuple[Tensor, Tensor]]]
-    norms: list[Tensor]
 
 
 @torch.no_grad()
-def square_means(gradients: PerSampleGradients, norms: bool = False) -> SquareMeans:
+def square_means(gradients: PerSampleGradients) -> SquareMeans:
     """Compute means of squares in one round over all samples.
 
     Where each gradient is one outer product ``g_n a_n^T``, the squares are outer products of
-    squares, and their sum is one matrix product, ``(g^2)^T a^2``; a sample's squared norm is
-    ``|g_n|^2 |a_n|^2``. No per-sample gradient is made. The sums run in the gradients' own type
-    (half precision in float32), norms in float64, since they add up over all layers.
+    squares, and their sum is one matrix product, ``(g^2)^T a^2``. No per-sample gradient is made.
+    The sums run in the gradients' own type (half precision in float32).
 
     :param gradients: over all samples.
-    :param norms: compute every sample's norm as well; else they are zeros.
     """
     losses = range(len(gradients.losses))
-    result = SquareMeans(
-        [{} for _ in losses],
-        [{} for _ in losses],
-        [
-            torch.zeros(gradients.samples, device=gradients.device, dtype=torch.float64)
-            for _ in losses
-        ],
-    )
+    result = SquareMeans([{} for _ in losses], [{} for _ in losses])
     for batch in gradients.batches():
         for sample in batch.grad_samples:
             for k in losses:
                 if sample.reached(k):
-                    of_batch = result.norms[k][batch.rows] if norms else None
-                    _add_squares(result, k, batch, sample, of_batch)
+                    _add_squares(result, k, batch, sample)
     sums = []
     for k in losses:
         # In the parameters' order: processes may have met their layers in different ones.
@@ -74,10 +62,8 @@ def square_means(gradients: PerSampleGradients, norms: bool = False) -> SquareMe
     return result
 
 
-def _add_squares(
-    result: SquareMeans, k: int, batch: Batch, sample: GradSample, norms: Tensor | None
-) -> None:
-    """Add a batch's squared gradients to the sums; a sample's own sum goes to ``norms``."""
+def _add_squares(result: SquareMeans, k: int, batch: Batch, sample: GradSample) -> None:
+    """Add a batch's squared gradients to the sums."""
     fisher, name = result.fisher[k], sample.names[0]
     factors = sample.outer(k)
     if factors is not None:
@@ -90,19 +76,15 @@ def _add_squares(
         else:
             fisher[name] = left.T @ right
         result.factors[k][name] = pair
-        if norms is not None:
-            norms += left.sum(1).double() * right.sum(1).double()
         return
-    short = sample.square_sum(k) if norms is None else None
+    short = sample.square_sum(k)
     if short is not None:
         fisher[name] = fisher[name] + short if name in fisher else short
         return
-    for rows, part, (gradients,) in batch.pieces(sample, [k]):
+    for _, part, (gradients,) in batch.pieces(sample, [k]):
         for name, gradient in gradients.items():
             if name not in fisher:
                 fisher[name] = gradient.new_zeros(sample.layout(name).shape)
-            if norms is not None:
-                norms[rows] += gradient.flatten(1).square().sum(1).double()
             add_products(fisher[name][part], gradient, gradient)
 
 
