@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from avalanche_cetl.allocation.importance import PAIRS, Importance, measure_importance
-from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.models.coupled import CoupledModel
 
@@ -53,7 +53,7 @@ class Allocation:
         model: CoupledModel,
         epoch: int,
         rows: int,
-        read: Callable[[list[int]], Sample],
+        read: Callable[[list[int]], Batch],
         processes: Processes | None = None,
     ) -> None:
         """Measure importances at the weights as they are now, theta*, where they are due.

@@ -27,8 +27,8 @@ from avalanche_cetl.allocation.parameters import (
     unwrapped,
     widened,
 )
-from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.information.generalized import dwa_penalty
@@ -148,7 +148,7 @@ class Importance:
 def measure_importance(
     model: CoupledModel,
     pair: Pair,
-    sample: Sample,
+    sample: Batch,
     settings: GFISettings,
     kind: Literal["fisher", "gfi"],
     generator: torch.Generator,
@@ -247,7 +247,7 @@ def coupled_task(
 def _goals(
     model: CoupledModel,
     features: Tensor,
-    sample: Sample,
+    sample: Batch,
     fisher: str,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:

@@ -17,21 +17,6 @@ from avalanche_cetl.models.targets import reads_task_labels
 Heads = tuple[int, ...]
 
 
-class Sample(NamedTuple):
-    """The rows that a measurement of the coupled model reads.
-
-    :ivar images: ``(N, ...)``.
-    :ivar labels: ``(N,)``, -1 where there is none.
-    :ivar tasks: task labels, ``(N,)``.
-    :ivar features: S's ``(N, dim)``; None where they are not stored.
-    """
-
-    images: Tensor
-    labels: Tensor
-    tasks: Tensor
-    features: Tensor | None = None
-
-
 class TaskSample(NamedTuple):
     """The rows of a task that a measurement of any network reads.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from avalanche.training.utils import trigger_plugins
 
-from avalanche_cetl.allocation.sample import Sample
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.labels import labelled_rows
 from avalanche_cetl.plugins.base import Stage
@@ -149,17 +148,12 @@ class Round:
         host = self.host
         if not names or host._stop_training:
             return
-
-        def read(rows: list[int]) -> Sample:
-            batch = host.data.sample(rows, host.device)
-            return Sample(batch.images, batch.labels, batch.tasks, batch.features)
-
         host.allocation.refresh(
             names,
             host.model,
             host.clock.train_exp_epochs,
             host.data.counts[0],
-            read,
+            lambda rows: host.data.sample(rows, host.device),
             host.engine.parallel.processes,
         )
 

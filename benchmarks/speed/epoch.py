@@ -20,7 +20,8 @@ from avalanche_cetl import (
     GFISettings,
     ModuleEncoder,
 )
-from avalanche_cetl.allocation import PAIRS, Importance, Sample, measure_importance
+from avalanche_cetl.allocation import PAIRS, Importance, measure_importance
+from avalanche_cetl.plugins import Batch
 from benchmarks.speed.timing import clock, ratios, spread
 
 SHAPE = (3, 32, 32)
@@ -160,7 +161,7 @@ def _by_hand(args: argparse.Namespace, x: Tensor, y: Tensor, importance: Any) ->
     def refresh(name: str) -> None:
         rows = torch.randperm(len(x), generator=generator)[: settings.samples]
         labels = y[rows].to(args.device)
-        sample = Sample(x[rows].to(args.device), labels, torch.zeros_like(labels))
+        sample = Batch([x[rows].to(args.device), labels, torch.zeros_like(labels)])
         measured[name] = measure_importance(
             model, PAIRS[name], sample, settings, importance, generator
         )

@@ -17,7 +17,7 @@ from avalanche_cetl import (
     ModuleEncoder,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation import PAIRS, Importance, Sample, importance, measure_importance
+from avalanche_cetl.allocation import PAIRS, Importance, importance, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.allocation.measure import Measurement
 from avalanche_cetl.checkpoints.codec import equal, is_plain
@@ -25,6 +25,7 @@ from avalanche_cetl.information import fisher_and_relative, kronecker_basis
 from avalanche_cetl.information.generalized import dwa_penalty, mean_importance
 from avalanche_cetl.information.outputs import sample_output_vectors
 from avalanche_cetl.models.coupled import TargetTasks
+from avalanche_cetl.plugins import Batch
 
 KRONECKER = GFISettings(basis="kronecker", rank=3, fisher="empirical", normalize=False)
 
@@ -32,7 +33,7 @@ KRONECKER = GFISettings(basis="kronecker", rank=3, fisher="empirical", normalize
 def sample(count=5):
     generator = torch.Generator().manual_seed(4)
     x = torch.rand(count, *SHAPE, generator=generator, dtype=torch.float64)
-    return Sample(x, torch.arange(count) % 3, torch.zeros(count, dtype=torch.long))
+    return Batch([x, torch.arange(count) % 3, torch.zeros(count, dtype=torch.long)])
 
 
 def measured(model, name, settings=KRONECKER, kind="fisher"):
@@ -123,7 +124,7 @@ def test_a_penalty_in_a_basis_is_eq_11_direction_by_direction(name):
 def tasks_of(model, name):
     """Both tasks of a pair, and the network that computes them."""
     outputs = (PAIRS[name].keep, PAIRS[name].partner)
-    x, labels, tasks, _ = sample()
+    x, labels, tasks = sample().tensors
     with torch.no_grad():
         source = model.eval().reconstruct_source(x)
     goals = {"source": x, "target": source, "logits": labels}

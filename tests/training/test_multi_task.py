@@ -19,10 +19,11 @@ from avalanche_cetl import (
     as_target,
     transfer_benchmark,
 )
-from avalanche_cetl.allocation import PAIRS, Sample, measure_importance
+from avalanche_cetl.allocation import PAIRS, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
+from avalanche_cetl.plugins import Batch
 from avalanche_cetl.training.networks import MultiTaskCoupledModel
 
 SHAPE = (1, 8, 8)
@@ -123,7 +124,7 @@ def test_importances_read_each_row_through_its_own_head(digits):
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-8)
     generator = torch.Generator().manual_seed(0)
     measured = measure_importance(
-        model, PAIRS["GFI3"], Sample(x, y, tasks), GFISettings(), "gfi", generator
+        model, PAIRS["GFI3"], Batch([x, y, tasks]), GFISettings(), "gfi", generator
     )
     shared = measured.shared
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
@@ -137,7 +138,7 @@ def test_vectors_are_of_each_row_s_own_head(digits):
     settings = GFISettings(fisher="logits", threshold=0.5, probability=1.0)
     found = [
         measure_importance(
-            model, PAIRS["GFI3"], Sample(x, labels, tasks), settings, "gfi",
+            model, PAIRS["GFI3"], Batch([x, labels, tasks]), settings, "gfi",
             torch.Generator().manual_seed(0),
         )
         for labels in (y, -torch.ones_like(y))
@@ -156,7 +157,7 @@ def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own
     def measured(tasks):
         generator = torch.Generator().manual_seed(0)
         return measure_importance(
-            model, PAIRS["GFI3"], Sample(x, y, tasks), settings, "gfi", generator
+            model, PAIRS["GFI3"], Batch([x, y, tasks]), settings, "gfi", generator
         )
 
     found, others = measured(tasks), measured(1 - tasks)
