@@ -102,25 +102,13 @@ class Measurement:
         )
 
 
-class Gated(NamedTuple):
-    """An importance as it is held.
-
-    :ivar values: of every weight, >= 0.
-    :ivar shared: per parameter, the share in [0, 1] of its weights with RF >= u; empty without a
-        gate.
-    """
-
-    values: Weights
-    shared: dict[str, float]
-
-
 def gate(
     fisher: Weights,
     relative: Weights | None,
     settings: GFISettings,
     generator: torch.Generator,
     basis: KroneckerBasis | None = None,
-) -> Gated:
+) -> tuple[Weights, dict[str, float]]:
     """Return Generalized Fisher Information (eq. 10), rescaled as the settings want.
 
     :param fisher: Fisher information of every weight, >= 0.
@@ -128,6 +116,8 @@ def gate(
     :param settings: of the gate and of the rescaling.
     :param generator: of the gate's draws.
     :param basis: in which both were measured.
+    :return: the importance of every weight, >= 0, and per parameter the share in [0, 1] of its
+        weights with RF >= u; no shares without a gate.
     """
     shared: dict[str, float] = {}
     if relative is not None:
@@ -141,4 +131,4 @@ def gate(
         )
         masks = shared_weights(relative, settings.threshold)
         shared = {name: float(mask.float().mean()) for name, mask in masks.items()}
-    return Gated(normalize_importance(fisher, basis) if settings.normalize else fisher, shared)
+    return normalize_importance(fisher, basis) if settings.normalize else fisher, shared

@@ -110,12 +110,13 @@ def test_the_importance_as_it_is_held_is_what_the_gate_gave_bit_for_bit(normaliz
     old = [0, 1, 2, 3] if decay is None else [3]
     assert list(store.gated) == list(store.shared) == old
     for experience in old:
-        wanted = gate(store.importances[experience], relative, store.settings, generator)
+        held = store.importances[experience]
+        wanted, shared = gate(held, relative, store.settings, generator)
         found = store.gated[experience]
-        assert found.keys() == wanted.values.keys()
-        assert all(torch.equal(found[name], value) for name, value in wanted.values.items())
-        assert store.shared[experience] == wanted.shared
-        total.add(wanted.values, store.saved_params[experience])
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        assert store.shared[experience] == shared
+        total.add(wanted, store.saved_params[experience])
     assert all(
         torch.equal(store.quadratic.importance[name], v) for name, v in total.importance.items()
     )
@@ -170,11 +171,12 @@ def test_a_gate_of_directions_keeps_the_mean_of_what_it_leaves():
     whole, basis = store.gated[2], store.basis
     relative = {name: drawn_values(9, value.shape) for name, value in whole.items()}
     store.hold(drawn_weights(3, SHAPES), {(): relative}, torch.Generator().manual_seed(5))
-    wanted = gate(whole, relative, store.settings, torch.Generator().manual_seed(5), basis)
+    generator = torch.Generator().manual_seed(5)
+    wanted, shared = gate(whole, relative, store.settings, generator, basis)
     mean = mean_importance(whole, basis)
-    assert store.shared == {2: wanted.shared} and store.gated.keys() == {2}
+    assert store.shared == {2: shared} and store.gated.keys() == {2}
     for name, value in store.gated[2].items():
-        torch.testing.assert_close(value, wanted.values[name] * mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(value, wanted[name] * mean, rtol=1e-12, atol=0)
         assert 0 < float((value == 0).double().mean()) < 1
     assert mean_importance(store.gated[2], basis) == pytest.approx(mean, rel=1e-12)
 
