@@ -35,13 +35,12 @@ from avalanche_cetl.allocation.settings import (
     GFISettings,
     Mode,
     Penalty,
-    check_choice,
     check_mode,
     with_defaults,
 )
 from avalanche_cetl.allocation.task_measurer import TaskMeasurer
 from avalanche_cetl.common.picks import Output
-from avalanche_cetl.common.validation import renamed
+from avalanche_cetl.common.validation import check_choice, renamed
 from avalanche_cetl.information.generalized import Quantile
 from avalanche_cetl.information.likelihood import LossName
 from avalanche_cetl.information.outputs import Likelihood

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.information import Quantile
 from avalanche_cetl.information.estimators import check_estimator
 from avalanche_cetl.information.generalized import check_threshold, check_unit_interval
@@ -56,13 +56,6 @@ def with_defaults(basis: Basis | None, **given: Any) -> dict[str, Any]:
             f"has a unit, and is {STRENGTH}."
         )
     return chosen
-
-
-def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Raise ValueError unless the value is one of those that are allowed."""
-    if value not in allowed:
-        names = ", ".join(map(repr, allowed))
-        raise ValueError(f"{name}={value!r} is not known. Allowed: {names}.")
 
 
 def check_mode(mode: Mode, decay_factor: float | None) -> None:

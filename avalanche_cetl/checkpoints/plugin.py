@@ -11,6 +11,7 @@ from typing import Any, Literal
 from avalanche_cetl.checkpoints.checkpoint import check_keepable, save_checkpoint
 from avalanche_cetl.checkpoints.codec import SUFFIX, CheckpointError, checkpoints_in
 from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.plugins.base import CETLPlugin, training_of
 
 BEST = f"best{SUFFIX}"
@@ -60,8 +61,7 @@ class CheckpointPlugin(CETLPlugin):
         super().__init__()
         if every < 1 or keep < 1:
             raise ValueError(f"every={every} and keep={keep} have to be >= 1.")
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r} is not known. Allowed: 'max', 'min'.")
+        check_choice("mode", mode, ("max", "min"))
         self.folder = Path(folder).expanduser()
         self.every, self.keep, self.mode = every, keep, mode
         self.best, self.ignore = best, tuple(ignore)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, SupportsFloat, TypeVar
 
 from avalanche_cetl.common.warning import warn_caller
@@ -86,6 +86,13 @@ def order_of_0_2(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked  # type: ignore[return-value]
 
     return decorate
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise ValueError unless the value is one of those that are allowed."""
+    if value not in allowed:
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name}={value!r} is not known. Allowed: {names}.")
 
 
 def check_weight(name: str, value: float) -> None:

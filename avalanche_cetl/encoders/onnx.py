@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.preprocessing import Interpolation, Preprocessing
 from avalanche_cetl.encoders.scores import Scores
@@ -79,9 +80,7 @@ class ONNXEncoder(Encoder):
         self.path, self.providers = Path(path).expanduser(), list(providers)
         if not self.path.is_file():
             raise ValueError(f"path={str(path)!r}: there is no such file.")
-        if interpolation not in get_args(Interpolation):
-            allowed = ", ".join(map(repr, get_args(Interpolation)))
-            raise ValueError(f"interpolation={interpolation!r} is not known. Allowed: {allowed}.")
+        check_choice("interpolation", interpolation, get_args(Interpolation))
         self._hash = _content(self.path)
         self._session = self._open()
         self.output = self._choose(output)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from avalanche_cetl.common.processes import Processes
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.features.entry import Entry
@@ -53,8 +54,7 @@ def stored_features(
         are not finite.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not known. Allowed: {sorted(DTYPES)}.")
+    check_choice("dtype", dtype, DTYPES)
     stored = StoredRows() if stored is None else stored
     try:
         view.check_repeats()

@@ -36,6 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avalanche_cetl.common.validation import check_choice
+
 #: How a value of a small map is spread over its cell of a larger one.
 Upsampling = Literal["nearest", "zeros"]
 
@@ -56,8 +58,7 @@ class Unpool(nn.Module):
 
     def __init__(self, size: Sequence[int], mode: Upsampling = "nearest"):
         super().__init__()
-        if mode not in get_args(Upsampling):
-            raise ValueError(f"unpool={mode!r} is not known. Allowed: 'nearest', 'zeros'.")
+        check_choice("unpool", mode, get_args(Upsampling))
         self.size = tuple(size)
         self.mode = mode
 

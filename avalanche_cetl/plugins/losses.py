@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.tensors import own_copy
-from avalanche_cetl.common.validation import check_weight
+from avalanche_cetl.common.validation import check_choice, check_weight
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.plugins.base import CETLPlugin, Strategy, training_of
@@ -58,9 +58,7 @@ class LossPlugin(CETLPlugin):
         super().__init__()
         check_weight("weight", weight)
         self.rows: AnyRows = self.default_rows if rows is None else rows
-        if self.rows not in self.allowed_rows:
-            allowed = ", ".join(map(repr, self.allowed_rows))
-            raise ValueError(f"rows={rows!r} is not known. Allowed: {allowed}.")
+        check_choice("rows", self.rows, self.allowed_rows)
         self.weight = float(weight)
         self._images: Tensor | None = None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avalanche_cetl.common.images import check_range, image_tensor
 from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.scenarios.domains import (
     Shape,
     check_names,
@@ -61,8 +62,7 @@ class Plan:
     several_heads: bool = False
 
     def __post_init__(self) -> None:
-        if self.how not in get_args(Fit):
-            raise ValueError(f"fit={self.how!r} is not known. Allowed: 'resize', 'pad'.")
+        check_choice("fit", self.how, get_args(Fit))
 
     @property
     def transformed(self) -> bool:

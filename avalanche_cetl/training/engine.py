@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.labels import features_in
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Strategy
 from avalanche_cetl.training.group import TrainingGroup, batches_of, explained
@@ -198,9 +199,7 @@ class Engine(Described):
 
 
 def _check(precision: Any, channels_last: Any, accumulate: Any, compiled: Any) -> None:
-    if precision not in get_args(Precision):
-        allowed = ", ".join(map(repr, get_args(Precision)))
-        raise ValueError(f"precision={precision!r} is not known. Allowed: {allowed}.")
+    check_choice("precision", precision, get_args(Precision))
     if not isinstance(channels_last, bool):
         raise ValueError(f"channels_last={channels_last!r} has to be True or False.")
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:

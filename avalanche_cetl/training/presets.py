@@ -36,6 +36,7 @@ from typing import Any, Literal
 from avalanche.core import BasePlugin
 
 from avalanche_cetl.allocation.settings import GFISettings
+from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.plugins.adaptation import InformationMaximization
 from avalanche_cetl.plugins.base import names_of
 from avalanche_cetl.plugins.hints import DecoderHints
@@ -200,8 +201,7 @@ def parse_preset(preset: str | None, variant: str | Variant | None = None) -> Pr
     :raises ValueError: for another name.
     """
     name = preset or "best"
-    if name not in _PRESETS:
-        raise ValueError(f"preset={preset!r} is not known. Allowed: 'best', 'paper'.")
+    check_choice("preset", name, _PRESETS)
     if name == "best" and variant not in (None, BEST.variant):
         return BEST_COUPLED
     return _PRESETS[name]

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from avalanche_cetl.allocation.settings import GFISettings
-from avalanche_cetl.common.validation import check_weight
+from avalanche_cetl.common.validation import check_choice, check_weight
 from avalanche_cetl.models.coupled import CoupledModel
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.engine import Engine, Precision
@@ -212,10 +212,7 @@ class Recipe:
 
     def _check_stages(self) -> None:
         alternate, epochs = self.alternate, self.stage_epochs
-        if alternate not in get_args(Alternate):
-            raise ValueError(
-                f"alternate={alternate!r} is not known. Allowed: 'epoch', 'iteration'."
-            )
+        check_choice("alternate", alternate, get_args(Alternate))
         if epochs != BALANCED and (
             isinstance(epochs, str)
             or len(epochs) != 3

@@ -3,7 +3,13 @@ import warnings
 
 import pytest
 
-from avalanche_cetl.common.validation import check_positive, check_weight, order_of_0_2, renamed
+from avalanche_cetl.common.validation import (
+    check_choice,
+    check_positive,
+    check_weight,
+    order_of_0_2,
+    renamed,
+)
 
 
 @renamed(theirs="ours")
@@ -41,6 +47,13 @@ def test_weights_and_positive_numbers_are_finite(value):
     check_weight("name", 0.0)
     with pytest.raises(ValueError, match="> 0"):
         check_positive("name", 0.0)
+
+
+@pytest.mark.parametrize("allowed", [("old", "new"), {"old": 1, "new": 2}])
+def test_a_choice_is_refused_with_all_that_are_allowed(allowed):
+    check_choice("kind", "new", allowed)
+    with pytest.raises(ValueError, match=r"^kind=3 is not known\. Allowed: 'old', 'new'\.$"):
+        check_choice("kind", 3, allowed)
 
 
 class Ordered:
