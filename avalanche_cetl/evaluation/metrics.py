@@ -179,20 +179,18 @@ class Picture(TensorImage):
 class ReconstructionImages(PluginMetric[Any]):
     """A picture with rows x, T1(S(x)) and T1(T2(x)), emitted after a round.
 
+    It shows the first target images of the current experience.
+
     :param count: number of images, >= 1.
     :param every: rounds between two pictures, >= 1.
-    :param images: the images ``(N, C, H, W)`` to show, N >= 1; default: the first target images
-        of the current experience.
-    :raises ValueError: for numbers out of range, or no image.
+    :raises ValueError: for numbers out of range.
     """
 
-    def __init__(self, count: int = 8, every: int = 1, images: Tensor | None = None):
+    def __init__(self, count: int = 8, every: int = 1):
         super().__init__()
         if count < 1 or every < 1:
             raise ValueError(f"count={count} and every={every} have to be >= 1.")
-        if images is not None and not len(images):
-            raise ValueError(f"images is empty, of shape {tuple(images.shape)}: nothing to show.")
-        self.count, self.every, self.images = count, every, images
+        self.count, self.every = count, every
         self._grid: Tensor | None = None
         self._rounds = 0
 
@@ -201,10 +199,7 @@ class ReconstructionImages(PluginMetric[Any]):
         self._rounds += 1
         if (self._rounds - 1) % self.every:
             return []
-        if self.images is not None:
-            images, features = self.images[: self.count].to(strategy.device), None
-        else:
-            images, _, features = strategy.target_sample(self.count)
+        images, _, features = strategy.target_sample(self.count)
         rows = reconstruction_rows(strategy.model, images, features)
         self._grid = image_grid(rows)
         return [_value(self, strategy, str(self), Picture(self._grid))]

@@ -114,12 +114,10 @@ def kronecker_basis(
 def kronecker_fisher(
     model: nn.Module,
     inputs: Tensor | Sequence[Tensor],
-    loss: Loss | LossName = "sampled",
+    loss: Loss,
     params: Sequence[str] | Mapping[str, Tensor] | None = None,
     *,
     targets: Any = None,
-    likelihood: Likelihood = "categorical",
-    generator: torch.Generator | None = None,
     rank: int = 64,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     process_group: ProcessGroup | None = None,
@@ -138,10 +136,10 @@ def kronecker_fisher(
         gradients.basis = basis
         return gradients.restored(square_means(gradients).fisher[0]), basis
 
+    losses = [(loss, targets)]
     with per_sample_gradients(
-        model, inputs, [(loss, targets)], params, chunk_bytes, process_group,
-        likelihood=likelihood, generator=generator,
-    ) as gradients:  # fmt: skip
+        model, inputs, losses, params, chunk_bytes, process_group
+    ) as gradients:
         return gradients.reduce(both)
 
 

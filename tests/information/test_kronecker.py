@@ -16,6 +16,7 @@ from avalanche_cetl.information import (
     kronecker_basis,
 )
 from avalanche_cetl.information.estimators import gaussian, histogram, rank
+from avalanche_cetl.information.likelihood import negative_log_likelihood
 
 #: Of the shared cases, those with layers that have a weight matrix.
 NAMES = [
@@ -112,8 +113,11 @@ def test_fisher_in_a_basis_does_not_depend_on_the_room_for_activations(made):
 def test_basis_and_fisher_at_once_are_those_of_one_after_the_other(made, name, chunk_bytes):
     model, x, options, _ = made(name, 24)
     options |= {"chunk_bytes": chunk_bytes}
-    fisher, basis = kronecker.kronecker_fisher(model, x, rank=3, **options)
     alone = kronecker_basis(model, x, rank=3, **options)
+    loss = negative_log_likelihood(options["likelihood"])
+    fisher, basis = kronecker.kronecker_fisher(
+        model, x, loss, targets=options["targets"], rank=3, chunk_bytes=chunk_bytes
+    )
     wanted = fisher_information(model, x, basis=alone, **options)
     assert basis.keys() == alone.keys()
     assert_close(fisher, wanted, rtol=1e-12, atol=0)
