@@ -145,7 +145,7 @@ class FitNetsHints(DistillationPlugin):
         if self._optimizer is None:
             self.regressor.to(output)
             template = strategy.optimizer
-            group = {**_settings(template), "params": list(self.regressor.parameters())}
+            group = template.param_groups[0] | {"params": list(self.regressor.parameters())}
             self._optimizer = optimizer_like(template, [group])
             if self._moments is not None:
                 self._optimizer.load_state_dict(self._moments)
@@ -214,14 +214,10 @@ class FitNetsHints(DistillationPlugin):
             return
         if all(p.grad is None for p in self.regressor.parameters()):
             return
-        self._optimizer.param_groups[0].update(_settings(strategy.optimizer))
+        own = self._optimizer.param_groups[0]
+        own.update(strategy.optimizer.param_groups[0] | {"params": own["params"]})
         self._optimizer.step()
         self._optimizer.zero_grad()
-
-
-def _settings(template: torch.optim.Optimizer) -> dict[str, Any]:
-    """Settings of the optimiser's first group, as they are now."""
-    return {k: v for k, v in template.param_groups[0].items() if k != "params"}
 
 
 def _layer(module: nn.Module, name: str, argument: str, role: str) -> nn.Module:

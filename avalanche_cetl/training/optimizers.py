@@ -39,14 +39,14 @@ class StageOptimizer:
         groups = []
         for group in template.param_groups:
             chosen = [p for p in group["params"] if id(p) in wanted]
-            groups.append({**_settings(group), "params": chosen})
+            groups.append(group | {"params": chosen})
         covered = {id(p) for group in groups for p in group["params"]}
         if covered != wanted:
             raise ValueError("the optimizer does not cover all parameters of this stage.")
         if self.module is not None:
             self.module.to(next(model.target.parameters()).device)
             own = [p for p in self.module.parameters() if p.requires_grad]
-            groups.append({**_settings(template.param_groups[0]), "params": own})
+            groups.append(template.param_groups[0] | {"params": own})
             wanted |= {id(p) for p in own}
         # Moments of another class of optimiser mean something else.
         state: dict[Tensor, Any] = (
@@ -66,7 +66,7 @@ class StageOptimizer:
         assert self.optimizer is not None, "prepare() comes first"
         groups = [*template.param_groups, template.param_groups[0]]
         for own, group in zip(self.optimizer.param_groups, groups, strict=False):
-            own.update(_settings(group))
+            own.update(group | {"params": own["params"]})
             if factor != 1.0:
                 own["lr"] = own["lr"] * factor
         self.optimizer.step()
@@ -127,7 +127,3 @@ class StageOptimizers(dict[str, StageOptimizer]):
 
 def _like(stage: TrainingStage) -> tuple[type, dict[str, Any]]:
     return type(stage), vars(stage)
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
