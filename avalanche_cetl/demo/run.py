@@ -176,7 +176,7 @@ def _rows(bar: tqdm, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     rows = []
     for name, job in jobs:
         bar.set_description(name)
-        rows.append(job().as_dict())
+        rows.append(asdict(job()))
     return rows
 
 

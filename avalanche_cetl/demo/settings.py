@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 #: Labels that every class of the target keeps.
 LABELS_PER_CLASS = 10
@@ -88,10 +87,6 @@ class Result:
     target_error: float | None = None
     history: dict[str, list[float]] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, for JSON."""
-        return asdict(self)
-
 
 @dataclass
 class StreamResult:
@@ -107,7 +102,3 @@ class StreamResult:
     averages: list[float]
     first: list[float]
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, for JSON."""
-        return asdict(self)

@@ -49,27 +49,19 @@ def rank(first: Tensor, second: Tensor) -> Tensor:
     return _absolute_correlation(_normal_scores(first), _normal_scores(second))
 
 
-def default_bins(samples: int) -> int:
-    """Return the number of quantile bins: ``sqrt(N / 5)``, at least 2.
-
-    Five expected samples a cell under independence, Cochran's rule of thumb.
-    """
-    return max(2, int((samples / _SAMPLES_PER_CELL) ** 0.5))
-
-
 def histogram(first: Tensor, second: Tensor) -> Tensor:
     """Compute plug-in mutual information over quantile bins, over the mean of the two entropies.
 
     ``2 I(A, B) / (H(A) + H(B))`` with ``A`` and ``B`` the bins of the two values: the
-    arithmetic normaliser, scikit-learn's default. Equal values always share a bin.
-    The plug-in estimate is biased upwards for few samples.
+    arithmetic normaliser, scikit-learn's default. There are ``sqrt(N / 5)`` bins, at least 2, and
+    equal values always share one. The plug-in estimate is biased upwards for few samples.
 
     :param first: per-sample values ``(N, P)``.
     :param second: the same for the other task.
     :return: ``(P,)`` in [0, 1]; 0 where either task's values are constant.
     """
     n = len(first)
-    bins = default_bins(n)
+    bins = max(2, int((n / _SAMPLES_PER_CELL) ** 0.5))
     a, b = quantile_bins(first, bins), quantile_bins(second, bins)
     cells = (a * bins + b).T
     joint = torch.zeros(cells.shape[0], bins * bins, dtype=first.dtype, device=first.device)

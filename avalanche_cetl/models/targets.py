@@ -67,9 +67,12 @@ class CICNN(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        channels, height, rows = check_image_shape(input_shape)
+        shape = tuple(int(size) for size in input_shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"input_shape={shape} has to be (channels, height, width).")
+        channels, height, rows = shape
         if min(height, rows) < 8:
-            raise ValueError(f"input_shape={tuple(input_shape)}: CICNN needs at least 8x8 pixels.")
+            raise ValueError(f"input_shape={shape}: CICNN needs at least 8x8 pixels.")
         if num_classes < 1 or width <= 0 or not 0 <= dropout < 1:
             raise ValueError(
                 f"num_classes={num_classes} has to be >= 1, width={width} > 0, "
@@ -116,14 +119,6 @@ class CICNN(nn.Module):
         """Return class logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         result: Tensor = self.head(self.forward_features(x))
         return result
-
-
-def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return ``(C, H, W)`` as ints, or raise ValueError."""
-    shape = tuple(int(size) for size in input_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"input_shape={tuple(input_shape)} has to be (channels, height, width).")
-    return shape
 
 
 def reads_task_labels(module: nn.Module) -> bool:
@@ -249,8 +244,9 @@ class Target(nn.Module):
         :raises ValueError: when the target does not take ``input_shape``, or returns no logits.
         """
         self._last = None
+        first = next(self.parameters(), torch.zeros(0, dtype=torch.float32))
         # Two images: a forward pass with squeeze() in it would take one for none.
-        example = torch.zeros(2, *input_shape, device=_device(self), dtype=_dtype(self))
+        example = torch.zeros(2, *input_shape, device=first.device, dtype=first.dtype)
         with evaluation_mode(self), torch.no_grad():
             try:
                 code, logits = self.encode(example)
@@ -267,14 +263,6 @@ class Target(nn.Module):
                 "logits (N, classes). Wrap it in a module that returns them."
             )
         return code.shape[1], logits.shape[1]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((t.device for t in module.parameters()), torch.device("cpu"))
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((t.dtype for t in module.parameters()), torch.float32)
 
 
 def as_target(module: nn.Module | str, code: str | None = None, **timm_arguments: Any) -> Target:

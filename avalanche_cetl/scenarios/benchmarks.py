@@ -128,7 +128,9 @@ def distillation_benchmark(
     check_kept(labels_per_class, labelled_fraction, least=1)
     plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
     trains, tests = plan.read_all(train=train, test=test)
-    more = {} if unlabelled is None else plan.read_unlabelled(unlabelled=unlabelled)
+    more = {}
+    if unlabelled is not None:
+        more["unlabelled"] = plan.read_unlabelled(unlabelled, "unlabelled")
     plan.meet(trains, tests, more)
     check_labels(trains, "the training data")
     check_known(tests, trains, "the test data", all_labelled=True)

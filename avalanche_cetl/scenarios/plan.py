@@ -84,13 +84,10 @@ class Plan:
         with _named(name):
             return choose_classes(read_images(data, self.keeps_pil), classes)
 
-    def read_unlabelled(self, **data: Any) -> dict[str, LabelledImages]:
-        """Read sets of images alone, by name."""
-        found = {}
-        for name, images in data.items():
-            with _named(name):
-                found[name] = read_unlabelled(images, self.keeps_pil)
-        return found
+    def read_unlabelled(self, data: Any, name: str) -> LabelledImages:
+        """Read a set of images alone."""
+        with _named(name):
+            return read_unlabelled(data, self.keeps_pil)
 
     def read_all(self, **data: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
         """Read the sets of all experiences.
