@@ -69,7 +69,6 @@ class Importance:
     :ivar anchors: the weights theta*, of all parameters that are held, in float32 at least.
     :ivar shared: per entry, the share in [0, 1] of its weights or directions with RF >= u; empty
         where no relative Fisher information was measured.
-    :ivar kept: per entry, the share in [0, 1] of its weights or directions with importance > 0.
     :ivar sizes: per entry, its number of weights; of a layer with a basis all of its matrix.
     :ivar basis: of the layers whose importance is by direction; None: all is weight by weight.
     """
@@ -77,7 +76,6 @@ class Importance:
     values: dict[str, Tensor]
     anchors: dict[str, Tensor]
     shared: dict[str, float] = field(default_factory=dict)
-    kept: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     basis: KroneckerBasis | None = None
 
@@ -87,9 +85,10 @@ class Importance:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Importance:
-        """Return the importance of a state; those of earlier versions have no basis."""
+        """Return the importance of a state; those of 0.2 have a share more, and maybe no basis."""
+        known = {name: value for name, value in state.items() if name != "kept"}
         basis = state.get("basis")
-        return cls(**{**state, "basis": None if basis is None else basis_of(basis)})
+        return cls(**known | {"basis": None if basis is None else basis_of(basis)})
 
     def to(self, device: torch.device) -> Importance:
         """Return it on a device."""
@@ -211,7 +210,6 @@ def measure_importance(
         values=values,
         anchors=anchors_of({name: p for name, p in params.items() if name in held}),
         shared=shared,
-        kept={name: float((value > 0).float().mean()) for name, value in values.items()},
         sizes={n: layers[n].weights if n in layers else v.numel() for n, v in values.items()},
         basis=basis,
     )

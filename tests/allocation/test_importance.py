@@ -97,7 +97,6 @@ def test_an_importance_in_a_basis_is_the_mean_square_of_rotated_gradients(name):
     for one, value in found.values.items():
         wanted = sum(of[one].square() for of in rotated) / 5
         torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-14)
-        assert found.kept[one] == pytest.approx(float((wanted > 0).double().mean()))
     assert sum(found.sizes.values()) == sum(p.numel() for p in part_of(model, name).values())
 
 
