@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from importance_stores import GATED, MODES, OPEN, SHAPES, differing, measured, store_of
 from naive_bases import drawn_values, drawn_weights, quadratic
-from stores import GATED, MODES, OPEN, SHAPES, differing, measured, store_of
 from torch import Tensor
 
 from avalanche_cetl import CICNN

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from importance_stores import OPEN, SHAPES, differing, measured, store_of
 from naive_bases import drawn_weights, quadratic
-from stores import OPEN, SHAPES, differing, measured, store_of
 from torch import nn
 
 from avalanche_cetl.allocation import WeightPenalty
