@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from avalanche.training.supervised import Naive
+from networks import Of
 from torch import nn
 from torchvision.utils import save_image
 from vector_streams import benchmark
@@ -100,15 +101,6 @@ def test_someone_with_two_domains_adapts_without_labels_of_the_second(digits, fo
     assert "without adaptation" in printed and adapted >= max(without, 80)
 
 
-class Outputs(nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return self.network.forward_features(x), self.network(x)
-
-
 def test_someone_with_an_onnx_teacher_gets_a_small_network(follow):
     pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
     pytest.importorskip("onnx", reason="writes an ONNX file")
@@ -125,11 +117,10 @@ def test_someone_with_an_onnx_teacher_gets_a_small_network(follow):
             optimizer.zero_grad()
             nn.functional.cross_entropy(teacher(x[rows]), y[rows]).backward()
             optimizer.step()
+    both = Of(lambda m, x: (m.net.forward_features(x), m.net(x)), net=teacher).eval()
     names = {"input_names": ["image"], "output_names": ["features", "logits"]}
     free = {name: {0: "n"} for name in ("image", "features", "logits")}
-    torch.onnx.export(
-        Outputs(teacher).eval(), x[:2], "teacher.onnx", dynamic_axes=free, dynamo=False, **names
-    )
+    torch.onnx.export(both, x[:2], "teacher.onnx", dynamic_axes=free, dynamo=False, **names)
     _, (of_teacher, small), _ = follow("a teacher in an ONNX file")
     assert of_teacher > 50 and small > of_teacher - 15
 

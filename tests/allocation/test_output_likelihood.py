@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
+from networks import Of
 from torch import nn
 
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
@@ -29,17 +30,10 @@ def test_unknown_labels_are_drawn_and_known_ones_stay(name):
 
 
 def test_a_network_that_writes_into_its_input_leaves_the_images():
-    class Writes(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return self.inner(x.sub_(0.5))
-
+    writes = Of(lambda m, x: m.inner(x.sub_(0.5)), inner=network())
     x = torch.randn(4, 6)
     before = x.clone()
-    OutputLikelihood().draw(Writes(), x, torch.zeros(4), torch.Generator())
+    OutputLikelihood().draw(writes, x, torch.zeros(4), torch.Generator())
     assert torch.equal(x, before)
 
 
@@ -74,18 +68,14 @@ def test_targets_are_drawn_from_each_images_own_head():
 def test_targets_are_drawn_for_few_images_at_once():
     largest = []
 
-    class Watching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(64, 6)
-
-        def forward(self, x):
-            largest.append(len(x))
-            return self.layer(x.flatten(1))
+    def watching(m, x):
+        largest.append(len(x))
+        return m.layer(x.flatten(1))
 
     tasks = torch.zeros(600, dtype=torch.long)
     generator = torch.Generator().manual_seed(3)
-    drawn = OutputLikelihood().draw(Watching(), torch.rand(600, 1, 8, 8), tasks, generator)
+    model, x = Of(watching, layer=nn.Linear(64, 6)), torch.rand(600, 1, 8, 8)
+    drawn = OutputLikelihood().draw(model, x, tasks, generator)
     assert max(largest) == 256 and drawn.shape == (600,)
 
 

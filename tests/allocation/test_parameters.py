@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import Of
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -21,15 +22,11 @@ def test_a_wrapped_network_is_found_under_its_own_names():
     assert bare(model) is bare(wrapped) is model
 
 
-class Child(nn.Module):
+def child():
     """A network with a child that is called as wrappers call theirs."""
-
-    def __init__(self):
-        super().__init__()
-        self.module, self._orig_mod = nn.Linear(2, 3), nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self._orig_mod(self.module(x))
+    return Of(
+        lambda m, x: m._orig_mod(m.module(x)), module=nn.Linear(2, 3), _orig_mod=nn.Linear(3, 3)
+    )
 
 
 def compiled(module):
@@ -37,12 +34,12 @@ def compiled(module):
 
 
 def wrapped_in_parts():
-    inner = nn.Sequential(nn.Linear(2, 2), nn.DataParallel(compiled(Child())), nn.Linear(3, 1))
+    inner = nn.Sequential(nn.Linear(2, 2), nn.DataParallel(compiled(child())), nn.Linear(3, 1))
     return nn.DataParallel(nn.Sequential(compiled(inner), nn.Linear(1, 1)))
 
 
 def test_names_are_those_without_wrappers_wherever_they_stand():
-    plain = nn.Sequential(nn.Sequential(nn.Linear(2, 2), Child(), nn.Linear(3, 1)), nn.Linear(1, 1))
+    plain = nn.Sequential(nn.Sequential(nn.Linear(2, 2), child(), nn.Linear(3, 1)), nn.Linear(1, 1))
     wrapped = wrapped_in_parts()
     found, under = named_parameters(wrapped), list(wrapped.parameters())
     assert list(found) == [name for name, _ in plain.named_parameters()]

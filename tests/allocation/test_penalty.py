@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from avalanche.training.supervised import Naive
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -307,17 +308,10 @@ def test_images_that_cannot_be_measured_are_refused(name):
 
 @pytest.mark.parametrize("fisher", ["logits", "sampled", "empirical"])
 def test_a_network_that_makes_other_rows_of_its_images_is_refused(fisher):
-    class Pieces(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(8, 4)
-
-        def forward(self, x):
-            return self.layer(x.reshape(-1, 8))
-
+    pieces = Of(lambda m, x: m.layer(x.reshape(-1, 8)), layer=nn.Linear(8, 4))
     own = WeightPenalty(1.0, fisher=fisher)
     with pytest.raises(ValueError, match=r"shape \(4, 4\) for 2 images: their first"):
-        own.remember(Pieces(), torch.randn(24, 16), torch.arange(24) % 4)
+        own.remember(pieces, torch.randn(24, 16), torch.arange(24) % 4)
     assert own.importances == {}
 
 

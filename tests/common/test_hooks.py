@@ -2,29 +2,22 @@
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import ModuleEncoder, as_target
 from avalanche_cetl.common.hooks import Kept, watched
 
 
-class InPlace(nn.Module):
-    """The layer after its normalisation writes into that one's output."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(1, 3, 3, dtype=torch.float64), nn.BatchNorm2d(3).double()
-        self.act, self.head = nn.ReLU(inplace=True), nn.Linear(108, 4, dtype=torch.float64)
-
-    def forward(self, x):
-        x = self.act(self.norm(self.first(x)))
-        return self.head((x + 1).flatten(1))
-
-
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return InPlace().eval()
+    return Of(
+        lambda m, x: m.head((m.act(m.norm(m.first(x))) + 1).flatten(1)),
+        first=nn.Conv2d(1, 3, 3), norm=nn.BatchNorm2d(3),
+        act=nn.ReLU(inplace=True),  # writes into the output of the normalisation
+        head=nn.Linear(108, 4),
+    ).double().eval()  # fmt: skip
 
 
 @pytest.fixture
@@ -57,19 +50,14 @@ def test_gradients_of_what_is_kept_and_of_the_output_are_those_of_plain_autograd
 
 
 def test_an_input_is_kept_whether_it_is_given_by_place_or_by_name(net, x):
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(64, 3, dtype=torch.float64)
+    def forward(m, x):
+        x = x.flatten(1) + 0
+        logits = m.head(input=x)
+        with torch.no_grad():
+            x.zero_()
+        return logits
 
-        def forward(self, x):
-            x = x.flatten(1) + 0
-            logits = self.head(input=x)
-            with torch.no_grad():
-                x.zero_()
-            return logits
-
-    named = Named()
+    named = Of(forward, head=nn.Linear(64, 3, dtype=torch.float64))
     with Kept(named.head, "head", reads=True) as kept, torch.no_grad():
         named(x)
     assert torch.equal(kept.values[0], x.flatten(1))

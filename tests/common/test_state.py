@@ -2,6 +2,7 @@ from collections import Counter, OrderedDict, deque
 
 import numpy as np
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl.common.state import ModelState, state_kept
@@ -105,15 +106,7 @@ def test_a_list_that_holds_itself_ends():
 
 
 def test_running_statistics_come_back_where_a_network_trains_its_norm_by_itself():
-    class Stubborn(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(3)
-
-        def forward(self, x):
-            return self.norm.train()(x)
-
-    model = Stubborn()
+    model = Of(lambda m, x: m.norm.train()(x), norm=nn.BatchNorm1d(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with state_kept(model) as state:
         model(torch.randn(4, 3))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import ModuleEncoder, TimmEncoder
@@ -90,15 +91,9 @@ def test_modules_and_layers_that_cannot_be_are_refused(make, error):
         make()
 
 
-class Answers(nn.Module):
+def answers(form):
     """A network whose logits are a part of what it gives."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.net, self.form = _net(), form
-
-    def forward(self, x):
-        return self.form(self.net(x), x)
+    return Of(lambda m, x: form(m.net(x), x), net=_net())
 
 
 FORMS = {
@@ -111,7 +106,7 @@ FORMS = {
 
 @pytest.mark.parametrize(("form", "output"), FORMS.values(), ids=FORMS)
 def test_logits_are_picked_out_of_what_the_module_gives(form, output):
-    module, x = Answers(form).eval(), torch.rand(5, 1, 8, 8)
+    module, x = answers(form).eval(), torch.rand(5, 1, 8, 8)
     found = ModuleEncoder(module, input_shape=(1, 8, 8), output=output)
     plain = ModuleEncoder(module.net, input_shape=(1, 8, 8))
     assert found.num_classes == 3 and found.classifies_features
@@ -122,7 +117,7 @@ def test_logits_are_picked_out_of_what_the_module_gives(form, output):
 
 
 def test_without_output_the_features_are_there_and_the_message_names_the_type_and_its_parts():
-    encoder = ModuleEncoder(Answers(FORMS["dict"][0]), input_shape=(1, 8, 8))
+    encoder = ModuleEncoder(answers(FORMS["dict"][0]), input_shape=(1, 8, 8))
     assert encoder.num_classes is None and encoder(torch.rand(2, 1, 8, 8)).shape == (2, 6)
     with pytest.raises(ValueError, match=r"a dict with the keys \['logits', 'features'\].*output="):
         encoder.logits(torch.rand(2, 1, 8, 8))
@@ -135,7 +130,7 @@ def test_maps_as_output_are_named_where_logits_are_asked_for():
 
 
 def test_a_dict_as_the_feature_itself_needs_output():
-    module = Answers(FORMS["dict"][0])
+    module = answers(FORMS["dict"][0])
     with pytest.raises(ValueError, match=r"gives a dict with the keys"):
         ModuleEncoder(module, "", input_shape=(1, 8, 8))
     assert ModuleEncoder(module, "", input_shape=(1, 8, 8), output="features").dim == 64
@@ -144,12 +139,12 @@ def test_a_dict_as_the_feature_itself_needs_output():
 @pytest.mark.parametrize("output", ["nope", 7, lambda found: found.nope, lambda found: found])
 def test_an_output_that_is_not_there_is_refused_with_what_is(output):
     with pytest.raises(ValueError, match=r"a dict with the keys \['logits', 'features'\]"):
-        ModuleEncoder(Answers(FORMS["dict"][0]), input_shape=(1, 8, 8), output=output)
+        ModuleEncoder(answers(FORMS["dict"][0]), input_shape=(1, 8, 8), output=output)
 
 
 def test_fingerprints_tell_outputs_apart():
     made = [
-        ModuleEncoder(Answers(FORMS["dict"][0]), input_shape=(1, 8, 8), output=output)
+        ModuleEncoder(answers(FORMS["dict"][0]), input_shape=(1, 8, 8), output=output)
         for output in (None, "logits", "features")
     ]
     assert len({encoder.fingerprint() for encoder in made}) == 3
@@ -365,17 +360,13 @@ def test_a_backbone_without_classifier_needs_the_name_of_a_layer(make, shape):
 
 
 def test_attention_whose_linear_layer_does_not_run_itself_is_no_earlier_layers_input():
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.mix = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+    def forward(m, x):
+        tokens = m.first(x[:, 0])
+        return m.mix(tokens, tokens, tokens)[0].mean(1)
 
-        def forward(self, x):
-            tokens = self.first(x[:, 0])
-            return self.mix(tokens, tokens, tokens)[0].mean(1)
-
+    mix = nn.MultiheadAttention(8, 2, batch_first=True)
     with pytest.raises(ValueError, match="did not run"):
-        ModuleEncoder(Attention(), input_shape=SHAPE)
+        ModuleEncoder(Of(forward, first=nn.Linear(8, 8), mix=mix), input_shape=SHAPE)
 
 
 def test_layers_of_a_scripted_module_cannot_be_named_but_its_output_can():

@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import ONNXEncoder, TimmEncoder, transfer_benchmark, with_source_features
@@ -117,13 +118,9 @@ def test_files_and_arguments_that_do_not_fit_are_refused(tmp_path, file, timm_en
         ONNXEncoder(flat)
 
 
-class Mixing(nn.Module):
-    def forward(self, x):
-        return x.mean(0, keepdim=True).flatten(1)
-
-
 def test_an_output_without_batch_axis_is_refused(tmp_path):
-    path = export(Mixing(), tmp_path / "mean.onnx", (1, 4, 4), (0,), ("features",))
+    mixing = Of(lambda m, x: x.mean(0, keepdim=True).flatten(1))
+    path = export(mixing, tmp_path / "mean.onnx", (1, 4, 4), (0,), ("features",))
     with pytest.raises(ValueError, match="keeps no batch axis"):
         ONNXEncoder(path)
 

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,22 +27,16 @@ def encoder(module):
     return ModuleEncoder(module, input_shape=(1, 8, 8))
 
 
-class After(nn.Module):
+def after(function, classes=5):
     """A network with a function behind it."""
-
-    def __init__(self, function, classes=5):
-        super().__init__()
-        self.network, self.function = network(classes), function
-
-    def forward(self, x):
-        return self.function(self.network(x))
+    return Of(lambda m, x: function(m.network(x)), network=network(classes))
 
 
 SOFTMAX = {
     "module": lambda: nn.Sequential(network(), nn.Softmax(1)),
-    "function": lambda: After(lambda z: z.softmax(1)),
-    "by hand": lambda: After(lambda z: z.exp() / z.exp().sum(1, keepdim=True)),
-    "two classes": lambda: After(lambda z: z.softmax(1), 2),
+    "function": lambda: after(lambda z: z.softmax(1)),
+    "by hand": lambda: after(lambda z: z.exp() / z.exp().sum(1, keepdim=True)),
+    "two classes": lambda: after(lambda z: z.softmax(1), 2),
 }
 
 
@@ -57,7 +52,7 @@ def test_probabilities_of_a_softmax_are_read_as_logits(make, rows):
 @pytest.mark.parametrize("classes", [1, 2, 5])
 @pytest.mark.parametrize("last", [nn.Sigmoid(), torch.sigmoid], ids=["module", "function"])
 def test_probabilities_of_a_sigmoid_are_read_as_logits(last, classes):
-    module = After(last, classes)
+    module = after(last, classes)
     with pytest.warns(RuntimeWarning, match="sigmoid"):
         found = encoder(module).logits(images())
     torch.testing.assert_close(found, module.network(images()), atol=1e-4, rtol=1e-4)
@@ -72,17 +67,17 @@ def test_a_sigmoid_behind_a_normalisation_is_recognised():
 
 
 def constant(*values):
-    return After(lambda z: torch.tensor([values]).expand(len(z), -1).clone())
+    return after(lambda z: torch.tensor([values]).expand(len(z), -1).clone())
 
 
 LOGITS = {
     "logits": network,
-    "logarithms of probabilities": lambda: After(lambda z: z.log_softmax(1)),
-    "positive": lambda: After(lambda z: z.square() * 0.1),
-    "small": lambda: After(lambda z: z * 1e-3 + 0.5),
-    "normalised": lambda: After(lambda z: F.normalize(z, dim=1).abs()),
+    "logarithms of probabilities": lambda: after(lambda z: z.log_softmax(1)),
+    "positive": lambda: after(lambda z: z.square() * 0.1),
+    "small": lambda: after(lambda z: z * 1e-3 + 0.5),
+    "normalised": lambda: after(lambda z: F.normalize(z, dim=1).abs()),
     "zeros": lambda: constant(0.0, 0.0, 0.0),
-    "one class": lambda: After(lambda z: 0 * z[:, :1] + 1),
+    "one class": lambda: after(lambda z: 0 * z[:, :1] + 1),
 }
 
 
@@ -96,7 +91,7 @@ def test_logits_stay_as_they_are_to_the_bit(make):
 
 
 def test_one_row_that_is_a_probability_by_chance_does_not_decide():
-    module = After(lambda z: z)
+    module = after(lambda z: z)
     with torch.no_grad():
         first = module(images(1))[0]
         module.network[3].bias -= first - torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1])
@@ -126,7 +121,7 @@ def test_it_is_said_once():
     ids=["softmax", "sigmoid"],
 )
 def test_probabilities_of_0_and_1_have_finite_logits(function, half):
-    module = After(lambda z: function(1000 * z), 3)
+    module = after(lambda z: function(1000 * z), 3)
     found = encoder(module).logits(images())
     assert found.isfinite().all() and module(images()).min() == 0 and module(images()).max() == 1
     assert torch.equal(found > half, module(images()) > 0.5)

@@ -1,44 +1,26 @@
 """Small networks with shared, tied, indexed, routed and dead parameters."""
 
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 
 
-class Mean(nn.Module):
+def mean(keep=1):
     """Mean over all dimensions but batch and one."""
-
-    def __init__(self, keep=1):
-        super().__init__()
-        self.keep = keep
-
-    def forward(self, x):
-        return x.movedim(self.keep, 1).flatten(2).mean(2)
+    return Of(lambda m, x: x.movedim(keep, 1).flatten(2).mean(2))
 
 
-class Shared(nn.Module):
+def shared(m, x):
     """One layer used twice, with a residual path."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, 5)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x):
-        x = x + torch.tanh(self.layer(x))
-        return self.head(torch.tanh(self.layer(x)) + x)
+    x = x + torch.tanh(m.layer(x))
+    return m.head(torch.tanh(m.layer(x)) + x)
 
 
-class SharedConv(nn.Module):
+def shared_convolution(m, x):
     """One convolution used at two resolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3, padding=1)
-
-    def forward(self, x):
-        x = torch.tanh(self.conv(x))
-        return self.conv(F.avg_pool2d(x, 2)).flatten(2).mean(2)
+    x = torch.tanh(m.conv(x))
+    return m.conv(F.avg_pool2d(x, 2)).flatten(2).mean(2)
 
 
 class Tied(nn.Module):
@@ -87,7 +69,8 @@ class Tokens(nn.Module):
         self.position = nn.Parameter(torch.randn(1, 6, 4))
         self.norm = nn.LayerNorm(4)
         self.qkv = nn.Linear(4, 12)
-        self.scale = Scale()
+        # A parameter of its own, without a closed form.
+        self.scale = Of(lambda m, x: x * m.gamma, gamma=nn.Parameter(torch.randn(4)))
         self.head = nn.Linear(4, 3)
         self.attention = attention
         if attention == "torch":
@@ -104,38 +87,14 @@ class Tokens(nn.Module):
         return self.head(x[:, 0])
 
 
-class Scale(nn.Module):
-    """A parameter of our own, without a closed form."""
-
-    def __init__(self):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.randn(4))
-
-    def forward(self, x):
-        return x * self.gamma
-
-
-class Indexed(nn.Module):
+def indexed(m, x):
     """A parameter of shape (1, ...) whose first dimension is taken away."""
-
-    def __init__(self):
-        super().__init__()
-        self.bias = nn.Parameter(torch.randn(1, 5))
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(x + self.bias[0]))
+    return m.head(torch.tanh(x + m.bias[0]))
 
 
-class SequenceFirst(nn.Module):
+def sequence_first(m, x):
     """The layer sees (T, N, C): its first dimension is not the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x.transpose(0, 1))).transpose(0, 1).sum(1)
+    return torch.tanh(m.layer(x.transpose(0, 1))).transpose(0, 1).sum(1)
 
 
 class Standardised(nn.Conv2d):
@@ -146,33 +105,20 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias)
 
 
-class DataDependent(nn.Module):
+def data_dependent(m, x):
     """Reads a number out of a tensor, so that a batch is not the sum of its samples."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, 3)
-
-    def forward(self, x):
-        out = self.layer(x)
-        return out * float(out.detach().abs().max())
+    out = m.layer(x)
+    return out * float(out.detach().abs().max())
 
 
-class Routed(nn.Module):
+def routed(m, x):
     """Two experts; which one a sample goes to depends on the sample."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Linear(5, 4)
-        self.experts = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
-
-    def forward(self, x):
-        code, side = torch.tanh(self.trunk(x)), (x[:, 0] > 0).long()
-        out = code.new_zeros(len(x), 3)
-        for k, expert in enumerate(self.experts):
-            if (side == k).any():
-                out[side == k] = expert(code[side == k])
-        return out
+    code, side = torch.tanh(m.trunk(x)), (x[:, 0] > 0).long()
+    out = code.new_zeros(len(x), 3)
+    for k, expert in enumerate(m.experts):
+        if (side == k).any():
+            out[side == k] = expert(code[side == k])
+    return out
 
 
 class Prompt(nn.Module):
@@ -212,48 +158,22 @@ class Affine(nn.Module):
         return torch.tanh(x * self.weight * table.sum())
 
 
-class Masked(nn.Module):
+def masked(m, x):
     """Attention whose mask has as many rows as there are tokens."""
-
-    def __init__(self, tokens):
-        super().__init__()
-        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
-        self.register_buffer("mask", torch.ones(tokens, tokens, dtype=torch.bool).triu(1))
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.attend(x, x, x, attn_mask=self.mask, need_weights=False)[0].sum(1))
+    return m.head(m.attend(x, x, x, attn_mask=m.mask, need_weights=False)[0].sum(1))
 
 
-class SometimesAttends(nn.Module):
+def sometimes_attends(m, x):
     """Attention that only samples with something in them reach."""
-
-    def __init__(self):
-        super().__init__()
-        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        there = (x[:, :1, :1] > 0).to(x)
-        return self.head((x + there * self.attend(x, x, x, need_weights=False)[0]).sum(1))
+    there = (x[:, :1, :1] > 0).to(x)
+    return m.head((x + there * m.attend(x, x, x, need_weights=False)[0]).sum(1))
 
 
-class Unused(nn.Module):
+def unused(m, x):
     """A head that nothing reads, and one behind a scale of zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Linear(5, 4)
-        self.dead = nn.Linear(5, 3)
-        self.unused = nn.Linear(4, 2)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.trunk(x))) + 0 * self.dead(x)
+    return m.head(torch.tanh(m.trunk(x))) + 0 * m.dead(x)
 
 
-class Last(nn.Module):
+def last_step():
     """The last step of a recurrent layer."""
-
-    def forward(self, x):
-        return x[0][:, -1]
+    return Of(lambda m, x: x[0][:, -1])

@@ -7,28 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))  # the networks are in files beside this one
 from case_networks import (
-    DataDependent,
-    Indexed,
-    Last,
-    Masked,
-    Mean,
     Prompted,
     Residual,
-    Routed,
-    SequenceFirst,
-    Shared,
-    SharedConv,
-    SometimesAttends,
     Standardised,
     Tied,
     Tokens,
-    Unused,
+    data_dependent,
+    indexed,
+    last_step,
+    masked,
+    mean,
+    routed,
+    sequence_first,
+    shared,
+    shared_convolution,
+    sometimes_attends,
+    unused,
 )
 
 
@@ -80,7 +81,7 @@ class Case:
 
 def _normalised(layer, channels=4):
     return nn.Sequential(
-        nn.Conv2d(2, channels, 3), layer, nn.Tanh(), Mean(), nn.Linear(channels, 3)
+        nn.Conv2d(2, channels, 3), layer, nn.Tanh(), mean(), nn.Linear(channels, 3)
     )
 
 
@@ -92,11 +93,15 @@ def _batch_norm():
 
 
 def _conv(*args, kind=nn.Conv2d, **kwargs):
-    return nn.Sequential(kind(*args, **kwargs), nn.Tanh(), Mean())
+    return nn.Sequential(kind(*args, **kwargs), nn.Tanh(), mean())
 
 
 def _up(layer, shape):
     return nn.Sequential(nn.Linear(5, 2 * shape**2), nn.Unflatten(1, (2, shape, shape)), layer)
+
+
+def _attention():
+    return nn.MultiheadAttention(4, 2, batch_first=True)
 
 
 IMAGE = (2, 6, 7)
@@ -105,8 +110,8 @@ CASES = {
     "linear without bias": Case(lambda: nn.Linear(5, 3, bias=False), (5,)),
     "mlp": Case(lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), (5,)),
     "relu mlp": Case(lambda: nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3)), (5,)),
-    "tokens": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Mean(2)), (6, 4)),
-    "two token axes": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Mean(3)), (3, 2, 4)),
+    "tokens": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), mean(2)), (6, 4)),
+    "two token axes": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), mean(3)), (3, 2, 4)),
     "conv": Case(lambda: _conv(2, 3, 3), IMAGE),
     "conv of many channels": Case(lambda: _conv(9, 4, (3, 2), padding=1), (9, 5, 4)),
     "conv stride": Case(lambda: _conv(2, 3, 3, stride=2, padding=1), IMAGE),
@@ -148,38 +153,52 @@ CASES = {
         lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)), (5,)
     ),
     "layer norm over tokens": Case(
-        lambda: nn.Sequential(nn.LayerNorm((6, 4)), nn.Linear(4, 3), nn.Tanh(), Mean(2)), (6, 4)
+        lambda: nn.Sequential(nn.LayerNorm((6, 4)), nn.Linear(4, 3), nn.Tanh(), mean(2)), (6, 4)
     ),
     "embedding": Case(
         lambda: nn.Sequential(
-            nn.Embedding(7, 4, padding_idx=2), nn.Tanh(), Mean(2), nn.Linear(4, 3)
+            nn.Embedding(7, 4, padding_idx=2), nn.Tanh(), mean(2), nn.Linear(4, 3)
         ),
         (6,),
         vocabulary=7,
     ),
     "dropout": Case(lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)), (5,)),
-    "shared layer": Case(Shared, (5,)),
-    "shared convolution": Case(SharedConv, IMAGE),
+    "shared layer": Case(lambda: Of(shared, layer=nn.Linear(5, 5), head=nn.Linear(5, 3)), (5,)),
+    "shared convolution": Case(
+        lambda: Of(shared_convolution, conv=nn.Conv2d(2, 2, 3, padding=1)), IMAGE
+    ),
     "tied weights": Case(lambda: Tied(functional=False), (6,), vocabulary=7),
     "tied by a function": Case(lambda: Tied(functional=True), (6,), vocabulary=7),
     "residual": Case(Residual, IMAGE),
     "class token": Case(Tokens, (5, 4)),
     "torch's attention": Case(lambda: Tokens("torch"), (5, 4)),
-    "parameter of shape (1, ...) indexed": Case(Indexed, (5,)),
-    "sequence first": Case(SequenceFirst, (5, 4)),
+    "parameter of shape (1, ...) indexed": Case(
+        lambda: Of(indexed, bias=nn.Parameter(torch.randn(1, 5)), head=nn.Linear(5, 3)), (5,)
+    ),
+    "sequence first": Case(lambda: Of(sequence_first, layer=nn.Linear(4, 3)), (5, 4)),
     "convolution with its own forward": Case(
-        lambda: nn.Sequential(Standardised(2, 3, 3), nn.Tanh(), Mean()), IMAGE
+        lambda: nn.Sequential(Standardised(2, 3, 3), nn.Tanh(), mean()), IMAGE
     ),
     "weight norm": Case(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))), (5,)
     ),
-    "recurrent": Case(lambda: nn.Sequential(nn.GRU(4, 3, batch_first=True), Last()), (5, 4)),
-    "data dependent": Case(DataDependent, (5,)),
+    "recurrent": Case(lambda: nn.Sequential(nn.GRU(4, 3, batch_first=True), last_step()), (5, 4)),
+    "data dependent": Case(lambda: Of(data_dependent, layer=nn.Linear(5, 3)), (5,)),
     "prompt, number, table": Case(Prompted, (5, 4)),
     "table of seven rows": Case(lambda: Prompted(7), (5, 4)),
-    "mask of seven rows": Case(lambda: Masked(7), (7, 4)),
-    "sometimes attends": Case(SometimesAttends, (5, 4)),
-    "lstm": Case(lambda: nn.Sequential(nn.LSTM(4, 3, batch_first=True), Last()), (5, 4)),
+    "mask of seven rows": Case(
+        lambda: Of(
+            masked,
+            attend=_attention(),
+            mask=torch.ones(7, 7, dtype=torch.bool).triu(1),
+            head=nn.Linear(4, 3),
+        ),
+        (7, 4),
+    ),
+    "sometimes attends": Case(
+        lambda: Of(sometimes_attends, attend=_attention(), head=nn.Linear(4, 3)), (5, 4)
+    ),
+    "lstm": Case(lambda: nn.Sequential(nn.LSTM(4, 3, batch_first=True), last_step()), (5, 4)),
     "identity parametrization": Case(
         lambda: nn.Sequential(
             nn.utils.parametrize.register_parametrization(nn.Linear(5, 3), "weight", nn.Identity())
@@ -188,13 +207,29 @@ CASES = {
     ),
     "embedding scaled by frequency": Case(
         lambda: nn.Sequential(
-            nn.Embedding(3, 4, scale_grad_by_freq=True), nn.Tanh(), Mean(2), nn.Linear(4, 3)
+            nn.Embedding(3, 4, scale_grad_by_freq=True), nn.Tanh(), mean(2), nn.Linear(4, 3)
         ),
         (6,),
         vocabulary=3,
     ),
-    "experts": Case(Routed, (5,)),
-    "unused and dead": Case(Unused, (5,)),
+    "experts": Case(
+        lambda: Of(
+            routed,
+            trunk=nn.Linear(5, 4),
+            experts=nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)]),
+        ),
+        (5,),
+    ),
+    "unused and dead": Case(
+        lambda: Of(
+            unused,
+            trunk=nn.Linear(5, 4),
+            dead=nn.Linear(5, 3),
+            unused=nn.Linear(4, 2),
+            head=nn.Linear(4, 3),
+        ),
+        (5,),
+    ),
     "max pooling": Case(
         lambda: nn.Sequential(
             nn.Conv2d(2, 3, 3),

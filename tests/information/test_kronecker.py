@@ -4,6 +4,7 @@ import pytest
 import torch
 from naive_bases import quadratic, rotated
 from naive_gradients import assert_close, gradients
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 
@@ -307,21 +308,14 @@ def test_shared_layers_stay_diagonal(made):
         torch.testing.assert_close(fisher[name], plain[name], rtol=1e-10, atol=0)
 
 
-class BiasTwice(nn.Module):
-    """A layer whose bias the forward pass reads once more by itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.layer(x)) * self.layer.bias)
-
-
 @pytest.mark.parametrize("count", [2, 9])
 def test_a_bias_that_is_read_elsewhere_too_stays_out_of_the_basis(count):
     torch.manual_seed(0)
-    model, x, y = BiasTwice().double(), torch.randn(9, 5).double(), torch.arange(9) % 3
+    model = Of(
+        lambda m, x: m.head(torch.tanh(m.layer(x)) * m.layer.bias),
+        layer=nn.Linear(5, 4), head=nn.Linear(4, 3),
+    ).double()  # fmt: skip
+    x, y = torch.randn(9, 5).double(), torch.arange(9) % 3
     basis = kronecker_basis(model, x, "empirical", targets=y, rank=3)
     assert "layer.bias" not in basis.folded and "head.bias" in basis.folded
     x, y = x[:count], y[:count]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from naive_gradients import assert_close, mean_squares
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,17 +55,10 @@ def test_sampled_fisher_of_yes_or_no_takes_targets_that_the_sigmoid_draws():
 
 
 def test_one_squeezed_logit_counts_as_one_column():
-    class Squeezed(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(x).squeeze(1)
-
     model, x, y = network(1), images(), torch.arange(6) % 2
     wanted = fisher_information(model, x, "empirical", targets=y, likelihood="bernoulli")
-    found = fisher_information(Squeezed(model), x, "empirical", targets=y, likelihood="bernoulli")
+    squeezed = Of(lambda m, x: m.inner(x).squeeze(1), inner=model)
+    found = fisher_information(squeezed, x, "empirical", targets=y, likelihood="bernoulli")
     assert_close({n.removeprefix("inner."): v for n, v in found.items()}, wanted)
 
 
@@ -114,16 +108,8 @@ def test_one_logit_has_no_classes(loss):
 
 
 def test_outputs_that_are_no_tensor_are_named():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network(3)
-
-        def forward(self, x):
-            return self.inner(x), x
-
     with pytest.raises(ValueError, match="gave tuple"):
-        fisher_information(Pair(), images())
+        fisher_information(Of(lambda m, x: (m.inner(x), x), inner=network(3)), images())
 
 
 def test_sampled_labels_follow_the_model_and_the_seed(named_case):

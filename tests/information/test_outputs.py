@@ -6,6 +6,7 @@ import pytest
 import torch
 from naive_bases import rotated
 from naive_gradients import assert_close, gradients
+from networks import Of
 from torch import nn
 
 from avalanche_cetl.information import (
@@ -240,21 +241,13 @@ def test_vectors_do_not_depend_on_the_size_of_a_chunk(named_case, name):
 # ------------------------------------------------------------------ what it is blind to, and not
 
 
-class Shifted(nn.Module):
-    """Adds the same number, with a weight of its own, to all logits of a sample."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.shift = model, nn.Linear(5, 1).double()
-
-    def forward(self, x):
-        return self.model(x) + 50 * self.shift(x)
-
-
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
 def test_a_shift_of_all_logits_does_not_count_for_classes(likelihood):
     model, x = network()
-    found = drawn(Shifted(model), x, likelihood=likelihood)
+    shifted = Of(
+        lambda m, x: m.model(x) + 50 * m.shift(x), model=model, shift=nn.Linear(5, 1).double()
+    )
+    found = drawn(shifted, x, likelihood=likelihood)
     shift = [float(found.pop(f"shift.{name}").max()) for name in ("weight", "bias")]
     own = {f"model.{n}": v for n, v in drawn(model, x, likelihood=likelihood).items()}
     assert_close(found, own)
@@ -284,16 +277,8 @@ def test_logits_of_minus_infinity_are_no_outputs(make):
         short[2].weight.copy_(model[2].weight[[0, 2]])
         short[2].bias.copy_(model[2].bias[[0, 2]])
 
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = model
-
-        def forward(self, x):
-            mask = torch.tensor([False, True, False, True])
-            return self.inner(x).masked_fill(mask, -math.inf)
-
-    masked = Masked()
+    mask = torch.tensor([False, True, False, True])
+    masked = Of(lambda m, x: m.inner(x).masked_fill(mask, -math.inf), inner=model)
     vectors = make(masked(x).detach())
     found = fisher_information(
         masked, torch.cat([x] * len(vectors)), projected_outputs, targets=vectors.flatten(0, 1)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -54,22 +55,6 @@ class Network:
                 if p.grad is not None:
                     total[name] += p.grad.abs() ** 2 / len(x)
         return {name: value for name, value in total.items() if params[name].requires_grad}
-
-
-class Of(nn.Module):
-    """Layers by name, and a forward pass given as a function of them and the input."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            if isinstance(layer, torch.Tensor) and not isinstance(layer, nn.Parameter):
-                self.register_buffer(name, layer)
-            else:
-                setattr(self, name, layer)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 class Sign(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import CICNN, ReversedDecoder
@@ -58,57 +59,35 @@ def test_vision_transformers_get_a_decoder_from_their_feature_maps():
 
 
 def test_a_target_with_dynamic_control_flow_is_reversed_from_its_maps():
-    class Dynamic(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(1, 4, 3, stride=2), nn.Linear(4, 2)
+    def dynamic(m, x):
+        if x.mean() > 100:
+            x = x - 100
+        return m.head(m.conv(x).mean((2, 3)))
 
-        def forward(self, x):
-            if x.mean() > 100:
-                x = x - 100
-            return self.head(self.conv(x).mean((2, 3)))
-
-    decoder = ReversedDecoder(Dynamic(), (1, 12, 12))
+    target = Of(dynamic, conv=nn.Conv2d(1, 4, 3, stride=2), head=nn.Linear(4, 2))
+    decoder = ReversedDecoder(target, (1, 12, 12))
     assert not decoder.mirrored and decoder(torch.randn(2, 4)).shape == (2, 1, 12, 12)
 
 
-def _functional(shape):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(shape[0], 4, 3)
-            self.hidden = nn.LazyLinear(7)
-            self.head = nn.Linear(7, 3)
-
-        def forward(self, x):
-            x = torch.relu(self.conv(x))
-            x = torch.max_pool2d(x, 2).flatten(1)
-            return self.head(torch.relu(self.hidden(x)))
-
-    return Net()
-
-
 def test_a_target_with_functional_layers_is_reversed_from_its_maps():
-    target = _functional((1, 12, 12))
+    def functional(m, x):
+        x = torch.max_pool2d(torch.relu(m.conv(x)), 2).flatten(1)
+        return m.head(torch.relu(m.hidden(x)))
+
+    layers = {"conv": nn.Conv2d(1, 4, 3), "hidden": nn.LazyLinear(7), "head": nn.Linear(7, 3)}
+    target = Of(functional, **layers)
     target(torch.zeros(1, 1, 12, 12))
     decoder = ReversedDecoder(target, (1, 12, 12))
     assert not decoder.mirrored and decoder(torch.randn(2, 7)).shape == (2, 1, 12, 12)
 
 
 def test_maps_with_channels_last_do_not_shape_the_decoder():
-    class Turned(nn.Module):
-        """A convolution, then a layer on maps whose rows are as long as an image is high."""
-
-        def __init__(self):
-            super().__init__()
-            self.conv, self.mlp = nn.Conv2d(1, 6, 2, 2), nn.Linear(6, 40)
-            self.act, self.head = nn.ReLU(), nn.Linear(40, 3)
-
-        def forward(self, x):
-            x = self.act(self.mlp(self.conv(x).permute(0, 2, 3, 1)))
-            return self.head(x.mean((1, 2)))
-
-    decoder = ReversedDecoder(Turned(), (1, 8, 8))
+    """A convolution, then a layer on maps whose rows are as long as an image is high."""
+    target = Of(
+        lambda m, x: m.head(m.act(m.mlp(m.conv(x).permute(0, 2, 3, 1))).mean((1, 2))),
+        conv=nn.Conv2d(1, 6, 2, 2), mlp=nn.Linear(6, 40), act=nn.ReLU(), head=nn.Linear(40, 3),
+    )  # fmt: skip
+    decoder = ReversedDecoder(target, (1, 8, 8))
     unflatten = next(layer for layer in decoder.layers if isinstance(layer, nn.Unflatten))
     assert not decoder.mirrored and tuple(unflatten.unflattened_size) == (6, 4, 4)
     assert decoder(torch.rand(2, decoder.code_dim)).shape == (2, 1, 8, 8)

@@ -5,6 +5,7 @@ import timm
 import torch
 import torchvision
 from avalanche.models import IncrementalClassifier
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import CICNN, as_target
@@ -183,16 +184,9 @@ def test_targets_without_code_or_layers_are_refused(make, error):
     ids=["dict", "tuple", "flat", "maps"],
 )
 def test_targets_that_give_no_logits_are_refused(last, kind):
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(64, 3)
-
-        def forward(self, x):
-            return last(self.layer(x.flatten(1)))
-
+    network = Of(lambda m, x: last(m.layer(x.flatten(1))), layer=nn.Linear(64, 3))
     with pytest.raises(ValueError, match=f"gives {kind} for 2 images.*logits"):
-        as_target(Network()).measure((1, 8, 8))
+        as_target(network).measure((1, 8, 8))
 
 
 def test_a_cicnn_gives_the_same_values_to_the_bit():

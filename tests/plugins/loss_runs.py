@@ -1,6 +1,7 @@
 """A small student, and a run of it beside a teacher with any plugins."""
 
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings
@@ -13,22 +14,15 @@ def unread(count):
     return torch.full((count,), -1), torch.zeros(count)
 
 
-class Student(nn.Module):
-    """A classifier of one convolution and one hidden layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.hidden = nn.Sequential(nn.Linear(96, 24), nn.ReLU())
-        self.head = nn.Linear(24, 3)
-
-    def forward(self, x):
-        return self.head(self.hidden(self.features(x).flatten(1)))
-
-
 def student(seed=1):
+    """A classifier of one convolution and one hidden layer."""
     torch.manual_seed(seed)
-    return Student()
+    return Of(
+        lambda m, x: m.head(m.hidden(m.features(x).flatten(1))),
+        features=nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        hidden=nn.Sequential(nn.Linear(96, 24), nn.ReLU()),
+        head=nn.Linear(24, 3),
+    )
 
 
 def trained(model, benchmark, *plugins, lr=1e-2, **options):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin
 from loss_runs import SHAPE, coupled, trained
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import CETLPlugin, CETLStrategy, CoupledModel, FitNetsHints, ModuleEncoder
@@ -57,16 +58,13 @@ def test_a_regressor_in_half_precision_keeps_its_weights(teacher, few, source_la
     assert s.round_losses["L_fitnet"] == pytest.approx(plain.round_losses["L_fitnet"], rel=0.1)
 
 
-class ChannelsLast(nn.Module):
+def channels_last():
     """A convolution whose map is turned round, normalised, and overwritten."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.LayerNorm(6)
-        self.act, self.head = nn.ReLU(inplace=True), nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.head(self.act(self.norm(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
+    return Of(
+        lambda m, x: m.head(m.act(m.norm(m.conv(x).permute(0, 2, 3, 1))).mean((1, 2))),
+        conv=nn.Conv2d(1, 6, 3, padding=1), norm=nn.LayerNorm(6),
+        act=nn.ReLU(inplace=True), head=nn.Linear(6, 3),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("layer", "source_layer"), [("norm", "act"), ("act", "norm")])
@@ -74,7 +72,7 @@ def test_hints_are_maps_with_their_channels_second_as_the_layers_gave_them(
     few, layer, source_layer, monkeypatch
 ):
     torch.manual_seed(0)
-    teacher = ModuleEncoder(ChannelsLast(), input_shape=SHAPE)
+    teacher = ModuleEncoder(channels_last(), input_shape=SHAPE)
     hints, seen = [], []
 
     class Spy(FitNetsHints):
@@ -89,7 +87,7 @@ def test_hints_are_maps_with_their_channels_second_as_the_layers_gave_them(
 
     monkeypatch.setattr(fitnets, "hint_loss", spied)
     plugin = Spy(target_layer=layer, source_layer=source_layer)
-    model = CoupledModel.build(teacher, ChannelsLast(), SHAPE)
+    model = CoupledModel.build(teacher, channels_last(), SHAPE)
     trained(model, few, plugin, train_epochs=1)
     assert (plugin.regressor.in_channels, plugin.regressor.out_channels) == (6, 6)
     x, hint = seen[-1]

@@ -6,6 +6,7 @@ from avalanche.models import IncrementalClassifier
 from gfi_runs import GATE, MODES, Growing, Heads, Keep, assert_close, network, rows_of, train
 from naive_bases import matrices, sides
 from naive_gradients import gradients, mean_squares
+from networks import Of
 from torch import nn
 from vector_streams import stream
 
@@ -193,17 +194,8 @@ def test_every_image_counts_the_outputs_of_its_own_head(basis, gate):
 
 
 def test_the_outputs_are_picked_and_yes_or_no_is_not_centred():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network(1)
-
-        def forward(self, x):
-            return x, self.inner(x)
-
-    model, experiences = Pair(), stream(1)
+    model, experiences = Of(lambda m, x: (x, m.inner(x)), inner=network(1)), stream(1)
     plugin = watched(likelihood="bernoulli", output=1)
-
     run = train(model, [plugin], experiences[:0])
     run._criterion = lambda out, y: nn.functional.binary_cross_entropy_with_logits(
         out[1].flatten(), y.float()

@@ -10,6 +10,7 @@ from gfi_runs import Heads, assert_close, rows_of
 from gfi_runs import network as dropping
 from gfi_runs import train as trained
 from naive_gradients import mean_squares
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 
@@ -76,13 +77,8 @@ def test_importances_of_real_values_are_those_of_a_squared_error():
     assert_close(plugin.importances[0], mean_squares(run.model, losses))
 
 
-class Several(nn.Module):
-    def __init__(self, make):
-        super().__init__()
-        self.inner, self.make = network(), make
-
-    def forward(self, x):
-        return self.make(self.inner(x), x)
+def several(make):
+    return Of(lambda m, x: make(m.inner(x), x), inner=network())
 
 
 PICKS = {
@@ -99,7 +95,7 @@ def test_the_logits_are_picked_out_of_the_output(name):
     experiences = stream([[0] * ROWS] * 2)
     train(network(), plain, experiences)
     train(
-        Several(make), picked, experiences,
+        several(make), picked, experiences,
         criterion=lambda found, y: F.cross_entropy(pick(found), y),
     )  # fmt: skip
     own = {n.removeprefix("inner."): v for n, v in picked.importances[1].items()}
@@ -108,8 +104,8 @@ def test_the_logits_are_picked_out_of_the_output(name):
 
 REFUSED = {
     "one logit": (lambda: network(1), {}, Binary(), "likelihood='bernoulli'"),
-    "a tuple": (lambda: Several(lambda out, x: (out, x)), {}, None, "gave tuple.*output="),
-    "no such part": (lambda: Several(lambda out, x: (out,)), {"output": 3}, None, "output=3"),
+    "a tuple": (lambda: several(lambda out, x: (out, x)), {}, None, "gave tuple.*output="),
+    "no such part": (lambda: several(lambda out, x: (out,)), {"output": 3}, None, "output=3"),
     "pixels": (
         lambda: nn.Sequential(network(4), nn.Unflatten(1, (2, 2))), {}, None, r"\(2, 2, 2\)",
     ),

@@ -8,6 +8,7 @@ from avalanche.models import MultiTaskModule
 from avalanche.models.packnet import PackNetPlugin, packnet_simple_mlp
 from avalanche.training.supervised import Naive
 from counting import Counting, images
+from networks import Of
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from vector_streams import stream as vector_stream
@@ -43,14 +44,11 @@ def strong(**arguments):
     return GFIPlugin(1e6, samples=16, threshold=0, probability=1, **arguments)
 
 
-class Parts(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh())
-        self.head = nn.Linear(8, 6)
-
-    def forward(self, x):
-        return self.head(self.features(x))
+def parts():
+    return Of(
+        lambda m, x: m.head(m.features(x)),
+        features=nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh()), head=nn.Linear(8, 6),
+    )  # fmt: skip
 
 
 def compiled(module):
@@ -89,7 +87,7 @@ def test_a_network_that_is_wrapped_between_two_experiences_trains_as_without(wra
     found = []
     for change in (lambda strategy: None, wrap):
         torch.manual_seed(0)
-        model = Parts()
+        model = parts()
         # A strength with an effect that shows, and the gate, which reads the wrapped network.
         plugin = GFIPlugin(
             2.0, samples=16, basis=basis, penalty=penalty, threshold=0.3, probability=0.9
@@ -108,7 +106,7 @@ def test_a_network_that_is_wrapped_between_two_experiences_trains_as_without(wra
 
 
 def test_a_network_that_was_wrapped_is_held_when_it_is_no_more():
-    model = Parts()
+    model = parts()
     model.features = compiled(model.features)
     s = naive(model, strong())
     first, second = stream()
@@ -183,16 +181,11 @@ def test_a_network_with_other_names_is_refused():
         s.train(second)
 
 
-class Cast(nn.Module):
-    def forward(self, x):
-        return x.bfloat16()
-
-
 @pytest.mark.parametrize("penalty", ["proximal", "loss"])
 @pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
 def test_half_precision_networks_have_importances_and_anchors_of_single_precision(basis, penalty):
     model = network().bfloat16()
-    model = nn.Sequential(Cast(), *model)
+    model = nn.Sequential(Of(lambda m, x: x.bfloat16()), *model)
     strength = 1e6 if penalty == "proximal" else 0.01
     plugin = GFIPlugin(
         strength, samples=16, basis=basis, penalty=penalty, threshold=0, probability=1

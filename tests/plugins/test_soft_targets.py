@@ -7,6 +7,7 @@ from avalanche.training.supervised import Naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_runs import SHAPE, coupled, student, trained, unread
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import (
@@ -342,17 +343,10 @@ def test_a_head_that_gives_probabilities_teaches_as_one_that_gives_logits(labell
 
 
 def test_an_s_that_gives_a_dict_is_refused_with_its_keys_and_taught_by_output(labelled):
-    class Answers(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = student(seed=5)
-
-        def forward(self, x):
-            return {"logits": self.net(x), "x": x}
-
+    answers = Of(lambda m, x: {"logits": m.net(x), "x": x}, net=student(seed=5))
     with pytest.raises(ValueError, match=r"a dict with the keys \['logits', 'x'\]"):
-        soft_target_weights(ModuleEncoder(Answers(), input_shape=SHAPE), labelled)
-    named = ModuleEncoder(Answers(), input_shape=SHAPE, output="logits")
+        soft_target_weights(ModuleEncoder(answers, input_shape=SHAPE), labelled)
+    named = ModuleEncoder(answers, input_shape=SHAPE, output="logits")
     plain = ModuleEncoder(student(seed=5), input_shape=SHAPE)
     assert close(soft_target_weights(named, labelled), soft_target_weights(plain, labelled))
 

@@ -1,7 +1,7 @@
 """A run with any setting of the engine, and how far its weights are from those of another."""
 
 import torch
-from coupled_runs import SmallTarget
+from coupled_runs import small_target
 from torch import nn
 
 from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings, ModuleEncoder
@@ -13,7 +13,7 @@ def coupled(dtype=torch.float32):
     torch.manual_seed(0)
     source = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
     source = ModuleEncoder(source.to(dtype), input_shape=SHAPE)
-    return CoupledModel.build(source, SmallTarget(), SHAPE).to(dtype)
+    return CoupledModel.build(source, small_target(), SHAPE).to(dtype)
 
 
 def trained(benchmark, model=None, workers=0, plugins=(), **arguments):

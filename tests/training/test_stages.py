@@ -1,7 +1,7 @@
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from coupled_runs import SHAPE, SmallTarget, batch, coupled, source_net, strategy
+from coupled_runs import SHAPE, batch, coupled, small_target, source_net, strategy
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,7 +59,7 @@ def test_a_lone_row_passes_batch_norm_in_t1_and_in_its_copy(fixed_goal):
     )
     encoder = ModuleEncoder(source_net(), input_shape=SHAPE)
     networks = strategy(
-        CoupledModel(encoder, decoder, SmallTarget(), SHAPE), fixed_goal=fixed_goal
+        CoupledModel(encoder, decoder, small_target(), SHAPE), fixed_goal=fixed_goal
     ).networks
     networks.fix_target()
     rows = batch(rows=1)

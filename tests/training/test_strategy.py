@@ -14,7 +14,7 @@ from avalanche.training.plugins import (
     SynapticIntelligencePlugin,
 )
 from avalanche.training.supervised import Naive
-from coupled_runs import SmallTarget, coupled, small_coupled, snapshot, strategy
+from coupled_runs import coupled, small_coupled, small_target, snapshot, strategy
 from torch import nn
 
 from avalanche_cetl import CETLStrategy, transfer_benchmark
@@ -96,8 +96,8 @@ def test_a_script_with_naive_needs_no_other_change(digits):
             s.train(experience)
         return s.eval(benchmark.test_stream)
 
-    plain = run(Naive, SmallTarget())
-    ours = run(CETLStrategy, coupled(target=SmallTarget()))
+    plain = run(Naive, small_target())
+    ours = run(CETLStrategy, coupled(target=small_target()))
     assert plain.keys() == ours.keys()
     assert ours["Top1_Acc_Stream/eval_phase/test_stream"] > 0.5
 

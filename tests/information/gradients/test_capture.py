@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import fisher_information
@@ -31,16 +32,9 @@ def test_losses_without_a_gradient_of_each_sample_are_refused(loss, message):
 
 
 def test_fisher_of_an_output_without_a_gradient_is_zero():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
-
-        def forward(self, x):
-            return self.layer(x), x
-
     torch.manual_seed(0)
-    model, x = Two().double(), torch.randn(9, 6).double()
+    model = Of(lambda m, x: (m.layer(x), x), layer=nn.Linear(6, 3)).double()
+    x = torch.randn(9, 6).double()
     found = fisher_information(model, x, lambda out: out[1].square().sum(1))
     assert not found["layer.weight"].any()
     assert fisher_information(model, x, lambda out: _energy(out[0]))["layer.weight"].all()

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 from zoo_networks import Sign
@@ -76,17 +77,13 @@ def test_memory_of_the_whole_model_route_is_counted(named_case):
 
 
 def test_routes_that_showed_no_gradient_are_not_kept(named_case):
-    class Gated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.gate = nn.Parameter(torch.zeros(4))
-
-        def forward(self, x):
-            return (x + self.gate * self.attend(x, x, x, need_weights=False)[0]).sum(1)
-
     torch.manual_seed(0)
-    model, x = Gated().double(), torch.randn(6, 5, 4, dtype=torch.float64)
+    model = Of(
+        lambda m, x: (x + m.gate * m.attend(x, x, x, need_weights=False)[0]).sum(1),
+        attend=nn.MultiheadAttention(4, 2, batch_first=True),
+        gate=nn.Parameter(torch.zeros(4)),
+    ).double()
+    x = torch.randn(6, 5, 4, dtype=torch.float64)
     y = torch.randint(4, (6,))
     fisher_information(model, x, "empirical", targets=y)
     model.gate.data.fill_(1.0)

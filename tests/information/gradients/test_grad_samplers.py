@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl.information.gradients.grad_samplers import (
@@ -88,15 +89,10 @@ def test_an_embedding_that_counts_its_rows_has_no_closed_form():
     assert grad_sampler_of(nn.Embedding(3, 2, scale_grad_by_freq=True), "weight") is None
 
 
-class _Last(nn.Module):
+def _recurrent(layer):
     """Class logits from the last state of a recurrent layer."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer, self.head = layer, nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.layer(x)[0][:, -1])
+    model = Of(lambda m, x: m.head(m.layer(x)[0][:, -1]), layer=layer(), head=nn.Linear(4, 3))
+    return model.double()
 
 
 RECURRENT = [
@@ -112,7 +108,7 @@ RECURRENT = [
 @pytest.mark.parametrize("layer", RECURRENT)
 def test_fisher_of_an_unrolled_recurrent_layer_equals_the_loop(layer, assert_exact):
     torch.manual_seed(0)
-    model = _Last(layer()).double()
+    model = _recurrent(layer)
     assert can_be_unrolled(model.layer)
     assert_exact(model, torch.randn(6, 5, 3).double())
 
@@ -121,7 +117,7 @@ def test_fisher_of_an_unrolled_recurrent_layer_equals_the_loop(layer, assert_exa
 def test_the_closed_form_of_a_recurrent_layer_is_autograds(layer):
     """What is another gradient than autograd's would be computed by a loop, and be right too."""
     torch.manual_seed(0)
-    model = _Last(layer()).double()
+    model = _recurrent(layer)
     x, y = torch.randn(6, 5, 3).double(), torch.arange(6) % 3
     with per_sample_gradients(model, x, [("empirical", y)], None, 2**29, None) as gradients:
         gradients.reduce(square_means)

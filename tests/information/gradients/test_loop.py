@@ -2,26 +2,25 @@
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from avalanche_cetl import fisher_information
 
 
-class _Reentrant(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.i, self.o = nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        inside = torch.tanh(self.i(x))
-        return torch.utils.checkpoint.checkpoint(self.o, inside, use_reentrant=True)
+def _reentrant():
+    return Of(
+        lambda m, x: checkpoint(m.o, torch.tanh(m.i(x)), use_reentrant=True),
+        i=nn.Linear(6, 5), o=nn.Linear(5, 3),
+    ).double()  # fmt: skip
 
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_gradients_that_parameters_had_stay(n):
     torch.manual_seed(0)
-    model, x = _Reentrant().double(), torch.randn(n, 6, dtype=torch.float64)
+    model, x = _reentrant(), torch.randn(n, 6, dtype=torch.float64)
     model.i.weight.grad = torch.ones_like(model.i.weight)
     found = fisher_information(model, x, lambda out: out.square().sum(1))
     assert (model.i.weight.grad == 1).all() and model.o.weight.grad is None
@@ -30,7 +29,7 @@ def test_gradients_that_parameters_had_stay(n):
 
 def test_an_optimiser_hooked_to_the_backward_pass_does_not_step():
     torch.manual_seed(0)
-    model, x = _Reentrant().double(), torch.randn(5, 6, dtype=torch.float64)
+    model, x = _reentrant(), torch.randn(5, 6, dtype=torch.float64)
     stepped = []
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: stepped.append(p))
@@ -42,7 +41,7 @@ def test_an_optimiser_hooked_to_the_backward_pass_does_not_step():
 @pytest.mark.parametrize("n", [1, 4])
 def test_parameters_of_a_reentrant_checkpoint_alone_have_their_gradients(n):
     torch.manual_seed(0)
-    model, x = _Reentrant().double(), torch.randn(n, 6, dtype=torch.float64)
+    model, x = _reentrant(), torch.randn(n, 6, dtype=torch.float64)
     loss = lambda out: out.square().sum(1)  # noqa: E731
     whole = fisher_information(model, x, loss)
     part = fisher_information(model, x, loss, params=["o.weight"])
@@ -51,16 +50,9 @@ def test_parameters_of_a_reentrant_checkpoint_alone_have_their_gradients(n):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_pairs_never_leave_a_single_sample_over(n):
-    class Squeezing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.c, self.o = nn.Conv2d(1, 4, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.o(self.c(x).squeeze())
-
     torch.manual_seed(0)
-    model, y = Squeezing().double(), torch.randint(3, (n,))
+    model = Of(lambda m, x: m.o(m.c(x).squeeze()), c=nn.Conv2d(1, 4, 4), o=nn.Linear(4, 3)).double()
+    y = torch.randint(3, (n,))
     x = torch.rand(n, 1, 4, 4, dtype=torch.float64)
     wanted = torch.zeros_like(model.o.weight)
     for i in range(n):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 from torch.nn import functional as F
 
@@ -106,18 +107,6 @@ class _Own(nn.Linear):
         return super().forward(x).tanh()
 
 
-class _Centred(nn.Module):
-    """Subtracts the mean of the batch."""
-
-    def forward(self, x):
-        return x - x.mean(0)
-
-
-class _Gate(nn.Module):
-    def forward(self, x):
-        return 0 * x
-
-
 def _verdicts(*layers, kind="closed_form"):
     torch.manual_seed(0)
     model, two = nn.Sequential(*layers).double().eval(), [torch.randn(2, 4, dtype=torch.float64)]
@@ -141,12 +130,13 @@ def test_the_closed_form_of_a_layer_with_another_forward_pass_is_wrong():
 
 
 def test_no_route_is_right_where_samples_are_mixed():
-    verdicts, trial = _verdicts(nn.Linear(4, 3), _Centred(), nn.Linear(3, 2))
+    verdicts, trial = _verdicts(nn.Linear(4, 3), Of(lambda m, x: x - x.mean(0)), nn.Linear(3, 2))
     assert trial.mixes_samples and not any(verdicts.values())
 
 
 def test_a_dead_layer_of_torch_is_accepted_unseen_and_ones_own_is_not():
-    verdicts, _ = _verdicts(nn.Linear(4, 3), _Own(3, 2), _Gate(), nn.Linear(2, 2))
+    gate = Of(lambda m, x: 0 * x)
+    verdicts, _ = _verdicts(nn.Linear(4, 3), _Own(3, 2), gate, nn.Linear(2, 2))
     assert verdicts["0.weight"] and verdicts["3.bias"] and not verdicts["1.weight"]
 
 
@@ -219,23 +209,17 @@ def test_a_loss_that_depends_on_the_number_of_samples_is_that_of_one(chunk_bytes
     torch.testing.assert_close(found["weight"], wanted["weight"])
 
 
-class _Rare(nn.Module):
+def _rare(m, x):
     """Some samples read the weight a second time, the first two do not."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(6, 6)
-
-    def forward(self, x):
-        h = torch.tanh(self.a(x))
-        return h + (x[:, :1] > 0) * F.linear(h, self.a.weight)
+    h = torch.tanh(m.a(x))
+    return h + (x[:, :1] > 0) * F.linear(h, m.a.weight)
 
 
 def test_samples_behind_the_first_two_are_looked_at_too(assert_exact):
     torch.manual_seed(0)
     x = torch.randn(12, 6).double()
     x[:2, 0], x[2:, 0] = -1.0, x[2:, 0].abs()
-    assert_exact(_Rare().double(), x)
+    assert_exact(Of(_rare, a=nn.Linear(6, 6)).double(), x)
 
 
 def test_samples_that_do_not_reach_a_layer_do_not_hide_how_it_is_used(named_case):
@@ -280,23 +264,18 @@ def test_a_state_that_the_batch_size_decides_is_that_of_single_samples():
         model(x)  # leaves a state for batches of this size
 
 
-class Twice(nn.Module):
+def _twice(m, x):
     """Reads its layer's weight outside of the layer too, for some images alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x):
-        z, also = self.layer(x), x[:, 0] > 0
-        if also.any():
-            z = z + also[:, None] * F.linear(z.tanh(), self.layer.weight)
-        return self.head(z.tanh())
+    z, also = m.layer(x), x[:, 0] > 0
+    if also.any():
+        z = z + also[:, None] * F.linear(z.tanh(), m.layer.weight)
+    return m.head(z.tanh())
 
 
 def test_where_one_of_three_samples_differs_more_are_looked_at():
     torch.manual_seed(0)
-    model, x, y = Twice(), torch.randn(64, 6), torch.arange(64) % 3
+    model = Of(_twice, layer=nn.Linear(6, 6), head=nn.Linear(6, 3))
+    x, y = torch.randn(64, 6), torch.arange(64) % 3
     x[:, 0] = -x[:, 0].abs()
     x[[21, *range(4, 64, 8)], 0] *= -1  # of the samples 0, 1, 21 and 42 one alone
     found = fisher_information(model, x, "empirical", targets=y)["layer.weight"]

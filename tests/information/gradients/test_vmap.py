@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl.information import fisher_and_relative
@@ -26,21 +27,15 @@ def test_gradients_of_one_call_are_those_of_autograd_for_each_sample():
         torch.testing.assert_close(gradients[name], torch.stack(wanted), rtol=1e-9, atol=1e-12)
 
 
-class _Mixing(nn.Module):
-    """Mixes its samples, so that torch.func runs it whole; one parameter is never used."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.unused = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
-
-    def forward(self, x):
-        return self.layer(x + 0.1 * x.mean(0))
-
-
 @pytest.mark.parametrize("n", [2, 20])
 def test_a_whole_model_may_have_an_unused_parameter(n, naive_fisher):
+    """It mixes its samples, so that torch.func runs it whole."""
     torch.manual_seed(0)
-    model, x = _Mixing().double(), torch.randn(n, 4).double()
+    model = Of(
+        lambda m, x: m.layer(x + 0.1 * x.mean(0)),
+        layer=nn.Linear(4, 3), unused=nn.Parameter(torch.ones(3)),
+    ).double()  # fmt: skip
+    x = torch.randn(n, 4).double()
     square = lambda out: out.square().sum(1)  # noqa: E731
     fisher, relative = fisher_and_relative(model, x, (square, lambda out: out.exp().sum(1)))
     assert not fisher["unused"].any() and not relative["unused"].any()
