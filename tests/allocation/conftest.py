@@ -1,13 +1,8 @@
 """The benchmark on which importances are measured in training."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from avalanche_cetl import transfer_benchmark
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # its coupled_runs
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import random
 
+import coupled_runs
 import numpy as np
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
@@ -9,12 +10,12 @@ from avalanche.logging import TextLogger
 from avalanche.models import SimpleMLP
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin
 from avalanche.training.supervised import Naive
+from coupled_runs import SHAPE, source_net, strategy
+from networks import Of
+from torch import nn
 
 from avalanche_cetl import (
-    CETLStrategy,
     CheckpointPlugin,
-    CoupledModel,
-    GFISettings,
     ModuleEncoder,
     cetl_metrics,
     gfi_metrics,
@@ -23,38 +24,18 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 
-SHAPE = (1, 8, 8)
-
-
-def source_net(seed=0):
-    torch.manual_seed(seed)
-    return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)
-    )
-
-
-class Target(torch.nn.Module):
-    """A classifier that draws random numbers while it trains."""
-
-    def __init__(self, units):
-        super().__init__()
-        self.features = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)
-        )
-        self.hidden = torch.nn.Sequential(
-            torch.nn.Dropout(0.2), torch.nn.Linear(64, units), torch.nn.ReLU()
-        )
-        self.classifier = torch.nn.Linear(units, 3)
-
-    def forward(self, x):
-        return self.classifier(self.hidden(self.features(x).flatten(1)))
-
 
 def coupled(seed=1, units=8, source_seed=0):
+    """With a classifier that draws random numbers while it trains."""
     torch.manual_seed(seed)
-    target = Target(units)
-    encoder = ModuleEncoder(source_net(source_seed), input_shape=SHAPE)
-    return CoupledModel.build(encoder, target, SHAPE)
+    target = Of(
+        lambda m, x: m.classifier(m.hidden(m.features(x).flatten(1))),
+        features=nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        hidden=nn.Sequential(nn.Dropout(0.2), nn.Linear(64, units), nn.ReLU()),
+        classifier=nn.Linear(units, 3),
+    )
+    source = ModuleEncoder(source_net(source_seed), input_shape=SHAPE)
+    return coupled_runs.coupled(seed, source, target)
 
 
 def noisy(x):
@@ -84,21 +65,14 @@ def make(folder=None, model=None, plugins=(), sgd=False, log=None, scheduler=Tru
         loggers=[TextLogger(log)] if log is not None else [],
     )
     settings = {
-        "preset": "paper",
-        "train_mb_size": 16,
         "train_epochs": 3,
-        "eval_mb_size": 32,
         "eval_every": 1,
-        "warmup_epochs": 1,
-        "gfi": GFISettings(samples=8),
         "dwa_lambda": 0.1,
         "input_noise": 0.2,
         "augment": noisy,
         **arguments,
     }
-    return CETLStrategy(
-        model=model, optimizer=optimizer, plugins=plugins, evaluator=evaluator, **settings
-    )
+    return strategy(model, optimizer=optimizer, plugins=plugins, evaluator=evaluator, **settings)
 
 
 def mlp():

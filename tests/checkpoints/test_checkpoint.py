@@ -4,7 +4,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from avalanche.training.plugins import EarlyStoppingPlugin, EWCPlugin
-from saved_runs import assert_same, coupled, make, seeded, source_net, weights
+from coupled_runs import source_net
+from saved_runs import assert_same, coupled, make, seeded, weights
 
 from avalanche_cetl import (
     CETLPlugin,

@@ -3,7 +3,8 @@ import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.training.supervised import Naive
-from saved_runs import SHAPE, make
+from coupled_runs import SHAPE
+from saved_runs import make
 
 from avalanche_cetl import (
     CICNN,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from coupled_runs import SHAPE
 from torch import nn
 
 from avalanche_cetl import ModuleEncoder, transfer_benchmark
 
 sys.path.insert(0, str(Path(__file__).parent))  # the tests share loss_runs
-from loss_runs import SHAPE
 
 
 @pytest.fixture(scope="session")

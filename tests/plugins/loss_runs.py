@@ -1,12 +1,10 @@
 """A small student, and a run of it beside a teacher with any plugins."""
 
+import coupled_runs
 import torch
+from coupled_runs import strategy
 from networks import Of
 from torch import nn
-
-from avalanche_cetl import CETLStrategy, CoupledModel, GFISettings
-
-SHAPE = (1, 8, 8)
 
 
 def unread(count):
@@ -25,26 +23,13 @@ def student(seed=1):
     )
 
 
-def trained(model, benchmark, *plugins, lr=1e-2, **options):
-    settings = {
-        "variant": "e",
-        "train_epochs": 2,
-        "warmup_epochs": 1,
-        "train_mb_size": 16,
-        "gfi": GFISettings(samples=8),
-        "evaluator": None,
-        **options,
-    }
+def trained(model, benchmark, *plugins, **options):
     torch.manual_seed(2)
-    strategy = CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr),
-        plugins=list(plugins),
-        **{"preset": "paper", **settings},
-    )
-    strategy.train(benchmark.train_stream)
-    return strategy
+    options = {"variant": "e", "train_epochs": 2, **options}
+    run = strategy(model, plugins=list(plugins), **options)
+    run.train(benchmark.train_stream)
+    return run
 
 
 def coupled(teacher, seed=1):
-    return CoupledModel.build(teacher, student(seed=seed), SHAPE)
+    return coupled_runs.coupled(source=teacher, target=student(seed))

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin
-from loss_runs import SHAPE, coupled, trained
+from coupled_runs import SHAPE
+from loss_runs import coupled, trained
 from networks import Of
 from torch import nn
 

@@ -2,7 +2,8 @@ import warnings
 
 import pytest
 import torch
-from loss_runs import SHAPE, student, trained
+from coupled_runs import SHAPE
+from loss_runs import student, trained
 
 from avalanche_cetl import CoupledModel, DecoderHints
 from avalanche_cetl.plugins.hints import hint_loss

@@ -6,7 +6,8 @@ import pytest
 import torch
 from avalanche.training.plugins import LwFPlugin
 from avalanche.training.supervised import Naive
-from loss_runs import SHAPE, coupled, student, trained
+from coupled_runs import SHAPE
+from loss_runs import coupled, student, trained
 from networks import Of
 from torch import nn
 

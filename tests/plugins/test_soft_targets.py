@@ -4,9 +4,10 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier
 from avalanche.training.supervised import Naive
+from coupled_runs import SHAPE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_runs import SHAPE, coupled, student, trained, unread
+from loss_runs import coupled, student, trained, unread
 from networks import Of
 from torch import nn
 

@@ -2,21 +2,12 @@ import math
 
 import pytest
 import torch
+from coupled_runs import coupled, strategy
 
-from avalanche_cetl import (
-    CICNN,
-    CETLPlugin,
-    CETLStrategy,
-    CoupledModel,
-    ViewConsistency,
-    adaptation_benchmark,
-    transfer_benchmark,
-)
+from avalanche_cetl import CETLPlugin, ViewConsistency, adaptation_benchmark, transfer_benchmark
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.plugins.unlabelled import ramp
 from avalanche_cetl.plugins.views import balance_loss, consistency_loss
-
-SHAPE = (1, 8, 8)
 
 
 def test_consistency_counts_sure_rows_only():
@@ -66,13 +57,12 @@ class TiedTarget(torch.nn.Module):
         return self.head(self.second(self.first(x.flatten(1)).relu()).relu())
 
 
-def _strategy(plugins, make=lambda: CICNN(3, SHAPE, width=0.05), **settings):
+def _strategy(plugins, make=lambda: None, **settings):
     torch.manual_seed(0)
-    model = CoupledModel.build(None, make(), SHAPE)
-    return CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), preset="paper",
-        variant="e", train_mb_size=16, evaluator=None, plugins=plugins,
-        augment=lambda x: x + 0.3 * torch.randn_like(x), **settings,
+    model = coupled(seed=0, source=None, target=make())
+    return strategy(
+        model, plugins=plugins, variant="e", augment=lambda x: x + 0.3 * torch.randn_like(x),
+        **settings,
     )  # fmt: skip
 
 
@@ -182,8 +172,6 @@ class CachingTarget(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_the_mean_teacher_answers_with_the_weights_that_it_has_now(digits):
-    torch.manual_seed(0)
-    model = CoupledModel.build(None, CachingTarget(), SHAPE)
     answers = []
 
     class Watch(ViewConsistency):
@@ -195,14 +183,13 @@ def test_the_mean_teacher_answers_with_the_weights_that_it_has_now(digits):
                 answers.append((teacher(batch.images), wanted, teacher.offsets.clone()))
             return found
 
-    strategy = CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), preset="paper",
-        variant="e", train_mb_size=16, train_epochs=2, evaluator=None, plugins=[Watch(decay=0.5)],
-    )  # fmt: skip
+    torch.manual_seed(0)
+    model = coupled(source=None, target=CachingTarget())
+    run = strategy(model, variant="e", train_epochs=2, plugins=[Watch(decay=0.5)])
     benchmark = transfer_benchmark([digits(32), digits(32, seed=1)], [digits(10)] * 2)
     for experience in benchmark.train_stream:
-        strategy.train(experience)
-        strategy.eval(benchmark.test_stream)
+        run.train(experience)
+        run.eval(benchmark.test_stream)
     assert len(answers) > 4 and sum(bool(offsets.any()) for *_, offsets in answers) > 4
     for found, wanted, _ in answers:
         torch.testing.assert_close(found, wanted)

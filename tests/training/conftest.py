@@ -1,13 +1,8 @@
 """Small benchmarks for coupled networks."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from avalanche_cetl import adaptation_benchmark, transfer_benchmark
-
-sys.path.insert(0, str(Path(__file__).parent))  # the tests share coupled_runs
 
 
 @pytest.fixture

@@ -2,15 +2,15 @@
 
 import logging
 
+import coupled_runs
 import pytest
 import torch
+from coupled_runs import SHAPE, coupled
 
 from avalanche_cetl import (
     CICNN,
     CETLPlugin,
-    CETLStrategy,
     CheckpointPlugin,
-    CoupledModel,
     InformationMaximization,
     ModuleEncoder,
     SoftTargets,
@@ -20,26 +20,18 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.training.choice import Choice, DataProfile
 
-SHAPE = (1, 8, 8)
-
 
 def images(count=30, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, *SHAPE, generator=generator), torch.arange(count) % 3
 
 
-def strategy(source=True, model=None, **settings):
-    torch.manual_seed(0)
-    network = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE) if source else None
-    model = model or CoupledModel.build(network, CICNN(3, SHAPE, width=0.05), SHAPE)
-    return CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), preset="best",
-        train_mb_size=16, evaluator=None, **settings,
-    )  # fmt: skip
+def strategy(model=None, **settings):
+    return coupled_runs.strategy(model, preset="best", lr=1e-3, **settings)
 
 
-def trained(data, source=True, **settings):
-    s = strategy(source, **settings)
+def trained(data, **settings):
+    s = strategy(**settings)
     s.train(data.train_stream)
     return s
 
@@ -109,8 +101,8 @@ class Names(ModuleEncoder):
 def test_s_teaches_beside_another_domain_where_its_classes_are_t2s(known, right, teaches):
     x, y = images(1200)  # labels in turn: a sample at even distances would miss classes
     x[:, 0, 0, 0] = y.float()
-    model = CoupledModel.build(Names(known), CICNN(3, SHAPE, width=0.05), SHAPE)
-    s = strategy(model=model)
+    model = coupled(source=Names(known))
+    s = strategy(model)
     s.train(adaptation_benchmark((x, y), images(seed=2), images(seed=1)).train_stream)
     (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
     assert f"names {right} of them right" in choice.told
@@ -122,20 +114,20 @@ def test_an_s_that_names_one_frequent_class_does_not_teach():
     x, y = images(400)
     y = torch.where(torch.arange(400) % 10 == 0, 1, 0)  # nine in ten are of class 0
     x[:, 0, 0, 0] = y.float()
-    model = CoupledModel.build(Names(1, 2), CICNN(2, SHAPE, width=0.05), SHAPE)
-    s = strategy(model=model)
+    model = coupled(source=Names(1, 2), target=CICNN(2, SHAPE, width=0.05))
+    s = strategy(model)
     s.train(adaptation_benchmark((x, y), (x, y), (x[:20], y[:20])).train_stream)
     (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
     assert "names 50% of them right" in choice.told and "SoftTargets" not in choice.told
 
 
+def other_classes():
+    """An S of four classes, which are not T2's three."""
+    return ModuleEncoder(CICNN(4, SHAPE, width=0.05), input_shape=SHAPE)
+
+
 def test_an_s_without_t2s_classes_is_not_asked_for_them():
-    model = CoupledModel.build(
-        ModuleEncoder(CICNN(4, SHAPE, width=0.05), input_shape=SHAPE),
-        CICNN(3, SHAPE, width=0.05),
-        SHAPE,
-    )
-    s = strategy(model=model)
+    s = strategy(coupled(source=other_classes()))
     s.train(adaptation_benchmark(images(), images(seed=2), images(seed=1)).train_stream)
     (choice,) = [p for p in s.plugins if isinstance(p, Choice)]
     assert "right" not in choice.told and "SoftTargets" not in choice.told
@@ -148,28 +140,24 @@ def test_without_any_label_s_itself_teaches_too():
     assert "L_c" not in s.round_losses
 
 
-@pytest.mark.parametrize("classes", [None, 4])
-def test_without_any_label_and_without_t2s_classes_nothing_can_be_learnt(classes):
+@pytest.mark.parametrize("source", [lambda: None, other_classes])
+def test_without_any_label_and_without_t2s_classes_nothing_can_be_learnt(source):
     data = adaptation_benchmark(None, images(seed=2), images(seed=1))
-    source = None
-    if classes is not None:
-        source = ModuleEncoder(CICNN(classes, SHAPE, width=0.05), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = coupled(source=source())
     with pytest.raises(ValueError, match=r"no row has a label, so preset=\"best\" has T2 learn"):
-        strategy(model=model).train(data.train_stream)
+        strategy(model).train(data.train_stream)
 
 
 def test_a_head_for_s_stands_in_for_its_classes():
-    source = ModuleEncoder(CICNN(4, SHAPE, width=0.05), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    source = other_classes()
     given = SoftTargets(rows="target", head=torch.nn.Linear(source.dim, 3))
-    s = strategy(model=model, plugins=[given])
+    s = strategy(coupled(source=source), plugins=[given])
     s.train(adaptation_benchmark(None, images(seed=2), images(seed=1)).train_stream)
     assert s.round_losses["L_soft"] > 0
 
 
 def test_without_s_the_labels_teach_alone():
-    s = trained(transfer_benchmark(images(), images(seed=1)), source=False)
+    s = trained(transfer_benchmark(images(), images(seed=1)), model=coupled(source=None))
     assert set(s.round_losses) == {"L_c"}
 
 

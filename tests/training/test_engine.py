@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from engine_runs import distance, moved, trained
+from coupled_runs import small_coupled, strategy
 
 from avalanche_cetl import (
     CICNN,
@@ -13,6 +13,26 @@ from avalanche_cetl import (
     transfer_benchmark,
 )
 from avalanche_cetl.training.engine import WHOLE, Engine
+
+
+def trained(benchmark, model=None, workers=0, **arguments):
+    model = small_coupled() if model is None else model
+    settings = {"dwa_lambda": 0.1, "train_mb_size": 8, "train_epochs": 2, "eval_mb_size": 16}
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    run = strategy(model, optimizer=optimizer, **settings | arguments)
+    torch.manual_seed(3)
+    run.train(benchmark.train_stream, eval_streams=[], num_workers=workers)
+    return run
+
+
+def distance(one, other):
+    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def moved(run):
+    pairs = zip(run.model.parameters(), small_coupled().parameters(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("variant", ["gfi", "e", "joint"])

@@ -6,27 +6,17 @@ from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline,
 from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.models import MTSimpleCNN, MTSimpleMLP, MultiHeadClassifier, MultiTaskModule
+from coupled_runs import SHAPE, coupled, strategy
 from torch import nn
 from torch.nn import functional as F
 
-from avalanche_cetl import (
-    CICNN,
-    CETLStrategy,
-    CoupledModel,
-    GFISettings,
-    ModuleEncoder,
-    ViewConsistency,
-    as_target,
-    transfer_benchmark,
-)
+from avalanche_cetl import CoupledModel, GFISettings, ViewConsistency, as_target, transfer_benchmark
 from avalanche_cetl.allocation import PAIRS, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
 from avalanche_cetl.plugins import Batch
 from avalanche_cetl.training.networks import MultiTaskCoupledModel
-
-SHAPE = (1, 8, 8)
 
 
 class Heads(MultiTaskModule):
@@ -41,21 +31,6 @@ class Heads(MultiTaskModule):
         return self.classifier(self.trunk(x), task_labels)
 
 
-def coupled(target):
-    torch.manual_seed(0)
-    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
-    return CoupledModel.build(source, target, SHAPE)
-
-
-def strategy(model, **arguments):
-    return CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        train_mb_size=10,
-        **{"evaluator": None, "preset": "paper", "gfi": GFISettings(samples=8), **arguments},
-    )
-
-
 def mixed(x, y, tasks):
     data = torch.utils.data.TensorDataset(x, y)
     attributes = [DataAttribute(y.tolist(), "targets"), TaskLabels(tasks)]
@@ -66,7 +41,7 @@ def mixed(x, y, tasks):
 @pytest.mark.parametrize("variant", ["e", "joint"])
 @pytest.mark.parametrize("make", [lambda: MTSimpleMLP(64, 12), Heads])
 def test_a_stream_of_tasks_trains_a_head_for_each(digits, make, variant):
-    model = coupled(make())
+    model = coupled(target=make())
     assert isinstance(model, MultiTaskCoupledModel)
     sets = [digits(20), digits(20, seed=1)]
     benchmark = transfer_benchmark(sets, sets, task_labels=True)
@@ -88,7 +63,7 @@ def test_a_stream_of_tasks_trains_a_head_for_each(digits, make, variant):
 
 def test_images_of_mixed_tasks_train_the_heads_of_their_own(digits):
     x, y = digits(40)
-    model = coupled(Heads())
+    model = coupled(target=Heads())
     plugins = [ViewConsistency(1.0, threshold=0.0)]
     run = strategy(model, variant="e", plugins=plugins, train_epochs=6)
     # The second task's labels are the first one's in another order.
@@ -105,7 +80,7 @@ def test_importances_read_each_row_through_its_own_head(digits):
     """The Fisher information of the logits, as the partner in GFI3 reads it."""
     x, y = digits(6)
     tasks = torch.tensor([0, 1, 1, 0, 1, 0])
-    model = coupled(Heads())
+    model = coupled(target=Heads())
     strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
     loss, targets = coupled_task("logits", (0, 1), y, tasks)
     view = TargetTasks(model, ("logits",), (0, 1))
@@ -133,7 +108,7 @@ def test_importances_read_each_row_through_its_own_head(digits):
 def test_vectors_are_of_each_row_s_own_head(digits):
     x, y = digits(6)
     tasks = torch.tensor([0, 1, 1, 0, 1, 0])
-    model = coupled(Heads())
+    model = coupled(target=Heads())
     strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
     settings = GFISettings(fisher="logits", threshold=0.5, probability=1.0)
     found = [
@@ -150,7 +125,7 @@ def test_vectors_are_of_each_row_s_own_head(digits):
 def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own_head(digits):
     x, y = digits(6)
     tasks = torch.tensor([0, 1, 1, 0, 1, 0])
-    model = coupled(Heads())
+    model = coupled(target=Heads())
     strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
     settings = GFISettings(basis="kronecker", threshold=0.5, normalize=False)
 
@@ -171,7 +146,7 @@ def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own
 
 @pytest.mark.parametrize("alternate", ["epoch", "iteration"])
 def test_a_stream_of_tasks_trains_in_the_kronecker_basis(digits, alternate):
-    model = coupled(Heads())
+    model = coupled(target=Heads())
     sets = [digits(20), digits(20, seed=1)]
     benchmark = transfer_benchmark(sets, sets, task_labels=True)
     run = strategy(
@@ -190,7 +165,7 @@ def test_code_and_classes_of_avalanches_network_with_heads_are_measured():
 
 
 def test_a_model_that_takes_no_task_labels_is_refused_with_the_remedy():
-    made = coupled(Heads())
+    made = coupled(target=Heads())
     with pytest.raises(TypeError, match=r"CoupledModel\.build"):
         CoupledModel(None, made.decoder, made.target, SHAPE)
 

@@ -3,30 +3,17 @@ import inspect
 
 import pytest
 import torch
-from coupled_runs import small_coupled, snapshot
+from coupled_runs import small_coupled, snapshot, strategy
 from torch import nn
 
-from avalanche_cetl import (
-    CETLPlugin,
-    CETLStrategy,
-    GFISettings,
-    Quantile,
-    transfer_benchmark,
-)
+from avalanche_cetl import CETLPlugin, CETLStrategy, GFISettings, Quantile, transfer_benchmark
 from avalanche_cetl.training import VARIANTS, Recipe, Variant
 from avalanche_cetl.training.options import Options
 
 
 def make(plugins=(), **arguments):
-    model = small_coupled()
-    settings = {"train_mb_size": 8, "train_epochs": 1, "eval_mb_size": 32, "evaluator": None}
-    settings["preset"] = "paper"
-    return CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        plugins=list(plugins),
-        **(settings | {"gfi": GFISettings(samples=8), "dwa_lambda": 1.0} | arguments),
-    )
+    settings = {"train_mb_size": 8, "dwa_lambda": 1.0, **arguments}
+    return strategy(small_coupled(), plugins=list(plugins), **settings)
 
 
 @pytest.fixture

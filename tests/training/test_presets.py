@@ -4,14 +4,12 @@ import pickle
 
 import pytest
 import torch
+from coupled_runs import coupled
 
 from avalanche_cetl import (
-    CICNN,
     CETLStrategy,
-    CoupledModel,
     DecoderHints,
     GFISettings,
-    ModuleEncoder,
     SoftTargets,
     ViewConsistency,
     adaptation_benchmark,
@@ -20,13 +18,9 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.training.presets import Preset, parse_preset
 
-SHAPE = (1, 8, 8)
-
 
 def _strategy(preset, **settings):
-    torch.manual_seed(0)
-    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = coupled()
     return CETLStrategy(
         model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), preset=preset,
         train_mb_size=16, evaluator=None, **settings,

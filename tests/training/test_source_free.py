@@ -1,19 +1,13 @@
 """Adaptation without source data: no row has a label, and plugins alone teach classes."""
 
+import coupled_runs
 import pytest
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
-from coupled_runs import SHAPE
+from coupled_runs import SHAPE, coupled, source_net
 from torch import nn
 
-from avalanche_cetl import (
-    CETLStrategy,
-    CoupledModel,
-    InformationMaximization,
-    ModuleEncoder,
-    SoftTargets,
-    adaptation_benchmark,
-)
+from avalanche_cetl import InformationMaximization, ModuleEncoder, SoftTargets, adaptation_benchmark
 from avalanche_cetl.plugins import CETLPlugin, Stage
 
 
@@ -26,19 +20,9 @@ def benchmark(count=48):
     return adaptation_benchmark(None, (images, labels), (images, labels)), images, labels
 
 
-def network():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
-
-
 def strategy(plugins, rounds=1, **settings):
-    torch.manual_seed(0)
-    source = ModuleEncoder(network(), input_shape=SHAPE)
-    model = CoupledModel.build(source, network(), SHAPE)
-    settings = {"preset": "paper", "warmup_epochs": 1, "train_mb_size": 16, **settings}
-    return CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2), plugins=plugins,
-        train_epochs=rounds, evaluator=None, **settings,
-    )  # fmt: skip
+    model = coupled(target=source_net(1))
+    return coupled_runs.strategy(model, plugins=plugins, train_epochs=rounds, **settings)
 
 
 def soft(weight=1.0):
@@ -68,8 +52,7 @@ def test_every_variant_trains_and_classifies_nothing(variant, alternate):
 @pytest.mark.parametrize("variant", ["e", "joint", "direct"])
 def test_t2_learns_the_classes_of_s(variant):
     made, images, labels = benchmark()
-    torch.manual_seed(0)
-    source = network()
+    source = source_net()
     teacher = torch.optim.Adam(source.parameters(), 1e-2)
     for _ in range(40):
         teacher.zero_grad()
@@ -136,13 +119,7 @@ class ByTask(MultiTaskModule):
 
 
 def with_head(head, **settings):
-    torch.manual_seed(0)
-    source = ModuleEncoder(network(), input_shape=SHAPE)
-    model = CoupledModel.build(source, head, SHAPE)
-    return CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 3e-3),
-        train_mb_size=16, evaluator=None, **settings,
-    )  # fmt: skip
+    return coupled_runs.strategy(coupled(target=head), lr=3e-3, **settings)
 
 
 @pytest.mark.parametrize("make", [Growing, ByTask])

@@ -27,7 +27,7 @@ def test_l_rs_reaches_t1_and_the_source_adapter_and_nothing_else():
 
 
 def test_the_target_without_a_source_network_is_the_image_itself(transfer):
-    model = coupled(source=False, target=CICNN(3, SHAPE, width=0.25))
+    model = coupled(source=None, target=CICNN(3, SHAPE, width=0.25))
     s = strategy(model, train_epochs=12, variant="gfi")
     s.train(transfer.train_stream)
     assert "L_rs" not in s.round_losses and s.importance.keys() == {"GFI3"}
@@ -115,6 +115,6 @@ def test_parts_of_a_merged_stage_read_the_labelled_rows_or_those_beside():
 
 
 def test_a_merged_step_without_a_source_network_leaves_l_rs_out(transfer):
-    run = strategy(coupled(source=False), variant="joint")
+    run = strategy(coupled(source=None), variant="joint")
     run.train(transfer.train_stream)
     assert run.round_losses.keys() == {"L_c", "L_rt"}

@@ -1,6 +1,7 @@
 """A small coupled network, its strategy and a mini-batch; the weights that training has moved."""
 
 import torch
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import CICNN, CETLStrategy, CoupledModel, GFISettings, ModuleEncoder
@@ -14,28 +15,27 @@ def source_net(seed=0):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
-class SmallTarget(nn.Module):
+def small_target():
     """A classifier of one convolution and one hidden layer, for tests that train often."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-
-    def forward(self, x):
-        return self.classifier(self.features(x))
+    return Of(
+        lambda m, x: m.classifier(m.features(x)),
+        features=nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        classifier=nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)),
+    )
 
 
-def small_coupled(source=True):
+def small_coupled():
     torch.manual_seed(1)
-    return coupled(source=source, target=SmallTarget())
+    return coupled(target=small_target())
 
 
 def coupled(seed=1, source=True, target=None):
+    """A coupled network; `source` is an encoder, True for a small one, or None."""
     torch.manual_seed(seed)
     target = CICNN(3, SHAPE, width=0.05) if target is None else target
-    encoder = ModuleEncoder(source_net(), input_shape=SHAPE) if source else None
-    return CoupledModel.build(encoder, target, SHAPE)
+    if source is True:
+        source = ModuleEncoder(source_net(), input_shape=SHAPE)
+    return CoupledModel.build(source, target, SHAPE)
 
 
 #: The printed schedule, in which one mini-batch is one step of every stage.
