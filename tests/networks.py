@@ -1,6 +1,7 @@
 """Small networks that tests share."""
 
 import torch
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import nn
 
 
@@ -18,3 +19,27 @@ class Of(nn.Module):
 
     def forward(self, x):
         return self.run(self, x)
+
+
+def growing(inputs=64, hidden=8, outputs=2, masking=True):
+    """A head that grows with the classes of the stream."""
+    return Of(
+        lambda m, x: m.head(m.trunk(x)),
+        trunk=nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.Tanh()),
+        head=IncrementalClassifier(hidden, outputs, masking=masking),
+    )
+
+
+class Heads(MultiTaskModule):
+    """A head for each task.
+
+    Masks of units fail on benchmarks made of data sets (Avalanche 0.6 indexes by a set).
+    """
+
+    def __init__(self, inputs=64, hidden=12, outputs=3, masking=False):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.Tanh())
+        self.classifier = MultiHeadClassifier(hidden, outputs, masking=masking)
+
+    def forward(self, x, task_labels):
+        return self.classifier(self.trunk(x), task_labels)

@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from avalanche.models import IncrementalClassifier
 from coupled_runs import coupled, snapshot, strategy
-from torch import nn
+from networks import growing
 
 from avalanche_cetl import CETLPlugin, GFISettings, Quantile, transfer_benchmark
 from avalanche_cetl.allocation import PAIRS, Allocation
@@ -130,25 +129,13 @@ def test_plain_and_generalized_information_train_alike_without_a_gate_in_the_kro
     assert runs[0].round_losses == runs[1].round_losses
 
 
-class Growing(nn.Module):
-    """A head that grows with the classes of the stream."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU())
-        self.head = IncrementalClassifier(12, 2, masking=False)
-
-    def forward(self, x):
-        return self.head(self.body(x))
-
-
 @pytest.mark.parametrize("alternate", ["epoch", "iteration"])
 @pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
 def test_importances_go_on_where_a_head_grows_with_the_classes(digits, basis, alternate):
     x, y = digits(30, classes=2)
     benchmark = transfer_benchmark([(x, y), (1 - x, y + 2)], [(x, y)] * 2)
     settings = GFISettings(samples=8, basis=basis)
-    model = coupled(target=Growing())
+    model = coupled(target=growing(masking=False))
     s = strategy(model, gfi=settings, alternate=alternate, dwa_lambda=0.1)
     for number, experience in enumerate(benchmark.train_stream):
         s.train(experience, eval_streams=[])

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from avalanche.models import MultiHeadClassifier, MultiTaskModule
-from networks import Of
+from avalanche.models import MultiHeadClassifier
+from networks import Heads, Of
 from torch import nn
 
 from avalanche_cetl.allocation.output_likelihood import OutputLikelihood
@@ -37,24 +37,18 @@ def test_a_network_that_writes_into_its_input_leaves_the_images():
     assert torch.equal(x, before)
 
 
-class Heads(MultiTaskModule):
-    """A trunk and a head for each of the tasks 0 and 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Linear(6, 5)
-        self.classifier = MultiHeadClassifier(5, 2, masking=False)
-        for task in (0, 1):
-            self.classifier.adaptation(
-                SimpleNamespace(classes_in_this_experience=[0, 1], task_labels=[task])
-            )
-
-    def forward(self, x, task_labels):
-        return self.classifier(torch.tanh(self.trunk(x)), task_labels)
+def heads():
+    """Heads of the tasks 0 and 1."""
+    model = Heads(6, 5, 2)
+    for task in (0, 1):
+        model.classifier.adaptation(
+            SimpleNamespace(classes_in_this_experience=[0, 1], task_labels=[task])
+        )
+    return model
 
 
 def test_targets_are_drawn_from_each_images_own_head():
-    model = Heads()
+    model = heads()
     with torch.no_grad():
         for task, sign in (("0", 50.0), ("1", -50.0)):
             model.classifier.classifiers[task].classifier.bias.copy_(torch.tensor([sign, -sign]))
@@ -82,7 +76,7 @@ def test_targets_are_drawn_for_few_images_at_once():
 @pytest.mark.parametrize("masking", [False, True])
 def test_vectors_are_those_of_each_images_own_head(masking):
     """Heads of two and of five units; of the five the last two are seen."""
-    model = Heads()
+    model = heads()
     model.classifier = MultiHeadClassifier(5, 2, masking=masking)
     for task, classes in ((0, [0, 1]), (1, [3, 4])):
         model.classifier.adaptation(
@@ -110,7 +104,7 @@ def test_vectors_of_heads_that_are_not_filled_up_have_the_width_of_the_widest():
 
     tasks = torch.tensor([2, 0, 1, 0])
     x, generator = torch.randn(4, 6), torch.Generator().manual_seed(0)
-    model = Ragged()
+    model = Ragged(6, 5, 2)
     drawn = OutputLikelihood("gaussian").draw(model, x, tasks, generator, "logits")
     assert (drawn != 0).sum(1).tolist() == [4, 2, 3, 2]
     loss, targets = OutputLikelihood("gaussian").view(model, tasks).task(drawn, tasks, "logits")
@@ -120,7 +114,7 @@ def test_vectors_of_heads_that_are_not_filled_up_have_the_width_of_the_widest():
 
 @pytest.mark.parametrize("by_head", [False, True])
 def test_classes_are_asked_for_by_head_and_of_a_network_without_heads_under_0(by_head):
-    model = Heads() if by_head else nn.Linear(6, 4)
+    model = heads() if by_head else nn.Linear(6, 4)
     if by_head:
         model.classifier = MultiHeadClassifier(5, 4, masking=False)
         for task in (1, 2):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from avalanche.models import MultiHeadClassifier, MultiTaskModule
+from networks import Heads
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -91,19 +91,11 @@ def test_labels_of_a_data_set_are_those_of_its_drawn_images():
     assert other.measurer.seen.by_head == {0: [1, 3]}
 
 
-class Heads(MultiTaskModule):
-    def __init__(self):
-        super().__init__()
-        self.classifier = MultiHeadClassifier(5, 4, masking=False)
-        self.classifier.classifiers["1"] = type(self.classifier.classifiers["0"])(5, 4)
-
-    def forward(self, x, task_labels):
-        return self.classifier(x, task_labels)
-
-
 def test_every_head_has_classes_of_its_own():
     torch.manual_seed(0)
-    own, model = WeightPenalty(unseen=0.0), Heads()
+    own, model = WeightPenalty(unseen=0.0), Heads(5, 6, 4)
+    first = model.classifier.classifiers["0"]
+    model.classifier.classifiers["1"] = type(first)(6, 4)
     x, y = task([0, 1, 2, 3])
     own.remember(model, x, y, torch.tensor([0, 0, 1, 1]))
     assert own.measurer.seen.by_head == {0: [0, 1], 1: [2, 3]}

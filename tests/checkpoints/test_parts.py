@@ -5,8 +5,9 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.logging import InteractiveLogger, TextLogger
-from avalanche.models import DynamicModule, IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier
+from avalanche.models import DynamicModule, MTSimpleMLP, MultiHeadClassifier
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin
+from networks import growing
 from saved_runs import assert_resumed_as_straight, make_stock, three_experiences, weights
 
 from avalanche_cetl import CheckpointError, load_checkpoint, save_checkpoint, transfer_benchmark
@@ -33,15 +34,6 @@ def growing_benchmark(task_labels=False):
     return benchmark
 
 
-class Growing(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.head = torch.nn.Linear(64, 8), IncrementalClassifier(8, 2)
-
-    def forward(self, x):
-        return self.head(self.body(x.flatten(1)))
-
-
 class Own(DynamicModule):
     """A layer of the user's that grows by a row an experience."""
 
@@ -62,7 +54,7 @@ def mlp_by_task():
 
 
 @pytest.mark.parametrize("plugin", [LwFPlugin, lambda: EWCPlugin(0.1)], ids=["LwF", "EWC"])
-@pytest.mark.parametrize("network", [Growing, mlp_by_task], ids=["one head", "by task"])
+@pytest.mark.parametrize("network", [growing, mlp_by_task], ids=["one head", "by task"])
 def test_a_network_that_has_grown_is_resumed(tmp_path, network, plugin):
     straight, resumed = assert_resumed_as_straight(
         lambda: make_stock(lambda model: [plugin()], network=network),
@@ -88,7 +80,7 @@ def test_a_module_of_the_users_own_grows_with_the_training_data(tmp_path):
 
 
 def test_a_strategy_that_refuses_a_grown_network_stays_as_it_was(tmp_path):
-    straight, other = make_stock(network=Growing), make_stock(network=Growing)
+    straight, other = make_stock(network=growing), make_stock(network=growing)
     for experience in growing_benchmark().train_stream:
         straight.train(experience)
     straight.clock.train_exp_counter = "three"
@@ -104,17 +96,16 @@ def test_a_strategy_that_refuses_a_grown_network_stays_as_it_was(tmp_path):
     other.train(growing_benchmark().train_stream[0])
 
 
-class Normed(Growing):
+def normed():
     """Its first weight is made anew at every pass, and has a graph."""
-
-    def __init__(self):
-        super().__init__()
-        torch.nn.utils.weight_norm(self.body)
+    network = growing()
+    torch.nn.utils.weight_norm(network.trunk[1])
+    return network
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_network_whose_weights_have_a_graph_is_loaded_and_copied(tmp_path):
-    straight, other = make_stock(network=Normed), make_stock(network=Normed)
+    straight, other = make_stock(network=normed), make_stock(network=normed)
     for experience in growing_benchmark().train_stream:
         straight.train(experience)
     save_checkpoint(straight, tmp_path / "c")
@@ -137,8 +128,8 @@ def test_weights_that_are_frozen_in_training_are_frozen_after_loading(tmp_path):
 
 def test_a_copy_has_the_weights_and_the_modes_of_what_was_saved_or_is_refused():
     torch.manual_seed(0)
-    network, saved = Growing(), Growing()
-    saved.body.eval()
+    network, saved = growing(), growing()
+    saved.trunk.eval()
     saved.head.requires_grad_(False)
     made = copy_with(network, network_state(saved), [], "plugin.old")
     assert made is not network

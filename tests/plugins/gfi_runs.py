@@ -4,9 +4,9 @@ import copy
 from functools import partial
 
 import naive_gradients
+import networks
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from avalanche.training.supervised import Naive
 from torch import nn
 
@@ -30,33 +30,14 @@ def network(classes=6, dropout=0.2):
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, classes))
 
 
-class Growing(nn.Module):
-    """A head of two units that grows with the classes."""
-
-    def __init__(self, masking=False):
-        torch.manual_seed(0)
-        super().__init__()
-        self.trunk = nn.Linear(6, 8)
-        self.head = IncrementalClassifier(8, 2, masking=masking)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.trunk(x)))
+def growing(masking=False):
+    torch.manual_seed(0)
+    return networks.growing(6, masking=masking)
 
 
-class Heads(MultiTaskModule):
-    """A head for each task.
-
-    Masks of units fail on benchmarks made of data sets (Avalanche 0.6 indexes by a set).
-    """
-
-    def __init__(self):
-        torch.manual_seed(0)
-        super().__init__()
-        self.trunk = nn.Linear(6, 8)
-        self.classifier = MultiHeadClassifier(8, 2, masking=False)
-
-    def forward(self, x, task_labels):
-        return self.classifier(torch.tanh(self.trunk(x)), task_labels)
+def with_heads():
+    torch.manual_seed(0)
+    return networks.Heads(6, 8, 2)
 
 
 def train(model, plugins, experiences, epochs=2, lr=0.1, batch=5, optimizer=None, criterion=None):

@@ -9,12 +9,12 @@ from gfi_runs import (
     MODES,
     OPEN,
     SAMPLED,
-    Growing,
-    Heads,
     Losses,
     assert_close,
+    growing,
     network,
     train,
+    with_heads,
 )
 from torch import nn
 from vector_streams import stream
@@ -88,7 +88,7 @@ def test_frozen_parameters_are_neither_measured_nor_held():
 
 def test_a_head_that_grows_keeps_its_old_part():
     plugin = GFIPlugin(1.0, normalize=False, basis="diagonal", **OPEN)
-    run = train(Growing(), [plugin], stream())
+    run = train(growing(), [plugin], stream())
     name = "head.classifier.weight"
     assert dict(run.model.named_parameters())[name].shape[0] == 6
     assert plugin.importances[0][name].shape[0] == 2
@@ -97,7 +97,7 @@ def test_a_head_that_grows_keeps_its_old_part():
 
 def test_tasks_share_the_trunk_and_not_the_heads_of_others():
     plugin = GFIPlugin(1.0, basis="diagonal")
-    run = train(Heads(), [plugin], stream(disjoint=False, by_task=True))
+    run = train(with_heads(), [plugin], stream(disjoint=False, by_task=True))
     trunk = [n for n in plugin.importances[2] if "classifier" not in n]
     assert any(plugin.shared[1][name] > 0 for name in trunk)
     heads = [n for n in dict(run.model.named_parameters()) if "classifiers.0" in n]

@@ -5,7 +5,7 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
-from gfi_runs import GATE, MODES, PENALTIES, Growing, Heads, Keep, kronecker, network, train
+from gfi_runs import GATE, MODES, PENALTIES, Keep, growing, kronecker, network, train, with_heads
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vector_streams import stream
@@ -14,7 +14,7 @@ from vector_streams import stream
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("gate", [{}, GATE], ids=["open", "gated"])
 def test_a_head_that_grows_keeps_the_directions_of_its_old_part(mode, gate):
-    plugin, model = kronecker(0.3, mode, **gate), Growing()
+    plugin, model = kronecker(0.3, mode, **gate), growing()
     keep = Keep(plugin)
     train(model, [plugin, keep], stream())
     name = "head.classifier.weight"
@@ -29,14 +29,14 @@ def test_a_head_that_grows_keeps_the_directions_of_its_old_part(mode, gate):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tasks_share_the_trunk_and_not_the_heads_of_others(mode):
-    plugin, model = kronecker(1.0, mode, **GATE), Heads()
+    plugin, model = kronecker(1.0, mode, **GATE), with_heads()
     train(model, [plugin], stream(disjoint=False, by_task=True))
-    assert plugin.bases[2].keys() >= {"trunk.weight"}
+    assert plugin.bases[2].keys() >= {"trunk.1.weight"}
     heads = [f"classifier.classifiers.{task}.classifier.weight" for task in range(3)]
     assert all(name in dict(model.named_parameters()) for name in heads)
     shared = plugin.shared[1]
-    assert shared["trunk.weight"] > 0 and shared[heads[0]] == shared[heads[1]] == 0
-    assert {*heads, "trunk.weight"} <= plugin.store.basis.keys()
+    assert shared["trunk.1.weight"] > 0 and shared[heads[0]] == shared[heads[1]] == 0
+    assert {*heads, "trunk.1.weight"} <= plugin.store.basis.keys()
 
 
 def images():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from avalanche.models import IncrementalClassifier
-from gfi_runs import GATE, MODES, Growing, Heads, Keep, assert_close, network, rows_of, train
+from gfi_runs import GATE, MODES, Keep, assert_close, growing, network, rows_of, train, with_heads
 from naive_bases import matrices, sides
 from naive_gradients import gradients, mean_squares
 from networks import Of
@@ -142,7 +142,7 @@ def test_either_task_of_a_gate_has_vectors_of_its_own(basis, mode, monkeypatch):
 
 @pytest.mark.parametrize("masking", [False, True])
 def test_an_old_task_has_no_part_in_units_that_the_head_has_grown_by(masking, monkeypatch):
-    plugin, experiences, model = watched(threshold=0.5), stream(), Growing(masking)
+    plugin, experiences, model = watched(threshold=0.5), stream(), growing(masking)
     measured = []
     relative = Measurement.relative
 
@@ -162,7 +162,7 @@ def test_an_old_task_has_no_part_in_units_that_the_head_has_grown_by(masking, mo
 
 
 def test_units_that_are_masked_are_no_outputs():
-    plugin, experiences, model = watched(), stream(2), Growing(masking=True)
+    plugin, experiences, model = watched(), stream(2), growing(masking=True)
     model.head = IncrementalClassifier(8, 10)  # ten units, of which four will be seen
     train(model, [plugin], experiences)
     x, *_ = rows_of(experiences[1])
@@ -175,7 +175,7 @@ def test_units_that_are_masked_are_no_outputs():
 @pytest.mark.parametrize("gate", [{}, GATE])
 @pytest.mark.parametrize("basis", ["diagonal", "kronecker"])
 def test_every_image_counts_the_outputs_of_its_own_head(basis, gate):
-    plugin, experiences, model = watched(basis=basis, **gate), stream(by_task=True), Heads()
+    plugin, experiences, model = watched(basis=basis, **gate), stream(by_task=True), with_heads()
     train(model, [plugin], experiences)
     vectors = plugin.measurer.likelihood.drawn
     assert vectors.shape[1] == 6 and vectors.all()  # the head of task 2

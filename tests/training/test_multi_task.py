@@ -5,8 +5,9 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
-from avalanche.models import MTSimpleCNN, MTSimpleMLP, MultiHeadClassifier, MultiTaskModule
+from avalanche.models import MTSimpleCNN, MTSimpleMLP, MultiTaskModule
 from coupled_runs import SHAPE, coupled, strategy
+from networks import Heads
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,18 +18,6 @@ from avalanche_cetl.information import fisher_information
 from avalanche_cetl.models.coupled import TargetTasks
 from avalanche_cetl.plugins import Batch
 from avalanche_cetl.training.networks import MultiTaskCoupledModel
-
-
-class Heads(MultiTaskModule):
-    """A trunk and a head for each task, whose units are not masked."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU())
-        self.classifier = MultiHeadClassifier(12, 3, masking=False)
-
-    def forward(self, x, task_labels):
-        return self.classifier(self.trunk(x), task_labels)
 
 
 def mixed(x, y, tasks):

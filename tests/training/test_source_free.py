@@ -1,10 +1,12 @@
 """Adaptation without source data: no row has a label, and plugins alone teach classes."""
 
+from functools import partial
+
 import coupled_runs
 import pytest
 import torch
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from coupled_runs import SHAPE, coupled, source_net
+from networks import Heads, growing
 from torch import nn
 
 from avalanche_cetl import InformationMaximization, ModuleEncoder, SoftTargets, adaptation_benchmark
@@ -94,41 +96,20 @@ def test_without_a_plugin_that_teaches_it_says_what_to_do():
     strategy([InformationMaximization(1.0)]).train(made.train_stream)
 
 
-class Growing(nn.Module):
-    """A T2 whose head grows with the classes of labels."""
-
-    def __init__(self, outputs):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
-        self.head = IncrementalClassifier(16, outputs)
-
-    def forward(self, x):
-        return self.head(self.body(x))
-
-
-class ByTask(MultiTaskModule):
-    """A T2 with a head for each task."""
-
-    def __init__(self, outputs):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
-        self.head = MultiHeadClassifier(16, outputs)
-
-    def forward(self, x, task_labels):
-        return self.head(self.body(x), task_labels)
-
-
 def with_head(head, **settings):
     return coupled_runs.strategy(coupled(target=head), lr=3e-3, **settings)
 
 
-@pytest.mark.parametrize("make", [Growing, ByTask])
+HEADS = [growing, partial(Heads, masking=True)]
+
+
+@pytest.mark.parametrize("make", HEADS)
 @pytest.mark.parametrize(
     "settings", [{"preset": "best"}, {"preset": "paper", "variant": "e", "plugins": [soft()]}]
 )
 def test_heads_that_grow_learn_all_their_outputs_without_a_label(make, settings):
     made, images, _ = benchmark()
-    s = with_head(make(3), train_epochs=8, **settings)
+    s = with_head(make(outputs=3), train_epochs=8, **settings)
     s.train(made.train_stream)
     assert s.round_losses["L_soft"] > 0
     tasks = torch.zeros(len(images), dtype=torch.long)
@@ -137,10 +118,10 @@ def test_heads_that_grow_learn_all_their_outputs_without_a_label(make, settings)
     assert s.eval(made.test_stream) is not None
 
 
-@pytest.mark.parametrize("make", [Growing, ByTask])
+@pytest.mark.parametrize("make", HEADS)
 def test_a_head_with_fewer_outputs_than_s_has_classes_is_told_how_many(make):
     with pytest.raises(ValueError, match=r"has 3 classes, the target network 2.*features=3"):
-        with_head(make(2), preset="best").train(benchmark()[0].train_stream)
-    s = with_head(make(2), variant="direct", plugins=[soft()])
+        with_head(make(outputs=2), preset="best").train(benchmark()[0].train_stream)
+    s = with_head(make(outputs=2), variant="direct", plugins=[soft()])
     with pytest.raises(ValueError, match="a head that grows has as many outputs"):
         s.train(benchmark()[0].train_stream)
