@@ -135,6 +135,14 @@ def digits():
     return make_digits
 
 
+@pytest.fixture
+def transfer(digits):
+    """Few target rows with labels, for coupled networks."""
+    from avalanche_cetl import transfer_benchmark
+
+    return transfer_benchmark(digits(36), digits(18, seed=1), labels_per_class=5)
+
+
 @pytest.fixture(scope="session")
 def packaged_digits():
     """MNIST-5k and UCI's digits out of their packages."""

@@ -43,3 +43,17 @@ class Heads(MultiTaskModule):
 
     def forward(self, x, task_labels):
         return self.classifier(self.trunk(x), task_labels)
+
+
+def normalised_convolution():
+    """A classifier of 8 x 8 images: a convolution, its BatchNorm, and a hidden layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    )

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks import normalised_convolution as network
 from torch import nn
 from torchvision.transforms import v2
 
@@ -20,24 +21,11 @@ from avalanche_cetl.encoders.fingerprint import Fingerprint, of_version_0_2
 from avalanche_cetl.encoders.settings import settings
 
 
-def _net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, 2),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(36, 6),
-        nn.ReLU(),
-        nn.Linear(6, 3),
-    )
-
-
 def test_fingerprints_differ_by_weights_and_layers():
-    one = ModuleEncoder(_net(), input_shape=(1, 8, 8))
-    assert one.fingerprint() == ModuleEncoder(_net(), input_shape=(1, 8, 8)).fingerprint()
-    assert one.fingerprint() != ModuleEncoder(_net(), "2", input_shape=(1, 8, 8)).fingerprint()
-    other = _net()
+    one = ModuleEncoder(network(), input_shape=(1, 8, 8))
+    assert one.fingerprint() == ModuleEncoder(network(), input_shape=(1, 8, 8)).fingerprint()
+    assert one.fingerprint() != ModuleEncoder(network(), "2", input_shape=(1, 8, 8)).fingerprint()
+    other = network()
     with torch.no_grad():
         other[0].weight[0, 0, 0, 0] += 1e-3
     assert one.fingerprint() != ModuleEncoder(other, input_shape=(1, 8, 8)).fingerprint()
@@ -45,10 +33,10 @@ def test_fingerprints_differ_by_weights_and_layers():
 
 def test_fingerprints_differ_by_structures_and_transforms():
     def encoder(net=None, transform=None):
-        net = _net() if net is None else net
+        net = network() if net is None else net
         return ModuleEncoder(net, input_shape=(1, 8, 8), transform=transform).fingerprint()
 
-    soft = _net()
+    soft = network()
     soft[2] = nn.Softplus()
     half, third = (v2.Compose([v2.Normalize([m], [1.0])]) for m in (0.5, 0.3))
     found = {

@@ -8,26 +8,14 @@ import pytest
 import timm
 import torch
 from networks import Of
+from networks import normalised_convolution as network
 from torch import nn
 
 from avalanche_cetl import ModuleEncoder, TimmEncoder
 
 
-def _net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, 2),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(36, 6),
-        nn.ReLU(),
-        nn.Linear(6, 3),
-    )
-
-
 def test_module_encoder_reads_pre_logits_and_logits():
-    net = _net().eval()
+    net = network().eval()
     encoder = ModuleEncoder(net, input_shape=(1, 8, 8))
     x = torch.rand(5, 1, 8, 8)
     assert encoder.dim == 6 and encoder.num_classes == 3
@@ -36,12 +24,12 @@ def test_module_encoder_reads_pre_logits_and_logits():
 
 
 def test_a_named_layer_is_flattened():
-    encoder = ModuleEncoder(_net(), "2", input_shape=(1, 8, 8))
+    encoder = ModuleEncoder(network(), "2", input_shape=(1, 8, 8))
     assert encoder.dim == 36 and encoder(torch.rand(2, 1, 8, 8)).shape == (2, 36)
 
 
 def test_an_encoder_stays_frozen_and_apart_from_the_original():
-    net = _net()
+    net = network()
     encoder = ModuleEncoder(net, input_shape=(1, 8, 8))
     outer = nn.Sequential(encoder, nn.Linear(6, 2)).train()
     x = torch.rand(5, 1, 8, 8)
@@ -59,7 +47,7 @@ def test_an_encoder_stays_frozen_and_apart_from_the_original():
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
 def test_a_network_whose_weights_have_a_graph_is_a_source(norm):
-    net = _net()
+    net = network()
     norm(net[4])
     x = torch.rand(5, 1, 8, 8)
     net(x)  # with gradients: the weight that it makes is no leaf
@@ -69,9 +57,9 @@ def test_a_network_whose_weights_have_a_graph_is_a_source(norm):
 
 
 def test_a_transform_comes_first():
-    plain = ModuleEncoder(_net(), input_shape=(1, 8, 8))
+    plain = ModuleEncoder(network(), input_shape=(1, 8, 8))
     pooled = ModuleEncoder(
-        _net(), input_shape=(1, 16, 16), transform=lambda x: nn.functional.avg_pool2d(x, 2)
+        network(), input_shape=(1, 16, 16), transform=lambda x: nn.functional.avg_pool2d(x, 2)
     )
     x = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(pooled(x), plain(nn.functional.avg_pool2d(x, 2)))
@@ -82,7 +70,7 @@ def test_a_transform_comes_first():
     ("make", "error"),
     [
         (lambda: ModuleEncoder(3, input_shape=(1, 8, 8)), TypeError),
-        (lambda: ModuleEncoder(_net(), "nope", input_shape=(1, 8, 8)), ValueError),
+        (lambda: ModuleEncoder(network(), "nope", input_shape=(1, 8, 8)), ValueError),
         (lambda: ModuleEncoder(nn.ReLU(), input_shape=(1, 8, 8)), ValueError),
     ],
 )
@@ -93,7 +81,7 @@ def test_modules_and_layers_that_cannot_be_are_refused(make, error):
 
 def answers(form):
     """A network whose logits are a part of what it gives."""
-    return Of(lambda m, x: form(m.net(x), x), net=_net())
+    return Of(lambda m, x: form(m.net(x), x), net=network())
 
 
 FORMS = {
@@ -124,7 +112,7 @@ def test_without_output_the_features_are_there_and_the_message_names_the_type_an
 
 
 def test_maps_as_output_are_named_where_logits_are_asked_for():
-    encoder = ModuleEncoder(_net()[:2], "1", input_shape=(1, 8, 8))
+    encoder = ModuleEncoder(network()[:2], "1", input_shape=(1, 8, 8))
     with pytest.raises(ValueError, match=r"a tensor of shape \(1, 4, 3, 3\)"):
         encoder.cheapest_logits(torch.rand(2, 1, 8, 8))
 

@@ -2,17 +2,13 @@ import pickle
 
 import pytest
 import torch
+from sets import rgb
 
 from avalanche_cetl import (
     adaptation_benchmark,
     plot_benchmark,
     transfer_benchmark,
 )
-
-
-def rgb(rows=12, size=(6, 10), classes=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(rows, 3, *size, generator=generator), torch.arange(rows) % classes
 
 
 def test_the_summary_counts_rows_labels_and_classes(digits):

@@ -6,11 +6,6 @@ from avalanche_cetl import adaptation_benchmark, transfer_benchmark
 
 
 @pytest.fixture
-def transfer(digits):
-    return transfer_benchmark(digits(36), digits(18, seed=1), labels_per_class=5)
-
-
-@pytest.fixture
 def adaptation(digits):
     return adaptation_benchmark(digits(30, seed=1), digits(36, shift=0.1), digits(18, seed=2))
 

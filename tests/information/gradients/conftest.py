@@ -1,18 +1,13 @@
 """Fisher information of any network and loss by a plain loop; how often routes are chosen."""
 
 import pytest
-from naive_gradients import assert_close, mean_squares
+from naive_gradients import assert_close, energy, mean_squares
 
 from avalanche_cetl import fisher_information
 from avalanche_cetl.information.gradients import dispatch, per_sample
 
 
-def _energy(out):
-    """A loss per sample without targets."""
-    return out.logsumexp(1)
-
-
-def _naive_fisher(model, x, loss=_energy, targets=None):
+def _naive_fisher(model, x, loss=energy, targets=None):
     parts = (x,) if targets is None else (x, targets)
     rows = zip(*(part.split(1) for part in parts), strict=True)
     return mean_squares(model, [loss(model(one), *given)[0] for one, *given in rows])
@@ -25,7 +20,7 @@ def naive_fisher():
 
 @pytest.fixture
 def assert_exact():
-    def check(model, x, loss=_energy, targets=None, **options):
+    def check(model, x, loss=energy, targets=None, **options):
         found = fisher_information(model, x, loss, targets=targets, **options)
         wanted = _naive_fisher(model, x, loss, targets)
         assert_close(found, wanted)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_gradients import energy
 from networks import Of
 from torch import nn
 
@@ -13,16 +14,12 @@ def test_a_loss_that_is_not_per_sample_is_an_error():
         fisher_information(nn.Linear(3, 2), torch.randn(4, 3), lambda out: out.sum())
 
 
-def _energy(out):
-    return out.logsumexp(1)
-
-
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda out: _energy(out)[:4], "gave 4 values for 9 samples"),
+        (lambda out: energy(out)[:4], "gave 4 values for 9 samples"),
         (lambda out: out.argmax(1), "no gradient"),
-        (lambda out: _energy(out).detach(), "no gradient"),
+        (lambda out: energy(out).detach(), "no gradient"),
     ],
     ids=["too few", "whole numbers", "detached"],
 )
@@ -37,4 +34,4 @@ def test_fisher_of_an_output_without_a_gradient_is_zero():
     x = torch.randn(9, 6).double()
     found = fisher_information(model, x, lambda out: out[1].square().sum(1))
     assert not found["layer.weight"].any()
-    assert fisher_information(model, x, lambda out: _energy(out[0]))["layer.weight"].all()
+    assert fisher_information(model, x, lambda out: energy(out[0]))["layer.weight"].all()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_gradients import energy
 from networks import Of
 from torch import nn
 from torch.nn import functional as F
@@ -140,11 +141,6 @@ def test_a_dead_layer_of_torch_is_accepted_unseen_and_ones_own_is_not():
     assert verdicts["0.weight"] and verdicts["3.bias"] and not verdicts["1.weight"]
 
 
-def _energy(out):
-    """A loss per sample without targets."""
-    return out.logsumexp(1)
-
-
 class Masked(nn.Linear):
     """A layer whose plain attribute changes what it computes."""
 
@@ -197,14 +193,14 @@ def test_parameters_that_the_loss_reads_by_itself_count(first, assert_exact):
     if first == "another loss":
         assert_exact(model, x)
     assert_exact(model, x, lambda out: (out @ model.proxies.T).logsumexp(1))
-    assert_exact(model, x, lambda out: _energy(out) + model[0].weight.square().sum())
+    assert_exact(model, x, lambda out: energy(out) + model[0].weight.square().sum())
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**20])
 def test_a_loss_that_depends_on_the_number_of_samples_is_that_of_one(chunk_bytes, naive_fisher):
     torch.manual_seed(0)
     model, x = nn.Linear(6, 3).double(), torch.randn(9, 6).double()
-    found = fisher_information(model, x, lambda o: _energy(o) / len(o), chunk_bytes=chunk_bytes)
+    found = fisher_information(model, x, lambda o: energy(o) / len(o), chunk_bytes=chunk_bytes)
     wanted = naive_fisher(model, x)
     torch.testing.assert_close(found["weight"], wanted["weight"])
 
@@ -253,12 +249,12 @@ def test_a_state_that_the_batch_size_decides_is_that_of_single_samples():
     wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for i in range(len(x)):
         model.h = None
-        value = _energy(model(x[i : i + 1]))[0]
+        value = energy(model(x[i : i + 1]))[0]
         for name, g in zip(wanted, torch.autograd.grad(value, model.parameters()), strict=True):
             wanted[name] += g**2 / len(x)
     model.h = None
     for _ in range(2):
-        found = fisher_information(model, x, _energy)
+        found = fisher_information(model, x, energy)
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-14)
         model(x)  # leaves a state for batches of this size
