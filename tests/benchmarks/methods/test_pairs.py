@@ -1,8 +1,11 @@
 """Mini-batches of two domains side by side."""
 
+import pytest
 import torch
 
+from benchmarks.methods import adamatch, adda, association, weighted_mmd
 from benchmarks.methods.pairs import epochs_of, pairs
+from benchmarks.methods.plain import logits
 
 
 def test_pairs_see_the_longer_set_once(adaptation_job):
@@ -23,3 +26,14 @@ def test_learning_rates_fall_to_zero_epoch_by_epoch():
         optimizer.step()
     assert rates[0] == 1.0 and rates == sorted(rates, reverse=True)
     assert optimizer.param_groups[0]["lr"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "strength"),
+    [(adamatch, 1.0), (adda, 0.1), (association, 1.0), (weighted_mmd, 1.0)],
+    ids=["adamatch", "adda", "association", "weighted mmd"],
+)
+def test_a_method_learns_the_target(adaptation_job, method, strength):
+    job, labels = adaptation_job(strength=strength, learning_rate=5e-3)
+    found = logits(method.train(job), job.pair.target).argmax(1)
+    assert float((found == labels).float().mean()) > 0.5

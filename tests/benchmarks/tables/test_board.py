@@ -7,7 +7,7 @@ from urllib.error import URLError
 import pytest
 
 from benchmarks import records
-from benchmarks.tables import board, table2, table3, table5
+from benchmarks.tables import board, table2, table2u, table3, table4, table5
 from benchmarks.tables.__main__ import TABLES
 
 
@@ -139,3 +139,18 @@ def test_what_is_not_there_leaves_a_row_not_run(photographs, small_source, monke
     monkeypatch.setattr(table, "rows", {name: rows[name] for name in names[:2]})
     with pytest.raises((URLError, FileNotFoundError)):
         board.run(table, "smoke", "nowhere", 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        (table2u, ["soft_targets", "hints"]),
+        (table3, ["lite0"]),
+        (table4, ["teacher", "student", "fitnets", "fsp"]),
+    ],
+    ids=["table2u", "table3", "table4"],
+)
+def test_rows_run_and_the_others_are_named(photographs, small_source, table, rows):
+    board.run(table.TABLE, "smoke", "nowhere", 1, rows)
+    not_run = table.TABLE.render("smoke").split("Not run: ")[1].split("; ")
+    assert len(not_run) == len(table.ROWS) - len(rows)
