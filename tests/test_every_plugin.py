@@ -14,21 +14,19 @@ import torch
 from avalanche.training import plugins as stock
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
+from coupled_runs import SHAPE, coupled
 from torch import nn
 
 import avalanche_cetl.plugins
 from avalanche_cetl import (
-    CICNN,
     CETLStrategy,
     CheckpointError,
-    CoupledModel,
     DecoderHints,
     FitNetsHints,
     GFIPlugin,
     GFISettings,
     InformationMaximization,
     MinimumClassConfusion,
-    ModuleEncoder,
     Quantile,
     SoftTargets,
     ViewConsistency,
@@ -39,8 +37,6 @@ from avalanche_cetl import (
 from avalanche_cetl.plugins import History
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-SHAPE = (1, 8, 8)
 
 
 class Row(NamedTuple):
@@ -177,9 +173,7 @@ class Net(nn.Sequential):
 def strategy_of(row, plugin):
     torch.manual_seed(1)
     if row.coupled:
-        source = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-        target = CICNN(3, SHAPE, width=0.05)
-        model = CoupledModel.build(ModuleEncoder(source, input_shape=SHAPE), target, SHAPE)
+        model = coupled()
         kind, options = CETLStrategy, {"variant": "e", "input_noise": 0.1}
     else:
         model, kind, options = Net(), Naive, {}

@@ -5,18 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from counting import Counting, images
-from coupled_runs import SHAPE, coupled
+from coupled_runs import SHAPE, coupled, strategy
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from avalanche_cetl import (
-    CETLStrategy,
-    CoupledModel,
-    GFISettings,
-    ModuleEncoder,
-    transfer_benchmark,
-)
+from avalanche_cetl import CoupledModel, GFISettings, transfer_benchmark
 from avalanche_cetl.allocation import PAIRS, Importance, importance, measure_importance
 from avalanche_cetl.allocation.importance import coupled_task
 from avalanche_cetl.allocation.measure import Measurement
@@ -339,8 +333,7 @@ def test_what_the_networks_give_is_read_in_parts_and_is_the_same(monkeypatch, fi
 
 def test_coupling_leaves_no_trace_in_the_target():
     model = Counting()
-    source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), input_shape=(1, 8, 8))
-    CoupledModel.build(source, model, (1, 8, 8))
+    coupled(target=model)
     assert model.passes == 0 and model.largest == 0 and not model.average.any()
 
 
@@ -349,12 +342,7 @@ def test_measuring_leaves_no_trace_in_cetls_target():
     for variant in ("e", "gfi"):
         torch.manual_seed(0)
         model = Counting()
-        source = ModuleEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), input_shape=(1, 8, 8))
-        coupled = CoupledModel.build(source, model, (1, 8, 8))
-        CETLStrategy(
-            model=coupled, optimizer=torch.optim.Adam(coupled.parameters(), 1e-3), variant=variant,
-            preset="paper",
-            train_mb_size=6, gfi=GFISettings(samples=8), evaluator=None,
-        ).train(transfer_benchmark(images(), images()).train_stream)  # fmt: skip
+        run = strategy(coupled(target=model), lr=1e-3, variant=variant, train_mb_size=6)
+        run.train(transfer_benchmark(images(), images()).train_stream)
         passes.append(model.passes)
     assert passes[0] == passes[1]

@@ -2,33 +2,21 @@
 
 import pytest
 import torch
+from coupled_runs import SHAPE, coupled, strategy
 
-from avalanche_cetl import (
-    CICNN,
-    CETLPlugin,
-    CETLStrategy,
-    CoupledModel,
-    ModuleEncoder,
-    transfer_benchmark,
-)
+from avalanche_cetl import CETLPlugin, transfer_benchmark
 from avalanche_cetl.training import Stage
 from benchmarks import penalty
-
-SHAPE = (1, 8, 8)
 
 
 def trained(*plugins):
     torch.manual_seed(0)
     images = torch.rand(24, *SHAPE)
-    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
-    CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        preset="paper", variant="e",
-        stage_epochs=(1, 2, 1), train_mb_size=8,
-        train_epochs=2, evaluator=None, plugins=list(plugins),
-    ).train(transfer_benchmark((images, torch.arange(24) % 3), (images, torch.zeros(24).long()))
-            .train_stream)  # fmt: skip
+    data = transfer_benchmark((images, torch.arange(24) % 3), (images, torch.zeros(24).long()))
+    run = strategy(
+        variant="e", stage_epochs=(1, 2, 1), train_mb_size=8, train_epochs=2, plugins=list(plugins)
+    )
+    run.train(data.train_stream)
     return images
 
 
@@ -66,9 +54,7 @@ def test_l_rs_is_measured_around_every_stage_2():
 
 
 def test_the_error_is_that_of_t1_on_s_over_the_variance():
-    torch.manual_seed(0)
-    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = coupled()
     images = torch.rand(4, *SHAPE)
     model.fit_source_statistics(model.source_features(images))
     found = penalty.Kept(images)._error(model)

@@ -1,14 +1,12 @@
 import pytest
 import torch
+from coupled_runs import SHAPE, coupled
 from torch import nn
 
 from avalanche_cetl import (
-    CICNN,
     GFI,
     CETLStrategy,
-    CoupledModel,
     GFIPlugin,
-    ModuleEncoder,
     SoftTargets,
     StreamingRidge,
     plot_benchmark,
@@ -19,8 +17,6 @@ from avalanche_cetl.common.described import LONGEST, Described
 from avalanche_cetl.features.shards import FeatureRows
 from avalanche_cetl.plugins import History
 from avalanche_cetl.training import VARIANTS
-
-SHAPE = (1, 8, 8)
 
 
 class Thing(Described):
@@ -71,9 +67,8 @@ def test_a_notebook_shows_a_table_of_escaped_text():
 def parts():
     images, labels = torch.rand(12, *SHAPE), torch.arange(12) % 3
     benchmark = transfer_benchmark((images, labels), (images, labels), labels_per_class=2)
-    source = ModuleEncoder(CICNN(3, SHAPE, width=0.05), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
-    return benchmark, source, model, torch.optim.SGD(model.parameters(), 0.1)
+    model = coupled()
+    return benchmark, model.source, model, torch.optim.SGD(model.parameters(), 0.1)
 
 
 def test_a_strategy_shows_what_it_was_given_and_not_what_its_preset_gives(parts):

@@ -4,26 +4,17 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
+from coupled_runs import coupled
 from torch import nn
 
-from avalanche_cetl import (
-    CICNN,
-    CoupledModel,
-    ModuleEncoder,
-    bound_metrics,
-    transfer_benchmark,
-    with_source_features,
-)
+from avalanche_cetl import bound_metrics, transfer_benchmark, with_source_features
 
 SHAPE = (1, 8, 8)
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
-    source = ModuleEncoder(net, input_shape=SHAPE)
-    return CoupledModel.build(source, CICNN(3, SHAPE, width=0.1), SHAPE)
+    return coupled()
 
 
 @pytest.fixture
@@ -121,7 +112,7 @@ def test_a_head_is_read_in_evaluation_mode(model, benchmark):
 def test_models_and_errors_that_have_no_bound_are_refused(model, benchmark):
     with pytest.raises(ValueError, match="source_error=2"):
         bound_metrics(source_error=2)
-    alone = CoupledModel.build(None, CICNN(3, SHAPE, width=0.1), SHAPE)
+    alone = coupled(source=None)
     with pytest.raises(ValueError, match="source network"):
         evaluated(alone, benchmark)
 

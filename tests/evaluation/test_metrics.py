@@ -5,15 +5,11 @@ import torch
 from avalanche.evaluation.metric_results import TensorImage
 from avalanche.logging import TextLogger
 from avalanche.training.plugins import EvaluationPlugin
-from torch import nn
+from coupled_runs import strategy
 
 from avalanche_cetl import (
-    CICNN,
     CETLPlugin,
-    CETLStrategy,
-    CoupledModel,
     GFISettings,
-    ModuleEncoder,
     SoftTargets,
     ViewConsistency,
     cetl_metrics,
@@ -22,30 +18,16 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.evaluation.metrics import ReconstructionImages, image_grid
 
-SHAPE = (1, 8, 8)
-
 
 def _train(digits, metrics, rounds=2, variant="gfi", loggers=(), plugins=(), **gfi):
-    torch.manual_seed(0)
-    source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
-    model = CoupledModel.build(
-        ModuleEncoder(source, input_shape=SHAPE), CICNN(3, SHAPE, width=0.05), SHAPE
-    )
     evaluator = EvaluationPlugin(metrics, loggers=list(loggers), collect_all=True)
-    strategy = CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        preset="paper",
-        variant=variant,
-        train_mb_size=16,
-        train_epochs=rounds,
-        gfi=GFISettings(samples=8, **gfi),
-        plugins=list(plugins),
-        evaluator=evaluator,
-    )
+    run = strategy(
+        variant=variant, train_epochs=rounds, warmup_epochs=0, plugins=list(plugins),
+        gfi=GFISettings(samples=8, **gfi), evaluator=evaluator,
+    )  # fmt: skip
     benchmark = transfer_benchmark(digits(40), digits(10), labels_per_class=4)
-    strategy.train(benchmark.train_stream)
-    return strategy, evaluator.get_all_metrics()
+    run.train(benchmark.train_stream)
+    return run, evaluator.get_all_metrics()
 
 
 def test_losses_and_penalties_are_emitted_once_a_round(digits):

@@ -2,18 +2,13 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from coupled_runs import SHAPE, coupled
 
-from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder
 from avalanche_cetl.evaluation import plot_curves, plot_reconstructions
-
-SHAPE = (1, 8, 8)
 
 
 def test_curves_and_reconstructions_are_figures_which_may_be_written(tmp_path):
-    source = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
-    encoder = ModuleEncoder(source, input_shape=SHAPE)
-    model = CoupledModel.build(encoder, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = coupled()
     history = {"L_c": [1.0, 0.5], "DWA1": [0.0, 3.0], "DWA2": [math.nan, 1.0]}
     images = torch.rand(4, *SHAPE)
     paths = [tmp_path / f"{name}.png" for name in "abc"]
@@ -30,7 +25,7 @@ def test_curves_and_reconstructions_are_figures_which_may_be_written(tmp_path):
 
 
 def test_pictures_of_nothing_are_refused(tmp_path):
-    model = CoupledModel.build(None, CICNN(3, SHAPE, width=0.05), SHAPE)
+    model = coupled(source=None)
     with pytest.raises(ValueError, match=r"images is empty, of shape \(0, 1, 8, 8\)"):
         plot_reconstructions(model, torch.rand(0, *SHAPE), tmp_path / "r.png")
     for history in ({}, {"L_c": []}, {"accuracy": [1.0]}):

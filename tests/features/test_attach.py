@@ -10,6 +10,7 @@ import torch
 from avalanche.benchmarks.scenarios import EagerCLStream
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from avalanche.training.supervised import Naive
+from coupled_runs import coupled, strategy
 from safetensors.torch import save_file
 from stores import SHAPE, Counting
 from torch import nn
@@ -17,8 +18,6 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from avalanche_cetl import (
     CICNN,
-    CETLStrategy,
-    CoupledModel,
     DecoderHints,
     Encoder,
     GFISettings,
@@ -38,23 +37,12 @@ from avalanche_cetl.training import VARIANTS
 
 
 def trained(benchmark, encoder, variant="gfi", **options):
-    torch.manual_seed(1)
-    model = CoupledModel.build(encoder, CICNN(3, SHAPE, width=0.05), SHAPE)
-    settings = {"train_epochs": 2, "warmup_epochs": 1, "evaluator": None, **options}
-    strategy = CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        preset="paper",
-        variant=variant,
-        dwa_lambda=0.1,
-        gfi=GFISettings(samples=24),
-        train_mb_size=16,
-        **settings,
-    )
+    options = {"dwa_lambda": 0.1, "gfi": GFISettings(samples=24), "train_epochs": 2, **options}
+    run = strategy(coupled(source=encoder), variant=variant, **options)
     torch.manual_seed(2)
     for experience in benchmark.train_stream:
-        strategy.train(experience)
-    return strategy
+        run.train(experience)
+    return run
 
 
 DISTILLING = {"plugins": [DecoderHints(0.1), SoftTargets(), SoftTargets(rows="target")]}

@@ -2,17 +2,11 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.supervised import Naive
+from coupled_runs import coupled, strategy
 from torch import nn
 
 import avalanche_cetl.plugins
-from avalanche_cetl import (
-    CICNN,
-    CETLPlugin,
-    CETLStrategy,
-    CoupledModel,
-    DecoderHints,
-    ViewConsistency,
-)
+from avalanche_cetl import CETLPlugin, DecoderHints, ViewConsistency
 from avalanche_cetl.plugins import Batch, training_of
 from avalanche_cetl.plugins.base import names_of
 from avalanche_cetl.training import Stage
@@ -31,15 +25,9 @@ def stock(**arguments):
 
 
 def test_a_strategy_with_stages_is_read_itself():
-    model = CoupledModel.build(None, CICNN(3, (1, 8, 8), width=0.05), (1, 8, 8))
-    strategy = CETLStrategy(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        preset="paper",
-        evaluator=None,
-    )
-    assert training_of(strategy) is strategy
-    assert strategy.source is None and strategy.alone and strategy.coupled is None
+    run = strategy(coupled(source=None))
+    assert training_of(run) is run
+    assert run.source is None and run.alone and run.coupled is None
 
 
 def test_a_stock_strategy_is_read_as_one_that_is_always_in_stage_3():

@@ -1,12 +1,13 @@
+import coupled_runs
 import pytest
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin
-from coupled_runs import SHAPE
+from coupled_runs import SHAPE, strategy
 from loss_runs import coupled, trained
 from networks import Of
 from torch import nn
 
-from avalanche_cetl import CETLPlugin, CETLStrategy, CoupledModel, FitNetsHints, ModuleEncoder
+from avalanche_cetl import CETLPlugin, FitNetsHints, ModuleEncoder
 from avalanche_cetl.plugins import fitnets
 from avalanche_cetl.plugins.hints import hint_loss
 from avalanche_cetl.training import Stage
@@ -33,16 +34,9 @@ def test_the_regressor_follows_the_schedule(teacher, few):
     plugin = FitNetsHints(target_layer="features.0", source_layer="0")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    CETLStrategy(
-        model=model,
-        optimizer=optimizer,
-        preset="paper",
-        variant="e",
-        train_epochs=3,
-        train_mb_size=16,
-        plugins=[plugin, LRSchedulerPlugin(schedule)],
-        evaluator=None,
-    ).train(few.train_stream)
+    plugins = [plugin, LRSchedulerPlugin(schedule)]
+    run = strategy(model, optimizer=optimizer, variant="e", train_epochs=3, plugins=plugins)
+    run.train(few.train_stream)
     (group,) = plugin.state_dict()["moments"]["param_groups"]
     assert group.keys() == optimizer.state_dict()["param_groups"][0].keys()
     assert group["momentum"] == 0.9 and group["lr"] == pytest.approx(0.1 * 0.5**2)
@@ -88,7 +82,7 @@ def test_hints_are_maps_with_their_channels_second_as_the_layers_gave_them(
 
     monkeypatch.setattr(fitnets, "hint_loss", spied)
     plugin = Spy(target_layer=layer, source_layer=source_layer)
-    model = CoupledModel.build(teacher, channels_last(), SHAPE)
+    model = coupled_runs.coupled(source=teacher, target=channels_last())
     trained(model, few, plugin, train_epochs=1)
     assert (plugin.regressor.in_channels, plugin.regressor.out_channels) == (6, 6)
     x, hint = seen[-1]
@@ -124,12 +118,11 @@ def test_passes_of_an_evaluation_within_a_stage_are_not_kept(teacher, few):
             found.append(plugin._guided and len(plugin._guided.values))
 
     plugin = FitNetsHints(target_layer="hidden", rows="labelled")
-    model = coupled(teacher)
-    CETLStrategy(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.01), preset="paper",
-        variant="direct", train_mb_size=4, plugins=[plugin, Spy()], evaluator=None,
+    run = strategy(
+        coupled(teacher), variant="direct", train_mb_size=4, plugins=[plugin, Spy()],
         eval_every=1, peval_mode="iteration",
-    ).train(few.train_stream, eval_streams=[few.test_stream])  # fmt: skip
+    )  # fmt: skip
+    run.train(few.train_stream, eval_streams=[few.test_stream])
     assert 0 in found and set(found) <= {0, None}
 
 

@@ -6,18 +6,12 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
+from coupled_runs import coupled, strategy
 from gfi_runs import OPEN, train
 from gfi_runs import network as dropping
 from vector_streams import stream
 
-from avalanche_cetl import (
-    CICNN,
-    CETLStrategy,
-    CoupledModel,
-    GFIPlugin,
-    ModuleEncoder,
-    transfer_benchmark,
-)
+from avalanche_cetl import GFIPlugin, transfer_benchmark
 from avalanche_cetl.training import NonFiniteLossError
 
 
@@ -127,23 +121,12 @@ def test_momentum_holds_weights_as_it_does_in_the_loss():
 
 
 def test_cetls_stage_2_holds_t2_as_stage_3_does(digits):
-    shape = (1, 8, 8)
-    torch.manual_seed(0)
-    source = ModuleEncoder(CICNN(3, shape, width=0.05), input_shape=shape)
-    model = CoupledModel.build(source, CICNN(3, shape, width=0.05), shape)
+    model = coupled()
     plugin = GFIPlugin(math.inf, samples=16, basis="diagonal", **OPEN)
-    strategy = CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        preset="paper",
-        variant="e",
-        plugins=[plugin],
-        train_mb_size=10,
-        evaluator=None,
-    )
+    run = strategy(model, variant="e", plugins=[plugin], train_mb_size=10)
     benchmark = transfer_benchmark([digits(20), digits(20, seed=1)], [digits(10)] * 2)
     for experience in benchmark.train_stream:
-        strategy.train(experience)
+        run.train(experience)
     params, first = dict(model.named_parameters()), plugin.saved_params[0]
     for name, importance in plugin.importances[0].items():
         held = importance > 0

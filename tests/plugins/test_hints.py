@@ -2,10 +2,9 @@ import warnings
 
 import pytest
 import torch
-from coupled_runs import SHAPE
-from loss_runs import student, trained
+from loss_runs import coupled, trained
 
-from avalanche_cetl import CoupledModel, DecoderHints
+from avalanche_cetl import DecoderHints
 from avalanche_cetl.plugins.hints import hint_loss
 
 
@@ -23,7 +22,7 @@ def test_decoder_hints_bring_hidden_layers_together(teacher, few):
     x = torch.stack([row[0] for row in few.test_stream[0].dataset])
     distances = []
     for weight in (0.0, 1.0):
-        model = CoupledModel.build(teacher, student(), SHAPE)
+        model = coupled(teacher)
         hints = [DecoderHints(weight)] if weight else []
         s = trained(model, few, *hints, variant="f", warmup_epochs=10, train_epochs=8)
         assert ("L_hint" in s.round_losses) == (weight > 0)
@@ -37,7 +36,7 @@ def test_decoder_hints_bring_hidden_layers_together(teacher, few):
 
 @pytest.mark.parametrize("variant", ["direct", "joint"])
 def test_hints_without_a_part_for_the_decoder_are_warned_of(teacher, few, variant):
-    model = CoupledModel.build(teacher, student(), SHAPE)
+    model = coupled(teacher)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         s = trained(model, few, DecoderHints(), variant=variant, train_epochs=1)

@@ -13,7 +13,6 @@ from torch import nn
 
 from avalanche_cetl import (
     CETLPlugin,
-    CoupledModel,
     ModuleEncoder,
     PrecomputedEncoder,
     SoftTargets,
@@ -150,7 +149,7 @@ def test_an_experience_without_labelled_target_rows_has_no_probe(teacher, digits
     plugin = SoftTargets(rows="target", head="probe")
     assert "L_soft" not in trained(coupled(teacher), data, plugin).round_losses
     assert plugin.classifier is None
-    alone = CoupledModel.build(None, student(), SHAPE)
+    alone = coupled(None)
     few = transfer_benchmark(digits(30), digits(30))
     plugin = SoftTargets(head="probe")
     assert "L_soft" not in trained(alone, few, plugin).round_losses
@@ -298,7 +297,7 @@ def test_an_earlier_layer_runs_the_source_for_its_logits(teacher, few):
 
 
 def test_soft_targets_without_a_source_network_are_refused(few):
-    alone = CoupledModel.build(None, student(), SHAPE)
+    alone = coupled(None)
     with pytest.raises(ValueError, match="needs a source network"):
         trained(alone, few, SoftTargets())
 

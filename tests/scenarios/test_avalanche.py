@@ -2,8 +2,10 @@
 
 import pickle
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
+import coupled_runs
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_with_validation_stream
@@ -21,12 +23,8 @@ from partners import server
 from torch import nn
 
 from avalanche_cetl import (
-    CICNN,
     GFI,
     CETLStrategy,
-    CoupledModel,
-    GFISettings,
-    ModuleEncoder,
     adaptation_benchmark,
     bound_metrics,
     cetl_metrics,
@@ -36,7 +34,6 @@ from avalanche_cetl import (
     validator_metrics,
 )
 
-SHAPE = (1, 8, 8)
 STRATEGIES = {
     "Naive": (Naive, {}),
     "EWC": (EWC, {"ewc_lambda": 1.0}),
@@ -88,18 +85,7 @@ def stock(name, **options):
     )
 
 
-def cetl(**options):
-    torch.manual_seed(0)
-    source = ModuleEncoder(network(), input_shape=SHAPE)
-    model = CoupledModel.build(source, CICNN(3, SHAPE, width=0.05), SHAPE)
-    settings = {"train_mb_size": 16, "eval_mb_size": 16, "evaluator": None, **options}
-    return CETLStrategy(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), 1e-2),
-        warmup_epochs=1,
-        gfi=GFISettings(samples=8),
-        **{"preset": "paper", **settings},
-    )
+cetl = partial(coupled_runs.strategy, eval_mb_size=16)
 
 
 @pytest.mark.parametrize(("kind", "several"), KINDS)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from coupled_runs import coupled, strategy
 from torchvision.transforms import v2
 
 from avalanche_cetl import (
     CICNN,
-    CETLStrategy,
-    CoupledModel,
     ModuleEncoder,
     SoftTargets,
     adaptation_benchmark,
@@ -113,13 +112,9 @@ def test_cetl_trains_on_them_with_stored_features(digits, tmp_path):
     rows = stored.train_stream[0].dataset.source_features
     images = [mixed.train_stream[0].dataset[i][0] for i in range(90)]
     torch.testing.assert_close(torch.stack(list(rows)), source(torch.stack(images)))
-    model = CoupledModel.build(source, CICNN(3, (1, 8, 8), width=0.05), (1, 8, 8))
-    strategy = CETLStrategy(
-        model=model, optimizer=torch.optim.Adam(model.parameters(), 1e-3), train_mb_size=16,
-        evaluator=None, preset="paper", plugins=[SoftTargets(rows="target")],
-    )  # fmt: skip
-    strategy.train(stored.train_stream)
-    assert strategy.round_losses["L_soft"] > 0
+    run = strategy(coupled(source=source), plugins=[SoftTargets(rows="target")])
+    run.train(stored.train_stream)
+    assert run.round_losses["L_soft"] > 0
     with pytest.raises(ValueError, match="before with_source_features"):
         with_mixed_images(stored)
 

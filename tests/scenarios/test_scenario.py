@@ -4,11 +4,7 @@ import pytest
 import torch
 from sets import rgb
 
-from avalanche_cetl import (
-    adaptation_benchmark,
-    plot_benchmark,
-    transfer_benchmark,
-)
+from avalanche_cetl import adaptation_benchmark, plot_benchmark, transfer_benchmark
 
 
 def test_the_summary_counts_rows_labels_and_classes(digits):
