@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from avalanche.training.losses import MaskedCrossEntropy
+from networks import Of
 from torch import nn
 
 from avalanche_cetl import (
@@ -20,18 +21,6 @@ from avalanche_cetl.training.estimate import Estimate, held_out_rows
 SHAPE = (1, 8, 8)
 
 
-class Says(nn.Module):
-    """A source network: its features are a row's first pixels, which tell the class, or noise."""
-
-    def __init__(self, knows):
-        super().__init__()
-        self.knows, self.num_features = knows, 3
-
-    def forward(self, x):
-        first = x[:, 0, 0, :3]
-        return first if self.knows else x[:, 0, 5, :3]
-
-
 def data(labelled=24, more=16):
     """Three classes: the first row of pixels says which, but for T2 it is hidden by noise."""
     g = torch.Generator().manual_seed(0)
@@ -45,7 +34,9 @@ def data(labelled=24, more=16):
 def strategy(knows=True, source=None, **options):
     torch.manual_seed(0)
     target = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-    encoder = source or ModuleEncoder(Says(knows), layer="", input_shape=SHAPE)
+    # Features of S are a row's first pixels, which tell the class, or noise.
+    says = Of(lambda m, x: x[:, 0, 0 if knows else 5, :3], num_features=3)
+    encoder = source or ModuleEncoder(says, layer="", input_shape=SHAPE)
     model = CoupledModel.build(encoder, target, SHAPE)
     options = {"train_mb_size": 8, "train_epochs": 4, "evaluator": None} | options
     return CETLStrategy(model=model, optimizer=torch.optim.Adam(model.parameters()), **options)

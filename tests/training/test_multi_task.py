@@ -65,12 +65,19 @@ def test_images_of_mixed_tasks_train_the_heads_of_their_own(digits):
     assert float((model(x, 1 - tasks).argmax(1) == y).float().mean()) < 0.6
 
 
-def test_importances_read_each_row_through_its_own_head(digits):
-    """The Fisher information of the logits, as the partner in GFI3 reads it."""
+@pytest.fixture
+def six(digits):
+    """A network that was trained on six images of two tasks; the images, labels and tasks."""
     x, y = digits(6)
     tasks = torch.tensor([0, 1, 1, 0, 1, 0])
     model = coupled(target=Heads())
     strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
+    return model, x, y, tasks
+
+
+def test_importances_read_each_row_through_its_own_head(six):
+    """The Fisher information of the logits, as the partner in GFI3 reads it."""
+    model, x, y, tasks = six
     loss, targets = coupled_task("logits", (0, 1), y, tasks)
     view = TargetTasks(model, ("logits",), (0, 1))
     params = list(model.target_parameters())
@@ -94,11 +101,8 @@ def test_importances_read_each_row_through_its_own_head(digits):
     assert all(v == 0 for n, v in shared.items() if "classifiers" in n)  # heads reconstruct nothing
 
 
-def test_vectors_are_of_each_row_s_own_head(digits):
-    x, y = digits(6)
-    tasks = torch.tensor([0, 1, 1, 0, 1, 0])
-    model = coupled(target=Heads())
-    strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
+def test_vectors_are_of_each_row_s_own_head(six):
+    model, x, y, tasks = six
     settings = GFISettings(fisher="logits", threshold=0.5, probability=1.0)
     found = [
         measure_importance(
@@ -111,11 +115,8 @@ def test_vectors_are_of_each_row_s_own_head(digits):
     assert all(v == 0 for n, v in found[0].shared.items() if "classifiers" in n)
 
 
-def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own_head(digits):
-    x, y = digits(6)
-    tasks = torch.tensor([0, 1, 1, 0, 1, 0])
-    model = coupled(target=Heads())
-    strategy(model, variant="e").train(mixed(x, y, tasks.tolist()).train_stream)
+def test_importances_in_a_basis_leave_heads_and_gate_the_trunk_by_each_row_s_own_head(six):
+    model, x, y, tasks = six
     settings = GFISettings(basis="kronecker", threshold=0.5, normalize=False)
 
     def measured(tasks):
