@@ -199,6 +199,7 @@ def _collected(strategy: SupervisedTemplate, ignore: Sequence[str]) -> dict[str,
         stages, own = strategy.optimizers.items(), strategy.parts().items()
         cetl = {
             "settings": settings_of(strategy),
+            "variant": strategy.variant.described,
             "source": _source_fingerprint(strategy.model),
             "stages": {
                 label: stage.optimizer and parts.optimizer_state(stage.optimizer, strategy.model)
@@ -356,6 +357,13 @@ def _check(strategy: SupervisedTemplate, state: Mapping[str, Any], ignore: Seque
             "with the same ones, or assign them before you load (a plugin of yours that changes "
             "one in training names it in varying); learning rates and train_epochs may differ."
         )
+    if isinstance(strategy, CETLStrategy) and "variant" in state["cetl"]:  # not so in 0.2
+        now, then = strategy.variant.described, list(state["cetl"]["variant"])
+        if now != then:
+            raise CheckpointError(
+                f"the variant {strategy.variant.name!r} has the stages [{', '.join(now)}], in the "
+                f"checkpoint [{', '.join(map(str, then))}]: make the strategy with the same ones."
+            )
 
 
 _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()

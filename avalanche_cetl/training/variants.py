@@ -50,9 +50,21 @@ class Variant:
         return any(stage.beside for stage in self.stages)
 
     @property
+    def described(self) -> list[str]:
+        """The stages by name, with the epochs and factors of their own: a checkpoint names them."""
+        return [_described(stage) for stage in self.stages]
+
+    @property
     def needs_warmup(self) -> bool:
         """Whether T1 is trained on L_rs in the warm-up alone."""
         return "L_rt" in self.names and "L_rs" not in self.names
+
+
+def _described(stage: TrainingStage) -> str:
+    own = [_described(one) for one in stage.stages] if isinstance(stage, MergedStage) else []
+    own += [f"epochs={stage.epochs}"] if stage.epochs is not None else []
+    own += [f"lr_factor={float(stage.lr_factor)}"] if stage.lr_factor is not None else []
+    return f"{stage.label} ({', '.join(own)})" if own else stage.label
 
 
 _SOURCE, _COUPLED, _CLASSIFY = SourceStage(), CoupledStage(), ClassifyStage()

@@ -1,3 +1,4 @@
+import re
 import warnings
 from contextlib import nullcontext
 
@@ -23,6 +24,13 @@ from avalanche_cetl import (
 )
 from avalanche_cetl.checkpoints.codec import equal, read_checkpoint_file
 from avalanche_cetl.encoders.fingerprint import of_version_0_2
+from avalanche_cetl.training import (
+    ClassifyStage,
+    CoupledStage,
+    MergedStage,
+    SourceStage,
+    Variant,
+)
 
 
 def kronecker(**arguments):
@@ -228,6 +236,42 @@ def test_another_strategy_is_refused_and_stays_as_it_was(benchmark, tmp_path, ot
     assert all(torch.equal(before[name], p) for name, p in weights(strategy).items())
     assert torch.equal(state, torch.get_rng_state())
     assert strategy.clock.train_exp_counter == 0
+
+
+def staged(*stages):
+    return make(variant=Variant("own", stages))
+
+
+def own(stage, **attributes):
+    for name, value in attributes.items():
+        setattr(stage, name, value)
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ((SourceStage(), ClassifyStage()), r"[stage 1, stage 3]"),
+        ((ClassifyStage(), own(CoupledStage(), epochs=2)), r"[stage 3, stage 2 (epochs=2)]"),
+        ((own(CoupledStage(), epochs=3), ClassifyStage()), r"[stage 2 (epochs=3), stage 3]"),
+        (
+            (own(CoupledStage(), epochs=2, lr_factor=0.1), ClassifyStage()),
+            "[stage 2 (epochs=2, lr_factor=0.1), stage 3]",
+        ),
+        ((MergedStage((ClassifyStage(), CoupledStage())),), "[merged (stage 3, stage 2)]"),
+    ],
+    ids=["stages", "order", "epochs", "lr_factor", "merged"],
+)
+def test_other_stages_under_the_name_of_the_same_variant_are_refused(tmp_path, stages, told):
+    path = tmp_path / "saved.safetensors"
+    saved = own(CoupledStage(), epochs=2), ClassifyStage()
+    save_checkpoint(staged(*saved), path)
+    load_checkpoint(staged(*saved), path)
+    wanted = (
+        f"the variant 'own' has the stages {told}, in the checkpoint [stage 2 (epochs=2), stage 3]"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(wanted)):
+        load_checkpoint(staged(*stages), path)
 
 
 class Fails(CETLPlugin):
