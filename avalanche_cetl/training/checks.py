@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.features.attach import check_source
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.plugins.base import names_of
 
 
 def check_networks(model: Any, optimizer: Optimizer) -> None:
@@ -94,6 +95,45 @@ def check_experience(model: CoupledModel, rows: Rows, experience: int, taught: b
             )
     if rows.has_features and isinstance(model.source, Encoder):
         check_source(rows.target, model.source, f"experience {experience}")
+
+
+def check_loss_names(plugins: Sequence[Any]) -> None:
+    """Refuse plugins whose loss has no name, and warn of two that record losses of one name.
+
+    :param plugins: that the user gave.
+    :raises ValueError: naming the plugin.
+    """
+    owners: dict[str, str] = {}
+    for plugin in plugins:
+        kind = type(plugin).__name__
+        for name in names_of([plugin]):
+            if not name:
+                raise ValueError(
+                    f"{kind} has no name for its loss: set name in the class, such as 'L_margin'."
+                )
+            if name in owners:
+                warn_caller(
+                    f"{owners[name]} and {kind} both record {name}, so that round_losses has the "
+                    "mean of the two: set another name in one."
+                )
+            owners[name] = kind
+
+
+def check_taken_names(plugins: Sequence[Any], variant: str, recorded: Iterable[str]) -> None:
+    """Raise ValueError where a plugin records a loss under a name that the stages record too.
+
+    :param plugins: of the strategy.
+    :param variant: its variant's name.
+    :param recorded: names of the losses and penalties of the variant's stages.
+    """
+    taken = set(recorded)
+    for plugin in plugins:
+        for name in names_of([plugin]):
+            if name in taken:
+                raise ValueError(
+                    f"{type(plugin).__name__} records {name}, which the stages of variant "
+                    f"{variant!r} record themselves: give the plugin's loss another name."
+                )
 
 
 def check_replay(plugins: Iterable[Any], dataset: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avalanche_cetl.allocation import Allocation, GFISettings
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.checks import check_taken_names
 from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.engine import Engine
 from avalanche_cetl.training.meters import LossMeters
@@ -154,6 +155,7 @@ class Options:
         """
         before, recipe = self._recipe, self._recipe.changed(options)
         check_change(before, recipe, self.model, self.training_data is not None)
+        check_taken_names(self.plugins, recipe.variant.name, recipe.variant.recorded)
         self._recipe = recipe
         self.networks.configure(recipe)
         self.allocation.configure(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)

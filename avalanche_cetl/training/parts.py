@@ -14,7 +14,7 @@ from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.described import Described
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.plugins.base import Stage, names_of
-from avalanche_cetl.training.checks import check_finite_loss
+from avalanche_cetl.training.checks import check_finite_loss, check_taken_names
 from avalanche_cetl.training.data import TrainingData
 from avalanche_cetl.training.meters import LossMeters
 from avalanche_cetl.training.networks import Networks
@@ -41,6 +41,7 @@ class Parts(Options, Described):
 
     def make_parts(self, recipe: Recipe) -> None:
         """Make the parts of the options that were given."""
+        check_taken_names(self.plugins, recipe.variant.name, recipe.variant.recorded)
         self._recipe, self.engine = recipe, recipe.engine()
         self.networks = Networks(self.model, recipe, self.engine.functions, self._criterion)
         self.allocation = Allocation(recipe.variant.importance, recipe.gfi, recipe.dwa_lambda)

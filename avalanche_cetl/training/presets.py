@@ -28,6 +28,7 @@ for unlabelled rows ``ViewConsistency``. It does best with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -42,8 +43,11 @@ from avalanche_cetl.plugins.base import names_of
 from avalanche_cetl.plugins.hints import DecoderHints
 from avalanche_cetl.plugins.soft_targets import SoftTargets
 from avalanche_cetl.plugins.views import ViewConsistency
+from avalanche_cetl.training.checks import check_loss_names
 from avalanche_cetl.training.choice import Choice, DataProfile, Rule
 from avalanche_cetl.training.variants import Variant, VariantName
+
+logger = logging.getLogger(__name__)
 
 #: Names of the presets.
 PresetName = Literal["paper", "best"]
@@ -99,13 +103,25 @@ class Preset:
     def plugins_beside(self, plugins: Sequence[BasePlugin], model: Any) -> list[BasePlugin]:
         """Return the preset's own plugins, before those that were given.
 
-        A plugin that was given takes the place of the preset's that records the same losses.
+        A plugin that was given takes the place of the preset's that records the same losses; the
+        log says so, as a warning where it is of another class.
         """
-        given = names_of(plugins)
-        made = [(rule.make(), rule) for rule in self.plugins]
-        own = [
-            (one, rule) for one, rule in made if one.fits(model) and not set(one.names) & set(given)
-        ]
+        check_loss_names(plugins)
+        own: list[tuple[Any, Rule]] = []
+        for rule in self.plugins:
+            one = rule.make()
+            instead = [plugin for plugin in plugins if set(names_of([plugin])) & set(one.names)]
+            for plugin in instead:
+                logger.log(
+                    logging.INFO if isinstance(plugin, type(one)) else logging.WARNING,
+                    "%s takes the place of the preset's %s, since both record %s. Give it another "
+                    "name to have both.",
+                    type(plugin).__name__,
+                    type(one).__name__,
+                    ", ".join(sorted(set(names_of([plugin])) & set(one.names))),
+                )
+            if one.fits(model) and not instead:
+                own.append((one, rule))
         choice = [Choice(own)] if own else []
         return [*choice, *(one for one, _ in own), *plugins]
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from avalanche_cetl import (
     CETLStrategy,
     DecoderHints,
     GFISettings,
+    LossPlugin,
     SoftTargets,
     ViewConsistency,
     adaptation_benchmark,
@@ -190,3 +192,62 @@ def test_an_option_that_means_nothing_without_the_decoder_brings_it(option):
     assert direct.variant.name == "direct"
     with pytest.raises(ValueError, match="Give variant= when you make the strategy"):
         setattr(direct, name, value)
+
+
+class Own(LossPlugin):
+    """A loss that is 1, under a name."""
+
+    def __init__(self, name, weight=1.0):
+        super().__init__(weight, "target")
+        self.name = name
+
+    def loss(self, strategy, batch):
+        return batch.logits.sum() * 0 + 1
+
+
+class Other(Own):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("", {}, "Own has no name for its loss"),
+        ("L_c", {}, "Own records L_c, which the stages of variant 'direct' record themselves"),
+        ("DWA1", {"variant": "gfi"}, "Own records DWA1, which the stages of variant 'gfi'"),
+    ],
+)
+def test_a_name_that_is_taken_or_empty_is_refused(name, settings, told):
+    with pytest.raises(ValueError, match=told):
+        _strategy("best", plugins=[Own(name)], **settings)
+
+
+def test_a_variant_that_takes_the_name_of_a_plugin_is_refused_and_nothing_changes():
+    s = _strategy("paper", variant="u", plugins=[Own("L_rs")], warmup_epochs=1)
+    with pytest.raises(ValueError, match="Own records L_rs"):
+        s.variant = "e"
+    assert s.variant.name == "u" and s.recipe.variant.name == "u"
+
+
+def test_two_plugins_that_record_one_name_are_warned_of():
+    with pytest.warns(UserWarning, match="Own and Other both record L_a"):
+        _strategy("paper", plugins=[Own("L_a"), Other("L_a")])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*record")
+        _strategy("best", plugins=[Own("L_a"), Other("L_b")])
+
+
+@pytest.mark.parametrize(
+    ("plugin", "level", "told"),
+    [
+        (Own("L_balance"), "WARNING", "Own takes the place of the preset's ViewConsistency"),
+        (ViewConsistency(1.0), "INFO", "ViewConsistency takes the place of the preset's"),
+    ],
+    ids=["another class", "the same"],
+)
+def test_the_log_says_which_plugin_of_a_preset_gives_way(caplog, plugin, level, told):
+    with caplog.at_level("INFO", "avalanche_cetl"):
+        s = _strategy("best", variant="gfi", plugins=[plugin])
+    (record,) = caplog.records
+    assert told in record.getMessage() and record.levelname == level
+    assert [p for p in s.plugins if "L_balance" in getattr(p, "names", ())] == [plugin]
