@@ -39,6 +39,7 @@ ORDER_OF_TRAINING = (
     "engine",
     "networks",
     "stages",
+    "stage_checks",
     "variants",
     "data",
     "choice",

@@ -7,7 +7,7 @@ for either with :func:`training_of`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from enum import Enum
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.described import Described
 from avalanche_cetl.common.labels import features_in
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders import Encoder
 
 
@@ -207,3 +208,27 @@ def names_of(plugins: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of all losses that plugins record, each once."""
     names = [name for plugin in plugins for name in getattr(plugin, "names", ())]
     return tuple(dict.fromkeys(names))
+
+
+def check_loss(owner: str, name: str, loss: Any, learns: bool) -> None:
+    """Raise TypeError for a loss that is no scalar tensor, and warn of one that trains nothing.
+
+    A constant 0 is a mini-batch without anything to learn.
+
+    :param owner: who computed it, for messages.
+    :param name: of the loss.
+    :param loss: as it was computed.
+    :param learns: whether there is something to train, so that the loss should have a gradient.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        given = repr(loss)
+        if isinstance(loss, Tensor):
+            given = f"a tensor of shape {tuple(loss.shape)} and type {loss.dtype}"
+        elif isinstance(loss, Sized):
+            given = f"a {type(loss).__name__}"
+        raise TypeError(f"{owner} gave as {name} {given}: a scalar tensor of floats, please.")
+    if learns and not loss.requires_grad and float(loss):
+        warn_caller(
+            f"{name} of {owner} has no gradient, so it trains nothing: compute it from the "
+            "network's outputs, without detach() or no_grad()."
+        )

@@ -12,7 +12,7 @@ from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.validation import check_choice, check_weight
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.features.attach import features_are_of
-from avalanche_cetl.plugins.base import CETLPlugin, Strategy, training_of
+from avalanche_cetl.plugins.base import CETLPlugin, Strategy, check_loss, training_of
 
 #: The rows that a loss reads: those of stage 3, or those of stage 2.
 Rows = Literal["labelled", "target"]
@@ -79,7 +79,7 @@ class LossPlugin(CETLPlugin):
 
     def loss(self, strategy: Any, batch: Batch) -> Tensor | None:
         """Return the loss, a scalar mean over the batch; None where there is none."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method loss(strategy, batch).")
 
     def losses(self, strategy: Any, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return weight and loss by name; for plugins with several losses."""
@@ -112,7 +112,9 @@ class LossPlugin(CETLPlugin):
         if batch is None:
             return
         added: Tensor | None = None
+        learns = isinstance(batch.latest, Tensor) and batch.latest.requires_grad
         for name, (weight, loss) in self.losses(strategy, batch).items():
+            check_loss(type(self).__name__, name, loss, learns)
             training_of(strategy).record_loss(name, loss, batch.images)
             added = weight * loss if added is None else added + weight * loss
         if added is not None:

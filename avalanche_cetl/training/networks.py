@@ -39,6 +39,13 @@ class Inputs(Protocol):
         """Return the settings of GFI; the seed of the noise follows theirs."""
 
 
+class StageModules(dict[str, nn.Module]):
+    """The modules that stages bring themselves, by the label of the stage."""
+
+    def __missing__(self, label: str) -> nn.Module:
+        raise ValueError(f"stage {label!r} has no module: its make_module(model) returns one.")
+
+
 class Networks:
     """S, T1 and T2 as the stages run them: what they see, in which form, what they reconstruct.
 
@@ -60,7 +67,7 @@ class Networks:
     ):
         self.model, self.inputs, self.criterion = model, inputs, criterion
         self.functions = functions
-        self.modules: dict[str, nn.Module] = {}
+        self.modules = StageModules()
         self.hidden = False
         self.latest: Tensor | None = None
         self._fixed: tuple[nn.Module, nn.Module] | None = None  # copies of T1 and S's adapter

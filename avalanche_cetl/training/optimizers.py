@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from avalanche_cetl.common.optimizers import optimizer_like
 from avalanche_cetl.models.coupled import CoupledModel
+from avalanche_cetl.training.networks import StageModules
 from avalanche_cetl.training.stages import TrainingStage
 from avalanche_cetl.training.variants import WARMUP, Variant
 
@@ -111,9 +112,10 @@ class StageOptimizers(dict[str, StageOptimizer]):
             self[stage.label] = own
 
     @property
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> StageModules:
         """Return the modules that stages bring themselves, by the label of the stage."""
-        return {label: own.module for label, own in self.items() if own.module is not None}
+        own = {label: one.module for label, one in self.items() if one.module is not None}
+        return StageModules(own)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of those modules, for checkpoints."""

@@ -192,6 +192,12 @@ class Recipe:
                 f"loss_weights={weights}: three finite weights >= 0 of L_rs, L_c, L_rt."
             )
         mixture = self.variant.mixture
+        for name in mixture:
+            if name not in LOSSES or name not in self.variant.names:
+                raise ValueError(
+                    f"variant {self.variant.name!r} has {name!r} in its mixture: losses of its "
+                    f"stages, of {LOSSES}, whose weights are loss_weights."
+                )
         if mixture and not sum(self.loss_weights[name] for name in mixture):
             raise ValueError(f"loss_weights={weights}: those of {mixture} are all 0.")
         check_weight("dwa_lambda", self.dwa_lambda)

@@ -114,7 +114,7 @@ class TrainingStage(Described):
         other rows (two views of each image), the stage sets ``batch.logits`` to those of the
         mini-batch's rows; without them such a plugin raises a ValueError.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method losses().")
 
     def pieces(self, batches: dict[str, Batch]) -> Iterator[tuple[TrainingStage, Batch]]:
         """Yield the stages whose losses make a step, each with the mini-batch that it reads.

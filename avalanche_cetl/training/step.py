@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.labels import features_in
+from avalanche_cetl.plugins.base import check_loss
 from avalanche_cetl.training.checks import check_finite_loss
 from avalanche_cetl.training.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host
@@ -119,6 +120,7 @@ def _terms(host: Host, stage: TrainingStage, batch: Batch) -> Iterator[Tensor]:
             continue
         networks.latest, before = None, rows.latest
         losses = piece.losses(networks, rows)
+        _check(host, piece, losses)
         latest, networks.latest = networks.latest, None
         # What the stage has set stays, and so does the output of Avalanche's own forward pass.
         if latest is not None and rows.latest is before and (own or piece.reads == "target"):
@@ -132,6 +134,28 @@ def _terms(host: Host, stage: TrainingStage, batch: Batch) -> Iterator[Tensor]:
         if penalty is not None:
             host.meters.add(stage.pays.name, float(penalty.detach()), batch.counted)
             yield penalty
+
+
+def _check(host: Host, piece: TrainingStage, losses: Any) -> None:
+    """Raise TypeError or ValueError for losses that are not those that the stage names."""
+    owner = f"stage {piece.label!r}"
+    if not isinstance(losses, Mapping):
+        raise TypeError(f"{owner}: losses() returns a dict of losses by name, got {losses!r}.")
+    for name, loss in losses.items():
+        if name not in piece.names:
+            raise ValueError(
+                f"{owner} gave the loss {name!r}, and its names are {piece.names!r}: write all "
+                "names of its losses there."
+            )
+        # With frozen networks there is nothing to learn, in this package's stages not even that.
+        constant = isinstance(loss, Tensor) and not loss.requires_grad
+        if constant and not type(piece).__module__.startswith("avalanche_cetl."):
+            module = host.networks.modules.get(piece.label)
+            own = [] if module is None else module.parameters()
+            learns = any(p.requires_grad for p in (*piece.parameters(host.model), *own))
+            check_loss(owner, name, loss, learns)
+        else:
+            check_loss(owner, name, loss, False)
 
 
 def _clear_others(host: Host, stage: TrainingStage) -> None:

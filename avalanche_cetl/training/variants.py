@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from avalanche_cetl.training.stage_checks import check_stage
 from avalanche_cetl.training.stages import (
     ClassifyStage,
     CoupledStage,
@@ -105,38 +105,46 @@ VARIANTS = {
 def parse_variant(variant: str | Variant) -> Variant:
     """Return the variant of that name, or the variant itself.
 
-    :raises ValueError: for another name, and for stages that share a label.
+    :raises TypeError: for stages that are no objects of a :class:`TrainingStage`.
+    :raises ValueError: for another name, for stages that share a label, and for what a variant or
+        a stage cannot have.
     """
     if isinstance(variant, str) and variant in VARIANTS:
         return VARIANTS[variant]
     if not isinstance(variant, Variant):
         allowed = ", ".join(map(repr, VARIANTS))
         raise ValueError(f"variant={variant!r} is not known. Allowed: {allowed}, or a Variant.")
-    labels = [stage.label for stage in variant.stages]
-    if not labels or len(set(labels)) != len(labels):
+    name, stages = variant.name, variant.stages
+    if not isinstance(stages, tuple | list):
+        raise TypeError(f"the stages of variant {name!r} are a tuple, got {stages!r}: a comma?")
+    for stage in stages:
+        check_stage(stage)
+    labels = [stage.label for stage in stages]
+    if not labels:
+        raise ValueError(f"variant {name!r} has no stages: it needs at least one.")
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(
+                f"{labels.count(label)} stages of variant {name!r} are called {label!r}: each "
+                "needs a name of its own. Set `name` in a subclass of one."
+            )
+    if variant.importance not in (None, "fisher", "gfi"):
         raise ValueError(
-            f"the stages of variant {variant.name!r} have the labels {labels}: a variant needs at "
-            "least one stage, and each a name of its own."
+            f"variant {name!r} has importance={variant.importance!r}. Allowed: 'gfi', 'fisher', "
+            "None."
         )
-    for stage in variant.stages:
-        _check_stage(stage)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a variant has name={name!r}: a text that is not empty.")
+    if name in VARIANTS and not _same(variant, VARIANTS[name]):
+        raise ValueError(f"{name!r} is a variant of this package: give yours another name.")
     return variant
 
 
-def _check_stage(stage: TrainingStage) -> None:
-    """Raise ValueError for what a stage may not have of its own."""
-    epochs, factor = stage.epochs, stage.lr_factor
-    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
-        raise ValueError(f"stage {stage.label!r} has epochs={epochs!r}: None, or an int >= 1.")
-    if factor is not None and not (math.isfinite(factor) and factor > 0):
-        raise ValueError(f"stage {stage.label!r} has lr_factor={factor!r}: None, or a number > 0.")
-    inner = stage.stages if isinstance(stage, MergedStage) else (stage,)
-    for one in inner:
-        makes = type(one).make_module is not TrainingStage.make_module
-        rates = makes or one.lr_factor is not None or (one is not stage and one.epochs is not None)
-        if rates and not stage.own_optimizer:
-            raise ValueError(
-                f"stage {one.label!r} has a module, a learning rate or epochs of its own, so it "
-                f"needs an optimiser of its own, and {stage.label!r} steps the user's: give it "
-                "callbacks other than Callbacks.ALL, and do not merge it."
-            )
+def _same(one: Variant, other: Variant) -> bool:
+    """Return whether variants say the same; copies of a strategy have copies of the stages."""
+
+    def told(variant: Variant) -> tuple[object, ...]:
+        kinds = [type(stage) for stage in variant.stages]
+        return kinds, variant.described, variant.importance, variant.mixture
+
+    return told(one) == told(other)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -18,7 +19,14 @@ from avalanche_cetl import (
     ViewConsistency,
 )
 from avalanche_cetl.common.hooks import Kept
-from avalanche_cetl.training import ClassifyStage, MergedStage, Stage, TrainingStage, Variant
+from avalanche_cetl.training import (
+    ClassifyStage,
+    MergedStage,
+    Payment,
+    Stage,
+    TrainingStage,
+    Variant,
+)
 from avalanche_cetl.training.stages import Callbacks
 
 
@@ -280,6 +288,22 @@ def changed(stage, **attributes):
         (changed(Own(), epochs=1.5), "epochs=1.5"),
         (changed(Own(), lr_factor=0.0), "lr_factor=0.0"),
         (changed(Own(), lr_factor=float("nan")), "lr_factor=nan"),
+        (changed(Own(), lr_factor="1"), "lr_factor='1'"),
+        (changed(Own(), kind="stage 2"), "kind='stage 2': a Stage"),
+        (changed(Own(), name=None, kind=Stage.MERGED), "name=None: a text"),
+        (changed(Own(), reads="unlabelled"), "reads='unlabelled': 'target' or 'labelled'"),
+        (changed(Own(), beside="labelled"), "beside='labelled'"),
+        (changed(Own(), trains=("encoder",)), r"trains=\('encoder',\): a tuple of 'decoder'"),
+        (changed(Own(), trains="target"), "trains='target'"),
+        (changed(Own(), trains=("own",)), "its own module it always trains"),
+        (changed(Own(), names="L_own"), "names='L_own': a tuple of the names"),
+        (changed(Own(), names=("",)), "names="),
+        (changed(Own(), pays="GFI1"), "pays='GFI1': None, or a Payment"),
+        (changed(Own(), pays=Payment("GFI4", "DWA4")), "pays=.*GFI4"),
+        (changed(Own(), measures=("GFI4",)), "measures=.*'GFI4'"),
+        (changed(Own(), callbacks="all"), "callbacks='all': one of Callbacks"),
+        (TrainingStage(), r"TrainingStage has no method losses\(networks, batch\)"),
+        (MergedStage((ClassifyStage(), changed(Own(), reads="all"))), "stage 'own' has reads"),
         (Headed(callbacks=Callbacks.ALL), "stage 'own' has a module"),
         (MergedStage((ClassifyStage(), Headed())), "stage 'own' has a module.*'merged' steps"),
         (MergedStage((ClassifyStage(), changed(Own(), epochs=2))), "do not merge it"),
@@ -305,6 +329,101 @@ def test_a_stage_without_a_loss_leaves_the_weights(transfer, callbacks):
 
     before = snapshot(small_coupled())
     assert not moved(run(transfer, Idle(callbacks=callbacks), warmup_epochs=0).model, before)
+
+
+class Gives(Own):
+    """A stage that computes what it is given a function for."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def losses(self, networks, batch):
+        _, logits = networks.encode(batch.images, batch.tasks)
+        return self.function(logits, networks)
+
+
+class Adds(LossPlugin):
+    """A plugin of the same kind."""
+
+    name, default_rows = "L_adds", "target"
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def loss(self, strategy, batch):
+        return self.function(batch.logits)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda z, n: {"L_foo": z.mean()}, r"gave the loss 'L_foo', and its names are \('L_own'"),
+        (lambda z, n: z.mean(), r"losses\(\) returns a dict of losses by name, got tensor"),
+        (lambda z, n: None, "losses by name, got None"),
+        (lambda z, n: {"L_own": z.mean(1)}, r"gave as L_own a tensor of shape \(\d+,\)"),
+        (lambda z, n: {"L_own": z.argmax()}, r"type torch.int64: a scalar tensor of floats"),
+        (lambda z, n: {"L_own": 0.3}, "gave as L_own 0.3: a scalar"),
+        (lambda z, n: {"L_own": None}, "gave as L_own None: a scalar"),
+        (lambda z, n: {"L_own": n.modules["own"](z)}, r"has no module: its make_module\(model\)"),
+    ],
+    ids=["key", "no dict", "None", "vector", "int", "float", "no loss", "module"],
+)
+def test_losses_of_a_wrong_kind_are_refused_with_the_stage(transfer, function, told):
+    with pytest.raises((TypeError, ValueError), match=f"stage 'own'.*{told}"):
+        run(transfer, Gives(function))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (lambda z: z.mean(1), r"a tensor of shape \(\d+,\) and type torch.float32"),
+        (lambda z: 0.5, "0.5"),
+        (lambda z: [z.mean()], "a list"),
+    ],
+    ids=["vector", "float", "list"],
+)
+def test_losses_of_a_wrong_kind_are_refused_with_the_plugin(transfer, value, told):
+    with pytest.raises(TypeError, match=f"Adds gave as L_adds {told}: a scalar tensor"):
+        run(transfer, Own(), Adds(value))
+
+
+def test_a_plugin_without_a_loss_is_named(transfer):
+    with pytest.raises(NotImplementedError, match="Bare has no method loss"):
+        run(transfer, Own(), type("Bare", (LossPlugin,), {"name": "L_bare"})(rows="target"))
+
+
+@pytest.mark.parametrize(
+    ("value", "warned"),
+    [
+        (lambda z: z.detach().square().mean(), True),
+        (lambda z: torch.tensor(0.3), True),
+        (lambda z: torch.tensor(0.0), False),
+        (lambda z: z.square().mean(), False),
+    ],
+    ids=["detached", "constant", "nothing to learn", "with a gradient"],
+)
+def test_a_loss_without_a_gradient_is_warned_of(transfer, value, warned):
+    for made, name in (
+        ((Gives(lambda z, n: {"L_own": value(z)}),), "L_own of stage 'own'"),
+        ((Own(), Adds(value)), "L_adds of Adds"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(transfer, *made)
+        told = [one for one in caught if f"{name} has no gradient" in str(one.message)]
+        assert bool(told) is warned
+
+
+def test_a_stage_with_nothing_to_train_may_have_a_loss_without_a_gradient(transfer):
+    frozen = small_coupled()
+    frozen.target.requires_grad_(False)
+    stage = Gives(lambda z, n: {"L_own": z.square().mean()})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        strategy(frozen, variant=Variant("own", (stage,))).train(transfer.train_stream)
+    assert not [one for one in caught if "no gradient" in str(one.message)]
 
 
 def test_networks_keep_no_logits_after_a_step(transfer):

@@ -1,9 +1,18 @@
+import copy
+
 import pytest
 import torch
 from coupled_runs import moved, small_coupled, snapshot, strategy
 
 from avalanche_cetl import CETLPlugin
-from avalanche_cetl.training import VARIANTS, SourceStage, Stage, Variant
+from avalanche_cetl.training import (
+    VARIANTS,
+    ClassifyStage,
+    Recipe,
+    SourceStage,
+    Stage,
+    Variant,
+)
 from avalanche_cetl.training.variants import parse_variant
 
 ALL = list(VARIANTS)
@@ -79,7 +88,34 @@ def test_a_variant_records_the_losses_of_its_stages_and_their_penalties():
     assert VARIANTS["joint"].recorded == VARIANTS["joint"].names == ("L_c", "L_rt", "L_rs")
 
 
-@pytest.mark.parametrize("stages", [(), (SourceStage(), SourceStage())], ids=["none", "twice"])
-def test_a_variant_without_stages_or_with_a_stage_twice_is_refused(stages):
-    with pytest.raises(ValueError, match="each a name of its own"):
-        parse_variant(Variant("own", stages))
+CLASSIFY = (ClassifyStage(),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("own", ()), "variant 'own' has no stages"),
+        (
+            ("own", (SourceStage(), SourceStage())),
+            "2 stages of variant 'own' are called 'stage 1': .* `name` in a subclass of one",
+        ),
+        (("own", ClassifyStage()), "the stages of variant 'own' are a tuple, got ClassifyStage"),
+        (("own", (ClassifyStage,)), r"got the class ClassifyStage: write ClassifyStage\(\)"),
+        (("own", ("stage 3",)), "a stage is an object of a TrainingStage, got 'stage 3'"),
+        (("own", CLASSIFY, "ewc"), "importance='ewc'. Allowed: 'gfi', 'fisher', None"),
+        (("", CLASSIFY), "name='': a text that is not empty"),
+        (("gfi", CLASSIFY), "'gfi' is a variant of this package"),
+        (("e", VARIANTS["e"].stages, "fisher"), "'e' is a variant of this package"),
+        (("own", CLASSIFY, None, ("L_foo",)), "variant 'own' has 'L_foo' in its mixture"),
+        (("own", CLASSIFY, None, ("L_rt",)), "variant 'own' has 'L_rt' in its mixture"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_variant_cannot_be_is_refused_when_the_strategy_is_made(arguments, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        Recipe.of("paper", variant=Variant(*arguments))
+
+
+def test_copies_of_this_packages_variants_keep_their_names():
+    for variant in VARIANTS.values():
+        assert parse_variant(copy.deepcopy(variant)).name == variant.name
