@@ -19,6 +19,8 @@ from torch import Tensor
 LOG_FLOOR = 1e-6
 #: Five expected samples a cell under independence, Cochran's rule of thumb.
 _SAMPLES_PER_CELL = 5
+#: How far values of a user's estimator may lie outside of [0, 1]: they are clamped, as ours are.
+_ROUNDING = 1e-6
 #: Factors of the variance floor, see :func:`correlation`.
 _ROUNDED_VALUES, _ROUNDED_SUMS = 64, 16
 
@@ -166,8 +168,8 @@ def register_estimator(name: str) -> Callable[[_Function], _Function]:
 
     The decorated function gets the per-sample Fisher values of some weights for the two tasks,
     ``(N, P)`` each, >= 0, with the same samples in the same order, and returns one value a weight,
-    ``(P,)``, in [0, 1]. Settings and checkpoints hold the name. Registering a name of one's own
-    again replaces the function.
+    ``(P,)``, in [0, 1]; other shapes and values are refused where they come. Settings and
+    checkpoints hold the name. Registering a name of one's own again replaces the function.
 
     :param name: for ``estimator=``.
     :return: a decorator that returns the function as it is.
@@ -190,3 +192,34 @@ def check_estimator(estimator: str) -> None:
             f"estimator={estimator!r} is not known. Allowed: {sorted(ESTIMATORS)}, and names that "
             "register_estimator was given."
         )
+
+
+def estimated(estimator: str, first: Tensor, second: Tensor) -> Tensor:
+    """Return what an estimator gives, ``(P,)`` in [0, 1]; one of the user's is checked.
+
+    :param estimator: its name.
+    :param first: per-sample values ``(N, P)``.
+    :param second: the same for the other task.
+    :raises TypeError: for what is no tensor.
+    :raises ValueError: for values of another shape or outside [0, 1] by more than rounding.
+    """
+    values = ESTIMATORS[estimator](first, second)
+    if estimator in get_args(Estimator):
+        return values
+    weights = first.shape[1]
+    if not isinstance(values, Tensor):
+        raise TypeError(f"estimator {estimator!r} gave {values!r}: a tensor ({weights},) please.")
+    if values.shape != (weights,):
+        raise ValueError(
+            f"estimator {estimator!r} gave {tuple(values.shape)} for {weights} weights: one value "
+            "a weight."
+        )
+    if values.isnan().any():
+        raise ValueError(
+            f"estimator {estimator!r} gave NaN: let it give 0 where the values do not vary."
+        )
+    low, high = float(values.min()), float(values.max())
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        worst = f"from {low:.3g}" if low < -_ROUNDING else f"to {high:.3g}"
+        raise ValueError(f"estimator {estimator!r} gave values outside [0, 1] ({worst}).")
+    return values.clamp(0, 1)

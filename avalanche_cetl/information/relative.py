@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from avalanche_cetl.information.estimators import ESTIMATORS, check_estimator
+from avalanche_cetl.information.estimators import check_estimator, estimated
 from avalanche_cetl.information.fisher import DEFAULT_CHUNK_BYTES
 from avalanche_cetl.information.gradients.eigenbasis import KroneckerBasis
 from avalanche_cetl.information.gradients.gaussian_copula import gaussian_relative
@@ -173,7 +173,7 @@ def _estimated(
             tasks = [gradients.processes.rows(v.pop(name), gradients.counts) for v in values]
             if name not in relative:
                 relative[name] = torch.zeros_like(means.fisher[0][name])
-            relative[name].view(-1)[columns] = ESTIMATORS[estimator](*tasks)
+            relative[name].view(-1)[columns] = estimated(estimator, *tasks)
     return relative
 
 

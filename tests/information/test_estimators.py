@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from scipy.stats import norm, rankdata
 from sklearn.metrics import normalized_mutual_info_score
 
+from avalanche_cetl.information import relative_fisher
 from avalanche_cetl.information.estimators import (
     ESTIMATORS,
     LOG_FLOOR,
+    estimated,
     gaussian,
     quantile_bins,
     rank,
+    register_estimator,
 )
 
 
@@ -113,3 +116,46 @@ def test_quantile_bins_are_even_and_keep_ties_together():
     counts = torch.bincount(quantile_bins(values, 5)[:, 0])
     assert counts.tolist() == [20] * 5
     assert quantile_bins(torch.zeros(10, 1).double(), 4).unique().tolist() == [0]
+
+
+@pytest.fixture
+def registered():
+    """Register an estimator for one test."""
+    yield lambda function: register_estimator("own")(function)
+    ESTIMATORS.pop("own", None)
+
+
+def half(first):
+    return torch.full((first.shape[1],), 0.5, dtype=first.dtype)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda a, b: half(a) * 6, r"gave values outside \[0, 1\] \(to 3\)"),
+        (lambda a, b: -half(a), r"gave values outside \[0, 1\] \(from -0.5\)"),
+        (lambda a, b: half(a) * torch.nan, "gave NaN"),
+        (lambda a, b: a * b, r"gave \(8, 5\) for 5 weights: one value a weight"),
+        (lambda a, b: half(a)[:-1], r"gave \(4,\) for 5 weights"),
+        (lambda a, b: torch.tensor(0.5), r"gave \(\) for 5 weights"),
+        (lambda a, b: half(a).numpy(), "gave array.*: a tensor"),
+        (lambda a, b: None, r"gave None: a tensor \(5,\)"),
+    ],
+    ids=["large", "negative", "NaN", "matrix", "too few", "one", "numpy", "None"],
+)
+def test_what_an_estimator_of_a_user_may_not_give_is_refused(registered, function, told):
+    registered(function)
+    with pytest.raises((ValueError, TypeError), match=f"estimator 'own' {told}"):
+        estimated("own", *_pair(8))
+
+
+def test_rounding_of_a_users_estimator_is_clamped(registered):
+    registered(lambda a, b: half(a) * 2 + 5e-7)
+    assert torch.equal(estimated("own", *_pair(8)), torch.ones(5).double())
+
+
+def test_relative_fisher_refuses_what_a_users_estimator_may_not_give(registered):
+    registered(lambda a, b: half(a) * 6)
+    losses = (lambda outputs: outputs.square().sum(1),) * 2
+    with pytest.raises(ValueError, match="estimator 'own' gave values outside"):
+        relative_fisher(torch.nn.Linear(3, 2), torch.rand(6, 3), losses, estimator="own")
