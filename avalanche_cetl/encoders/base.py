@@ -50,13 +50,21 @@ class Encoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return features of preprocessed images; implemented by subclasses."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no method encode(x), which returns features (N, dim)."
+        )
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return features ``(N, dim)`` of images ``(N, C, H, W)``, without gradient."""
         x = own_copy(x) if self._may_write else x
-        return in_float32(self.encode(self.preprocess(x))).flatten(1)
+        features = self.encode(self.preprocess(x))
+        if not isinstance(features, Tensor) or not features.dim():
+            given = "a scalar" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise TypeError(
+                f"{type(self).__name__}.encode() gave {given}: a tensor (N, dim), a row an image."
+            )
+        return in_float32(features).flatten(1)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:

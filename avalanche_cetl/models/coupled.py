@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,9 @@ class CoupledModel(nn.Module):
         input_shape: Sequence[int] | None = None,
     ):
         super().__init__()
-        if source is not None and not (isinstance(source, nn.Module) and hasattr(source, "dim")):
+        if isinstance(source, Encoder):
+            _check_encoder(source)
+        elif source is not None and not (isinstance(source, nn.Module) and hasattr(source, "dim")):
             raise TypeError(
                 f"source has to be an encoder, got {type(source).__name__}; wrap a module as "
                 "ModuleEncoder(module), or use TimmEncoder(name)."
@@ -69,10 +72,12 @@ class CoupledModel(nn.Module):
         if source is not None:
             trainable = [name for name, p in source.named_parameters() if p.requires_grad]
             if trainable:
+                how = "source.requires_grad_(False)"
+                if isinstance(source, Encoder):
+                    how = f"self.freeze() at the end of {type(source).__name__}.__init__"
                 raise ValueError(
                     f"the source network is frozen in CETL, but {len(trainable)} of its "
-                    f"parameters require gradients ({trainable[0]}, ...); call "
-                    "source.requires_grad_(False)."
+                    f"parameters require gradients ({trainable[0]}, ...); call {how}."
                 )
         shape = input_shape if input_shape is not None else getattr(decoder, "input_shape", None)
         if shape is None:
@@ -134,19 +139,23 @@ class CoupledModel(nn.Module):
             kinds = type(self.source).__mro__
             ours = {kind for kind in kinds if kind.__module__.startswith("avalanche_cetl.")}
             if self.source is not None and ours <= {Encoder}:
-                self._check_features(self.source_features(zeros))
+                self._check_features(self.source_features(zeros), len(zeros))
         if tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"the decoder writes {tuple(images.shape[1:])}, but the input's shape is "
                 f"{self.input_shape}."
             )
 
-    def _check_features(self, features: Tensor) -> None:
+    def _check_features(self, features: Tensor, images: int) -> None:
         kind, dim = type(self.source).__name__, self.source.dim  # type: ignore[union-attr]
+        if len(features) != images:
+            raise ValueError(
+                f"{kind} gives {len(features)} rows of features for {images} images: one for each."
+            )
         if features.shape[1:] != (dim,):
             raise ValueError(
                 f"{kind}.dim is {dim}, but it gives features {tuple(features.shape)} for "
-                f"{len(features)} images; set dim to their number for one image."
+                f"{images} images; set dim to their number for one image."
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -256,6 +265,15 @@ class CoupledModel(nn.Module):
         for name in [name for name in state if name.startswith(f"{prefix}source.")]:
             del state[name]
         return state
+
+
+def _check_encoder(source: Encoder) -> None:
+    """Raise an error where a user's encoder has no number of features, or a wrong one."""
+    kind, dim = type(source).__name__, getattr(source, "dim", None)
+    if dim is None:
+        raise TypeError(f"{kind} has no dim: set it in __init__, to the number of its features.")
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
+        raise ValueError(f"{kind}.dim is {dim!r}: an int >= 1, the number of its features.")
 
 
 def _forgive_source(module: nn.Module, incompatible: Any) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_cetl import CICNN, CoupledModel, ModuleEncoder, ReversedDecoder, as_target
+from avalanche_cetl import CICNN, CoupledModel, Encoder, ModuleEncoder, ReversedDecoder, as_target
 from avalanche_cetl.models.coupled import TargetTasks
 
 SHAPE = (1, 12, 12)
@@ -166,3 +166,45 @@ def test_widths_that_differ_get_an_adapter():
     assert isinstance(model.target_adapter, nn.Linear)
     assert "target_adapter.weight" in model.decoder_parameters()
     assert isinstance(_model().target_adapter, nn.Identity)
+
+
+class Own(Encoder):
+    """An encoder of a user's: what it gives for images, and its ``dim`` where it has one."""
+
+    def __init__(self, gives, frozen=True, **attributes):
+        super().__init__()
+        self.gives, self.layer = gives, nn.Linear(1, 1)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        if frozen:
+            self.freeze()
+
+    def encode(self, x):
+        return self.gives(x)
+
+
+def six(x):
+    return x.flatten(1)[:, :6]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (lambda: Own(six), "Own has no dim: set it in __init__"),
+        (lambda: Own(six, dim="6"), r"Own.dim is '6': an int >= 1"),
+        (lambda: Own(six, dim=6.0), r"Own.dim is 6.0: an int >= 1"),
+        (lambda: Own(six, dim=-1), "Own.dim is -1: an int >= 1"),
+        (lambda: Own(six, dim=5), r"Own.dim is 5, but it gives features \(2, 6\)"),
+        (lambda: Own(lambda x: six(x)[:1], dim=6), "Own gives 1 rows of features for 2 images"),
+        (lambda: Own(lambda x: x.mean(), dim=6), r"Own.encode\(\) gave a scalar"),
+        (lambda: Own(lambda x: (six(x),), dim=6), r"Own.encode\(\) gave a tuple"),
+        (lambda: Own(lambda x: six(x).numpy(), dim=6), r"Own.encode\(\) gave a ndarray"),
+        (lambda: Own(six, frozen=False, dim=6), r"self.freeze\(\) at the end of Own.__init__"),
+        (lambda: type("Bare", (Encoder,), {"dim": 6})(), "Bare has no method encode"),
+    ],
+    ids=["no dim", "text", "float", "negative", "another", "rows", "scalar", "tuple", "numpy",
+         "not frozen", "no encode"],
+)  # fmt: skip
+def test_an_encoder_of_a_users_is_checked_when_the_model_is_made(source, told):
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match=told):
+        CoupledModel.build(source(), CICNN(3, SHAPE, width=0.1), SHAPE)
