@@ -62,8 +62,17 @@ class Use(NamedTuple):
         computed: Tensor | Factors = self.sampler.function(*self.given(rows, g))
         if isinstance(computed, Factors):
             return computed.restore(computed.left @ computed.right)
+        if self.sampler.builtin:
+            return computed
+        shape = self.module.get_parameter(self.local).shape
+        wanted = f"({', '.join(['n', *map(str, shape)])})"
+        if not isinstance(computed, Tensor):
+            missing = ": is the return missing?" if computed is None else f", not {wanted}."
+            raise TypeError(f"returned {computed!r}{missing}")
+        if computed.numel() != len(g) * shape.numel():
+            raise ValueError(f"gave {tuple(computed.shape)}, not {wanted} with n = {len(g)}.")
         # The caller writes into them, and a user's function may return what it was given.
-        return computed if self.sampler.builtin else computed.detach().clone()
+        return computed.detach().clone()
 
 
 class ClosedForm(GradSample):

@@ -26,6 +26,7 @@ from avalanche_cetl.information.gradients.cache_key import (
 )
 from avalanche_cetl.information.gradients.grad_samplers import grad_sampler_of
 from avalanche_cetl.information.gradients.loop import Loop
+from avalanche_cetl.information.gradients.registry import unmatched
 from avalanche_cetl.information.gradients.routes import Route, candidates
 from avalanche_cetl.information.gradients.verification import Trial, described
 from avalanche_cetl.information.likelihood import BoundLoss
@@ -147,6 +148,7 @@ def _entries(
 
 def _dispatched(loop: Loop, two: Sequence[Tensor], losses: int) -> Dispatch:
     model, params = loop.model, loop.params
+    _warn_of_unmatched(model, params)
     try:
         trial = Trial(model, two, loop, losses)
     except Exception as problem:
@@ -210,6 +212,25 @@ def _settle_in_float64(trial: Trial) -> _Settled | None:
         logger.debug("%s has no copy in float64: %s", type(trial.model).__name__, problem)
         return None
     return _settle(exact)
+
+
+def _warn_of_unmatched(model: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Warn, once for each layer, of closed forms of parameters that a measured layer has not."""
+    measured = {id(p) for p in params.values()}
+    for layer in model.modules():
+        own = [name for name, p in layer.named_parameters(recurse=False) if id(p) in measured]
+        for parameter, sampler in unmatched(layer) if own else ():
+            told = _refused.setdefault(layer, set())
+            if parameter not in told:
+                told.add(parameter)
+                logger.warning(
+                    "%s is registered for the parameter %r of %s, which has none of that name, "
+                    "but %s: it is not used.",
+                    getattr(sampler.function, "__qualname__", sampler.function),
+                    parameter,
+                    type(layer).__name__,
+                    ", ".join(own),
+                )
 
 
 def _warn_of_grad_samplers(model: nn.Module, name: str, route: Route, why: str) -> None:

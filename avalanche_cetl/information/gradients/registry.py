@@ -13,7 +13,7 @@ way, and a warning names it where it is a user's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,6 +128,14 @@ def registered_for(layer_type: type[nn.Module], parameter: str) -> GradSampler |
         if parameter in _grad_samplers.get(base, ()):
             return _grad_samplers[base][parameter]
     return None
+
+
+def unmatched(layer: nn.Module) -> Iterator[tuple[str, GradSampler]]:
+    """Yield the user's forms that are registered for a layer's type, of parameters it has not."""
+    for base in type(layer).__mro__:
+        for parameter, sampler in _grad_samplers.get(base, {}).items():
+            if not sampler.builtin and not hasattr(layer, parameter):
+                yield parameter, sampler
 
 
 def registrations() -> int:

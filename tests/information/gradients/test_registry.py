@@ -81,11 +81,13 @@ def test_a_parameter_without_a_form_takes_the_way_it_took(by_torch_func, assert_
     ("rule", "why"),
     [
         (lambda module, inputs, gradient: inputs[0] * gradient, "other gradients than autograd"),
-        (lambda module, inputs, gradient: gradient.sum(1), "RuntimeError: shape"),
-        (lambda module, inputs, gradient: None, "AttributeError"),
+        (lambda module, inputs, gradient: gradient.sum(1), "gave (2,), not (n, 4) with n = 2"),
+        (lambda module, inputs, gradient: gradient.sum(0), "gave (4,), not (n, 4) with n = 2"),
+        (lambda module, inputs, gradient: None, "returned None: is the return missing?"),
+        (lambda module, inputs, gradient: 1.0, "returned 1.0, not (n, 4)"),
         (lambda module, inputs: None, "TypeError"),
     ],
-    ids=["wrong values", "wrong shape", "nothing", "wrong arguments"],
+    ids=["wrong values", "too few", "summed", "nothing", "no tensor", "wrong arguments"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_wrong_form_is_refused_by_name(rule, why, dtype, by_torch_func, caplog, assert_exact):
@@ -100,6 +102,19 @@ def test_a_wrong_form_is_refused_by_name(rule, why, dtype, by_torch_func, caplog
     assert why in message
     assert by_torch_func
     assert_exact(model.double(), x)
+
+
+@pytest.mark.parametrize(("parameter", "told"), [("gama", True), ("gamma", False)])
+def test_a_form_of_a_parameter_that_no_measured_layer_has_is_warned_of(parameter, told, caplog):
+    layer = fresh_layer()
+    rule = register_layer_gradients(layer, parameter=parameter)
+    rule(lambda module, inputs, gradient: inputs[0].sin() * gradient)
+    model, x = network(layer)
+    for rows in (9, 8):  # another shape of the input: the routes are tried anew
+        fisher_information(model, x[:rows], lambda out: out.logsumexp(1))
+    messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    wanted = f"for the parameter {parameter!r} of Scale, which has none of that name, but gamma"
+    assert [wanted in message for message in messages] == [True] * told
 
 
 def test_a_form_that_is_wrong_for_later_samples_is_refused_by_the_proof(assert_exact):
