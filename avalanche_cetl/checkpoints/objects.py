@@ -85,11 +85,11 @@ class Collector:
         if isinstance(value, nn.Module) and adapter_of(type(value)).state_dict is None:
             return self._module(value, where)
         if (functions := _state_functions(value)) is not None:
-            state = functions[0]()
+            state = _called(functions[0], value, "state_dict")
             if not is_plain(state):
                 raise CheckpointError(
-                    f"{where}.state_dict() holds more than plain data and tensors, which a "
-                    "checkpoint does not keep."
+                    f"{_whose(value, 'state_dict')} of {where} returned {_more(state)}: a "
+                    "checkpoint keeps plain data and tensors only."
                 )
             return {"how": "own", "state": state}
         if isinstance(value, dict):
@@ -140,7 +140,8 @@ class Collector:
         if any(p.requires_grad for p in its):
             raise CheckpointError(
                 f"{where} is a network that can learn, and a new {where.split('.')[0]} may not "
-                "have it: give the plugin state_dict() and load_state_dict(state)."
+                "have it: give the plugin state_dict() and load_state_dict(state), or "
+                "register_state_adapter for its class."
             )
         return {"how": "constant", "type": type(value).__qualname__}
 
@@ -156,6 +157,43 @@ def _state_functions(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any
     return (value.state_dict, value.load_state_dict) if hasattr(value, "load_state_dict") else None
 
 
+def _whose(value: Any, function: str) -> str:
+    """Return the name of a function of :func:`_state_functions`, for messages."""
+    kind = type(value).__name__
+    if adapter_of(type(value)).state_dict is not None:
+        return f"{function} of {kind} (registered adapter)"
+    return f"{kind}.{function}()"
+
+
+def _called(function: Callable[..., Any], value: Any, name: str, *state: Any) -> Any:
+    """Return what a function of :func:`_state_functions` returns.
+
+    :raises CheckpointError: where it fails, with its own error: the file is right.
+    """
+    try:
+        return function(*state)
+    except CheckpointError:
+        raise
+    except Exception as problem:
+        raise CheckpointError(
+            f"{_whose(value, name)} failed: {type(problem).__name__}: {problem}"
+        ) from problem
+
+
+def _more(state: Any) -> str:
+    """Return where a state holds more than plain data, and of which type that is."""
+    path = ""
+    while not is_plain(state):
+        pairs: list[tuple[Any, Any]] = []
+        if isinstance(state, dict | list | tuple):
+            pairs = list(state.items() if isinstance(state, dict) else enumerate(state))
+        inner = next(((key, one) for key, one in pairs if not is_plain(one)), None)
+        if inner is None:
+            break
+        path, state = f"{path}[{inner[0]!r}]", inner[1]
+    return f"a {type(state).__name__}" + (f" at {path}" if path else "")
+
+
 def _frozen(value: Any) -> bool:
     params = getattr(type(value), "__dataclass_params__", None)
     return bool(getattr(params, "frozen", False)) or not fields(value)
@@ -164,8 +202,8 @@ def _frozen(value: Any) -> bool:
 def _unknown(where: str, value: Any) -> CheckpointError:
     return CheckpointError(
         f"{where} is a {type(value).__name__}, which a checkpoint does not keep. If it changes in "
-        "training, give the plugin state_dict() and load_state_dict(state); if not, name the "
-        "plugin's class in ignore=."
+        "training, give the plugin state_dict() and load_state_dict(state), or "
+        "register_state_adapter for its class; if not, name the plugin's class in ignore=."
     )
 
 
@@ -217,7 +255,7 @@ class Restorer:
                 current.set_state(state["state"].cpu())
             return current
         if how == "own" and (functions := _state_functions(current)) is not None:
-            functions[1](state["state"])
+            _called(functions[1], current, "load_state_dict", state["state"])
             return current
         if how == "constant" and same_type:
             return current
@@ -227,7 +265,7 @@ class Restorer:
             return self._items(current, state, where)
         if how == "object" and same_type:
             if (functions := _state_functions(current)) is not None:  # there were none in 0.2
-                functions[1](_attributes_of(state))
+                _called(functions[1], current, "load_state_dict", _attributes_of(state))
                 return current
             return self._object(current, state["attributes"], where)
         raise _other(where, current, str(state.get("type", how))[:60])

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from avalanche_cetl import CheckpointError
+from avalanche_cetl.checkpoints import adapters
 from avalanche_cetl.checkpoints.objects import Collector, Restorer
 
 
@@ -113,3 +114,47 @@ def test_a_generator_goes_on_where_its_state_was_kept():
 
 def test_a_class_that_makes_things_with_a_state_has_none_itself():
     assert collect(Thing(count=1, kind=Own))["attributes"].keys() == {"count"}
+
+
+class Opaque:
+    """An object that only an adapter keeps."""
+
+    __slots__ = ("count",)
+
+
+def own_functions(state_dict, load_state_dict, kind=Own):
+    return type(kind.__name__, (kind,), {
+        "state_dict": state_dict, "load_state_dict": load_state_dict,
+    })(1)  # fmt: skip
+
+
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapter", "methods"])
+@pytest.mark.parametrize(
+    ("gives", "takes", "told"),
+    [
+        (lambda o: {"a": 1}, lambda o, state: state["nope"], "load_state_dict{} failed: KeyError"),
+        (lambda o: {"a": 1}, lambda o: None, "load_state_dict{} failed: TypeError"),
+        (lambda o: o.nope, lambda o, state: None, "state_dict{} failed: AttributeError.*nope"),
+        (
+            lambda o: {"best": [1, len]},
+            lambda o, state: None,
+            r"state_dict{} of plugin.value returned a builtin_function_or_method at \['best'\]\[1",
+        ),
+        (lambda o: len, lambda o, state: None, "state_dict{} of plugin.value returned a builtin"),
+    ],
+    ids=["key", "arguments", "saving", "inside", "no plain data"],
+)
+def test_an_error_of_a_users_state_functions_names_them(monkeypatch, adapted, gives, takes, told):
+    if adapted:
+        monkeypatch.setitem(adapters._ADAPTERS, Opaque, adapters.Adapter(gives, takes))
+        value, whose = Opaque(), " of Opaque \\(registered adapter\\)"
+    else:
+        value, whose = own_functions(gives, takes), "\\(\\)"
+        told = f"Own.{told}"
+    with pytest.raises(CheckpointError, match=told.format(whose)):
+        through(value, value)
+
+
+def test_what_cannot_be_kept_is_told_the_two_remedies():
+    with pytest.raises(CheckpointError, match=r"state_dict\(\) and .*, or register_state_adapter"):
+        collect(Opaque())
