@@ -143,7 +143,7 @@ class Parts(Options, Described):
     @property
     def reconstructs(self) -> bool:
         """Return whether a stage draws images from T2's code."""
-        return "L_rt" in self.variant.names
+        return self.variant.reconstructs
 
     @property
     def round_losses(self) -> dict[str, float]:

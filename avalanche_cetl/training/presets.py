@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -100,11 +100,14 @@ class Preset:
             own["plugins"].append({"class": type(plugin).__name__} | settings | weight)
         return own
 
-    def plugins_beside(self, plugins: Sequence[BasePlugin], model: Any) -> list[BasePlugin]:
+    def plugins_beside(
+        self, plugins: Sequence[BasePlugin], model: Any, variant: Variant | None = None
+    ) -> list[BasePlugin]:
         """Return the preset's own plugins, before those that were given.
 
         A plugin that was given takes the place of the preset's that records the same losses; the
-        log says so, as a warning where it is of another class.
+        log says so, as a warning where it is of another class. One that reads T1's hidden layers is
+        left out where no stage of the variant draws images from T2's code.
         """
         check_loss_names(plugins)
         own: list[tuple[Any, Rule]] = []
@@ -120,7 +123,8 @@ class Preset:
                     type(one).__name__,
                     ", ".join(sorted(set(names_of([plugin])) & set(one.names))),
                 )
-            if one.fits(model) and not instead:
+            idle = one.reads_decoder_hidden and variant and not variant.reconstructs
+            if one.fits(model) and not idle and not instead:
                 own.append((one, rule))
         choice = [Choice(own)] if own else []
         return [*choice, *(one for one, _ in own), *plugins]
@@ -214,10 +218,13 @@ def parse_preset(preset: str | None, variant: str | Variant | None = None) -> Pr
 
     :param preset: ``"best"`` or ``"paper"``; None: ``"best"``.
     :param variant: that was given with it; ``"best"`` keeps the decoder of one that has one.
+        There is no warm-up for one of the user's in which no stage uses T1.
     :raises ValueError: for another name.
     """
     name = preset or "best"
     check_choice("preset", name, _PRESETS)
     if name == "best" and variant not in (None, BEST.variant):
+        if isinstance(variant, Variant) and not variant.uses_decoder:
+            return replace(BEST_COUPLED, warmup_epochs=0)
         return BEST_COUPLED
     return _PRESETS[name]

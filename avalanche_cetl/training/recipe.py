@@ -121,6 +121,8 @@ class Recipe:
         given = {"variant": variant, "loss_weights": loss_weights, "alternate": alternate} | options
         # Copies: what the user has may change.
         given = {n: _OWN[type(v)](v) if type(v) in _OWN else v for n, v in given.items()}
+        if variant:  # before the preset looks at its stages
+            parse_variant(variant)
         values = _preset_of(preset, given)
         parsed = parse_variant(variant or values.variant)
         if isinstance(loss_weights, Mapping):  # as the recipe shows them

@@ -157,7 +157,8 @@ class CETLStrategy(Parts, SupervisedTemplate):
         super().__init__(
             model=model, optimizer=optimizer, criterion=LabelledRows.of(criterion),
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size,
-            device=device, plugins=recipe.values.plugins_beside(plugins or (), model),
+            device=device,
+            plugins=recipe.values.plugins_beside(plugins or (), model, recipe.variant),
             evaluator=evaluator, eval_every=eval_every, peval_mode=peval_mode,
         )  # fmt: skip
         self.make_parts(recipe)

@@ -55,9 +55,23 @@ class Variant:
         return [_described(stage) for stage in self.stages]
 
     @property
+    def reconstructs(self) -> bool:
+        """Whether a stage draws images from T2's code."""
+        return "L_rt" in self.names
+
+    @property
+    def uses_decoder(self) -> bool:
+        """Whether a stage runs or trains T1, as far as its class or ``trains`` tells."""
+        return any(
+            isinstance(one, SourceStage | CoupledStage) or "decoder" in (one.trains or ())
+            for stage in self.stages
+            for one in (stage.stages if isinstance(stage, MergedStage) else (stage,))
+        )
+
+    @property
     def needs_warmup(self) -> bool:
         """Whether T1 is trained on L_rs in the warm-up alone."""
-        return "L_rt" in self.names and "L_rs" not in self.names
+        return self.reconstructs and "L_rs" not in self.names
 
 
 def _described(stage: TrainingStage) -> str:

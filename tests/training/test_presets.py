@@ -18,6 +18,14 @@ from avalanche_cetl import (
     transfer_benchmark,
     with_mixed_images,
 )
+from avalanche_cetl.training import (
+    ClassifyStage,
+    CoupledStage,
+    MergedStage,
+    SourceStage,
+    TrainingStage,
+    Variant,
+)
 from avalanche_cetl.training.presets import Preset, parse_preset
 
 
@@ -251,3 +259,50 @@ def test_the_log_says_which_plugin_of_a_preset_gives_way(caplog, plugin, level, 
     (record,) = caplog.records
     assert told in record.getMessage() and record.levelname == level
     assert [p for p in s.plugins if "L_balance" in getattr(p, "names", ())] == [plugin]
+
+
+class T2Alone(TrainingStage):
+    """A stage that does not run T1."""
+
+    name, trains, names = "alone", ("target",), ("L_alone",)
+
+    def losses(self, networks, batch):
+        return {"L_alone": networks.logits(batch.images, batch.tasks).square().mean()}
+
+
+class Drawn(CoupledStage):
+    """A stage that runs T1, and records another loss."""
+
+    name, names = "drawn", ("L_drawn",)
+
+
+@pytest.mark.parametrize(
+    ("stages", "hints", "epochs"),
+    [
+        ((T2Alone(), ClassifyStage()), 0, 0),
+        ((SourceStage(), ClassifyStage()), 0, 10),
+        ((Drawn(("target",)), ClassifyStage()), 0, 10),
+        ((MergedStage((ClassifyStage(), Drawn(("target",)))),), 0, 10),
+        ((CoupledStage(), ClassifyStage()), 1, 10),
+    ],
+    ids=["no T1", "T1 of S", "T1 fixed", "merged", "T1 of T2"],
+)
+def test_a_variant_of_ones_own_has_hints_and_a_warm_up_where_t1_has_a_part(stages, hints, epochs):
+    s = _strategy("best", variant=Variant("own", stages))
+    assert len(_plugins(s, DecoderHints)) == hints and s.warmup_epochs == epochs
+    assert _plugins(s, SoftTargets) and _plugins(s, ViewConsistency)
+
+
+def test_a_strategy_with_hints_may_change_to_a_variant_without_t1():
+    s = _strategy("best", variant="gfi")
+    s.variant = Variant("own", (T2Alone(), ClassifyStage()))
+    assert s.variant.name == "own" and len(_plugins(s, DecoderHints)) == 1
+
+
+def test_training_without_t1_leaves_it_and_warns_of_nothing(digits):
+    s = _strategy("best", variant=Variant("own", (T2Alone(), ClassifyStage())))
+    before = {n: p.detach().clone() for n, p in s.model.decoder_parameters().items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*DecoderHints")
+        s.train(transfer_benchmark(digits(12), digits(6)).train_stream)
+    assert all(torch.equal(before[n], p) for n, p in s.model.decoder_parameters().items())
