@@ -145,6 +145,8 @@ def test_a_state_adapter_of_ones_own_keeps_what_a_checkpoint_refuses(tmp_path, m
     for plugin in plugins:
         torch.manual_seed(1)
         made.append(found["strategy"](plugins=[plugin], train_epochs=1))
+    (saved,) = (p for p in found["cetl"].plugins if isinstance(p, found["AllLosses"]))
+    assert found["plugin"].losses == saved.losses != array("d")
     made[0].train(found["benchmark"].train_stream)
     save_checkpoint(made[0], "saved.safetensors")
     plugins[1].losses.append(7.0)
