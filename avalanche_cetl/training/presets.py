@@ -210,7 +210,7 @@ BEST_COUPLED = Preset(
     ),
 )
 
-_PRESETS = {"paper": PAPER, "best": BEST}
+_PRESETS = {"best": BEST, "paper": PAPER}
 
 
 def parse_preset(preset: str | None, variant: str | Variant | None = None) -> Preset:
