@@ -143,12 +143,6 @@ def now(job: Job) -> nn.Module:
     return coupled(job, preset="best", gfi=None, warmup_epochs=None)
 
 
-def now_source_free(job: AdaptationJob) -> nn.Module:
-    """Train so on S and the target's images, without images of the source."""
-    own = {"preset": "best", "gfi": None, "warmup_epochs": None}
-    return coupled(job, benchmark=job.source_free_benchmark(), **own)
-
-
 def source_free(job: AdaptationJob) -> nn.Module:
     """Train as ``preset="best"`` of version 0.2 on S and the target's images alone."""
     return coupled(job, benchmark=job.source_free_benchmark(), **_direct("best"))

@@ -16,7 +16,6 @@ and MNIST to optdigits are two, by the accuracy on validation images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from benchmarks import markdown
@@ -25,7 +24,7 @@ from benchmarks.methods import adda, association, cetl, plain, skada, weighted_m
 from benchmarks.methods.job import AdaptationBudget, Method
 from benchmarks.records import accuracies, cell, paired, shown_mean
 from benchmarks.tables.adaptation import Adaptation
-from benchmarks.tables.rows import NOW, Row, as_it_comes, by_id
+from benchmarks.tables.rows import Row, as_it_comes, by_id
 
 PAPER = {  # Table 5 as printed: MN-US, US-MN, SV-MN, MN-SV, ST-CI, CI-ST; None: no figure
     "source_only": (85.55, 65.77, 62.33, 25.95, 54.17, 63.61),
@@ -78,7 +77,6 @@ FACTORS, HINTS, VIEWS = (0.03, 0.1, 0.3, 1.0), (0.3, 1.0, 3.0), (3.0, 10.0, 30.0
 VARIANTS = ("e", "fi", "gfi")
 #: The row whose lead over every other is shown.
 BEST = "best"
-NOW_HERE = replace(NOW, unread=(*OF_THE_PRESET, "gfi_samples"))
 ROWS = by_id(
     _rival("source_only", "source only", plain.labels_alone),
     _rival("sa", "SA", skada.subspace_alignment),
@@ -100,7 +98,6 @@ ROWS = by_id(
         unread=NO_SOURCE,
     ),
     *(Row(f"cetl_{v}", f"CETL {v}", cetl.adapted(v), FACTORS, tuned_as="cetl_e") for v in VARIANTS),
-    NOW_HERE,
     *as_it_comes((*OF_THE_PRESET, "gfi_samples")),
     Row(
         "source_itself",
@@ -115,12 +112,6 @@ ROWS = by_id(
         unread=(*OF_THE_PRESET, "gfi_samples"),
         preset="best",
         as_it_comes=True,
-    ),
-    replace(
-        NOW_HERE,
-        id="now_source_free",
-        title=f"{NOW.title}, no source images",
-        method=cetl.now_source_free,
     ),
     *(
         Row(
