@@ -245,6 +245,15 @@ def test_the_basis_has_the_leading_eigenvectors_of_both_factors(made, name, unfo
         torch.testing.assert_close(vectors.T @ factor @ vectors, values.diag(), rtol=0, atol=1e-12)
 
 
+def test_one_direction_is_the_least_rank():
+    model, x = nn.Linear(4, 3), torch.randn(12, 4)
+    y = torch.arange(12) % 3
+    assert kronecker_basis(model, x, "empirical", targets=y, rank=1)["weight"].shape == (1, 1)
+    for least in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=r"rank=.* has to be a whole number >= 1"):
+            kronecker_basis(model, x, "empirical", targets=y, rank=least)
+
+
 def test_large_factors_give_the_same_directions_without_being_made(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, 3)).double()

@@ -371,6 +371,17 @@ def test_outputs_of_minus_infinity_have_no_weight():
         torch.testing.assert_close(found, matrix_of(shares, "categorical"), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("weights", [[3.0, 1.0, 4.0], [0.5, 0.0, 0.25], [1.0, 0.0, 0.0]])
+def test_weights_count_beside_one_another_alone(weights, scale):
+    z, own = torch.randn(4, 3), torch.tensor(weights)
+    shares = (own / own.sum()).tolist()
+    vectors = every_output_vector(z, weights=scale * own)
+    for n in range(len(z)):
+        found = (vectors[:, n].T @ vectors[:, n] / 3).double()
+        torch.testing.assert_close(found, matrix_of(shares, "categorical"), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0]])
 def test_other_weights_are_refused(weights):
     for make in (sample_output_vectors, every_output_vector):
