@@ -178,3 +178,11 @@ def test_plain_data_that_outgrow_the_header_are_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="keeps too much"):
         write(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, 2**63 + 1.0])
+@pytest.mark.parametrize("many", [False, True])
+def test_whole_numbers_of_any_size_come_back(value, many):
+    given = [value] * 40 if many else value
+    found = there_and_back(given)
+    assert found == given and type(found) is type(given)

@@ -153,3 +153,10 @@ def test_a_score_that_is_none_or_not_finite_is_not_the_best(benchmark, tmp_path)
     assert plugin.best_score == 0.2
     again = make()
     assert load_checkpoint(again, tmp_path / "best.safetensors").rounds == 3
+
+
+def test_one_checkpoint_may_be_kept_and_none_is_refused(tmp_path):
+    assert CheckpointPlugin(tmp_path, every=1, keep=1).keep == 1
+    for wrong in ({"keep": 0}, {"every": 0}, {"keep": -1}):
+        with pytest.raises(ValueError, match="have to be >= 1"):
+            CheckpointPlugin(tmp_path, **wrong)
