@@ -113,7 +113,10 @@ def test_labels_that_were_held_out_are_likeliest_under_the_c_that_is_chosen():
     for C in probe.GRID:
         model = LogisticRegression(C=C, max_iter=1000)
         parts = StratifiedKFold(5, shuffle=True, random_state=0)
-        found = cross_val_predict(model, x, labels.numpy(), cv=parts, method="predict_log_proba")
+        found = cross_val_predict(
+            model, x, labels.numpy(), cv=parts, method="predict_log_proba",
+            params={},  # scikit-learn 1.6 needs them where SKADA has turned metadata routing on
+        )  # fmt: skip
         likelihoods[C] = found[range(48), labels.numpy()].mean()
     assert max(likelihoods, key=likelihoods.get) == chosen.C
     assert chosen.held_out.log_likelihood == pytest.approx(likelihoods[chosen.C], abs=1e-3)
