@@ -96,16 +96,19 @@ def _cost_of_parts() -> str:
     growth = _results("speed/growth.json")["results"]
     first = [f"{fisher[n]['ours']['first_call_with_planning']:.1f} ({n})" for n in NETWORKS]
     whole = [f"{refresh[n]['gaussian']['median']:.1f} ({n})" for n in NETWORKS]
-    beyond = [row["beyond_chunk_over_parameters"] for row in memory.values()]
+    taken = [
+        f"{memory[f'1024 images, chunk {chunk} MiB']['extra_bytes'] >> 20} MiB of memory with "
+        f"`chunk_bytes` of {chunk} MiB"
+        for chunk in (128, 512)
+    ]
     return _text(
         "Medians, each network in one process on two CPU cores (`python -m "
         "benchmarks.speed fisher`; ranges, versions and errors in "
         "[benchmarks/results/speed](benchmarks/results/speed)). The first call on a model "
         f"costs more, because routes are planned then: {', '.join(first)}. A whole GFI "
         "refresh (both Fishers, `gaussian` relative Fisher, gate) costs "
-        f"{', '.join(whole)} times one Fisher per loss, and at most "
-        f"{max(beyond):.1f} times the parameters in memory beyond `chunk_bytes`, with 64 "
-        "images or 1,024. The "
+        f"{', '.join(whole)} times one Fisher per loss. Of 1,024 images it takes "
+        f"{' and '.join(taken)}. The "
         f"penalty with its backward pass costs {penalty:.2f} of EWCPlugin's on ResNet-18. "
         f"Cost grows with the samples to the power {growth['samples']['exponent']:.2f} and "
         f"with the parameters to {growth['parameters']['exponent']:.2f}."
