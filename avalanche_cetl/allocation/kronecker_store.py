@@ -88,10 +88,16 @@ class KroneckerStore(ImportanceStore):
         few = self._waiting.directions < self.settings.rank and self._waiting.count < MANY
         return self._may_wait() and large and few
 
+    def _take_in(self, decay: float) -> None:
+        """Let the sum fade, and take in what waits."""
+        shapes = {name: value.shape for name, value in self._anchors.items()}
+        self._sum.add(self._waiting.importance, self._waiting.basis, shapes, decay)
+        self._waiting = MergedBasis(self.settings.rank)
+
     def join(self) -> None:
         """Bring what waits into the sum, and hold that alone."""
         if self._waiting.importance:
-            self._sum, self._waiting = self._all(), MergedBasis(self.settings.rank)
+            self._take_in(1.0)
             if self.quadratic.beside:
                 self._hold(self._sum.importance)
 
@@ -179,9 +185,7 @@ class KroneckerStore(ImportanceStore):
         self._anchors = self._anchors | newest
         self._shapes = self._shapes | shapes
         if not self._waits():
-            decay, waiting = 1.0 if self.decay is None else self.decay, self._waiting
-            self._sum.add(waiting.importance, waiting.basis, shapes, decay)
-            self._waiting = MergedBasis(self.settings.rank)
+            self._take_in(1.0 if self.decay is None else self.decay)
         if self.decay is not None:
             fisher, basis, newest = self._sum.importance, self._sum.basis, self._anchors
         self.importances[number] = {n: value.to("cpu", copy=True) for n, value in fisher.items()}

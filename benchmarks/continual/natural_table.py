@@ -133,17 +133,16 @@ def again(runs: list[Run]) -> str:
     for stream in READ_ONCE:
         own = averages(runs, stream, "GFIPlugin", "adam", FIVE)
         line = [stream, _mean(own), _mean(averages(runs, stream, "Naive", "adam", FIVE))]
-        apart = []
+        apart: dict[str, list[float]] = {}
         for name, methods in AGAIN.items():
             chosen, other = rival(runs, stream, methods)
-            difference = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
-            if name in LATER:
-                apart.append(difference)
+            apart[name] = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
             line.append(f"{_mean(other)} ({chosen.partition('=')[2]})")
-        nearest = min((one for one in apart if one), key=statistics.mean, default=[])
-        line += [cell(nearest, sign=True), cell(difference, sign=True)]
+        rotated = apart.pop("R-EWC")
+        nearest = min(filter(None, apart.values()), key=statistics.mean, default=[])
+        line += [cell(nearest, sign=True), cell(rotated, sign=True)]
         ahead += [statistics.mean(nearest)] if nearest else []
-        beyond += [statistics.mean(difference)] if difference else []
+        beyond += [statistics.mean(rotated)] if rotated else []
         rows.append(line)
     last = [cell(ahead, sign=True), cell(beyond, sign=True)]
     rows.append(["mean over streams", *[""] * (2 + len(AGAIN)), *last])
