@@ -33,7 +33,7 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.state import Snapshot
 from avalanche_cetl.common.version import __version__
 from avalanche_cetl.encoders.base import Encoder
-from avalanche_cetl.encoders.fingerprint import of_version_0_2
+from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.training.strategy import CETLStrategy
 
 #: What loading does not change.
@@ -200,7 +200,7 @@ def _collected(strategy: SupervisedTemplate, ignore: Sequence[str]) -> dict[str,
         cetl = {
             "settings": settings_of(strategy),
             "variant": strategy.variant.described,
-            "source": _source_fingerprint(strategy.model),
+            "source": _origin_of_source(strategy.model),
             "stages": {
                 label: stage.optimizer and parts.optimizer_state(stage.optimizer, strategy.model)
                 for label, stage in stages
@@ -345,7 +345,8 @@ def _check(strategy: SupervisedTemplate, state: Mapping[str, Any], ignore: Seque
     if isinstance(strategy, CETLStrategy):
         if not _is_source(strategy.model, state["cetl"]["source"]):
             raise CheckpointError(
-                "the source network is not the one of the checkpoint: its fingerprint differs."
+                "the source network is not the one of the checkpoint: weights, layers or settings "
+                "differ."
             )
         other += differences(strategy, state["cetl"]["settings"])
     for thing, kept, settings in _things(strategy, state, ignore):
@@ -366,24 +367,22 @@ def _check(strategy: SupervisedTemplate, state: Mapping[str, Any], ignore: Seque
             )
 
 
-_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+#: By S: it is frozen, so it is asked once.
+_origins: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-def _source_fingerprint(model: Any) -> str | None:
-    """Return S's, computed once: it is frozen."""
+def _origin_of_source(model: Any) -> dict[str, Any] | None:
+    """Return what S is known by, as plain data; None without S."""
     if model.source is None:
         return None
-    if model.source not in _fingerprints:
-        _fingerprints[model.source] = model.source.fingerprint()
-    return _fingerprints[model.source]
+    if model.source not in _origins:
+        origin = Origin.of(model.source, model.input_shape, torch.float32)
+        _origins[model.source] = origin.state_dict()
+    return _origins[model.source]
 
 
-def _is_source(model: Any, kept: str | None) -> bool:
-    """Return whether S is the one of a checkpoint, by a fingerprint of this version or of 0.2."""
-    if kept == _source_fingerprint(model):
-        return True
+def _is_source(model: Any, kept: Any) -> bool:
+    """Return whether S is the one of a checkpoint; there may be none on either side."""
     if kept is None or model.source is None:
-        return False
-    with of_version_0_2():
-        same: bool = kept == model.source.fingerprint()
-    return same
+        return kept is model.source
+    return Origin.from_state(kept).is_of(model.source)

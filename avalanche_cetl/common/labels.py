@@ -16,8 +16,8 @@ ABSENT = -30.0
 
 #: The data attribute of S's features, and their place in an item: after image and label.
 SOURCE_FEATURES, FEATURES_INDEX = "source_features", 2
-#: The data attribute that holds, row by row, the fingerprint of the encoder of the features.
-SOURCE_FINGERPRINT = "source_fingerprint"
+#: The data attribute that holds, row by row, the network that the features are of.
+SOURCE_ORIGIN = "source_origin"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.encoders.scores import Scores
+
+#: Images of noise that a network is asked about, and numbers that are kept of each answer.
+_ASKED, KEPT = 2, 8
 
 
 class Encoder(nn.Module):
@@ -115,7 +118,7 @@ class Encoder(nn.Module):
         return self._scores.read(classifier, x)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 that differs between encoders.
+        """Return a SHA-256 that differs between encoders of other weights or layers.
 
         It is taken over structure, settings (``extra_repr``), weights and buffers, and over the
         code of a subclass that is not this package's.
@@ -128,6 +131,32 @@ class Encoder(nn.Module):
                 functions = {n: f for n, f in vars(parent).items() if isinstance(f, FunctionType)}
                 found.value([functions[name].__code__ for name in sorted(functions)])
         return found.hexdigest()
+
+    def answers(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[float, ...]:
+        """Return random combinations of its features, and of its logits, of two images of noise.
+
+        Encoders of one fingerprint are told apart by them, eight numbers for an image. It is called
+        once for a shape and type; the noise is always the same.
+
+        :param shape: of an image.
+        :param dtype: of the images: floats in [0, 1], bytes in [0, 255], other integers 0 or 1.
+        """
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(_ASKED, *shape, generator=generator)
+        if not dtype.is_floating_point:
+            noise = noise * (256 if dtype == torch.uint8 else 2)
+        images = noise.to(dtype).to(home_of(self))
+        outputs = [self(images)] + ([] if self.num_classes is None else [self.logits(images)])
+        mixed = [
+            in_float32(output).cpu() @ torch.randn(output.shape[1], KEPT, generator=generator)
+            for output in outputs
+        ]
+        return tuple(torch.cat(mixed).flatten().tolist())
+
+
+def home_of(encoder: nn.Module) -> torch.device:
+    """Return the device that a network is on."""
+    return next((t.device for t in encoder.state_dict().values()), torch.device("cpu"))
 
 
 def in_float32(output: Tensor) -> Tensor:

@@ -5,30 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Mapping
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from avalanche_cetl.encoders.settings import globals_read, of_class, settings
-
-#: Whether fingerprints are those of version 0.2, which saw less of functions and modules.
-_OF_0_2: ContextVar[bool] = ContextVar("of version 0.2", default=False)
-
-
-@contextmanager
-def of_version_0_2() -> Iterator[None]:
-    """Make fingerprints as version 0.2 did, to compare them with those in its checkpoints."""
-    token = _OF_0_2.set(True)
-    try:
-        yield
-    finally:
-        _OF_0_2.reset(token)
 
 
 class Fingerprint:
@@ -36,8 +19,6 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._followed: set[FunctionType] = set()
-        self._of_0_2 = _OF_0_2.get()
 
     def text(self, value: str) -> Fingerprint:
         """Add a string."""
@@ -58,17 +39,8 @@ class Fingerprint:
         """Add a module: structure (its representation), parameters and buffers.
 
         Quantised layers add their packed weights, which are no tensors of their own. Scripted
-        modules add their code, whose constants may be the weights (``torch.jit.freeze``). Modules
-        of classes outside of torch, torchvision and timm add the code of their class and their
-        attributes that are plain or configurations (dataclasses, objects with plain attributes),
-        but for those that a method other than the constructor assigns: they are what a pass
-        keeps. Of modules of these packages functions that they were given count, and plain
-        attributes that the representation leaves out. Forward hooks count by their code.
+        modules add their code, whose constants may be the weights (``torch.jit.freeze``).
         """
-        self._module(value, set())
-        return self
-
-    def _module(self, value: nn.Module, seen: set[int]) -> None:
         self.text(f"{type(value).__qualname__} {_plain(value)}")
         for name, tensor in value.state_dict().items():
             self.text(name)
@@ -80,15 +52,11 @@ class Fingerprint:
             if isinstance(part, torch.jit.ScriptModule) and hasattr(part, "forward"):
                 code, constants = part.code_with_constants
                 self.text(code).value(constants.const_mapping)
-        for name, setting in () if self._of_0_2 else settings(value, set()):
-            self.text(name)
-            self._value(setting, seen | {id(value)})
+        return self
 
     def value(self, value: Any) -> Fingerprint:
         """Add anything: a function with its code, an object with its attributes.
 
-        A function outside of torch, torchvision and timm adds the functions, modules and plain
-        values among the globals that it reads; a callable object the code of its class.
         An object that has a method ``fingerprint()`` adds what that returns.
         """
         self._value(value, set())
@@ -101,7 +69,7 @@ class Fingerprint:
         elif callable(own) and not isinstance(value, type):
             self.text(str(own()))
         elif isinstance(value, nn.Module):
-            self._module(value, seen)
+            self.module(value)
         elif isinstance(value, Tensor):
             self.tensor(value)
         elif isinstance(value, np.ndarray):
@@ -116,32 +84,16 @@ class Fingerprint:
             self.text(f"{type(value).__name__} {len(value)}")
         elif isinstance(value, functools.partial):
             self._value([value.func, value.args, value.keywords], seen | {id(value)})
-        elif isinstance(value, MethodType) and not self._of_0_2:
-            self._value([value.__func__, value.__self__], seen | {id(value)})
-        elif (
-            isinstance(value, BuiltinMethodType)
-            and not isinstance(value.__self__, ModuleType | type | None)
-            and not self._of_0_2
-        ):
-            self._value([value.__name__, value.__self__], seen | {id(value)})
         elif isinstance(value, FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             self.text(f"{value.__module__}.{value.__qualname__}")
             self._value([value.__code__, value.__defaults__, cells], seen | {id(value)})
-            if value not in self._followed and not self._of_0_2:
-                self._followed.add(value)
-                if value.__kwdefaults__:
-                    self._value(value.__kwdefaults__, seen | {id(value)})
-                if read := globals_read(value):
-                    self._value(read, seen | {id(value)})
         elif isinstance(value, CodeType):
             self._digest.update(value.co_code)
             self._value([value.co_names, value.co_consts], seen | {id(value)})
         elif hasattr(value, "__dict__") and not isinstance(value, type):
             self.text(f"{type(value).__module__}.{type(value).__qualname__}")
             self._value(vars(value), seen | {id(value)})
-            if callable(value) and not self._of_0_2 and (code := of_class(type(value))[0]):
-                self._value(code, seen | {id(value)})
         else:
             self.text(_plain(value))
 

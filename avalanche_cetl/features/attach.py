@@ -2,8 +2,8 @@
 
 The features are kept on disk, under a key made of the encoder's fingerprint and of the images as
 the encoder reads them. Every image is read once to compute the key, so features are never taken
-for other data, transforms or seeds than their own. ``dataset.source_fingerprint`` keeps the
-encoder's fingerprint, so that a model with another source network is refused before it trains.
+for other data, transforms or seeds than their own. ``dataset.source_origin`` keeps which network
+they are of, so that a model with another source network is refused before it trains.
 
 An image and its features always belong to the same view. With random training transforms each
 image has a fixed number of views, drawn once by a seed; training takes one of them at random in
@@ -24,9 +24,10 @@ from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.benchmarks.utils.transforms import MultiParamTransform
 from torch.utils.data import Dataset
 
-from avalanche_cetl.common.labels import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_FINGERPRINT
+from avalanche_cetl.common.labels import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_ORIGIN
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
 from avalanche_cetl.features.extraction import Extraction, StoredType
 from avalanche_cetl.features.shards import StoredRows
@@ -97,7 +98,7 @@ def with_source_features(
         return seen, stored_features(folder, encoder, seen, dtype, extraction, processes, stored)
 
     made = []
-    origin = encoder.fingerprint()
+    origin: Origin | None = None
     for name, stream in benchmark.streams.items():
         experiences = []
         for number, experience in enumerate(stream):
@@ -105,9 +106,13 @@ def with_source_features(
             if name in chosen and isinstance(encoder, PrecomputedEncoder):
                 given = _given_rows(encoder, name, number, len(dataset), views)
                 groups = [[(dataset.train(), given)], [(dataset.eval(), given)]]
+                origin = origin or Origin.of(encoder, (), torch.float32)
                 dataset = _with_rows(dataset, groups[0], groups[1], origin)
             elif name in chosen:
                 clean = rows(dataset.eval(), 0)
+                if origin is None:
+                    image = clean[0].image(0)
+                    origin = Origin.of(encoder, image.shape, image.dtype)
                 held_out = name == "test" or name.endswith("_test")
                 drawn = [] if held_out else [rows(dataset.train(), v) for v in range(views)]
                 dataset = _with_rows(dataset, drawn or [clean], [clean], origin)
@@ -117,12 +122,14 @@ def with_source_features(
 
 
 def features_are_of(dataset: Any, encoder: Encoder) -> bool:
-    """Return whether S's features in a data set are those of this encoder, by its fingerprint.
+    """Return whether S's features in a data set are those of this encoder.
 
-    True where the data set has no features, or no fingerprint of the network they are of.
+    True where the data set has no features, or does not know the network they are of.
     """
-    origins = getattr(dataset, SOURCE_FINGERPRINT, None)
-    return origins is None or not len(origins) or origins.uniques == {encoder.fingerprint()}
+    origins = getattr(dataset, SOURCE_ORIGIN, None)
+    if origins is None or not len(origins):
+        return True
+    return all(origin.is_of(encoder) for origin in origins.uniques)
 
 
 def check_source(dataset: Any, encoder: Encoder, where: str) -> None:
@@ -213,7 +220,7 @@ class _WithFeatures(MultiParamTransform):
         return []
 
 
-def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin: str) -> Any:
+def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin: Origin) -> Any:
     attributes = list(dataset._data_attributes.values())
     in_items = sum(attribute.use_in_getitem for attribute in attributes)
     groups = {
@@ -223,9 +230,9 @@ def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin:
     return type(dataset)(
         [_RowNumbers(dataset.targets)],
         data_attributes=[
-            *(a for a in attributes if a.name not in (SOURCE_FEATURES, SOURCE_FINGERPRINT)),
+            *(a for a in attributes if a.name not in (SOURCE_FEATURES, SOURCE_ORIGIN)),
             DataAttribute(_Rows(clean[0][1]), SOURCE_FEATURES),
-            DataAttribute(ConstantSequence(origin, len(dataset)), SOURCE_FINGERPRINT),
+            DataAttribute(ConstantSequence(origin, len(dataset)), SOURCE_ORIGIN),
         ],
         transform_groups=TransformGroups(groups),
         collate_fn=dataset.collate_fn,

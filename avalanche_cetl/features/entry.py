@@ -19,8 +19,9 @@ from torch import Tensor
 from avalanche_cetl.common.files import file_digest, write_atomically
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.warning import warn_caller
-from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.base import Encoder, home_of
 from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.features import shards
 from avalanche_cetl.features.extraction import (
     DTYPES,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 #: Version of the files' layout; a part of every entry's key.
 FORMAT = 1
-_MANIFEST = "manifest.json"
+_MANIFEST, _ORIGIN = "manifest.json", "origin.json"
 
 
 class Entry:
@@ -46,22 +47,31 @@ class Entry:
     def __init__(
         self,
         folder: Path,
-        encoder: Encoder,
+        origin: Origin,
+        dim: int,
         content: str,
         rows: int,
         dtype: StoredType,
         processes: Processes,
+        number: int,
     ):
-        self.rows, self.dtype, self.dim, self.processes = rows, dtype, encoder.dim, processes
+        """Name the folder after all of it.
+
+        :param number: of the network among those of one fingerprint, from 0.
+        """
+        self.rows, self.dtype, self.dim, self.processes = rows, dtype, dim, processes
+        self.origin = origin
         self.header = {
             "format": FORMAT,
-            "encoder": encoder.fingerprint(),
+            "encoder": origin.fingerprint,
             "content": content,
             "rows": rows,
-            "dim": encoder.dim,
+            "dim": dim,
             "dtype": dtype,
             "shard_rows": shards.SHARD_ROWS,
         }
+        if number:
+            self.header["number"] = number
         text = json.dumps(self.header, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.folder = folder / self.key[:32]
@@ -77,6 +87,21 @@ class Entry:
             file_digest(self.paths[number]) == listed[number] for number in own
         )
         return all(self.processes.meet(good))
+
+    def is_of(self, origin: Origin) -> bool:
+        """Whether it is of this network, or nothing is stored yet: fingerprints do not see all."""
+        same = True
+        if self.processes.rank == 0:
+            try:
+                kept = json.loads((self.folder / _ORIGIN).read_bytes())
+                same = Origin.from_state(kept).agrees(origin)
+            except FileNotFoundError:
+                same = not (self.folder / _MANIFEST).exists()  # of version 0.2, which did not ask
+            except (ValueError, TypeError):
+                same = False
+            except OSError as problem:  # whoever writes there says what is wrong
+                logger.debug("%s: %s", self.folder, problem)
+        return all(self.processes.meet(same))
 
     def repair(
         self,
@@ -96,6 +121,9 @@ class Entry:
         """
         own = range(self.processes.rank, len(self.paths), self.processes.size)
         listed = self._manifest()
+        if self.processes.rank == 0:
+            asked = json.dumps(self.origin.state_dict()).encode()
+            write_atomically(self.folder / _ORIGIN, asked, WRITE_PROBLEMS)
         missing = []
         for number in own:
             path = self.paths[number]
@@ -209,7 +237,7 @@ class Entry:
     ) -> None:
         if not numbers:
             return
-        home = next((t.device for t in encoder.state_dict().values()), torch.device("cpu"))
+        home = home_of(encoder)
         device = torch.device(extraction.device) if extraction.device is not None else home
         total = sum(map(len, shards.batches(numbers, self.rows, extraction.batch_size)))
         bar = progress_bar(total, extraction.progress and self.processes.rank == 0)

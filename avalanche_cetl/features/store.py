@@ -8,12 +8,14 @@ that is killed loses the shard at hand and nothing else; the manifest comes last
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 
 from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.validation import check_choice
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.fingerprint import Fingerprint
+from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.features.entry import Entry
 from avalanche_cetl.features.extraction import DTYPES, Extraction, StoredType, loaded
 from avalanche_cetl.features.shards import FeatureRows, StoredRows, shard_count
@@ -59,7 +61,11 @@ def stored_features(
     try:
         view.check_repeats()
         content, digests = _content(view, extraction, processes)
-        entry = Entry(Path(folder).expanduser(), encoder, content, len(view), dtype, processes)
+        image = view.image(0)
+        origin = Origin.of(encoder, image.shape, image.dtype)
+        about = encoder.dim, content, len(view), dtype, processes
+        several = (Entry(Path(folder).expanduser(), origin, *about, n) for n in count())
+        entry = next(entry for entry in several if entry.is_of(origin))
         if not entry.complete():
             with entry.locked():
                 entry.repair(encoder, view, extraction, digests, stored)

@@ -11,6 +11,7 @@ from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.validation import check_choice, check_weight
 from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.features.attach import features_are_of
 from avalanche_cetl.plugins.base import CETLPlugin, Strategy, check_loss, training_of
 
@@ -172,7 +173,10 @@ class DistillationPlugin(LossPlugin):
         if self._reads_features is None or self._reads_features[0] != experience:
             models = training_of(strategy).source
             if isinstance(models, Encoder):  # a CoupledModel's features are its source's
-                same = models is self._given or models.fingerprint() == self._given.fingerprint()
+                image = batch.images[0]
+                same = models is self._given or (
+                    Origin.of(models, image.shape, image.dtype).is_of(self._given)
+                )
             else:
                 same = features_are_of(strategy.adapted_dataset, self._given)
             self._reads_features = experience, same

@@ -143,6 +143,13 @@ def now(job: Job) -> nn.Module:
     return coupled(job, preset="best", gfi=None, warmup_epochs=None)
 
 
+def now_source_free(job: AdaptationJob) -> nn.Module:
+    """Train as ``CETLStrategy(...)`` does today on S and the target's images alone."""
+    return coupled(
+        job, benchmark=job.source_free_benchmark(), preset="best", gfi=None, warmup_epochs=None
+    )
+
+
 def source_free(job: AdaptationJob) -> nn.Module:
     """Train as ``preset="best"`` of version 0.2 on S and the target's images alone."""
     return coupled(job, benchmark=job.source_free_benchmark(), **_direct("best"))

@@ -26,7 +26,43 @@ def test_manifest_and_shards_hold_no_pickle_and_name_what_they_are(tmp_path):
     assert manifest["rows"] == ROWS and manifest["dim"] == 2 and len(manifest["shards"]) == 10
     assert manifest["made_by"] == "Moments()" and manifest["format"] == entries.FORMAT
     names = {p.name for p in folder.iterdir()} - {".lock"}
-    assert names == {"manifest.json"} | {s["file"] for s in manifest["shards"]}
+    assert names == {"manifest.json", "origin.json"} | {s["file"] for s in manifest["shards"]}
+
+
+class Powers(Moments):
+    """Another network for each exponent, of one fingerprint."""
+
+    def __init__(self, exponent, log=None):
+        super().__init__(log)
+        self.exponent = exponent
+
+    def encode(self, x):
+        return super().encode(x) ** self.exponent
+
+
+def test_networks_of_one_fingerprint_have_entries_of_their_own(tmp_path):
+    log = tmp_path / "log"
+    made = [Powers(exponent, log) for exponent in (1, 2, 3)]
+    assert len({one.fingerprint() for one in made}) == 1
+    for encoder in (*made, *reversed(made)):
+        found = extract(tmp_path / "store", encoder).tensor()
+        assert torch.equal(found, Moments()(images()) ** encoder.exponent)
+    assert seen(log) == 3 * ROWS and len(list((tmp_path / "store").iterdir())) == 3
+    # Killed before the manifest was written, its shards still are of the first network.
+    for manifest in (tmp_path / "store").rglob("manifest.json"):
+        manifest.unlink()
+    found = extract(tmp_path / "store", Powers(2, log)).tensor()
+    assert torch.equal(found, Moments()(images()) ** 2) and seen(log) == 3 * ROWS
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"answers": [1]}'])
+def test_an_entry_that_does_not_say_of_which_network_it_is_is_made_again(tmp_path, content):
+    log = tmp_path / "log"
+    extract(tmp_path / "store", Moments(log))
+    (origin,) = (tmp_path / "store").rglob("origin.json")
+    origin.unlink() if content is None else origin.write_bytes(content)
+    found = extract(tmp_path / "store", Moments(log)).tensor()
+    assert torch.equal(found, Moments()(images())) and seen(log) == 2 * ROWS
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -196,7 +232,7 @@ def test_a_disk_that_is_full_or_read_only_is_an_error_and_leaves_nothing(
 
     def fsync(descriptor):
         calls.append(descriptor)
-        if len(calls) > 6:  # two for each shard: its content and its name
+        if len(calls) > 8:  # two for each file: its content and its name; first is the origin's
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
