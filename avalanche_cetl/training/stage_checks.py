@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from avalanche_cetl.plugins.base import Stage
-from avalanche_cetl.training.stages import Callbacks, MergedStage, Payment, TrainingStage
+from avalanche_cetl.training.stages import Callbacks, Payment, TrainingStage
 
 _ROWS = ("target", "labelled")
 _NETWORKS = ("decoder", "target")
@@ -21,8 +21,7 @@ def check_stage(stage: TrainingStage) -> None:
     :raises ValueError: for an attribute out of range, with its value and what is allowed.
     """
     _check_attributes(stage)
-    inner = stage.stages if isinstance(stage, MergedStage) else (stage,)
-    for one in inner:
+    for one in stage.parts:
         if one is not stage:
             _check_attributes(one)
         makes = type(one).make_module is not TrainingStage.make_module
@@ -43,7 +42,8 @@ def _check_attributes(stage: Any) -> None:
     if not isinstance(stage, TrainingStage):
         raise TypeError(f"a stage is an object of a TrainingStage, got {stage!r}.")
     kind = type(stage)
-    if kind.losses is TrainingStage.losses and kind.pieces is TrainingStage.pieces:
+    alone = kind.pieces is TrainingStage.pieces and stage.parts == (stage,)
+    if kind.losses is TrainingStage.losses and alone:
         raise ValueError(
             f"{kind.__name__} has no method losses(networks, batch), which returns its losses."
         )

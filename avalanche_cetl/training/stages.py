@@ -57,6 +57,8 @@ class TrainingStage(Described):
     :cvar measures: importances measured after it, of ``"GFI1"``, ``"GFI2"``, ``"GFI3"``.
     :cvar callbacks: which of Avalanche's callbacks fire.
     :cvar needs_source: whether the stage falls away without S.
+    :cvar may_be_constant: whether its losses may have no gradient while there is something to
+        train; else a warning says so.
     """
 
     kind: Stage = Stage.COUPLED
@@ -71,6 +73,7 @@ class TrainingStage(Described):
     measures: tuple[str, ...] = ()
     callbacks: Callbacks = Callbacks.PENALTIES
     needs_source: bool = False
+    may_be_constant: bool = False
 
     @property
     def label(self) -> str:
@@ -116,12 +119,17 @@ class TrainingStage(Described):
         """
         raise NotImplementedError(f"{type(self).__name__} has no method losses().")
 
+    @property
+    def parts(self) -> tuple[TrainingStage, ...]:
+        """The stages whose losses make a step: it alone, or those that are merged in it."""
+        return (self,)
+
     def pieces(self, batches: dict[str, Batch]) -> Iterator[tuple[TrainingStage, Batch]]:
         """Yield the stages whose losses make a step, each with the mini-batch that it reads.
 
         :param batches: of the step, by the rows that they hold.
         """
-        yield self, batches[self.reads]
+        return ((part, batches[part.reads]) for part in self.parts if part.reads in batches)
 
 
 class SourceStage(TrainingStage):
@@ -129,6 +137,7 @@ class SourceStage(TrainingStage):
 
     kind = Stage.SOURCE
     trains = ("decoder",)
+    may_be_constant = True
     names = ("L_rs",)
     pays = Payment("GFI2", "DWA2")
     measures = ("GFI1",)
@@ -152,6 +161,7 @@ class CoupledStage(TrainingStage):
     """
 
     kind = Stage.COUPLED
+    may_be_constant = True
     names = ("L_rt",)
     pays = Payment("GFI1", "DWA1")
     measures = ("GFI2", "GFI3")
@@ -209,6 +219,7 @@ class ClassifyStage(TrainingStage):
     kind = Stage.CLASSIFY
     reads = "labelled"
     trains = None
+    may_be_constant = True
     names = ("L_c",)
     pays = Payment("GFI3", "DWA3")
     callbacks = Callbacks.ALL
@@ -246,9 +257,10 @@ class MergedStage(TrainingStage):
         self.stages, self.trains = stages, trains
         self.names = tuple(name for stage in stages for name in stage.names)
 
-    def pieces(self, batches: dict[str, Batch]) -> Iterator[tuple[TrainingStage, Batch]]:
-        """Yield the stages, each with the mini-batch of its rows."""
-        return ((stage, batches[stage.reads]) for stage in self.stages if stage.reads in batches)
+    @property
+    def parts(self) -> tuple[TrainingStage, ...]:
+        """The merged stages."""
+        return self.stages
 
 
 class DirectStage(TrainingStage):

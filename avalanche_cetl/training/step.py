@@ -147,9 +147,8 @@ def _check(host: Host, piece: TrainingStage, losses: Any) -> None:
                 f"{owner} gave the loss {name!r}, and its names are {piece.names!r}: write all "
                 "names of its losses there."
             )
-        # With frozen networks there is nothing to learn, in this package's stages not even that.
         constant = isinstance(loss, Tensor) and not loss.requires_grad
-        if constant and not type(piece).__module__.startswith("avalanche_cetl."):
+        if constant and not piece.may_be_constant:
             module = host.networks.modules.get(piece.label)
             own = [] if module is None else module.parameters()
             learns = any(p.requires_grad for p in (*piece.parameters(host.model), *own))

@@ -65,7 +65,7 @@ class Variant:
         return any(
             isinstance(one, SourceStage | CoupledStage) or "decoder" in (one.trains or ())
             for stage in self.stages
-            for one in (stage.stages if isinstance(stage, MergedStage) else (stage,))
+            for one in stage.parts
         )
 
     @property
@@ -75,7 +75,7 @@ class Variant:
 
 
 def _described(stage: TrainingStage) -> str:
-    own = [_described(one) for one in stage.stages] if isinstance(stage, MergedStage) else []
+    own = [_described(one) for one in stage.parts if one is not stage]
     own += [f"epochs={stage.epochs}"] if stage.epochs is not None else []
     own += [f"lr_factor={float(stage.lr_factor)}"] if stage.lr_factor is not None else []
     return f"{stage.label} ({', '.join(own)})" if own else stage.label
