@@ -2,9 +2,17 @@
 
 import pytest
 import torch
-from stored_runs import RUNS, STORED, resumed
+from stored_runs import RUNS, STORED, _coupled, _stock, resumed
 
-from avalanche_cetl import CETLStrategy, GFIPlugin
+from avalanche_cetl import (
+    CETLStrategy,
+    CheckpointError,
+    GFIPlugin,
+    InformationMaximization,
+    SoftTargets,
+    ViewConsistency,
+    load_checkpoint,
+)
 from avalanche_cetl.checkpoints.adapters import differences, settings_of
 from avalanche_cetl.checkpoints.codec import read_checkpoint_file
 
@@ -58,3 +66,34 @@ def test_a_setting_that_only_version_0_2_had_is_refused_where_it_was_set():
     assert list(differences(strategy, its)) == []
     its["gfi"] = its["gfi"].replace("normalize_samples=False", "normalize_samples=True")
     assert list(differences(strategy, its)) == ["gfi.normalize_samples=False for True"]
+
+
+def _plugins(**arguments):
+    plugins = [
+        SoftTargets(0.5, 2.0, rows="target"),
+        InformationMaximization(0.5, prior=[0.4, 0.2, 0.2, 0.2], **arguments),
+        ViewConsistency(1.0, rampup_rounds=2),
+    ]
+    return _coupled(plugins, variant="e", stage_epochs=(1, 1, 2))
+
+
+def _diagonal(dwa_lambda=2.0, **arguments):
+    plugin = GFIPlugin(dwa_lambda, samples=16, threshold=0.4, basis="diagonal", **arguments)
+    return _stock(plugin)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "told"),
+    [
+        ("cetl_plugins", lambda: _plugins(balance=0.5), "balance=0.5 for 1.0"),
+        ("gfi_diagonal", lambda: _diagonal(3.0), "dwa_lambda=3.0 for 2.0"),
+        (
+            "gfi_diagonal",
+            lambda: _diagonal(likelihood="gaussian"),
+            "likelihood='gaussian' for 'categorical'",
+        ),
+    ],
+)
+def test_a_setting_of_a_plugin_that_version_0_2_kept_in_its_state_is_compared(name, made, told):
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint(made(), STORED / "0.2" / f"{name}.safetensors")

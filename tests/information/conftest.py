@@ -119,6 +119,7 @@ CASES = {
     "conv dilation": Case(lambda: _conv(2, 3, 2, dilation=(2, 3), padding=(0, 2)), IMAGE),
     "conv groups": Case(lambda: _conv(4, 6, 3, groups=2), (4, 5, 5)),
     "conv depthwise": Case(lambda: _conv(4, 8, 3, groups=4, stride=2, bias=False), (4, 6, 5)),
+    "conv depthwise with bias": Case(lambda: _conv(4, 4, 3, groups=4, padding=1), (4, 6, 6)),
     "conv same": Case(lambda: _conv(2, 3, 4, padding="same"), IMAGE),
     "conv circular": Case(lambda: _conv(2, 3, 3, padding=1, padding_mode="circular"), IMAGE),
     "conv reflect": Case(lambda: _conv(2, 3, 3, padding=(1, 2), padding_mode="reflect"), IMAGE),

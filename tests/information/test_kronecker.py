@@ -23,8 +23,8 @@ from avalanche_cetl.information.likelihood import negative_log_likelihood
 NAMES = [
     "mlp", "linear without bias", "tokens", "conv 1d", "conv dilation", "conv stride",
     "conv to one pixel", "conv stride, many channels", "conv reflect", "conv groups",
-    "conv depthwise", "conv 3d", "transposed", "transposed, dilated, grouped", "group norm",
-    "layer norm", "shared layer",
+    "conv depthwise", "conv depthwise with bias", "conv 3d", "transposed",
+    "transposed, dilated, grouped", "group norm", "layer norm", "shared layer",
 ]  # fmt: skip
 
 

@@ -99,6 +99,19 @@ def _squares(model, inputs, loss, target):
     return {n: g.reshape(len(g), -1) ** 2 for n, g in gradients(model, values).items()}
 
 
+@pytest.mark.parametrize("estimator", ["gaussian", "rank", "histogram"])
+@pytest.mark.parametrize("name", ["mlp", "conv groups"])
+def test_relative_fisher_of_layers_that_are_cut_into_pieces(named_case, name, estimator):
+    model, inputs, losses, targets = _of_case(named_case(name))
+    options = {"targets": targets, "estimator": estimator}
+    whole = fisher_and_relative(model, inputs, losses, **options)[1]
+    # Less than the gradients of one sample, and two or more weights at a time.
+    for chunk_bytes in (64, 3000):
+        found = fisher_and_relative(model, inputs, losses, chunk_bytes=chunk_bytes, **options)[1]
+        for key, value in whole.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12, msg=key)
+
+
 @pytest.mark.parametrize("chunk_bytes", [2**15, 2**20])
 @pytest.mark.parametrize("estimator", ["gaussian", "rank", "histogram"])
 @pytest.mark.parametrize("name", RELATIVE)
