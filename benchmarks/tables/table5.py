@@ -102,8 +102,11 @@ ROWS = by_id(
     *(Row(f"cetl_{v}", f"CETL {v}", cetl.adapted(v), FACTORS, tuned_as="cetl_e") for v in VARIANTS),
     replace(NOW, unread=AS_IT_COMES),
     replace(
-        NOW, id="now_source_free", title="CETL as it comes, no source images",
-        method=cetl.now_source_free, unread=AS_IT_COMES,
+        NOW,
+        id="now_source_free",
+        title="CETL as it comes, no source images",
+        method=cetl.now_source_free,
+        unread=AS_IT_COMES,
     ),
     *as_it_comes(AS_IT_COMES),
     Row(

@@ -43,6 +43,15 @@ def test_an_object_is_kept_by_its_attributes_without_those_that_hold_nothing():
     assert state["attributes"] == {"count": {"how": "plain", "value": 3}}
 
 
+def test_a_state_by_attributes_goes_to_the_state_functions_that_an_object_has_got_since():
+    before = {"how": "object", "type": "Own", "attributes": {"count": {"how": "plain", "value": 5}}}
+    thing = Thing(part=Own(1))
+    part = thing.part
+    state = {"how": "object", "type": "Thing", "attributes": {"part": before}}
+    Restorer(nn.Linear(2, 2)).restore(thing, state, "plugin")
+    assert thing.part is part and part.count == 5
+
+
 def test_an_object_that_is_met_twice_is_kept_once_and_shared_again():
     part, parts = Thing(count=5), [Thing(count=n) for n in range(2)]
     first, second = collect([part, part])["items"]

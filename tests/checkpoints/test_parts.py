@@ -19,6 +19,7 @@ from avalanche_cetl.checkpoints.parts import (
     load_optimizer_state,
     load_random_states,
     network_state,
+    optimizer_state,
     random_states,
 )
 
@@ -186,6 +187,17 @@ def test_a_run_with_the_optimiser_ends_as_one_that_was_never_stopped(
         three_experiences(),
         tmp_path / "c",
     )
+
+
+def test_moments_and_shared_state_that_the_checkpoint_has_not_are_gone():
+    network = torch.nn.Linear(3, 2)
+    optimizer = Late(network.parameters(), lr=0.05)
+    before = optimizer_state(optimizer, network)
+    network(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert len(optimizer.state) == 3
+    load_optimizer_state(optimizer, before, network)
+    assert not optimizer.state
 
 
 def test_a_setting_of_another_kind_is_refused(tmp_path):

@@ -154,7 +154,8 @@ def capture(
         def note(gradient: Tensor) -> None:
             call.gradients[current] = gradient.detach()
 
-        first.register_hook(note)
+        # The graph, which the inputs hold, would hold the call for good.
+        stack.callback(first.register_hook(note).remove)
         calls[module].append(call)
         if not fresh:
             return None

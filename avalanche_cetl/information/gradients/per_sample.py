@@ -171,8 +171,10 @@ class PerSampleGradients:
             batch = self._run(slice(start, stop))
             if self.one_batch:
                 self._kept = batch
-            yield self._within_basis(batch)
-            del batch
+            batch = self._within_basis(batch)
+            yield batch
+            if not self.one_batch:  # who reads it still holds it while the next one is captured
+                batch.grad_samples.clear()
             start = stop
 
     def _run(self, rows: slice) -> Batch:

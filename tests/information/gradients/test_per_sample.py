@@ -1,9 +1,15 @@
 """The same samples in one process and shared out to two, over gloo."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from torch import nn
 
 from avalanche_cetl import fisher_information
+from avalanche_cetl.information import kronecker_basis
+from avalanche_cetl.information.gradients import per_sample
 
 
 def test_two_processes_measure_what_one_does(two_processes):
@@ -100,3 +106,28 @@ def test_a_missing_process_group_is_refused():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="process_group needs torch"):
         fisher_information(model, torch.zeros(3, 2), process_group=object())
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_batch_of_samples_is_gone_when_the_next_one_is_captured(monkeypatch, within):
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, capture, before, alive = torch.randn(40, 6), per_sample.capture_for, [], []
+    basis = kronecker_basis(net, x) if within else None
+
+    def watched(*args):
+        alive.append(sum(call() is not None for call in before))
+        found = capture(*args)
+        before[:] = [weakref.ref(call) for calls in found.calls.values() for call in calls]
+        return found
+
+    fisher_information(net, x, basis=basis)  # the routes are known from here on
+    monkeypatch.setattr(per_sample, "capture_for", watched)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        fisher_information(net, x, basis=basis, chunk_bytes=2**10)
+    finally:
+        if collects:
+            gc.enable()
+    # Of the three layers' calls the last one that was read may still be there.
+    assert len(alive) > 3 and len(before) == 3 and max(alive) <= 1
