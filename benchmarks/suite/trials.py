@@ -44,6 +44,7 @@ TASKS = {name: task for name, task in SUITE.items() if task.development} | {
 
 
 _DIRECT, _JOINT, _GFI = {"variant": "direct"}, {"variant": "joint"}, {"variant": "gfi"}
+_BEST = {"preset": "best"}
 
 
 class Trial(NamedTuple):
@@ -60,7 +61,7 @@ def _probe(weight: float, features: bool = False, anneal: bool = False) -> Calla
         )
         return [
             soft,
-            *([FitNetsHints(target_layer="hidden", weight=1.0, rows="target")] if features else []),
+            *(_features()() if features else []),
         ]
 
     return plugins
@@ -80,6 +81,32 @@ def _falling(head: str | None) -> Callable[[], list[Any]]:
 
 def _information_alone(weight: float) -> Callable[[], list[Any]]:
     return lambda: [InformationMaximization(weight, rampup_rounds=4)]
+
+
+class OrthogonalHints(FitNetsHints):
+    """Hints through an orthogonal projection, towards features of S with mean 0 and deviation 1.
+
+    Miles et al. 2024 (VkD, arXiv 2403.06213): a projection that keeps angles leaves all learning to
+    T2.
+    """
+
+    def loss(self, strategy: Any, batch: Any) -> torch.Tensor:
+        """Return the loss of a mini-batch."""
+        guided = self._guided
+        if self.regressor is None and guided is not None and guided.values:
+            wanted = self._read_hint(strategy, batch).shape[1]
+            linear = torch.nn.Linear(guided.values[-1].shape[1], wanted, bias=False)
+            self.regressor = torch.nn.utils.parametrizations.orthogonal(linear)
+        return super().loss(strategy, batch)
+
+    def _read_hint(self, strategy: Any, batch: Any) -> torch.Tensor:
+        hint = super()._read_hint(strategy, batch)
+        return (hint - hint.mean(0)) / hint.std(0).clamp_min(1e-6)
+
+
+def _features(weight: float = 1.0, orthogonal: bool = False) -> Callable[[], list[Any]]:
+    kind = OrthogonalHints if orthogonal else FitNetsHints
+    return lambda: [kind(target_layer="hidden", weight=weight, rows="target")]
 
 
 class _Moving:
@@ -124,7 +151,16 @@ ROWS = {
     **{f"probe, weight {w:g}": Trial(_probe(w)) for w in (0.5, 1, 2, 3, 5, 10, 30)},
     **{f"probe, weight {w:g} falling": Trial(_probe(w, anneal=True)) for w in (3, 10)},
     **{f"probe, weight {w:g}, and features": Trial(_probe(w, features=True)) for w in (3, 10)},
-    "features": Trial(lambda: [FitNetsHints(target_layer="hidden", weight=1.0, rows="target")]),
+    "features": Trial(_features()),
+    **{f"features, orthogonal, weight {w:g}": Trial(_features(w, True)) for w in (0.1, 1, 10)},
+    "CETL as it comes": Trial(settings=_BEST),
+    "CETL as it comes, and features": Trial(_features(), _BEST),
+    **{
+        f"CETL as it comes, and features, orthogonal, weight {w:g}": Trial(
+            _features(w, True), _BEST
+        )
+        for w in (0.1, 1)
+    },
     "hints, joint": Trial(lambda: [DecoderHints(1.0)], _JOINT),
     "hints, joint, and probe, weight 10": Trial(
         lambda: [DecoderHints(1.0), *_probe(10.0)()], _JOINT
@@ -141,8 +177,8 @@ ROWS = {
         for w in (0.3, 1, 3)
     },
     # Both in one go: S was trained anew after the rows above.
-    "preset best, S's own logits": Trial(_falling(None), {"preset": "best"}),
-    "preset best, S's class centroids": Trial(_falling("centroids"), {"preset": "best"}),
+    "preset best, S's own logits": Trial(_falling(None), _BEST),
+    "preset best, S's class centroids": Trial(_falling("centroids"), _BEST),
     "defaults": Trial(settings=_GFI),
     "e": Trial(settings={"variant": "e"}),
     "e, goal moved with the view": Trial(settings={"variant": _MOVED}),

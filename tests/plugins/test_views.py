@@ -100,7 +100,7 @@ def test_consistency_makes_views_of_target_images_agree(digits):
     data = adaptation_benchmark(digits(60, seed=1), digits(60, shift=0.1), digits(30, seed=2))
     x = torch.stack([row[0] for row in data.test_stream[0].dataset])
     gaps = []
-    for weight in (0.0, 30.0):
+    for weight in (0.0, 1.0):  # with 30 all images are of one class, which agrees with itself
         views = ViewConsistency(weight, threshold=0.0, balance=0.0)
         s = _strategy([views], train_epochs=8, lr_factors=(1.0, 1.0))
         s.train(data.train_stream)
@@ -108,7 +108,8 @@ def test_consistency_makes_views_of_target_images_agree(digits):
         with torch.no_grad():
             noise = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             gaps.append(float(consistency_loss(s.model(x + noise), s.model(x), 0.0)))
-    assert gaps[1] < gaps[0]
+            assert len(s.model(x).argmax(1).unique()) > 1
+    assert gaps[1] < gaps[0] / 2
 
 
 def test_the_ramp_weighs_the_added_losses(digits):
