@@ -69,7 +69,7 @@ def save_checkpoint(
 
     The file is there whole or not at all; what was there before stays until then. It holds T1, T2
     and the adapters, the optimisers of all stages, schedulers, GFI with its anchors, plugins,
-    metrics so far, the clock, all random states, and S's fingerprint, not S. It is a safetensors
+    metrics so far, the clock, all random states, and what S is known by, not S. It is a safetensors
     file with JSON in it: no pickle, nothing that loading would execute.
 
     :param strategy: a :class:`CETLStrategy` between two rounds (``after_round`` of a

@@ -12,9 +12,6 @@ from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.encoders.fingerprint import Fingerprint
 from avalanche_cetl.encoders.scores import Scores
 
-#: Images of noise that a network is asked about, and numbers that are kept of each answer.
-_ASKED, KEPT = 2, 8
-
 
 class Encoder(nn.Module):
     """A frozen source network S: images in, one feature vector an image out.
@@ -132,31 +129,29 @@ class Encoder(nn.Module):
                 found.value([functions[name].__code__ for name in sorted(functions)])
         return found.hexdigest()
 
-    def answers(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[float, ...]:
-        """Return random combinations of its features, and of its logits, of two images of noise.
+    def _answer_noise(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return random combinations of its features of two images of noise, always the same two.
 
-        Encoders of one fingerprint are told apart by them, eight numbers for an image. It is called
-        once for a shape and type; the noise is always the same.
+        Encoders of one fingerprint are told apart by them, see
+        :class:`~avalanche_cetl.encoders.origin.Origin`.
 
         :param shape: of an image.
         :param dtype: of the images: floats in [0, 1], bytes in [0, 255], other integers 0 or 1.
+        :return: ``(2, 8)``.
         """
         generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(_ASKED, *shape, generator=generator)
+        noise = torch.rand(2, *shape, generator=generator)
         if not dtype.is_floating_point:
             noise = noise * (256 if dtype == torch.uint8 else 2)
         images = noise.to(dtype).to(home_of(self))
-        outputs = [self(images)] + ([] if self.num_classes is None else [self.logits(images)])
-        mixed = [
-            in_float32(output).cpu() @ torch.randn(output.shape[1], KEPT, generator=generator)
-            for output in outputs
-        ]
-        return tuple(torch.cat(mixed).flatten().tolist())
+        features = torch.cat([self(image) for image in images.split(1)]).cpu()
+        return features @ torch.randn(features.shape[1], 8, generator=generator)
 
 
 def home_of(encoder: nn.Module) -> torch.device:
     """Return the device that a network is on."""
-    return next((t.device for t in encoder.state_dict().values()), torch.device("cpu"))
+    tensors = (t for t in encoder.state_dict().values() if isinstance(t, Tensor))
+    return next((t.device for t in tensors), torch.device("cpu"))
 
 
 def in_float32(output: Tensor) -> Tensor:

@@ -65,10 +65,6 @@ class PrecomputedEncoder(Encoder):
         """Return a SHA-256 over the features."""
         return Fingerprint().value(self.streams).hexdigest()
 
-    def answers(self, shape: Sequence[int], dtype: torch.dtype) -> tuple[float, ...]:
-        """Return none: there is no network to ask."""
-        return ()
-
 
 def _read(data: Features, stream: str) -> Tensor:
     if isinstance(data, str | Path):

@@ -92,13 +92,17 @@ def with_source_features(
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     extraction = Extraction(batch_size, num_workers, device, progress)
     processes, stored = Processes.started(), StoredRows()
+    origin = Origin(encoder.fingerprint())
+    if not isinstance(encoder, PrecomputedEncoder):
+        first = next(one.dataset.eval() for name in chosen for one in benchmark.streams[name])
+        origin = Origin.of(encoder, *SeededView(first, seed, 0).kind(), again=True)
 
     def rows(dataset: Any, view: int) -> tuple[SeededView, Any]:
         seen = SeededView(dataset, seed, view)
-        return seen, stored_features(folder, encoder, seen, dtype, extraction, processes, stored)
+        how = dtype, extraction, processes, stored, origin
+        return seen, stored_features(folder, encoder, seen, *how)
 
     made = []
-    origin: Origin | None = None
     for name, stream in benchmark.streams.items():
         experiences = []
         for number, experience in enumerate(stream):
@@ -106,13 +110,9 @@ def with_source_features(
             if name in chosen and isinstance(encoder, PrecomputedEncoder):
                 given = _given_rows(encoder, name, number, len(dataset), views)
                 groups = [[(dataset.train(), given)], [(dataset.eval(), given)]]
-                origin = origin or Origin.of(encoder, (), torch.float32)
                 dataset = _with_rows(dataset, groups[0], groups[1], origin)
             elif name in chosen:
                 clean = rows(dataset.eval(), 0)
-                if origin is None:
-                    image = clean[0].image(0)
-                    origin = Origin.of(encoder, image.shape, image.dtype)
                 held_out = name == "test" or name.endswith("_test")
                 drawn = [] if held_out else [rows(dataset.train(), v) for v in range(views)]
                 dataset = _with_rows(dataset, drawn or [clean], [clean], origin)

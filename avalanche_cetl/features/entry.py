@@ -21,7 +21,7 @@ from avalanche_cetl.common.processes import Processes
 from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.encoders.base import Encoder, home_of
 from avalanche_cetl.encoders.fingerprint import Fingerprint
-from avalanche_cetl.encoders.origin import Origin
+from avalanche_cetl.encoders.origin import Origin, same_features
 from avalanche_cetl.features import shards
 from avalanche_cetl.features.extraction import (
     DTYPES,
@@ -31,7 +31,12 @@ from avalanche_cetl.features.extraction import (
     loaded,
     progress_bar,
 )
-from avalanche_cetl.features.shards import WRITE_PROBLEMS, StoredRows, shard_count
+from avalanche_cetl.features.shards import (
+    WRITE_PROBLEMS,
+    FeatureRows,
+    StoredRows,
+    shard_count,
+)
 from avalanche_cetl.features.views import SeededView, changes, image_digest
 
 logger = logging.getLogger(__name__)
@@ -88,7 +93,7 @@ class Entry:
         )
         return all(self.processes.meet(good))
 
-    def is_of(self, origin: Origin) -> bool:
+    def is_of(self, origin: Origin, encoder: Encoder, view: SeededView) -> bool:
         """Whether it is of this network, or nothing is stored yet: fingerprints do not see all."""
         same = True
         if self.processes.rank == 0:
@@ -96,12 +101,21 @@ class Entry:
                 kept = json.loads((self.folder / _ORIGIN).read_bytes())
                 same = Origin.from_state(kept).agrees(origin)
             except FileNotFoundError:
-                same = not (self.folder / _MANIFEST).exists()  # of version 0.2, which did not ask
+                same = self._gives(encoder, view)
             except (ValueError, TypeError):
                 same = False
             except OSError as problem:  # whoever writes there says what is wrong
                 logger.debug("%s: %s", self.folder, problem)
         return all(self.processes.meet(same))
+
+    def _gives(self, encoder: Encoder, view: SeededView) -> bool:
+        """Whether S gives what version 0.2 stored, which did not keep whose features they are."""
+        if not self._whole(0, None):
+            return not any(path.exists() for path in self.paths)
+        kept, rows = FeatureRows(self.paths, self.rows, self.dim), self._rows(0)[:2]
+        images = torch.stack([view.image(row) for row in rows]).to(home_of(encoder))
+        found = encoded(encoder, images, self.dtype, rows)
+        return same_features(found, torch.stack([kept[row] for row in rows]))
 
     def repair(
         self,
@@ -121,7 +135,7 @@ class Entry:
         """
         own = range(self.processes.rank, len(self.paths), self.processes.size)
         listed = self._manifest()
-        if self.processes.rank == 0:
+        if self.processes.rank == 0 and not (self.folder / _ORIGIN).exists():
             asked = json.dumps(self.origin.state_dict()).encode()
             write_atomically(self.folder / _ORIGIN, asked, WRITE_PROBLEMS)
         missing = []

@@ -1,8 +1,9 @@
 """The feature store: the features of a data set by a frozen network, computed once.
 
 An entry is a folder of safetensors shards and a manifest with their checksums, named after
-encoder and images by content. Shards are written one by one, each in one step, so a process
-that is killed loses the shard at hand and nothing else; the manifest comes last.
+encoder and images by content; encoders that only their answers tell apart have entries of their
+own. Shards are written one by one, each in one step, so a process that is killed loses the shard at
+hand and nothing else; the manifest comes last.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def stored_features(
     extraction: Extraction,
     processes: Processes,
     stored: StoredRows | None = None,
+    origin: Origin | None = None,
 ) -> FeatureRows:
     """Return the features of a view from the store; compute those that are missing.
 
@@ -52,6 +54,7 @@ def stored_features(
     :param processes: that share the work; all see the same folder, and call this together.
     :param stored: rows of this encoder and dtype for which S does not run again; the view's are
         added. None: there are none.
+    :param origin: of the encoder; None: it is asked for.
     :raises ValueError: for an unknown dtype, no rows, images of mixed shape, or features that
         are not finite.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
@@ -61,14 +64,20 @@ def stored_features(
     try:
         view.check_repeats()
         content, digests = _content(view, extraction, processes)
-        image = view.image(0)
-        origin = Origin.of(encoder, image.shape, image.dtype)
+        origin = Origin.of(encoder, *view.kind()) if origin is None else origin
         about = encoder.dim, content, len(view), dtype, processes
-        several = (Entry(Path(folder).expanduser(), origin, *about, n) for n in count())
-        entry = next(entry for entry in several if entry.is_of(origin))
-        if not entry.complete():
-            with entry.locked():
-                entry.repair(encoder, view, extraction, digests, stored)
+        for number in count():
+            entry = Entry(Path(folder).expanduser(), origin, *about, number)
+            whose = origin, encoder, view
+            complete = entry.complete()  # before it is asked whose it is: it may change
+            if not entry.is_of(*whose):
+                continue
+            if complete:
+                break
+            with entry.locked():  # another network may have come first
+                if entry.is_of(*whose):
+                    entry.repair(encoder, view, extraction, digests, stored)
+                    break
     except Exception as problem:
         processes.report(problem)
         raise

@@ -50,6 +50,11 @@ class SeededView(Dataset[Any]):
             )
         return image
 
+    def kind(self) -> tuple[torch.Size, torch.dtype]:
+        """Return shape and type of the first image."""
+        image = self.image(0)
+        return image.shape, image.dtype
+
     def check_repeats(self) -> None:
         """Check that an item is the same when it is read again.
 

@@ -83,6 +83,19 @@ def _information_alone(weight: float) -> Callable[[], list[Any]]:
     return lambda: [InformationMaximization(weight, rampup_rounds=4)]
 
 
+class _Orthogonal(torch.nn.Module):
+    """A linear layer without a bias whose matrix has orthonormal rows or columns."""
+
+    def __init__(self, width: int, wanted: int):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(wanted, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tall = self.weight if len(self.weight) >= self.weight.shape[1] else self.weight.T
+        turned = torch.linalg.qr(tall).Q
+        return x @ (turned.T if tall is self.weight else turned)
+
+
 class OrthogonalHints(FitNetsHints):
     """Hints through an orthogonal projection, towards features of S with mean 0 and deviation 1.
 
@@ -95,8 +108,7 @@ class OrthogonalHints(FitNetsHints):
         guided = self._guided
         if self.regressor is None and guided is not None and guided.values:
             wanted = self._read_hint(strategy, batch).shape[1]
-            linear = torch.nn.Linear(guided.values[-1].shape[1], wanted, bias=False)
-            self.regressor = torch.nn.utils.parametrizations.orthogonal(linear)
+            self.regressor = _Orthogonal(guided.values[-1].shape[1], wanted)
         return super().loss(strategy, batch)
 
     def _read_hint(self, strategy: Any, batch: Any) -> torch.Tensor:

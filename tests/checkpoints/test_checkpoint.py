@@ -368,7 +368,7 @@ def test_a_source_that_answers_otherwise_is_another_one_but_for_version_0_2(
 ):
     def strategy(by):
         model = coupled()
-        model.source = ModuleEncoder(Halved(by), input_shape=(1, 8, 8))
+        model.source = ModuleEncoder(Halved(by), "", input_shape=(1, 8, 8))
         return make(model=model)
 
     save_checkpoint(strategy(0.5), tmp_path / "new.safetensors")

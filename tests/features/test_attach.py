@@ -293,6 +293,14 @@ def _all_rows(benchmark, encoder):
                     torch.testing.assert_close(features, encoder(image[None])[0])
 
 
+def test_a_hook_that_the_source_got_since_makes_it_another_network(tmp_path, transfer, encoder):
+    before = with_source_features(transfer, encoder, tmp_path, dtype="float32", progress=False)
+    encoder.module[2].register_forward_hook(lambda module, inputs, output: 5 * output)
+    after = with_source_features(transfer, encoder, tmp_path, dtype="float32", progress=False)
+    one, other = (b.train_stream[0].dataset[0][2] for b in (before, after))
+    torch.testing.assert_close(other, 5 * one)
+
+
 def test_the_source_runs_once_for_a_row_that_several_streams_hold(tmp_path, digits, encoder):
     few = transfer_benchmark(digits(60), digits(30, seed=1), labels_per_class=5)
     stored = with_source_features(few, encoder, tmp_path / "few", dtype="float32", batch_size=7)

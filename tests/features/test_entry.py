@@ -55,12 +55,57 @@ def test_networks_of_one_fingerprint_have_entries_of_their_own(tmp_path):
     assert torch.equal(found, Moments()(images()) ** 2) and seen(log) == 3 * ROWS
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"answers": [1]}'])
+def as_of_0_2(store, shards=None):
+    """Make an entry one of version 0.2, of which some shards alone may be there."""
+    (folder,) = store.iterdir()
+    (folder / "origin.json").unlink()
+    if shards is not None:
+        (folder / "manifest.json").unlink()
+        for path in sorted(folder.glob("shard-*")):
+            path.unlink() if path.name[6:12] not in shards else None
+
+
+@pytest.mark.parametrize("shards", [None, ["000000", "000002"]])
+def test_what_version_0_2_stored_is_taken_where_the_network_gives_it(tmp_path, shards):
+    log = tmp_path / "log"
+    extract(tmp_path / "store", Powers(1))
+    as_of_0_2(tmp_path / "store", shards)
+    other = extract(tmp_path / "store", Powers(3)).tensor()
+    assert torch.equal(other, Moments()(images()) ** 3)
+    assert torch.equal(extract(tmp_path / "store", Powers(1, log)).tensor(), Moments()(images()))
+    # Two rows are compared, once more under the lock, and what was not stored is computed.
+    assert seen(log) == 2 + (0 if shards is None else 2 + ROWS - 16)
+
+
+def test_shards_of_which_the_first_is_missing_may_be_of_any_network(tmp_path):
+    log = tmp_path / "log"
+    extract(tmp_path / "store", Powers(1))
+    as_of_0_2(tmp_path / "store", ["000002"])
+    extract(tmp_path / "store", Powers(1, log))
+    assert seen(log) == ROWS
+
+
+def test_a_network_that_comes_first_by_a_moment_keeps_its_entry(tmp_path, monkeypatch):
+    complete = entries.Entry.complete
+
+    def late(entry):
+        monkeypatch.setattr(entries.Entry, "complete", complete)
+        extract(tmp_path / "store", Powers(3))  # between the look at an entry and its lock
+        return complete(entry)
+
+    monkeypatch.setattr(entries.Entry, "complete", late)
+    for _ in range(2):
+        found = extract(tmp_path / "store", Powers(1)).tensor()
+        assert torch.equal(found, Moments()(images()))
+    assert torch.equal(extract(tmp_path / "store", Powers(3)).tensor(), Moments()(images()) ** 3)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"answers": [1]}'])
 def test_an_entry_that_does_not_say_of_which_network_it_is_is_made_again(tmp_path, content):
     log = tmp_path / "log"
     extract(tmp_path / "store", Moments(log))
     (origin,) = (tmp_path / "store").rglob("origin.json")
-    origin.unlink() if content is None else origin.write_bytes(content)
+    origin.write_bytes(content)
     found = extract(tmp_path / "store", Moments(log)).tensor()
     assert torch.equal(found, Moments()(images())) and seen(log) == 2 * ROWS
 
