@@ -51,7 +51,7 @@ SHORTER = {
     "hints": {"rounds": 2},
     "mixed_images": {"rounds": 2},
     "soft_targets": {"rounds": 2},
-    "unsupervised_adaptation": {"source_epochs": 2, "learning_rates": (3e-3,)},
+    "unsupervised_adaptation": {"source_epochs": 3, "rounds": 2, "learning_rates": (3e-3,)},
 }
 
 

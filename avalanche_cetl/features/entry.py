@@ -47,7 +47,10 @@ _MANIFEST, _ORIGIN = "manifest.json", "origin.json"
 
 
 class Entry:
-    """One folder of the store: the features of one view by one encoder."""
+    """One folder of the store: the features of one view by one encoder.
+
+    Networks of one fingerprint that answer differently are numbered, from 0.
+    """
 
     def __init__(
         self,
@@ -60,10 +63,6 @@ class Entry:
         processes: Processes,
         number: int,
     ):
-        """Name the folder after all of it.
-
-        :param number: of the network among those of one fingerprint, from 0.
-        """
         self.rows, self.dtype, self.dim, self.processes = rows, dtype, dim, processes
         self.origin = origin
         self.header = {
