@@ -92,13 +92,13 @@ class Entry:
         )
         return all(self.processes.meet(good))
 
-    def is_of(self, origin: Origin, encoder: Encoder, view: SeededView) -> bool:
+    def is_of(self, encoder: Encoder, view: SeededView) -> bool:
         """Whether it is of this network, or nothing is stored yet: fingerprints do not see all."""
         same = True
         if self.processes.rank == 0:
             try:
                 kept = json.loads((self.folder / _ORIGIN).read_bytes())
-                same = Origin.from_state(kept).agrees(origin)
+                same = Origin.from_state(kept).agrees(self.origin)
             except FileNotFoundError:
                 same = self._gives(encoder, view)
             except (ValueError, TypeError):

@@ -68,14 +68,13 @@ def stored_features(
         about = encoder.dim, content, len(view), dtype, processes
         for number in count():
             entry = Entry(Path(folder).expanduser(), origin, *about, number)
-            whose = origin, encoder, view
             complete = entry.complete()  # before it is asked whose it is: it may change
-            if not entry.is_of(*whose):
+            if not entry.is_of(encoder, view):
                 continue
             if complete:
                 break
             with entry.locked():  # another network may have come first
-                if entry.is_of(*whose):
+                if entry.is_of(encoder, view):
                     entry.repair(encoder, view, extraction, digests, stored)
                     break
     except Exception as problem:
