@@ -202,3 +202,27 @@ def capture(
             for name, gradient in zip(copies, gradients[1:], strict=True):
                 captured.expanded[name][current] = gradient
     return captured
+
+
+class Activations:
+    """Memory that a pass keeps for its backward pass, parameters left out."""
+
+    def __init__(self, model: nn.Module):
+        self._known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._sizes: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage, once; return the tensor."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """Return a context that counts what autograd saves."""
+        return torch.autograd.graph.saved_tensors_hooks(self.add, lambda t: t)
+
+    @property
+    def bytes(self) -> int:
+        """The sum over storages."""
+        return sum(self._sizes.values())

@@ -22,6 +22,7 @@ float32, is not seen. Nor is one that few samples have, where none of these is l
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from avalanche_cetl.information.gradients.capture import Captured, RowMismatchError
+from avalanche_cetl.information.gradients.capture import Activations, Captured, RowMismatchError
 from avalanche_cetl.information.gradients.grad_sample import GradSample
 from avalanche_cetl.information.gradients.grad_samplers import is_torchs_own
 from avalanche_cetl.information.gradients.loop import Loop, LoopGradSample, RowLoss, row_loss
@@ -106,12 +107,13 @@ class Reference:
         room = _LOSS_SHARE * _tolerance(alone)
         return bool(((values - alone).abs() <= room * (alone.abs() + alone.abs().mean())).all())
 
-    def has_gradient(self, name: str, i: int, gradient: Tensor) -> bool:
-        """Return whether a gradient of the i-th sample is the loop's, up to rounding.
+    def distance(self, name: str, i: int, gradient: Tensor) -> float:
+        """Return how far a gradient of the i-th sample is from the loop's, over its norm.
 
         :param name: of the parameter.
         :param i: number of the sample, from 0.
         :param gradient: real; for a complex parameter the absolute values.
+        :return: 0 where rounding explains it; infinity where the loop has none.
         """
         wanted = self._gradients[i][name]
         wanted = torch.zeros_like(gradient) if wanted is None else magnitude(wanted.detach())
@@ -120,11 +122,13 @@ class Reference:
         if self._strict and wanted.dtype != torch.float64:
             share = 0.0
         size = float(torch.linalg.vector_norm(wanted))
-        return difference <= _tolerance(wanted) * size + share * self._largest
+        if difference <= _tolerance(wanted) * size + share * self._largest:
+            return 0.0
+        return difference / size if size else math.inf
 
     def has_gradients(self, name: str, gradients: Tensor) -> list[bool]:
-        """Return :meth:`has_gradient` of every sample, ``(n, *param.shape)``."""
-        return [self.has_gradient(name, i, gradient) for i, gradient in enumerate(gradients)]
+        """Return whether every sample's gradient, ``(n, *param.shape)``, is the loop's."""
+        return [self.distance(name, i, gradient) == 0 for i, gradient in enumerate(gradients)]
 
 
 def _tolerance(like: Tensor) -> float:
@@ -184,20 +188,22 @@ def verify(
     more = sorted({(2 * i + 1) * n // (2 * _MORE) for i in range(_MORE)} - rows)
     for k, reference in enumerate(by_loss):
         refuted = _refuted(reference, k, loop.params, gradients)
-        if not exact and more and 1 in refuted.values():
+        if not exact and more and 1 in map(len, refuted.values()):
             others = Reference(loop, row_loss(losses[k], captured.targets[k]), more, strict=False)
             found = _refuted(others, k, loop.params, gradients)
-            refuted = {name: times and times + found[name] for name, times in refuted.items()}
-        for name, times in refuted.items():
-            if times >= (1 if exact else 2):
-                raise StaleRoutesError(f"another gradient of {name} than autograd's")
+            refuted = {name: far and far + found[name] for name, far in refuted.items()}
+        for name, far in refuted.items():
+            if len(far) >= (1 if exact else 2):
+                raise StaleRoutesError(
+                    f"another gradient of {name} than autograd's, by {max(far):.2g} of its norm"
+                )
 
 
 def _refuted(
     reference: Reference, loss: int, params: Mapping[str, Tensor], samples: Sequence[GradSample]
-) -> dict[str, int]:
-    """Return of how many samples the gradient of each parameter is another than the loop's."""
-    refuted = dict.fromkeys(params, 0)
+) -> dict[str, list[float]]:
+    """Return how far gradients of each parameter are from the loop's, in samples that differ."""
+    refuted: dict[str, list[float]] = {name: [] for name in params}
     without = dict(params)
     for sample in samples:
         if not sample.reached(loss):
@@ -208,12 +214,12 @@ def _refuted(
             continue
         for i, row in enumerate(reference.rows):
             for name, value in sample.in_shape(loss, slice(row, row + 1)).items():
-                refuted[name] += not reference.has_gradient(name, i, value[0])
+                refuted[name].append(reference.distance(name, i, value[0]))
     for name, parameter in without.items():
         zeros = torch.zeros_like(magnitude(parameter.detach()))
         for i in range(len(reference.rows)):
-            refuted[name] += not reference.has_gradient(name, i, zeros)
-    return refuted
+            refuted[name].append(reference.distance(name, i, zeros))
+    return {name: [far for far in found if far] for name, found in refuted.items()}
 
 
 def projection(outputs: Any, samples: int) -> Tensor:
@@ -248,30 +254,6 @@ def projection(outputs: Any, samples: int) -> Tensor:
     return total
 
 
-class _Activations:
-    """Memory that a pass keeps for its backward pass, parameters left out."""
-
-    def __init__(self, model: nn.Module):
-        self._known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self._sizes: dict[int, int] = {}
-
-    def add(self, tensor: Tensor) -> Tensor:
-        """Count a tensor's storage, once; return the tensor."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def counted(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Return a context that counts what autograd saves."""
-        return torch.autograd.graph.saved_tensors_hooks(self.add, lambda t: t)
-
-    @property
-    def bytes(self) -> int:
-        """The sum over storages."""
-        return sum(self._sizes.values())
-
-
 class Trial:
     """The loop's gradients of the first two samples, and how routes compare with those.
 
@@ -290,7 +272,7 @@ class Trial:
     def __init__(self, model: nn.Module, two: Sequence[Tensor], loop: Loop, losses: int):
         self.model, self.two, self.loop, self.losses = model, list(two), loop, losses
         self.params = loop.params
-        activations = _Activations(model)
+        activations = Activations(model)
         with activations.counted():
             self.reference = Reference(
                 loop, lambda outputs, rows: projection(outputs, len(rows)), (0, 1), strict=True
@@ -310,7 +292,7 @@ class Trial:
         """
         self.problems = {}
         loss = BoundLoss(lambda outputs: projection(outputs, 2), None, 2)
-        activations = _Activations(self.model)
+        activations = Activations(self.model)
         try:
             with activations.counted():
                 captured = capture_for(routes, self.model, self.two, [loss], slice(0, 2))

@@ -1,5 +1,7 @@
 """Routes are tried on two samples, and verified on the batch, which shows what a trial cannot."""
 
+import math
+
 import pytest
 import torch
 from naive_gradients import energy
@@ -43,7 +45,8 @@ def _reference(strict=True, value=1.0, **gradients):
 )
 def test_gradients_agree_up_to_the_rounding_of_their_type(dtype, error, same):
     reference = _reference(w=LARGE.to(dtype))
-    assert reference.has_gradient("w", 0, (LARGE * (1 + error)).to(dtype)) is same
+    distance = reference.distance("w", 0, (LARGE * (1 + error)).to(dtype))
+    assert distance == (0 if same else pytest.approx(error, rel=0.05))
 
 
 @pytest.mark.parametrize(
@@ -53,13 +56,13 @@ def test_gradients_agree_up_to_the_rounding_of_their_type(dtype, error, same):
 def test_a_tiny_gradient_may_be_rounding_but_in_float32_not_in_a_trial(dtype, strict, same):
     tiny = LARGE.to(dtype) * (1e-13 if dtype == torch.float64 else 1e-8)
     reference = _reference(strict, w=LARGE.to(dtype), tiny=tiny)
-    assert reference.has_gradient("tiny", 0, -tiny) is same
+    assert reference.distance("tiny", 0, -tiny) == (0 if same else 2)
 
 
 def test_a_gradient_that_the_loop_does_not_reach_is_zero():
     reference = _reference(w=LARGE, unused=None)
-    assert reference.has_gradient("unused", 0, torch.zeros(2).double())
-    assert not reference.has_gradient("unused", 0, torch.full((2,), 1e-3).double())
+    assert reference.distance("unused", 0, torch.zeros(2).double()) == 0
+    assert reference.distance("unused", 0, torch.full((2,), 1e-3).double()) == math.inf
     assert reference.unused("unused") and not reference.reaches("unused")
     assert reference.reaches("w") and not reference.unused("w")
 
@@ -281,3 +284,25 @@ def test_where_one_of_three_samples_differs_more_are_looked_at():
         loss = F.cross_entropy(model(one), label)
         wanted += torch.autograd.grad(loss, model.layer.weight)[0].square() / 64
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-7)
+
+
+class _MoreInABatch(torch.autograd.Function):
+    """The identity, whose gradient is a quarter more where there are more than two samples."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1.25 if len(gradient) > 2 else 1)
+
+
+def test_the_warning_says_by_how_much_a_gradient_differs(caplog):
+    torch.manual_seed(0)
+    first, head = nn.Linear(6, 4), nn.Linear(4, 3)
+    model = Of(lambda m, x: m.head(_MoreInABatch.apply(m.first(x))), first=first, head=head)
+    x, y = torch.randn(12, 6), torch.arange(12) % 3
+    fisher_information(model, x, "empirical", targets=y)
+    (text,) = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
+    assert "another gradient of first.weight than autograd's, by 0.25 of its norm" in text
