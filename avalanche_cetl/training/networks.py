@@ -56,6 +56,7 @@ class Networks:
     :ivar hidden: whether T1's hidden layers come along with its images.
     :ivar modules: those that stages bring themselves, by the label of the stage.
     :ivar latest: T2's logits in its latest pass of the step, ``(N, K)``; None before.
+    :ivar warned_of_pictures: whether a warning said that T1's pictures are far too large.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Networks:
         self.functions = functions
         self.modules = StageModules()
         self.hidden = False
+        self.warned_of_pictures = False
         self.latest: Tensor | None = None
         self._fixed: tuple[nn.Module, nn.Module] | None = None  # copies of T1 and S's adapter
         self._noise = torch.Generator().manual_seed(inputs.gfi.seed + 1)

@@ -10,12 +10,16 @@ from avalanche.training.utils import trigger_plugins
 
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.labels import labelled_rows
+from avalanche_cetl.common.warning import warn_caller
 from avalanche_cetl.plugins.base import Stage
 from avalanche_cetl.training.engine import WHOLE, MicroBatch
 from avalanche_cetl.training.host import Host
 from avalanche_cetl.training.stages import Callbacks, TrainingStage
 from avalanche_cetl.training.step import take_step
 from avalanche_cetl.training.variants import WARMUP
+
+#: From so many times the images' root mean square on, T1's pictures are taken to run away.
+LARGE_PICTURES = 10.0
 
 
 class Round:
@@ -95,6 +99,7 @@ class Round:
                     if host._stop_training and place.first:
                         return
                     take_step(host, stage, batches, place, **self.kwargs)
+            self._check_pictures()
 
     def _by_iterations(self) -> None:
         for batches in self._pairs():
@@ -103,7 +108,35 @@ class Round:
             for stage in self.stages:
                 with self._running(stage):
                     take_step(self.host, stage, {stage.reads: batches[stage.reads]}, **self.kwargs)
+                    self._check_pictures()
         self._measure(tuple(name for stage in self.stages for name in stage.measures))
+
+    def _check_pictures(self) -> None:
+        """Warn, once in a training, where T1's pictures are far larger than the images.
+
+        T1(S(x)), which the latest step has drawn, is what T1(T2(x)) is drawn towards. Where T1
+        learns from itself alone, nothing says how large its pictures are.
+        """
+        host = self.host
+        networks, recipe = host.networks, host.recipe
+        for batch in host.batches.values():
+            drawn = batch.reconstruction_target
+            if drawn is None or networks.warned_of_pictures or not networks.has_source:
+                continue
+            own, seen = (float(x.detach().float().square().mean()) for x in (drawn, batch.images))
+            if own <= LARGE_PICTURES**2 * seen:
+                continue
+            networks.warned_of_pictures = True
+            advice = "lower the learning rate"
+            if not (recipe.fixed_goal or recipe.shares_steps):
+                advice = "the goal of stage 2 moves with T1 here; take fixed_goal=True, or "
+                advice += "variant='fi' with a dwa_lambda near 1"
+            warn_caller(
+                f"T1 runs away: after stage 2 of epoch {host.clock.train_exp_epochs} its pictures "
+                "of what S sees are far larger than the images (root mean square "
+                f"{own**0.5:.3g} and {seen**0.5:.3g}), and T2 learns to follow them: {advice} "
+                f"(dwa_lambda={recipe.dwa_lambda:g})."
+            )
 
     def _epochs(self, stage: TrainingStage) -> int:
         """Return how often a stage passes over its data in the round."""

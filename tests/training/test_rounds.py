@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -104,3 +106,41 @@ def test_a_target_network_that_cannot_learn_is_named_before_training(digits, var
     next(iter(model.target_parameters().values())).requires_grad_()
     s.train(experience)
     assert moved(model, before)
+
+
+def runs_away(**settings):
+    """A training whose decoder adds 100 to each pixel, and hardly learns."""
+    made = strategy(warmup_epochs=0, lr=1e-6, train_epochs=2, **settings)
+    with torch.no_grad():
+        last = [m for m in made.model.decoder.layers if hasattr(m, "bias")][-1]
+        last.bias.add_(100)
+    return made
+
+
+def of_pictures(caught):
+    return [str(one.message) for one in caught if "T1 runs away" in str(one.message)]
+
+
+@pytest.mark.parametrize("alternate", ["epoch", "iteration"])
+def test_pictures_far_larger_than_the_images_are_told_once(transfer, recwarn, alternate):
+    made = runs_away(variant="e", alternate=alternate)
+    made.train(transfer.train_stream)
+    made.train(transfer.train_stream)
+    (text,) = of_pictures(recwarn)
+    assert "after stage 2 of epoch 0" in text
+    assert ("fixed_goal=True" in text) == (alternate == "epoch")
+    assert re.search(r"root mean square 100 and 0\.\d+\)", text) and "dwa_lambda=0.001" in text
+
+
+@pytest.mark.parametrize("settings", [{"variant": "e", "fixed_goal": True}, {"variant": "joint"}])
+def test_a_fixed_goal_is_no_advice_where_there_is_one_or_can_be_none(transfer, recwarn, settings):
+    runs_away(**settings).train(transfer.train_stream)
+    (text,) = of_pictures(recwarn)
+    assert "lower the learning rate" in text and "fixed_goal" not in text
+
+
+@pytest.mark.parametrize("variant", ["e", "gfi", "joint", "two_step"])
+def test_ordinary_pictures_are_not_told(transfer, recwarn, variant):
+    strategy(variant=variant, train_epochs=2).train(transfer.train_stream)
+    strategy(coupled(source=None), variant="e").train(transfer.train_stream)
+    assert not of_pictures(recwarn)
