@@ -26,6 +26,11 @@ class InForce:
         self.thawed: set[str] = set()
         self._chosen, self._calls, self._acted, self._told = "", 0, False, False
 
+    @property
+    def asked(self) -> bool:
+        """Whether the loop has called in the task that runs."""
+        return self._calls > 0
+
     def called(self, chosen: str, effect: bool, patient: bool) -> None:
         """Note a call of a loop, and warn where many have no effect.
 

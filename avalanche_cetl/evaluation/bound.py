@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.labels import features_in
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.features.attach import check_source
 
 if TYPE_CHECKING:
-    from avalanche_cetl.encoders.base import Encoder
     from avalanche_cetl.models import CoupledModel
 
 #: Factors of the four terms on the right-hand side of eq. 14.
@@ -101,8 +102,14 @@ class LearningBound(PluginMetric[dict[str, float]]):
         self._values: dict[str, float] = {}
 
     def before_eval_exp(self, strategy: Any) -> None:
-        """Reset all sums."""
+        """Reset all sums.
+
+        :raises ValueError: for stored features of another network than the model's source.
+        """
         self.reset()
+        source, experience = getattr(strategy.model, "source", None), strategy.experience
+        if isinstance(source, Encoder):
+            check_source(experience.dataset, source, "the evaluated experience")
 
     @torch.no_grad()
     def after_eval_iteration(self, strategy: Any) -> None:

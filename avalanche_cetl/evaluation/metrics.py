@@ -16,6 +16,7 @@ from torchvision.utils import make_grid
 
 from avalanche_cetl.allocation.penalty import WeightPenalty
 from avalanche_cetl.common.modes import evaluation_mode
+from avalanche_cetl.plugins.base import training_of
 from avalanche_cetl.training.strategy import CETLStrategy
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class RoundMean(_OneValue):
 
     def after_training_epoch(self, strategy: CETLStrategy) -> list[MetricValue]:
         """Emit the round's mean, at the strategy's epoch count."""
-        return self.emit(strategy, strategy.round_losses.get(self.quantity))
+        return self.emit(strategy, training_of(strategy).round_losses.get(self.quantity))
 
     def __str__(self) -> str:
         return self.quantity
@@ -108,7 +109,7 @@ class RecordedLosses(_NamedValues):
 
     def values(self, strategy: CETLStrategy) -> dict[str, float]:
         """Return the round's means, in the order in which they were first recorded."""
-        found = strategy.round_losses
+        found = training_of(strategy).round_losses
         return {name: found[name] for name in found if name not in self.known}
 
     def __str__(self) -> str:

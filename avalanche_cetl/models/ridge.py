@@ -149,9 +149,10 @@ class RidgeHead(nn.Module):
         self._check(features)
         dtype = torch.promote_types(features.dtype, torch.float32)
         weight, bias = self._solved()
-        return nn.functional.linear(
-            self._inputs(features.to(dtype)), weight.to(dtype), bias.to(dtype)
-        )
+        with torch.autocast(features.device.type, enabled=False):
+            return nn.functional.linear(
+                self._inputs(features.to(dtype)), weight.to(dtype), bias.to(dtype)
+            )
 
     def classifier(self) -> nn.Module:
         """Return the head as it is now as ordinary layers in float32, without the sums.
@@ -226,7 +227,6 @@ class RidgeHead(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RidgeHead:
         """Move to another device, but keep the types: sums in half precision are no sums."""
-        self._solution = None
         super()._apply(  # type: ignore[no-untyped-call]
             lambda t: t.to(fn(t.new_empty(0)).device), recurse
         )

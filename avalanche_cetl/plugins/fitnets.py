@@ -60,6 +60,7 @@ class FitNetsHints(DistillationPlugin):
         self.target_layer, self.source_layer = target_layer, source_layer
         self.regressor: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self._template: type | None = None  # whose optimiser it is like
         self._moments: dict[str, Any] | None = None
         self._guided: Kept | None = None
         self._axes: dict[tuple[Any, ...], int] = {}
@@ -142,9 +143,10 @@ class FitNetsHints(DistillationPlugin):
             )
         if self.regressor is None:
             self.regressor = _regressor(output.shape[1], hint.shape[1], output.dim() == 2)
-        if self._optimizer is None:
+        template = strategy.optimizer
+        if self._optimizer is None or self._template is not type(template):
+            self._template = type(template)
             self.regressor.to(output)
-            template = strategy.optimizer
             group = template.param_groups[0] | {"params": list(self.regressor.parameters())}
             self._optimizer = optimizer_like(template, [group])
             if self._moments is not None:
@@ -194,6 +196,11 @@ class FitNetsHints(DistillationPlugin):
 
     def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Forget passes with gradients between two steps, such as those of a measurement."""
+        self._forget()
+
+    def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Forget the passes that other plugins make at the start of an iteration."""
+        super().before_forward(strategy, *args, **kwargs)
         self._forget()
 
     def after_step(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:

@@ -47,12 +47,29 @@ BATCH_NORM = (
 )
 #: Losses that do not read outputs as logits of one class among several.
 _OTHER_LOSSES = (
-    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.GaussianNLLLoss, nn.PoissonNLLLoss,
+    nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss, nn.MultiLabelMarginLoss,
+)  # fmt: skip
+_OTHER_FUNCTIONS = (
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.gaussian_nll_loss, F.poisson_nll_loss,
+    F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss,
+    F.multilabel_margin_loss,
 )  # fmt: skip
 OTHER_LOSS = (
     "the criterion is {loss}, and outputs are measured as class logits (likelihood='categorical'), "
     "of which a change that all share is free: give likelihood='bernoulli' where each output is a "
     "yes or no, 'gaussian' where it is a real value."
+)
+OTHER_NETWORK = (
+    "this plugin has measured another network: a stream begins, and none of the weights that it "
+    "holds is as it was when the last task was measured. It pulls the network towards those "
+    "weights. Give each training a plugin of its own; where one goes on, load the network's "
+    "weights with the plugin's state."
+)
+NOT_CALLED = (
+    "{strategy} trained without asking for the penalty: it calls neither before_backward nor "
+    "after_update of its plugins, so nothing was held. Use a strategy whose iterations have "
+    "Avalanche's callbacks, such as Naive."
 )
 
 
@@ -94,17 +111,31 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
         check_optimizer(optimizer, form_of(self.penalty, optimizer), type(self).__name__)
         rows = _rows(strategy)
         with unwrapped(strategy.model) as network:
+            if strategy.clock.train_exp_counter == 0 and self._holds_another(network):
+                self._warn(OTHER_NETWORK)
             sample = rows.read([0, min(1, rows.length - 1)])
             self.measurer.check(network, sample)
             if self.dwa_lambda > 0 and self.likelihood == "categorical":
                 self._check_loss(strategy, rows, sample, reads_task_labels(network))
         self.hold(strategy.model)
 
+    def _holds_another(self, network: nn.Module) -> bool:
+        """Return whether no weight is as it was when the last task was measured."""
+        if not self.saved_params or self.dwa_lambda == 0:
+            return False
+        newest = self.saved_params[next(reversed(self.saved_params))]
+        now = {name: p.detach() for name, p in network.named_parameters() if name in newest}
+        same = (torch.equal(p.to(newest[name]), newest[name]) for name, p in now.items())
+        return bool(now) and not any(same)
+
     def _check_loss(self, strategy: Any, rows: Rows, sample: TaskSample, by_head: bool) -> None:
         """Warn where the loss is none of class logits, or trains on new classes alone."""
         loss = loss_of(strategy)
+        function = getattr(loss, "func", loss)  # of a functools.partial
         if isinstance(loss, _OTHER_LOSSES):
             self._warn(OTHER_LOSS.format(loss=type(loss).__name__))
+        elif any(function is one for one in _OTHER_FUNCTIONS):
+            self._warn(OTHER_LOSS.format(loss=function.__name__))
         seen, coming = self.measurer.seen.by_head, classes_of(rows, sample, by_head)
         if new_classes_are_lost(strategy, seen, coming):
             whole = getattr(strategy.experience, "origin_experience", None)
@@ -138,6 +169,9 @@ class GFIPlugin(WeightPenalty, SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure the Fisher information of the experience that ends."""
+        held = self.importances and self.dwa_lambda > 0
+        if held and strategy.clock.train_exp_iterations and not self.in_force.asked:
+            self._warn(NOT_CALLED.format(strategy=type(strategy).__name__))
         with _located(strategy):
             number = strategy.clock.train_exp_counter
             self.remember(strategy.model, _rows(strategy), number=number)

@@ -12,7 +12,7 @@ from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.validation import check_choice, check_weight
 from avalanche_cetl.encoders import Encoder
 from avalanche_cetl.encoders.origin import Origin
-from avalanche_cetl.features.attach import features_are_of
+from avalanche_cetl.features.attach import check_source, features_are_of
 from avalanche_cetl.plugins.base import CETLPlugin, Strategy, check_loss, training_of
 
 #: The rows that a loss reads: those of stage 3, or those of stage 2.
@@ -61,7 +61,7 @@ class LossPlugin(CETLPlugin):
         self.rows: AnyRows = self.default_rows if rows is None else rows
         check_choice("rows", self.rows, self.allowed_rows)
         self.weight = float(weight)
-        self._images: Tensor | None = None
+        self._images: tuple[Tensor, Tensor] | None = None  # of the mini-batch, and a copy
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -104,7 +104,7 @@ class LossPlugin(CETLPlugin):
     def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Keep the images: a stock strategy's network may write into its mini-batch."""
         if not training_of(strategy).has_stages:
-            self._images = own_copy(strategy.mbatch[0])
+            self._images = strategy.mbatch[0], own_copy(strategy.mbatch[0])
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         """Add the loss to the step's."""
@@ -129,7 +129,9 @@ class LossPlugin(CETLPlugin):
         if batch is None or batch.latest is None:
             return None
         if self._images is not None:
-            batch.tensors[0] = self._images
+            given, images = self._images
+            if batch.images is given:  # else what came later gave the network other images
+                batch.tensors[0] = images
         return batch
 
 
@@ -140,14 +142,25 @@ class DistillationPlugin(LossPlugin):
 
     :param weight: see :class:`LossPlugin`, as ``rows``.
     :param source: S, where the model is no ``CoupledModel``; default: the model's.
+    :raises TypeError: for a source that is no encoder.
     """
 
     def __init__(
         self, weight: float = 1.0, rows: AnyRows | None = None, source: Encoder | None = None
     ):
         super().__init__(weight, rows)
+        if source is not None and not isinstance(source, Encoder):
+            raise TypeError(
+                f"source has to be an encoder, got {type(source).__name__}; wrap a module as "
+                "ModuleEncoder(module), which freezes it and keeps it in evaluation mode."
+            )
         self._given = source
         self._reads_features: tuple[int, bool] | None = None  # of which experience, and whether
+
+    def before_training(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        """Check that the strategy has the rows; its data sets are looked at anew."""
+        super().before_training(strategy, *args, **kwargs)
+        self._reads_features = None
 
     def source(self, strategy: Strategy) -> Encoder:
         """Return S.
@@ -165,14 +178,26 @@ class DistillationPlugin(LossPlugin):
         return source
 
     def read(self, strategy: Strategy) -> Batch | None:
-        """Return the rows, without features that are not of the ``source`` given here."""
+        """Return the rows, without features that are not of the ``source`` given here.
+
+        :raises ValueError: where S is the model's and they are of another network.
+        """
         batch = super().read(strategy)
-        if batch is None or batch.features is None or self._given is None:
+        if batch is None or batch.features is None:
             return batch
         experience = strategy.clock.train_exp_counter
         if self._reads_features is None or self._reads_features[0] != experience:
             models = training_of(strategy).source
-            if isinstance(models, Encoder):  # a CoupledModel's features are its source's
+            if isinstance(models, Encoder) and not training_of(strategy).has_stages:
+                if self._given is None:
+                    where = f"experience {experience} of the training"
+                    check_source(strategy.adapted_dataset, models, where)
+                    same = True
+                else:
+                    same = features_are_of(strategy.adapted_dataset, self._given)
+            elif self._given is None:  # a strategy with stages has looked at them
+                same = True
+            elif isinstance(models, Encoder):  # a CoupledModel's features are its source's
                 image = batch.images[0]
                 same = models is self._given or (
                     Origin.of(models, image.shape, image.dtype).is_of(self._given)

@@ -208,7 +208,7 @@ class SoftTargets(DistillationPlugin):
             if features is None:
                 features = source(batch.images)
             # A head's logits may be in the hundreds, where half precision rounds to whole numbers.
-            like = next(self.classifier.parameters(), batch.logits)
+            like = next(self.classifier.parameters(), features)
             with without_autocast(features):
                 return self._scores.read(self.classifier, features.to(like.dtype))
         return source.cheapest_logits(batch.images, features)
