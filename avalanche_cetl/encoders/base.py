@@ -132,6 +132,8 @@ class Encoder(nn.Module):
     def _answer_noise(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return random combinations of its features of two images of noise, always the same two.
 
+        The second has little contrast, which a transform that stretches images shows.
+
         Encoders of one fingerprint are told apart by them, see
         :class:`~avalanche_cetl.encoders.origin.Origin`.
 
@@ -141,6 +143,8 @@ class Encoder(nn.Module):
         """
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(2, *shape, generator=generator)
+        if dtype.is_floating_point or dtype == torch.uint8:
+            noise[1] = 0.2 + 0.3 * noise[1]
         if not dtype.is_floating_point:
             noise = noise * (256 if dtype == torch.uint8 else 2)
         images = noise.to(dtype).to(home_of(self))
@@ -172,3 +176,16 @@ def like_network(x: Tensor, network: nn.Module) -> Tensor:
         return x
     types = (p.dtype for p in network.parameters() if p.is_floating_point())
     return x.to(next(types, torch.float32))
+
+
+def check_frozen(source: nn.Module) -> None:
+    """Raise ValueError where a source network has parameters that learn."""
+    trainable = [name for name, p in source.named_parameters() if p.requires_grad]
+    if trainable:
+        how = "source.requires_grad_(False)"
+        if isinstance(source, Encoder):
+            how = f"self.freeze() at the end of {type(source).__name__}.__init__"
+        raise ValueError(
+            f"the source network is frozen in CETL, but {len(trainable)} of its parameters require "
+            f"gradients ({trainable[0]}, ...); call {how}."
+        )

@@ -22,8 +22,8 @@ class PrecomputedEncoder(Encoder):
 
     It cannot encode images: give the benchmark its features with
     ``with_source_features(benchmark, encoder)``. Row i belongs to row i of the data set that
-    the benchmark was made from (in ``adaptation_benchmark``: the source's rows, then the
-    target's).
+    the benchmark was made from (in ``adaptation_benchmark``: the target's rows, with
+    ``transductive=True`` those of the test, then the source's).
 
     :param features: for the training stream, or a mapping from stream names: a
         ``.safetensors`` file (one tensor, or one named ``"features"``), a ``.npy`` or ``.npz``

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from avalanche_cetl.common.labels import FEATURES_INDEX, SOURCE_FEATURES, SOURCE_ORIGIN
 from avalanche_cetl.common.processes import Processes
-from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.base import Encoder, check_frozen
 from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.encoders.precomputed import PrecomputedEncoder
 from avalanche_cetl.features.extraction import Extraction, StoredType
@@ -76,9 +76,9 @@ def with_source_features(
     :param progress: show a bar with images per second; where there is no terminal, a line on
         standard error every half minute.
     :return: a new benchmark; the given one is unchanged.
-    :raises ValueError: for arguments out of range, unknown streams, an experience without an
-        image, precomputed features whose rows do not match, images of several shapes, or features
-        that are not finite.
+    :raises ValueError: for an encoder that is not frozen, arguments out of range, unknown
+        streams, an experience without an image, precomputed features whose rows do not match,
+        images of several shapes, or features that are not finite.
     :raises TypeError: for an encoder that is no :class:`Encoder`, streams that are no list, or
         images that are no tensors.
     :raises FeatureStoreError: when the folder cannot be written, or the disk is full.
@@ -87,6 +87,8 @@ def with_source_features(
         raise ValueError(f"views={views} has to be >= 1.")
     if not isinstance(encoder, Encoder):
         raise TypeError(f"encoder has to be an Encoder, got {type(encoder).__name__}.")
+    check_frozen(encoder)
+    encoder.eval()  # one that has no parameters need not have been frozen
     chosen = _chosen_streams(benchmark, encoder, streams)
     check_filled(benchmark, chosen)
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
@@ -220,6 +222,12 @@ class _WithFeatures(MultiParamTransform):
         return []
 
 
+def _mode_of(dataset: Any) -> str:
+    """Return whose transforms a data set applies: ``"eval"``, or ``"train"`` for all others."""
+    groups = getattr(dataset._flat_data, "_transform_groups", None)
+    return "eval" if getattr(groups, "current_group", None) == "eval" else "train"
+
+
 def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin: Origin) -> Any:
     attributes = list(dataset._data_attributes.values())
     in_items = sum(attribute.use_in_getitem for attribute in attributes)
@@ -227,7 +235,7 @@ def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin:
         "train": _WithFeatures(train, in_items),
         "eval": _WithFeatures(clean, in_items),
     }
-    return type(dataset)(
+    made = type(dataset)(
         [_RowNumbers(dataset.targets)],
         data_attributes=[
             *(a for a in attributes if a.name not in (SOURCE_FEATURES, SOURCE_ORIGIN)),
@@ -237,6 +245,7 @@ def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin:
         transform_groups=TransformGroups(groups),
         collate_fn=dataset.collate_fn,
     )
+    return made.eval() if _mode_of(dataset) == "eval" else made
 
 
 class _Rows(Sequence[Any]):

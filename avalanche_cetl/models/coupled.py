@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_cetl.common.modes import evaluation_mode
 from avalanche_cetl.common.tensors import own_copy
-from avalanche_cetl.encoders.base import Encoder
+from avalanche_cetl.encoders.base import Encoder, check_frozen
 from avalanche_cetl.models.decoders import ReversedDecoder, source_adapter, target_adapter
 from avalanche_cetl.models.targets import Target, as_target, reads_task_labels
 from avalanche_cetl.models.unpool import Upsampling
@@ -70,15 +70,7 @@ class CoupledModel(nn.Module):
                 "ModuleEncoder(module), or use TimmEncoder(name)."
             )
         if source is not None:
-            trainable = [name for name, p in source.named_parameters() if p.requires_grad]
-            if trainable:
-                how = "source.requires_grad_(False)"
-                if isinstance(source, Encoder):
-                    how = f"self.freeze() at the end of {type(source).__name__}.__init__"
-                raise ValueError(
-                    f"the source network is frozen in CETL, but {len(trainable)} of its "
-                    f"parameters require gradients ({trainable[0]}, ...); call {how}."
-                )
+            check_frozen(source)
         shape = input_shape if input_shape is not None else getattr(decoder, "input_shape", None)
         if shape is None:
             raise ValueError("give input_shape=(C, H, W): the decoder does not tell it.")

@@ -11,6 +11,7 @@ from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.tensors import own_copy
 from avalanche_cetl.common.validation import check_choice, check_weight
 from avalanche_cetl.encoders import Encoder
+from avalanche_cetl.encoders.base import check_frozen
 from avalanche_cetl.encoders.origin import Origin
 from avalanche_cetl.features.attach import check_source, features_are_of
 from avalanche_cetl.plugins.base import CETLPlugin, Strategy, check_loss, training_of
@@ -143,6 +144,7 @@ class DistillationPlugin(LossPlugin):
     :param weight: see :class:`LossPlugin`, as ``rows``.
     :param source: S, where the model is no ``CoupledModel``; default: the model's.
     :raises TypeError: for a source that is no encoder.
+    :raises ValueError: for one that is not frozen.
     """
 
     def __init__(
@@ -154,6 +156,8 @@ class DistillationPlugin(LossPlugin):
                 f"source has to be an encoder, got {type(source).__name__}; wrap a module as "
                 "ModuleEncoder(module), which freezes it and keeps it in evaluation mode."
             )
+        if source is not None:
+            check_frozen(source)
         self._given = source
         self._reads_features: tuple[int, bool] | None = None  # of which experience, and whether
 

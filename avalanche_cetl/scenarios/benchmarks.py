@@ -15,10 +15,12 @@ PIL images, but upright and without palette or transparency; those of a folder i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from avalanche_cetl.common.labels import SOURCE_DOMAIN, TARGET_DOMAIN, UNLABELLED
 from avalanche_cetl.scenarios.domains import Shape, check_known, check_labels, check_names
+from avalanche_cetl.scenarios.images import LabelledImages
 from avalanche_cetl.scenarios.labels import check_kept, choose_labelled
 from avalanche_cetl.scenarios.plan import Classes, Fit, Plan, Transform, hide
 from avalanche_cetl.scenarios.scenario import CETLScenario
@@ -88,6 +90,7 @@ def transfer_benchmark(
         keep = choose_labelled(
             target.targets, labels_per_class, labelled_fraction, seed, target.classes
         )
+        _check_keeps(keep, number, trains)
         task = number if task_labels else 0
         train.append(plan.dataset(hide(target, keep), TARGET_DOMAIN, task))
         labelled.append(plan.labelled(target, keep, task))
@@ -178,11 +181,11 @@ def adaptation_benchmark(
     experiences, each with the source rows: continual adaptation.
 
     :param source_train: labelled source data (see :func:`transfer_benchmark` for kinds), or None.
-    :param target_train: target training data; its labels are hidden, except for those of
-        ``labels_per_class``.
+    :param target_train: target training data, or images alone; its labels are not read, but with
+        ``labels_per_class``, of which the others are hidden, and with ``classes``.
     :param target_test: target test data.
     :param labels_per_class: number of target rows that keep their label in each class, >= 0, the
-        same for all classes. Default: 0, unsupervised.
+        same for all classes; an experience without any label is refused. Default: 0, unsupervised.
     :param transductive: also put the test images, without labels, into training, as some
         papers do.
     :param classes: keep only these classes of every set, by index or by name.
@@ -198,7 +201,8 @@ def adaptation_benchmark(
     check_kept(labels_per_class)
     kept = 0 if labels_per_class is None else labels_per_class
     plan = Plan(classes, image_shape, fit, (train_transform, eval_transform))
-    trains, tests = plan.read_all(target_train=target_train, target_test=target_test)
+    hidden = "target_train" if not kept and classes is None else ""
+    trains, tests = plan.read_all(hidden, target_train=target_train, target_test=target_test)
     sources = plan.read_some(source_train=source_train, source_test=source_test, classes=classes)
     plan.meet(trains, tests, sources)
     source = sources.get("source")
@@ -213,6 +217,8 @@ def adaptation_benchmark(
     train, labelled = [], []
     for number, (target, test) in enumerate(zip(trains, tests, strict=True)):
         keep = choose_labelled(target.targets, kept, None, seed, target.classes)
+        if kept:
+            _check_keeps(keep, number, trains)
         rows = hide(target, keep)
         if transductive:
             rows = rows.join(test.relabel([UNLABELLED] * len(test)))
@@ -228,3 +234,13 @@ def adaptation_benchmark(
     if labelled:
         streams["labelled"] = labelled
     return plan.scenario(streams, sources, [*known, *trains, *tests])
+
+
+def _check_keeps(keep: Sequence[int], number: int, trains: Sequence[LabelledImages]) -> None:
+    """Raise ValueError where no row of an experience keeps a label."""
+    if not keep:
+        name = "target_train" if len(trains) == 1 else f"target_train[{number}]"
+        raise ValueError(
+            f"{name} has no label (all are -1), and {len(trains[number])} images; give it some, or "
+            "leave it out."
+        )

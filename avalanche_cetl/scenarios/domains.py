@@ -190,10 +190,15 @@ def check_known(
         raise ValueError(f"{what} has rows without a label (-1); there every row needs one.")
 
 
-def check_names(sets: Sequence[LabelledImages], what: str) -> None:
+def check_names(sets: Sequence[LabelledImages], what: str, tell: bool = True) -> None:
     """Check that a class that several sets name has the same number in all of them.
 
-    Every folder and data set numbers its own classes.
+    Every folder and data set numbers its own classes. Where a number has two names, which may be
+    two ways to write one, a warning says so.
+
+    :param sets: of the same classes.
+    :param what: names them.
+    :param tell: whether to warn.
 
     :raises ValueError: for a class with two numbers.
     """
@@ -206,6 +211,18 @@ def check_names(sets: Sequence[LabelledImages], what: str) -> None:
                     f"class {name!r} is number {first[name]} in one part of {what} and {number} in "
                     f"another, whose classes are {lists}; choose classes=[...] by name."
                 )
+    names: dict[int, str] = {}
+    for data in sets if tell else ():
+        for number, name in enumerate(data.classes or []):
+            other = names.setdefault(number, name)
+            if other.casefold() != name.casefold():
+                warn_caller(
+                    f"class {number} is {other!r} in one part of {what} and {name!r} in another: "
+                    "they are taken for one class. Where they are two, number the classes "
+                    'together, choose classes=[...] by name ("car|automobile" takes either), or '
+                    "give the experiences heads of their own (task_labels=True)."
+                )
+                return
 
 
 def check_one_shape(sets: dict[str, LabelledImages]) -> None:

@@ -250,9 +250,12 @@ def _item(image: Any, keep_pil: bool) -> Any:
 def _class_names(data: Any) -> list[str] | None:
     """Return the names of the classes, as torchvision's data sets keep them.
 
-    Parts and joins of data sets have the names of what they are made of, where these agree:
-    PyTorch's, and Avalanche's where no transform changes labels.
+    None where a ``target_transform`` makes other numbers of them. Parts and joins of data sets
+    have the names of what they are made of, where these agree: PyTorch's, and Avalanche's where
+    no transform changes labels.
     """
+    if getattr(data, "target_transform", None) is not None:
+        return None
     names = getattr(data, "classes", None)
     if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
         return list(names)

@@ -89,9 +89,12 @@ class Plan:
         with _named(name):
             return read_unlabelled(data, self.keeps_pil)
 
-    def read_all(self, **data: Any) -> tuple[list[LabelledImages], list[LabelledImages]]:
+    def read_all(
+        self, hidden: str = "", **data: Any
+    ) -> tuple[list[LabelledImages], list[LabelledImages]]:
         """Read the sets of all experiences.
 
+        :param hidden: name of the argument whose labels are not read, if there is one.
         :param data: training data and test data, by name of their arguments.
         :raises ValueError: when there are not as many test sets as training sets.
         """
@@ -100,7 +103,10 @@ class Plan:
             several = _several(sets)
             names = [name] if several is not sets else [f"{name}[{i}]" for i in range(len(sets))]
             found.append(
-                [self.read(d, self.classes, n) for d, n in zip(several, names, strict=True)]
+                [
+                    self.read_unlabelled(d, n) if name == hidden else self.read(d, self.classes, n)
+                    for d, n in zip(several, names, strict=True)
+                ]
             )
         if len(found[0]) != len(found[1]) or not found[0]:
             raise ValueError(
@@ -108,7 +114,7 @@ class Plan:
                 "an experience."
             )
         for train_set, test_set in zip(*found, strict=True):
-            check_names([train_set, test_set], "training and test data")
+            check_names([train_set, test_set], "training and test data", self.several_heads)
         if not self.several_heads:
             check_names([*found[0], *found[1]], "the targets")
         return found[0], found[1]
@@ -160,8 +166,10 @@ class Plan:
         """Return one experience's data."""
         count = len(images)
         domain_labels = [domains] * count if isinstance(domains, int) else domains
-        pictures = not isinstance(images.images[0], Tensor)
-        train, clean = (_ToTensor(t) if pictures else t for t in self.transforms)
+        pictures = any(not isinstance(image, Tensor) for image in images.images)
+        train, clean = (
+            None if t is None and not pictures else _ToTensor(t) for t in self.transforms
+        )
         return TaskAwareSupervisedClassificationDataset(
             [images],
             data_attributes=[
@@ -209,7 +217,7 @@ class Plan:
 
 
 class _ToTensor:
-    """A transform of pictures, if there is one, followed by a conversion to floats ``(C, H, W)``.
+    """A transform, if there is one, followed by a conversion to floats ``(C, H, W)``.
 
     :raises ValueError: for results that are surely no image for a network: integers of more than
         8 bits, and bytes as floats that were not divided.

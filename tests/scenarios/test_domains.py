@@ -190,7 +190,9 @@ def test_source_classes_are_their_own_in_transfer(digits):
 @pytest.mark.parametrize("make", [
     lambda d: transfer_benchmark(d(12), (d(12)[0], d(12)[1] + 1)),
     lambda d: distillation_benchmark(d(12), (d(12)[0], d(12)[1] + 1)),
-    lambda d: adaptation_benchmark(d(12), (d(12)[0], d(12)[1] + 1), d(12)),
+    lambda d: adaptation_benchmark(
+        d(12), (d(12)[0], d(12)[1] + 1), d(12), labels_per_class=1
+    ),
     lambda d: adaptation_benchmark(d(12), d(12), (d(12)[0], d(12)[1] + 1)),
     lambda d: adaptation_benchmark(d(12), d(12), d(12), source_test=(d(12)[0], d(12)[1] + 1)),
 ])  # fmt: skip
@@ -206,7 +208,7 @@ def test_an_unknown_label_says_where_it_is_missing(digits, source, where):
     other = digits(12)
     shifted = other[0], other[1] + 1
     with pytest.raises(ValueError, match=rf"do not occur in {where}: there are \[0, 1, 2\]"):
-        adaptation_benchmark(other if source else None, shifted, other)
+        adaptation_benchmark(other if source else None, shifted, other, labels_per_class=1)
 
 
 # ------------------------------------------------------------------ classes by their names
@@ -221,7 +223,8 @@ def test_an_unknown_label_says_where_it_is_missing(digits, source, where):
      r"target_train: classes \['cow' \(2\)\] do not occur"),
     (lambda a, b: transfer_benchmark(b([0, 1] * 2), a([0, 1] * 2), classes=["ant", 0]),
      r"the class 'ant' \(0\) is named twice"),
-    (lambda a, b: adaptation_benchmark(a([0, 1, 0, 1]), b([0, 1, 2, 1]), b([0, 1, 0, 1])),
+    (lambda a, b: adaptation_benchmark(
+        a([0, 1, 0, 1]), b([0, 1, 2, 1]), b([0, 1, 0, 1]), labels_per_class=1),
      r"\['cow' \(2\)\], which do not occur in the source training data"),
 ])  # fmt: skip
 def test_errors_name_a_class_where_it_has_a_name(make, message):
@@ -254,3 +257,51 @@ def test_classes_chosen_by_index_keep_their_names():
 def test_classes_that_are_no_classes_are_refused(classes, error, message):
     with pytest.raises(error, match=message):
         choose_classes(named(["cat", "ship"]), classes)
+
+
+def test_a_number_with_two_names_is_told(recwarn):
+    def of(names):
+        return LabelledImages(torch.rand(4, 1, 4, 4), [0, 1, 0, 1], names)
+
+    def told():
+        texts = [str(one.message) for one in recwarn]
+        recwarn.clear()
+        return [text for text in texts if "they are taken for one" in text]
+
+    transfer_benchmark(of(["cat", "dog"]), of(["Cat", "dog"]))
+    transfer_benchmark(of(["cat", "dog"]), of(None))
+    one, other = of(["cat", "dog"]), of(["bird", "fish"])
+    transfer_benchmark([one, other], [one, other], task_labels=True)
+    assert not told()
+    transfer_benchmark(of(["healthy", "sick"]), of(["ill", "normal"]))
+    (text,) = told()
+    assert "class 0 is 'healthy' in one part of the targets and 'ill' in" in text
+    transfer_benchmark([one, other], [one, other])
+    (text,) = told()
+    assert "task_labels=True" in text
+
+
+def test_labels_of_the_target_are_not_read_where_none_is_kept(digits):
+    source, test = digits(12), digits(12)
+    cameras = LabelledImages(torch.rand(6, 1, 8, 8), [0, 1, 2] * 2, ["cam1", "cam2", "cam3"])
+    named = LabelledImages(source[0], source[1].tolist(), ["ant", "bee", "cow"])
+    for target in (cameras, torch.rand(6, 1, 8, 8), (torch.rand(6, 1, 8, 8), ["?"] * 6)):
+        made = adaptation_benchmark(named, target, test)
+        assert labels(made.train_stream)[:6] == [-1] * 6
+        assert made.classes == ["ant", "bee", "cow"]
+        alone = adaptation_benchmark(None, target, test)
+        assert labels(alone.train_stream) == [-1] * 6
+
+
+@pytest.mark.parametrize("make", [
+    lambda known, none: transfer_benchmark([known, none], [known, known]),
+    lambda known, none: adaptation_benchmark(
+        known, [known, none], [known, known], labels_per_class=1),
+])  # fmt: skip
+def test_an_experience_without_any_label_is_named(digits, make):
+    images, known = digits(12)
+    with pytest.raises(ValueError, match=r"target_train\[1\] has no label .* and 12 images"):
+        make((images, known), (images, torch.full((12,), -1)))
+    with pytest.raises(ValueError, match=r"target_train has no label"):
+        none = images, torch.full((12,), -1)
+        adaptation_benchmark((images, known), none, (images, known), labels_per_class=1)

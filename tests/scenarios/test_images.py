@@ -241,3 +241,15 @@ def test_every_error_about_a_set_says_which_argument_it_was(digits, tmp_path):
         adaptation_benchmark(tmp_path / "no", good, good)
     with pytest.raises(ValueError, match=r"^unlabelled: .*no labels of theirs"):
         distillation_benchmark(good, good, unlabelled=(good[0], good[0]))
+
+
+def test_names_of_labels_that_a_target_transform_changes_are_not_those_of_the_classes(tmp_path):
+    for number, name in enumerate(("cat", "dog", "fox")):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("L", (8, 8), 80 * number).save(tmp_path / name / f"{i}.png")
+    turned = ImageFolder(tmp_path, target_transform=lambda label: 2 - label)
+    assert transfer_benchmark(turned, turned).classes is None
+    with pytest.raises(ValueError, match="cat"):
+        transfer_benchmark(turned, turned, classes=["cat", "dog"])
+    assert transfer_benchmark(ImageFolder(tmp_path), tmp_path).classes == ["cat", "dog", "fox"]

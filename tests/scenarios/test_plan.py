@@ -74,3 +74,20 @@ def test_transforms_apply_in_their_own_mode(digits):
     )
     dataset = benchmark.train_stream[0].dataset
     assert dataset.train()[0][0].min() >= 10 and dataset.eval()[0][0].max() <= 0
+
+
+def test_images_are_floats_whatever_they_and_their_transforms_are():
+    arrays = torch.rand(4, 1, 8, 8), torch.arange(4) % 2
+    pictures = tuple((Image.new("L", (8, 8), 40 * i), i % 2) for i in range(4))
+    flip = v2.RandomHorizontalFlip(0.0)
+    for source, target in ((arrays, pictures), (pictures, arrays), (arrays, arrays)):
+        for transform in (flip, v2.ToDtype(torch.uint8, scale=True), lambda image: image):
+            wide = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float64, scale=True)])
+            for one in (transform, v2.Compose([v2.ToImage(), transform]), wide):
+                made = adaptation_benchmark(source, target, target, train_transform=one)
+                for row in made.train_stream[0].dataset:
+                    assert row[0].dtype == torch.float32 and row[0].shape == (1, 8, 8)
+                    assert row[0].max() <= 1
+    with pytest.raises(ValueError, match="bytes that were not"):
+        made = transfer_benchmark(arrays, arrays, train_transform=lambda i: (i * 255).round())
+        list(made.train_stream[0].dataset)
