@@ -39,8 +39,8 @@ class ONNXEncoder(Encoder):
         image; default: the file's only output.
     :param logits: name of the output that holds S's own logits ``(N, K)``, if any; or their
         probabilities, whose logits are then taken.
-    :param image_size: side in pixels to resize to, where the file leaves it free; default: the
-        file's own height and width, or images as they are.
+    :param image_size: side in pixels to resize to; needed where the file leaves it free. Default:
+        the file's own height and width.
     :param mean: per channel, subtracted from images in [0, 1]; default 0.
     :param std: per channel, divided by; default 1.
     :param interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.

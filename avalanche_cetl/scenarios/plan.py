@@ -52,7 +52,7 @@ class Plan:
     :param how: ``"resize"`` or ``"pad"``.
     :param transforms: in training and in evaluation.
     :param several_heads: the n-th target has classes of its own.
-    :raises ValueError: for another ``how``.
+    :raises ValueError: for another ``how``, or an ``image_shape`` that is none.
     """
 
     classes: Classes
@@ -63,6 +63,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_choice("fit", self.how, get_args(Fit))
+        shape = self.image_shape
+        if shape is None:
+            return
+        whole = isinstance(shape, Sequence) and all(isinstance(size, int) for size in shape)
+        if not whole or len(shape) != 3 or min(shape) < 1 or shape[0] > 4 >= shape[2]:
+            raise ValueError(
+                f"image_shape={shape!r} has to be (C, H, W), three numbers >= 1, such as "
+                "(3, 32, 32)."
+            )
 
     @property
     def transformed(self) -> bool:

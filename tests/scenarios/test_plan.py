@@ -91,3 +91,10 @@ def test_images_are_floats_whatever_they_and_their_transforms_are():
     with pytest.raises(ValueError, match="bytes that were not"):
         made = transfer_benchmark(arrays, arrays, train_transform=lambda i: (i * 255).round())
         list(made.train_stream[0].dataset)
+
+
+@pytest.mark.parametrize("shape", [8, (8, 8), (32, 32, 3), (0, 8, 8), (1.0, 8, 8), "abc"])
+def test_a_shape_that_is_none_is_refused(shape):
+    data = torch.rand(4, 1, 8, 8), torch.arange(4) % 2
+    with pytest.raises(ValueError, match=r"has to be \(C, H, W\)"):
+        transfer_benchmark(data, data, image_shape=shape)
