@@ -162,14 +162,14 @@ class Table4(Photographs):
 def shares(found: dict[str, dict[int, dict[str, Any]]], row: Row) -> list[float]:
     """Compute by seed how far a row gets from student to teacher in accuracy, in per cent.
 
-    Of seeds in which the teacher is less than a point ahead there is no share.
+    Of seeds in which the teacher is less than two points ahead there is no share.
     """
     titles = [*(ROWS[end].title for end in ends(row)), row.title]
     seeds = set.intersection(*(set(found.get(title, {})) for title in titles))
     gaps = []
     for seed in sorted(seeds):
         top, low, own = (found[title][seed]["figures"]["accuracy"] for title in titles)
-        if top - low >= 1:
+        if top - low >= 2:
             gaps.append(100 * (own - low) / (top - low))
     return gaps
 
