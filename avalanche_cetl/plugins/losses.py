@@ -191,25 +191,27 @@ class DistillationPlugin(LossPlugin):
             return batch
         experience = strategy.clock.train_exp_counter
         if self._reads_features is None or self._reads_features[0] != experience:
-            models = training_of(strategy).source
-            if isinstance(models, Encoder) and not training_of(strategy).has_stages:
-                if self._given is None:
-                    where = f"experience {experience} of the training"
-                    check_source(strategy.adapted_dataset, models, where)
-                    same = True
-                else:
-                    same = features_are_of(strategy.adapted_dataset, self._given)
-            elif self._given is None:  # a strategy with stages has looked at them
-                same = True
-            elif isinstance(models, Encoder):  # a CoupledModel's features are its source's
-                image = batch.images[0]
-                same = models is self._given or (
-                    Origin.of(models, image.shape, image.dtype).is_of(self._given)
-                )
-            else:
-                same = features_are_of(strategy.adapted_dataset, self._given)
-            self._reads_features = experience, same
+            self._reads_features = experience, self._features_are_its(strategy, batch)
         if not self._reads_features[1]:
             batch = copy(batch)
             batch.features = None
         return batch
+
+    def _features_are_its(self, strategy: Strategy, batch: Batch) -> bool:
+        """Return whether the features of an experience are those of S.
+
+        A strategy with stages has compared them with the model's source itself.
+        """
+        training = training_of(strategy)
+        models, dataset = training.source, strategy.adapted_dataset
+        if self._given is None:
+            if not training.has_stages and isinstance(models, Encoder):
+                where = f"experience {strategy.clock.train_exp_counter} of the training"
+                check_source(dataset, models, where)
+            return True
+        if not training.has_stages or not isinstance(models, Encoder):
+            return features_are_of(dataset, self._given)
+        image = batch.images[0]
+        return models is self._given or (
+            Origin.of(models, image.shape, image.dtype).is_of(self._given)
+        )
