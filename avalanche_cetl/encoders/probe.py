@@ -90,7 +90,7 @@ def linear_probe(
             raise ValueError(
                 f"{name} is empty, of shape {tuple(tensor.shape)}: there is no row to learn from."
             )
-    if labels.is_floating_point():
+    if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}: class indices have to be integers.")
     known = labels.unique().tolist()
     if features.dim() != 2 or labels.shape != features.shape[:1]:

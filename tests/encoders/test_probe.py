@@ -89,6 +89,8 @@ def test_features_and_labels_that_do_not_fit_are_refused():
         linear_probe(features[:5], labels)
     with pytest.raises(ValueError, match="integers"):
         linear_probe(features, labels.float())
+    with pytest.raises(ValueError, match="integers"):
+        linear_probe(features, labels > 0)
     with pytest.raises(ValueError, match="C=0"):
         linear_probe(features, labels, 0.0)
 
