@@ -205,3 +205,34 @@ def test_rows_that_do_not_fit_are_refused_and_leave_the_sums(rows, features, lab
     with pytest.raises(ValueError, match=match):
         head.update(features, labels)
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
+
+
+def test_a_head_is_solved_once_for_its_sums_wherever_it_is_moved(monkeypatch):
+    torch.manual_seed(0)
+    head, solved = RidgeHead(4, 3, projection=8), []
+    own = RidgeHead._solve
+    monkeypatch.setattr(RidgeHead, "_solve", lambda self: solved.append(1) or own(self))
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    head.update(x, y)
+    for _ in range(3):
+        head.to("cpu").float()(x)
+    assert len(solved) == 1
+    head.update(x, y)
+    head(x)
+    state = head.state_dict()
+    other = RidgeHead(4, 3, projection=8)
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(x), head(x))
+    assert len(solved) == 3
+
+
+@pytest.mark.parametrize("projection", [None, 8])
+def test_autocast_does_not_round_a_heads_logits(projection):
+    torch.manual_seed(0)
+    head = RidgeHead(4, 3, projection=projection)
+    x = torch.randn(12, 4)
+    head.update(x, torch.arange(12) % 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, head(x))

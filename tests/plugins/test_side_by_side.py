@@ -17,6 +17,7 @@ from avalanche_cetl import (
     FitNetsHints,
     GFIPlugin,
     ModuleEncoder,
+    RidgeHead,
     SoftTargets,
     bound_metrics,
     cetl_metrics,
@@ -229,3 +230,28 @@ def test_a_strategy_without_iterations_is_told_nothing(two, recwarn):
 def test_metrics_of_rounds_are_silent_in_a_strategy_without_rounds(two):
     run = made(Naive, network(), evaluator=EvaluationPlugin(cetl_metrics()))
     run.train(two.train_stream[0])
+
+
+def test_a_ridge_head_teaches_a_student_in_half_precision_what_it_says(two):
+    source = encoder()
+    head = RidgeHead(source.dim, 4, penalty=1e-2)
+    x, y = torch.rand(16, *SHAPE), torch.arange(16) % 4
+    head.update(source(x), y)
+    apart = []
+
+    class Spy(SoftTargets):
+        def loss(self, strategy, batch):
+            said = head(source(batch.images))
+            apart.append(float((self.teacher_logits(strategy, batch) - said).abs().max()))
+            return super().loss(strategy, batch)
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, images):
+            return self.inner(images).bfloat16()
+
+    made(Naive, Half(), Spy(source=source, head=head)).train(two.train_stream[0])
+    assert apart and max(apart) < 1e-4
