@@ -85,13 +85,13 @@ def test_precomputed_rows_of_an_adaptation_are_the_targets_the_tests_and_the_sou
             assert float(row[0].mean()) == pytest.approx(float(row[2].mean()))
 
 
-def _network():
+def _network(side=8):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    return nn.Sequential(nn.Flatten(), nn.Linear(side * side, 4))
 
 
 def test_a_transform_whose_helper_has_changed_has_features_of_its_own(tmp_path):
-    x, y = 0.3 + 0.2 * torch.rand(6, 1, 8, 8), torch.arange(6) % 2
+    x, y = 0.3 + 0.2 * torch.rand(6, 1, 32, 32), torch.arange(6) % 2
     benchmark, stretch = transfer_benchmark((x, y), (x, y)), {"on": False}
 
     def helper(images):
@@ -102,7 +102,7 @@ def test_a_transform_whose_helper_has_changed_has_features_of_its_own(tmp_path):
     _helper = helper
     for on in (False, True, False):
         stretch["on"] = on
-        encoder = ModuleEncoder(_network(), input_shape=(1, 8, 8), transform=_by_a_global)
+        encoder = ModuleEncoder(_network(32), input_shape=(1, 32, 32), transform=_by_a_global)
         made = with_source_features(benchmark, encoder, tmp_path, progress=False)
         row = made.train_stream[0].dataset[0]
         torch.testing.assert_close(row[2].float(), encoder(row[0][None])[0], rtol=0.01, atol=0.01)
