@@ -1,13 +1,13 @@
-"""The state in which a network is read: evaluation mode, gradients allowed, a lone row."""
+"""The state in which a network is read: evaluation mode, gradients, a lone row, no autocast."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from avalanche_cetl.common.caches import caches_dropped
@@ -87,3 +87,11 @@ def lone_sample(rows: int, *models: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
+
+
+def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
+    """Return the context of products of values in their own type, whatever autocast is set to."""
+    kind = values.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

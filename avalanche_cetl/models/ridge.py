@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_cetl.common.labels import ABSENT
+from avalanche_cetl.common.modes import without_autocast
 from avalanche_cetl.common.validation import check_positive
 
 #: What the regression's outputs, mostly in [0, 1], are multiplied by. Of 10, 20 and 40 it had about
@@ -149,7 +150,7 @@ class RidgeHead(nn.Module):
         self._check(features)
         dtype = torch.promote_types(features.dtype, torch.float32)
         weight, bias = self._solved()
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             return nn.functional.linear(
                 self._inputs(features.to(dtype)), weight.to(dtype), bias.to(dtype)
             )

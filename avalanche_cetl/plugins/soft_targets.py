@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from avalanche_cetl.common.batch import Batch
 from avalanche_cetl.common.labels import ABSENT
+from avalanche_cetl.common.modes import without_autocast
 from avalanche_cetl.common.validation import check_positive, order_of_0_2
 from avalanche_cetl.encoders.base import Encoder
 from avalanche_cetl.encoders.centroids import class_centroids
 from avalanche_cetl.encoders.probe import LinearProbe, linear_probe
 from avalanche_cetl.encoders.scores import Scores
-from avalanche_cetl.information.gradients.precision import without_autocast
 from avalanche_cetl.models.targets import mask_values
 from avalanche_cetl.plugins.base import Strategy, training_of
 from avalanche_cetl.plugins.losses import DistillationPlugin, Rows

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_cetl.common.modes import without_autocast
 from avalanche_cetl.information.gradients.closed_form import ClosedForm
 from avalanche_cetl.information.gradients.grad_sample import GradSample, Layout
-from avalanche_cetl.information.gradients.precision import magnitude, to_float32, without_autocast
+from avalanche_cetl.information.gradients.precision import magnitude, to_float32
 from avalanche_cetl.information.gradients.registry import Factors
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,11 +51,3 @@ def current_autocast(device: torch.device) -> Callable[[], torch.autocast]:
     kind = device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
-def without_autocast(values: Tensor) -> AbstractContextManager[Any]:
-    """Return the context of products of values in their own type, whatever autocast is set to."""
-    kind = values.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
