@@ -222,12 +222,6 @@ class _WithFeatures(MultiParamTransform):
         return []
 
 
-def _mode_of(dataset: Any) -> str:
-    """Return whose transforms a data set applies: ``"eval"``, or ``"train"`` for all others."""
-    groups = getattr(dataset._flat_data, "_transform_groups", None)
-    return "eval" if getattr(groups, "current_group", None) == "eval" else "train"
-
-
 def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin: Origin) -> Any:
     attributes = list(dataset._data_attributes.values())
     in_items = sum(attribute.use_in_getitem for attribute in attributes)
@@ -245,7 +239,8 @@ def _with_rows(dataset: Any, train: Sequence[Any], clean: Sequence[Any], origin:
         transform_groups=TransformGroups(groups),
         collate_fn=dataset.collate_fn,
     )
-    return made.eval() if _mode_of(dataset) == "eval" else made
+    whose = getattr(dataset._flat_data, "_transform_groups", None)
+    return made.eval() if getattr(whose, "current_group", None) == "eval" else made
 
 
 class _Rows(Sequence[Any]):

@@ -175,7 +175,8 @@ class Plan:
         """Return one experience's data."""
         count = len(images)
         domain_labels = [domains] * count if isinstance(domains, int) else domains
-        pictures = any(not isinstance(image, Tensor) for image in images.images)
+        held = images.images
+        pictures = not isinstance(held, Tensor) and any(not isinstance(i, Tensor) for i in held)
         train, clean = (
             None if t is None and not pictures else _ToTensor(t) for t in self.transforms
         )
