@@ -129,8 +129,7 @@ class Round:
             networks.warned_of_pictures = True
             advice = "lower the learning rate"
             if not (recipe.fixed_goal or recipe.shares_steps):
-                advice = "the goal of stage 2 moves with T1 here; take fixed_goal=True, or "
-                advice += "variant='fi' with a dwa_lambda near 1"
+                advice = "the goal of stage 2 moves with T1 here; take fixed_goal=True"
             warn_caller(
                 f"T1 runs away: after stage 2 of epoch {host.clock.train_exp_epochs} its pictures "
                 "of what S sees are far larger than the images (root mean square "
